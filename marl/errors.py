@@ -1,0 +1,36 @@
+"""Errors that a user can act on. Each message names the thing, its value and the fix."""
+
+
+class MarlError(Exception):
+    """Base of every error that the suite raises on purpose."""
+
+
+class ConfigError(MarlError, ValueError):
+    """An option, preset or file holds a value that cannot be used."""
+
+
+class UnknownNameError(MarlError, KeyError):
+    """A registry has no entry of that name; the message lists the closest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingDependencyError(MarlError, ImportError):
+    """An optional package or simulator is absent; the message holds the install line."""
+
+
+class EnvironmentContractError(MarlError):
+    """An environment returned something that its own `EnvSpec` forbids."""
+
+
+class WorkerError(MarlError):
+    """An environment raised, or its worker process died; the message holds the traceback."""
+
+
+class NonFiniteError(MarlError):
+    """A NaN or an infinity in an observation, a reward, a loss or a gradient."""
+
+
+class CheckpointError(MarlError):
+    """No usable checkpoint, or one that does not fit the run."""

@@ -1,0 +1,127 @@
+"""The interfaces that environments, policies, trackers and callbacks fill."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Generator, Tensor, nn
+
+from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs, Step, VectorStep
+
+State = dict[str, Any]
+"""A flat dictionary of numpy arrays and JSON values (numbers, strings, lists, dictionaries)."""
+
+
+@runtime_checkable
+class Env(Protocol):
+    """One environment with N agents that act together."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start an episode. A seed starts the environment's random stream anew; None continues it."""
+        ...
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act with (N,) int64 or (N, A) float32. Entries of dead agents and padded dimensions are ignored.
+
+        Raises RuntimeError before the first `reset` and after an episode's end.
+        """
+        ...
+
+    def render(self) -> np.ndarray | str | None:
+        """An (height, width, 3) uint8 frame, or text, or None where nothing can be shown."""
+        ...
+
+    def get_state(self) -> State | None:
+        """Everything that the future depends on, random stream included; None where a simulator cannot."""
+        ...
+
+    def set_state(self, state: State) -> Obs:
+        """Continue from `get_state`; returns the observation at that point."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """E environments stepped together, with same-step autoreset."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    @property
+    def num_envs(self) -> int: ...
+
+    def reset(self, seeds: list[int]) -> Obs:
+        """Start E episodes, one seed each. Returns leading axis E."""
+        ...
+
+    def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        """Start a new episode in one environment. Returns the observation of all E."""
+        ...
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        """Act with (E, N) int64 or (E, N, A) float32."""
+        ...
+
+    def render(self, index: int = 0) -> np.ndarray | str | None: ...
+
+    def get_state(self) -> list[State | None]: ...
+
+    def set_state(self, states: list[State]) -> Obs: ...
+
+    def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    """An agent: it sees inputs, decides nodes and values them.
+
+    `module` holds the parameters (None for an agent that does not learn). `slots` is L.
+    """
+
+    spec: EnvSpec
+    slots: int
+
+    @property
+    def module(self) -> nn.Module | None: ...
+
+    def encode(self, obs: Obs) -> Inputs:
+        """Tensors with leading axis E on the policy's device; the only place where text becomes tokens."""
+        ...
+
+    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision: ...
+
+    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        """Log-probability, entropy and value of given nodes, differentiable."""
+        ...
+
+    def value(self, inputs: Inputs) -> Tensor:
+        """(E, N): the value of each agent's first node, in the critic's own units."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where numbers go. `step` is always the number of environment steps."""
+
+    def config(self, text: str, flat: Mapping[str, Any]) -> None: ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def text(self, step: int, tag: str, value: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Callback(Protocol):
+    """Called by the trainer; every method may do nothing."""
+
+    def on_start(self, trainer: Any) -> None: ...
+
+    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None: ...
+
+    def on_stop(self, trainer: Any) -> None: ...
+
+

@@ -1,0 +1,176 @@
+"""Names to factories: a decorator, entry points, and direct `package.module:factory` strings.
+
+An environment's factory is `factory(task, **options) -> Env`; one that is batched by nature also
+gives `batch(task, num_envs, threads, **options) -> VectorEnv`. Modules are imported on first use.
+"""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Takes no options."""
+
+
+@dataclass(frozen=True)
+class EnvEntry:
+    """A family of environments. `options` is a frozen dataclass whose fields are keyword arguments of `make`."""
+
+    name: str
+    make: Callable[..., Any]
+    options: type = NoOptions
+    batch: Callable[..., Any] | None = None
+    tasks: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    """Modules that must be importable."""
+    install: str = ""
+    """The exact line that installs them."""
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """An agent. `make(spec, options, device) -> Policy`; `trains` is False for random and scripted agents."""
+
+    name: str
+    make: Callable[..., Any]
+    options: type = NoOptions
+    trains: bool = True
+    summary: str = ""
+
+
+@dataclass
+class Registry:
+    """Entries of one kind, loaded from the entry-point group `group` on first use."""
+
+    kind: str
+    group: str
+    entries: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    loaded: bool = False
+
+    def add(self, entry: Any) -> None:
+        known = self.entries.get(entry.name)
+        if known is not None and known.make.__module__ != entry.make.__module__:
+            raise ConfigError(
+                f"{self.kind} {entry.name!r} is registered twice, by {known.make.__module__} and "
+                f"{entry.make.__module__}; rename one"
+            )
+        self.entries[entry.name] = entry
+
+    def load(self) -> None:
+        """Import every module named by an entry point of the group; one that fails is kept in `broken`."""
+        if self.loaded:
+            return
+        self.loaded = True
+        for point in entry_points(group=self.group):
+            try:
+                importlib.import_module(point.value.split(":")[0])
+            except Exception as error:  # noqa: BLE001 - a broken plug-in must not stop the others
+                self.broken[point.name] = f"{type(error).__name__}: {error}"
+
+    def names(self) -> list[str]:
+        self.load()
+        return sorted(self.entries)
+
+    def get(self, name: str) -> Any:
+        self.load()
+        if name in self.entries:
+            return self.entries[name]
+        if name in self.broken:
+            raise ConfigError(f"the plug-in for {self.kind} {name!r} failed to import: {self.broken[name]}")
+        raise UnknownNameError(closest(self.kind, name, self.entries))
+
+
+ENVS = Registry("environment", "marl.envs")
+AGENTS = Registry("agent", "marl.agents")
+
+
+def closest(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a wrong name: the closest known ones, or all where none is close."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {kind} {name!r}; known: {', '.join(known)}"
+
+
+def register_env(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a factory `make(task, **options) -> Env` under `name`; see EnvEntry for the keywords."""
+
+    def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
+        ENVS.add(EnvEntry(name=name, make=make, **entry))
+        return make
+
+    return decorate
+
+
+def register_agent(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a factory `make(spec, options, device) -> Policy` under `name`; see AgentEntry."""
+
+    def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
+        AGENTS.add(AgentEntry(name=name, make=make, **entry))
+        return make
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """A picklable recipe for one environment: call it to get an `Env`."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> Any:
+        entry, task = find_env(self.name)
+        return entry.make(task, **self.options)
+
+
+def find_env(name: str) -> tuple[EnvEntry, str]:
+    """The entry and the task of `family/task`, `family:task` or `package.module:factory`.
+
+    Raises UnknownNameError with the closest names, MissingDependencyError with the install line, and
+    ConfigError where a user's factory cannot be imported.
+    """
+    for mark in ("/", ":"):
+        family, _, task = name.partition(mark)
+        ENVS.load()
+        if family in ENVS.entries and "/" not in family:
+            entry = ENVS.entries[family]
+            missing = [module for module in entry.requires if importlib.util.find_spec(module) is None]
+            if missing:
+                raise MissingDependencyError(
+                    f"environment {name!r} needs {', '.join(missing)}; install with: {entry.install}"
+                )
+            if entry.tasks and task not in entry.tasks:
+                raise UnknownNameError(closest(f"task of {family}", task, entry.tasks))
+            return entry, task
+    if ":" in name:
+        return _user_entry(name), ""
+    ENVS.get(name.partition("/")[0])
+    raise UnknownNameError(closest("environment", name, ENVS.entries))
+
+
+def _user_entry(name: str) -> EnvEntry:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot import the environment factory {name!r} ({error}); give `package.module:factory` of an "
+            "installed module, or run from the folder that holds it"
+        ) from error
+
+    def make(task: str, **options: Any) -> Any:
+        return factory(**options)
+
+    return EnvEntry(name=name, make=make)

@@ -1,0 +1,190 @@
+"""The data that crosses module borders.
+
+Shape legend, used in every public signature and trailing comment:
+
+    T step   E environment   N agent   L slot (a decision inside one agent's action)
+    A discrete actions or action dimensions   D feature   S state   V vocabulary   K subset
+
+A *node* is one decision, indexed (T, E, N, L): an agent's discrete action, one torque of a
+continuous action, or one token of a text action.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Tensor]
+"""What `Policy.encode` makes of an observation: tensors with leading axis E."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an environment promises; who is alive is data, not structure.
+
+    `observation_space` is one agent's: a Box (D,) padded to the widest agent, or Text.
+    `action_space` is one agent's: Discrete(A), a Box (A,) padded to the widest agent, or Text.
+    `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
+    `state_space` is a Box (S,) or None. `max_steps` is the length at which an episode is truncated.
+    `team_reward` says that every agent always receives the same reward.
+    `groups` (N,) names each agent's type; agents of one group are interchangeable.
+    """
+
+    name: str
+    agents: tuple[str, ...]
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    max_steps: int | None
+    state_space: gymnasium.spaces.Box | None = None
+    team_reward: bool = True
+    groups: tuple[str, ...] = ()
+    observation_sizes: tuple[int, ...] = ()
+    action_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.agents)
+        if not self.groups:
+            object.__setattr__(self, "groups", ("agent",) * count)
+        if not self.observation_sizes and isinstance(self.observation_space, gymnasium.spaces.Box):
+            object.__setattr__(self, "observation_sizes", self.observation_space.shape * count)
+        if not self.action_sizes and not isinstance(self.action_space, gymnasium.spaces.Text):
+            object.__setattr__(self, "action_sizes", (self.action_size,) * count)
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.agents)
+
+    @property
+    def discrete(self) -> bool:
+        return isinstance(self.action_space, gymnasium.spaces.Discrete)
+
+    @property
+    def continuous(self) -> bool:
+        return isinstance(self.action_space, gymnasium.spaces.Box)
+
+    @property
+    def action_size(self) -> int:
+        """A: the number of discrete actions, or of action dimensions."""
+        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            return int(self.action_space.n)
+        if isinstance(self.action_space, gymnasium.spaces.Box):
+            return int(self.action_space.shape[0])
+        raise TypeError(f"{self.name}: a {type(self.action_space).__name__} action has no size")
+
+    @property
+    def observation_size(self) -> int:
+        """D: the padded width of one agent's observation."""
+        if isinstance(self.observation_space, gymnasium.spaces.Box):
+            return int(self.observation_space.shape[0])
+        raise TypeError(f"{self.name}: a {type(self.observation_space).__name__} observation has no size")
+
+    @property
+    def state_size(self) -> int:
+        """S, or 0 without a state."""
+        return 0 if self.state_space is None else int(self.state_space.shape[0])
+
+
+@dataclass(frozen=True)
+class Obs:
+    """One observation of all agents. In a vector environment every array has a leading axis E.
+
+    `agents`: (N, D) float32, or a tuple of N strings. `alive`: (N,) bool. `action_mask`: (N, A) bool,
+    True where an action is available (discrete) or an action dimension exists (continuous); a dead
+    agent keeps at least one True. `state`: (S,) float32 or None. `candidates`: per agent, the allowed
+    text actions, or None.
+
+    Arrays may be views of an environment's own buffers, valid until its next `step` or `reset`.
+    """
+
+    agents: Any
+    alive: np.ndarray
+    action_mask: np.ndarray | None = None
+    state: np.ndarray | None = None
+    candidates: Any = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transition of one environment: `reward` (N,) float32, flat scalar `info`."""
+
+    obs: Obs
+    reward: np.ndarray
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last observation of each of the K episodes that ended in this step.
+
+    `env`: (K,) indices; `obs`: leading axis K; `info`: K dictionaries of flat scalars.
+    """
+
+    env: np.ndarray
+    obs: Obs
+    info: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class VectorStep:
+    """One transition of E environments, reset in the same step where they ended.
+
+    `obs`: leading axis E, already the first observation of the next episode where one ended.
+    `reward`: (E, N) float32. `terminated`, `truncated`: (E,) bool. `final`: None where none ended.
+    `restarted`: (E,) bool, or None: environments whose worker died and was started anew in this
+    step; their transition is a truncation without a usable final observation.
+    """
+
+    obs: Obs
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    final: Final | None = None
+    restarted: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The decisions of one step.
+
+    `action`: (E, N, L), int64 or float32. `mask`: (E, N, L) bool, the node exists (values, backup).
+    `trained`: (E, N, L) bool, the policy owns the node (loss). `order`: (E, N) int64, the order in
+    which agents decided, or None for 0..N-1.
+    """
+
+    action: Tensor
+    mask: Tensor
+    trained: Tensor
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy decided: the environment's `action`, (E, N) int64 or (E, N, A) float32, and its nodes.
+
+    `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
+    in the critic's own (normalised) units.
+    """
+
+    action: Any
+    nodes: Nodes
+    log_prob: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy's present view of stored nodes: `log_prob`, `entropy` (E, N, L); `value` as in Decision."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
