@@ -1,0 +1,16 @@
+"""seqmarl's learning core."""
+
+from typing import Any
+
+from marl.registry import register_agent, register_env
+
+__all__ = ["load_policy", "register_agent", "register_env"]
+
+
+def __getattr__(name: str) -> Any:
+    # Environment workers import this package and must not pay for torch's start.
+    if name == "load_policy":
+        from marl.loading import load_policy
+
+        return load_policy
+    raise AttributeError(f"module 'marl' has no attribute {name!r}")

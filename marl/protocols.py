@@ -102,6 +102,10 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
+    def observe(self, inputs: Inputs) -> None:
+        """Take the inputs of a whole rollout (T, E, ...) into running statistics, after learning from it."""
+        ...
+
 
 class Tracker(Protocol):
     """Where numbers go. `step` is always the number of environment steps."""
@@ -120,8 +124,10 @@ class Callback(Protocol):
 
     def on_start(self, trainer: Any) -> None: ...
 
-    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None: ...
+    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
+        """After an iteration; may add to the metrics that are logged."""
+        ...
+
+    def on_logged(self, trainer: Any) -> None: ...
 
     def on_stop(self, trainer: Any) -> None: ...
-
-

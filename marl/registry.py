@@ -29,6 +29,8 @@ class EnvEntry:
     options: type = NoOptions
     batch: Callable[..., Any] | None = None
     tasks: tuple[str, ...] = ()
+    open_tasks: bool = False
+    """`tasks` is a selection: `make` knows more, and refuses wrong names itself."""
     requires: tuple[str, ...] = ()
     """Modules that must be importable."""
     install: str = ""
@@ -38,7 +40,7 @@ class EnvEntry:
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """An agent. `make(spec, options, device) -> Policy`; `trains` is False for random and scripted agents."""
+    """An agent. `make(spec, options) -> Policy`; `trains` is False for random and scripted agents."""
 
     name: str
     make: Callable[..., Any]
@@ -114,7 +116,7 @@ def register_env(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Call
 
 
 def register_agent(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a factory `make(spec, options, device) -> Policy` under `name`; see AgentEntry."""
+    """Register a factory `make(spec, options) -> Policy` under `name`; see AgentEntry."""
 
     def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
         AGENTS.add(AgentEntry(name=name, make=make, **entry))
@@ -151,7 +153,7 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
                 raise MissingDependencyError(
                     f"environment {name!r} needs {', '.join(missing)}; install with: {entry.install}"
                 )
-            if entry.tasks and task not in entry.tasks:
+            if entry.tasks and not entry.open_tasks and task not in entry.tasks:
                 raise UnknownNameError(closest(f"task of {family}", task, entry.tasks))
             return entry, task
     if ":" in name:

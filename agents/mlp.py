@@ -1,0 +1,99 @@
+"""Independent and multi-agent PPO with multi-layer perceptrons (de Witt et al. 2020; Yu et al. 2022)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from agents.nn import SMALL_GAIN, VectorPolicy, make_head, mlp
+from marl.errors import ConfigError
+from marl.normalise import RunningMoments
+from marl.registry import register_agent
+from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
+
+
+@dataclass(frozen=True)
+class MLPOptions:
+    """PPO with a shared actor per agent and a critic."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critic."""
+    agent_id: bool = True
+    """Append the agent's one-hot identity to its observation."""
+    normalise_observations: bool = False
+    """Standardise observations by running moments, kept with the weights."""
+    std_limit: float = 0.5
+    """Upper bound of the standard deviation of continuous actions, which lie in [-1, 1]."""
+    std_start: float = 0.3655
+    """Standard deviation of continuous actions at the start."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"hidden is {self.hidden}; give one or more positive widths, such as 64 64")
+
+
+class MLPPolicy(VectorPolicy):
+    """One actor for all agents; the critic reads the agent's own observation, or the whole state.
+
+    Where an environment has no state the central critic reads the observations of all living agents.
+    """
+
+    def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
+        super().__init__(spec, options.agent_id, options.normalise_observations)
+        self.central = central
+        self.head = make_head(spec, options.std_limit, options.std_start)
+        self.slots = self.head.slots
+        self.actor = mlp(self.feature_size, options.hidden, spec.action_size, SMALL_GAIN)
+        self.state_moments = None
+        width = self.feature_size
+        if central:
+            width = (spec.state_size or spec.num_agents * spec.observation_size) + spec.num_agents
+            if options.normalise_observations and spec.state_size:
+                self.state_moments = RunningMoments(1, spec.state_size)
+        self.critic = mlp(width, options.hidden, 1, 1.0)
+
+    def critic_input(self, inputs: Inputs) -> Tensor:
+        """(E, N, F): the critic's view for each agent."""
+        if not self.central:
+            return self.features(inputs)
+        agents = self.spec.num_agents
+        if self.spec.state_size:
+            view = inputs["state"].unsqueeze(-2)
+            view = view if self.state_moments is None else self.state_moments(view)
+        else:
+            x = inputs["agents"] if self.moments is None else self.moments(inputs["agents"])
+            view = x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2).unsqueeze(-2)
+        view = view.expand(*view.shape[:-2], agents, view.shape[-1])
+        return torch.cat([view, self.identity.expand(*view.shape[:-1], -1)], -1)
+
+    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
+        parameters = self.actor(self.features(inputs))
+        noise = None if deterministic else self.head.noise(tuple(parameters.shape[:-1]), parameters.device, generator)
+        sample = self.head.sample(parameters, inputs["action_mask"], noise)
+        nodes = self.nodes(inputs, self.head, sample.action, None)
+        value = self.critic(self.critic_input(inputs))
+        return Decision(self.head.to_env(sample.action), nodes, sample.log_prob, value)
+
+    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        parameters = self.actor(self.features(inputs))
+        log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
+        return Evaluation(log_prob, entropy, self.critic(self.critic_input(inputs)))
+
+    def value(self, inputs: Inputs) -> Tensor:
+        return self.critic(self.critic_input(inputs)).squeeze(-1)
+
+    def observe(self, inputs: Inputs) -> None:
+        super().observe(inputs)
+        if self.state_moments is not None:
+            state = inputs["state"].unsqueeze(-2)
+            self.state_moments.update(state, torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device))
+
+
+@register_agent("mappo", options=MLPOptions, summary="PPO with a shared actor and a central critic")
+def make_mappo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
+    return MLPPolicy(spec, options, central=True)
+
+
+@register_agent("ippo", options=MLPOptions, summary="independent PPO: actor and critic see one agent's observation")
+def make_ippo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
+    return MLPPolicy(spec, options, central=False)

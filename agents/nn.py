@@ -1,0 +1,207 @@
+"""Parts that the agents share: initialisation, attention, action heads, and the base of policies over vectors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Generator, Tensor, nn
+
+from marl.errors import ConfigError
+from marl.normalise import RunningMoments
+from marl.types import EnvSpec, Inputs, Nodes, Obs
+
+RELU_GAIN = 2.0**0.5
+SMALL_GAIN = 0.01
+
+
+def linear(inputs: int, outputs: int, gain: float = RELU_GAIN, bias: bool = True) -> nn.Linear:
+    """A linear layer with orthogonal weights of the given gain and zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.orthogonal_(layer.weight, gain)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float) -> nn.Sequential:
+    """LayerNorm on the input, then linear, GELU and LayerNorm per hidden layer, and a linear head."""
+    layers: list[nn.Module] = [nn.LayerNorm(inputs)]
+    for width in hidden:
+        layers += [linear(inputs, width), nn.GELU(), nn.LayerNorm(width)]
+        inputs = width
+    return nn.Sequential(*layers, linear(inputs, outputs, gain))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Actions of some agents: `action`, `log_prob`, each (..., N, L)."""
+
+    action: Tensor
+    log_prob: Tensor
+
+
+class CategoricalHead(nn.Module):
+    """One discrete action per agent, L = 1. Parameters of the distribution: logits (..., A)."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        self.size = spec.action_size
+        self.slots = 1
+
+    def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
+        """Gumbel noise (*shape, A): with it drawn beforehand, sampling is a deterministic map."""
+        exponential = torch.empty((*shape, self.size), device=device).exponential_(generator=generator)
+        return -exponential.log()
+
+    def sample(self, logits: Tensor, mask: Tensor, noise: Tensor | None) -> Sample:
+        """The Gumbel-max sample, or without noise the most probable action."""
+        log_probs = masked_log_softmax(logits, mask)
+        action = (log_probs if noise is None else log_probs + noise).argmax(-1, keepdim=True)
+        return Sample(action, log_probs.gather(-1, action))
+
+    def evaluate(self, logits: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of `action` and entropy, each (..., 1)."""
+        log_probs = masked_log_softmax(logits, mask)
+        entropy = -(log_probs.exp() * log_probs.masked_fill(~mask, 0.0)).sum(-1, keepdim=True)
+        return log_probs.gather(-1, action), entropy
+
+    def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the shape is the Gaussian head's
+        return alive.unsqueeze(-1)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """(E, N) int64."""
+        return action.squeeze(-1).cpu().numpy()
+
+
+class GaussianHead(nn.Module):
+    """A Normal per action dimension, L = A, in units where the action space is [-1, 1].
+
+    The standard deviation is `std_limit` * sigmoid(log_std), one free parameter per dimension, as in
+    MAT's released code; samples are not squashed, and clipped only on their way to the environment.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, spec: EnvSpec, std_limit: float, std_start: float) -> None:
+        super().__init__()
+        if not 0.0 < std_start < std_limit:
+            raise ConfigError(f"std_start is {std_start}; it must lie between 0 and std_limit, which is {std_limit}")
+        self.size = self.slots = spec.action_size
+        self.std_limit = std_limit
+        share = std_start / std_limit
+        self.log_std = nn.Parameter(torch.full((self.size,), float(np.log(share / (1.0 - share)))))
+        space: Any = spec.action_space
+        self.bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32), persistent=False)
+
+    def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
+        return torch.randn((*shape, self.size), device=device, generator=generator)
+
+    def std(self) -> Tensor:
+        return self.std_limit * torch.sigmoid(self.log_std)
+
+    def sample(self, mean: Tensor, mask: Tensor, noise: Tensor | None) -> Sample:
+        action = mean if noise is None else mean + self.std() * noise
+        action = action.masked_fill(~mask, 0.0)
+        return Sample(action, self._log_prob(mean, mask, action))
+
+    def evaluate(self, mean: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density of `action` and entropy per dimension, (..., A), zero where padded."""
+        entropy = (0.5 + 0.5 * np.log(2 * np.pi) + self.std().log()).expand_as(mean)
+        return self._log_prob(mean, mask, action), entropy.masked_fill(~mask, 0.0)
+
+    def _log_prob(self, mean: Tensor, mask: Tensor, action: Tensor) -> Tensor:
+        std = self.std()
+        log_prob = -0.5 * ((action - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+        return log_prob.masked_fill(~mask, 0.0)
+
+    def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:
+        return mask & alive.unsqueeze(-1)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """(E, N, A) float32 in the environment's units, inside its bounds."""
+        if not self.bounded:
+            return action.cpu().numpy()
+        scaled = self.low + 0.5 * (action.clamp(-1.0, 1.0) + 1.0) * (self.high - self.low)
+        return scaled.cpu().numpy()
+
+
+Head = CategoricalHead | GaussianHead
+
+
+def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
+    """The head that fits the action space; ConfigError for one that has none."""
+    if spec.discrete:
+        return CategoricalHead(spec)
+    if spec.continuous:
+        return GaussianHead(spec, std_limit, std_start)
+    kind = type(spec.action_space).__name__
+    raise ConfigError(f"{spec.name} has {kind} actions; this agent acts on Discrete or Box spaces only")
+
+
+def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities over the available actions, (..., A); -inf elsewhere."""
+    return F.log_softmax(logits.masked_fill(~mask, float("-inf")), -1)
+
+
+class VectorPolicy(nn.Module):
+    """Base of the policies over vector observations: encoding, identity, normalisation.
+
+    Observations stay raw in storage and are normalised on the way into the network, so the running
+    moments are part of the weights, and change only between updates.
+    """
+
+    def __init__(self, spec: EnvSpec, agent_id: bool, normalise: bool) -> None:
+        super().__init__()
+        if not spec.observation_sizes:
+            kind = type(spec.observation_space).__name__
+            raise ConfigError(f"{spec.name} gives {kind} observations; this agent reads Box observations only")
+        self.spec = spec
+        self.agent_id = agent_id
+        self.moments = RunningMoments(spec.num_agents, spec.observation_size) if normalise else None
+        self.register_buffer("identity", torch.eye(spec.num_agents), persistent=False)
+
+    identity: Tensor
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    @property
+    def feature_size(self) -> int:
+        """The width of what `features` returns."""
+        return self.spec.observation_size + (self.spec.num_agents if self.agent_id else 0)
+
+    def encode(self, obs: Obs) -> Inputs:
+        device = self.identity.device
+        alive = torch.as_tensor(obs.alive)
+        if obs.action_mask is None:
+            mask = torch.ones((*alive.shape, self.spec.action_size), dtype=torch.bool)
+        else:
+            mask = torch.as_tensor(obs.action_mask)
+        inputs = {"agents": torch.as_tensor(obs.agents), "alive": alive, "action_mask": mask}
+        if obs.state is not None:
+            inputs["state"] = torch.as_tensor(obs.state)
+        return {name: x.to(device) for name, x in inputs.items()}
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """(E, N, D + N): normalised observations with the agent's one-hot identity behind."""
+        x = inputs["agents"]
+        if self.moments is not None:
+            x = self.moments(x)
+        if self.agent_id:
+            x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], -1)
+        return x
+
+    def observe(self, inputs: Inputs) -> None:
+        """Take a rollout's observations (T, E, ...) into the running moments."""
+        if self.moments is not None:
+            self.moments.update(inputs["agents"], inputs["alive"])
+
+    def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
+        mask = head.slot_mask(inputs["alive"], inputs["action_mask"])
+        return Nodes(action, mask, mask, order)

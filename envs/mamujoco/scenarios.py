@@ -1,0 +1,260 @@
+"""Features, rewards and ends of the scenarios, for E environments at once.
+
+The formulas are those of Gymnasium's v5 environments, term by term and in the same order of operations, so
+that they agree to the bit; the weights and ranges are read from the Gymnasium environment.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Features = dict[str, np.ndarray]
+"""The arrays of MjData that a scenario uses, by name: each (E, size) float64."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`reward` (E,) float64, `terminated` (E,) bool, and (E,) arrays that describe the step."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    info: dict[str, np.ndarray]
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    return np.sum(np.square(values), axis=-1)
+
+
+def _never(features: Features) -> np.ndarray:
+    return np.zeros(len(features["qpos"]), bool)
+
+
+class Scenario:
+    """`base` is the Gymnasium environment, the source of every constant."""
+
+    contact_forces = False
+    """Whether `cfrc_ext` is used, which MuJoCo computes only on request."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def sources(self, data: Any) -> Features:
+        """Flat views of the arrays of one MjData that the scenario uses, by name."""
+        return {"qpos": data.qpos, "qvel": data.qvel}
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        """Further features, each (E, size), that an agent or the state may see."""
+        del features
+        return []
+
+    def position(self, features: Features) -> np.ndarray:
+        """(E,): the coordinate whose change over a step is the forward velocity, in metres."""
+        return features["qpos"][:, 0]
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        """Of a step that led to `features` with forward `velocity` (E,) under `action` (E, actuators)."""
+        raise NotImplementedError
+
+
+class Runner(Scenario):
+    """HalfCheetah and Swimmer: run forward, never end."""
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        forward = self.base._forward_reward_weight * velocity
+        control = self.base._ctrl_cost_weight * _squares(action)
+        info = {"x_position": features["qpos"][:, 0], "x_velocity": velocity}
+        info |= {"reward_forward": forward, "reward_ctrl": -control}
+        return Outcome(forward - control, _never(features), info)
+
+
+class Walker(Scenario):
+    """Hopper and Walker2d: run forward, upright."""
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        return [np.clip(features["qvel"], -10, 10)]
+
+    def healthy(self, features: Features) -> np.ndarray:
+        height, angle = features["qpos"][:, 1], features["qpos"][:, 2]
+        (low, high), (left, right) = self.base._healthy_z_range, self.base._healthy_angle_range
+        return (low < height) & (height < high) & (left < angle) & (angle < right)
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        healthy = self.healthy(features)
+        forward = self.base._forward_reward_weight * velocity
+        survive = healthy * self.base._healthy_reward
+        control = self.base._ctrl_cost_weight * _squares(action)
+        info = {"x_position": features["qpos"][:, 0], "x_velocity": velocity}
+        info |= {"reward_forward": forward, "reward_ctrl": -control, "reward_survive": survive}
+        return Outcome(forward + survive - control, ~healthy & self.base._terminate_when_unhealthy, info)
+
+
+class Hopper(Walker):
+    def healthy(self, features: Features) -> np.ndarray:
+        low, high = self.base._healthy_state_range
+        rest = np.concatenate((features["qpos"][:, 2:], features["qvel"]), axis=1)
+        return super().healthy(features) & ((low < rest) & (rest < high)).all(axis=1)
+
+
+class Ant(Scenario):
+    """Run forward at a healthy height, with little contact force."""
+
+    contact_forces = True
+
+    def sources(self, data: Any) -> Features:
+        torso = data.body(self.base._main_body).xpos
+        return {"qpos": data.qpos, "qvel": data.qvel, "torso": torso, "cfrc_ext": data.cfrc_ext.reshape(-1)}
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        return [np.clip(features["cfrc_ext"], *self.base._contact_force_range)]
+
+    def position(self, features: Features) -> np.ndarray:
+        return features["torso"][:, 0]
+
+    def healthy(self, features: Features) -> np.ndarray:
+        low, high = self.base._healthy_z_range
+        height = features["qpos"][:, 2]
+        finite = np.isfinite(features["qpos"]).all(axis=1) & np.isfinite(features["qvel"]).all(axis=1)
+        return finite & (low <= height) & (height <= high)
+
+    def costs(self, features: Features, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(E,) each: of control and of contact."""
+        contact = self.base._contact_cost_weight * _squares(self.derived(features)[0])
+        return self.base._ctrl_cost_weight * _squares(action), contact
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        healthy = self.healthy(features)
+        forward = velocity * self.base._forward_reward_weight
+        survive = healthy * self.base._healthy_reward
+        control, contact = self.costs(features, action)
+        info = {"x_position": features["qpos"][:, 0], "y_position": features["qpos"][:, 1], "x_velocity": velocity}
+        info |= {"reward_forward": forward, "reward_survive": survive}
+        info |= {"reward_ctrl": -control, "reward_contact": -contact}
+        reward = (forward + survive) - (control + contact)
+        return Outcome(reward, ~healthy & self.base._terminate_when_unhealthy, info)
+
+
+class Humanoid(Ant):
+    """Walk forward at a healthy height; the velocity is that of the centre of mass."""
+
+    def sources(self, data: Any) -> Features:
+        names = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext", "xipos", "ctrl")
+        return {name: getattr(data, name).reshape(-1) for name in names}
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        del features
+        return []
+
+    def position(self, features: Features) -> np.ndarray:
+        mass = self.base.model.body_mass
+        centres = features["xipos"].reshape(-1, len(mass), 3)
+        return (np.sum(mass[:, None] * centres, axis=1) / np.sum(mass))[:, 0]
+
+    def healthy(self, features: Features) -> np.ndarray:
+        low, high = self.base._healthy_z_range
+        height = features["qpos"][:, 2]
+        return (low < height) & (height < high)
+
+    def costs(self, features: Features, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        del action
+        contact = self.base._contact_cost_weight * _squares(features["cfrc_ext"])
+        control = self.base._ctrl_cost_weight * _squares(features["ctrl"])
+        return control, np.clip(contact, *self.base._contact_cost_range)
+
+
+class HumanoidStandup(Humanoid):
+    """Rise; never end."""
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        del velocity, action
+        rise = features["qpos"][:, 2] / self.base.model.opt.timestep
+        control = self.base._ctrl_cost_weight * _squares(features["ctrl"])
+        impact = self.base._impact_cost_weight * _squares(features["cfrc_ext"])
+        impact = np.clip(impact, *self.base._impact_cost_range)
+        info = {"x_position": features["qpos"][:, 0], "y_position": features["qpos"][:, 1]}
+        info |= {"reward_linup": rise, "reward_quadctrl": -control, "reward_impact": -impact}
+        return Outcome(rise - control - impact + 1, _never(features), info)
+
+
+class Reacher(Scenario):
+    """Bring the fingertip to the target."""
+
+    def sources(self, data: Any) -> Features:
+        bodies = {name: data.body(name).xpos for name in ("fingertip", "target")}
+        return {"qpos": data.qpos, "qvel": data.qvel, **bodies}
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        return [np.sin(features["qpos"]), np.cos(features["qpos"]), features["fingertip"] - features["target"]]
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        del velocity
+        gap = features["fingertip"] - features["target"]
+        distance = -np.linalg.norm(gap, axis=-1) * self.base._reward_dist_weight
+        control = -_squares(action) * self.base._reward_control_weight
+        return Outcome(distance + control, _never(features), {"reward_dist": distance, "reward_ctrl": control})
+
+
+class Pusher(Scenario):
+    """Push the object to the goal."""
+
+    def sources(self, data: Any) -> Features:
+        bodies = {name: data.body(name).xpos for name in ("tips_arm", "object", "goal")}
+        return {"qpos": data.qpos, "qvel": data.qvel, **bodies}
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        del velocity
+        to_arm, to_goal = features["object"] - features["tips_arm"], features["object"] - features["goal"]
+        near = -np.linalg.norm(to_arm, axis=-1) * self.base._reward_near_weight
+        distance = -np.linalg.norm(to_goal, axis=-1) * self.base._reward_dist_weight
+        control = -_squares(action) * self.base._reward_control_weight
+        info = {"reward_dist": distance, "reward_ctrl": control, "reward_near": near}
+        return Outcome(distance + control + near, _never(features), info)
+
+
+class InvertedPendulum(Scenario):
+    """Keep the pole within 0.2 rad of upright."""
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        del velocity, action
+        finite = np.isfinite(features["qpos"]).all(axis=1) & np.isfinite(features["qvel"]).all(axis=1)
+        terminated = ~finite | (np.abs(features["qpos"][:, 1]) > 0.2)
+        survive = (~terminated).astype(np.float64)
+        return Outcome(survive, terminated, {"reward_survive": survive})
+
+
+class InvertedDoublePendulum(Scenario):
+    """Keep the tip of the second pole higher than one metre."""
+
+    def sources(self, data: Any) -> Features:
+        force = {"qfrc_constraint": data.qfrc_constraint, "tip": data.site_xpos[0]}
+        return {"qpos": data.qpos, "qvel": data.qvel, **force}
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        clipped = [np.clip(features[name], -10, 10) for name in ("qvel", "qfrc_constraint")]
+        return [np.sin(features["qpos"]), np.cos(features["qpos"]), *clipped]
+
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+        del velocity, action
+        across, height = features["tip"][:, 0], features["tip"][:, 2]
+        first, second = features["qvel"][:, 1], features["qvel"][:, 2]
+        terminated = height <= 1
+        survive = self.base._healthy_reward * ~terminated
+        distance = 0.01 * across**2 + (height - 2) ** 2
+        speed = 1e-3 * first**2 + 5e-3 * second**2
+        info = {"reward_survive": survive, "distance_penalty": -distance, "velocity_penalty": -speed}
+        return Outcome(survive - distance - speed, terminated, info)
+
+
+SCENARIOS: dict[str, type[Scenario]] = {
+    "Ant": Ant,
+    "HalfCheetah": Runner,
+    "Hopper": Hopper,
+    "Humanoid": Humanoid,
+    "HumanoidStandup": HumanoidStandup,
+    "InvertedDoublePendulum": InvertedDoublePendulum,
+    "InvertedPendulum": InvertedPendulum,
+    "Pusher": Pusher,
+    "Reacher": Reacher,
+    "Swimmer": Runner,
+    "Walker2d": Walker,
+}

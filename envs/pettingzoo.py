@@ -1,0 +1,351 @@
+"""PettingZoo environments, in both directions.
+
+`pettingzoo:<module>`, for example `pettingzoo:mpe2.simple_spread_v3`, runs any module that has a
+`parallel_env`, or an AEC `env` that PettingZoo can make parallel. `ParallelBridge` does the same for an
+environment object, and `as_parallel_env` shows one of ours to PettingZoo's tools.
+"""
+
+import importlib
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from pettingzoo.utils.conversions import aec_to_parallel
+from pettingzoo.utils.env import AECEnv, ParallelEnv
+
+from envs.gymnasium import flat_action, flat_box, flat_vector, inner_action, scalars, shown
+from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
+from marl.protocols import Env, State
+from marl.registry import register_env
+from marl.types import EnvSpec, Obs, Step
+
+
+@dataclass(frozen=True)
+class PettingZooOptions:
+    """Options of a PettingZoo environment."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the module's `parallel_env` (or `env`)."""
+    max_steps: int | None = None
+    """Length at which an episode is truncated; None is the environment's own limit, where it can be found."""
+
+
+class ParallelBridge:
+    """A `pettingzoo.ParallelEnv` as an `Env`.
+
+    Observations are flattened to float32 vectors and padded with zeros to the widest agent; a Dict with
+    `observation` and `action_mask` gives both, and an `action_mask` in an agent's info is understood too.
+    Discrete actions of unequal number and Box actions of unequal width are padded and masked; continuous
+    actions are clipped to the agent's own bounds. Rewards are individual. `state` is the environment's, where
+    it has a `state_space`. Infos are joined, as `<agent>/<name>`.
+
+    An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
+    still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
+    truncated where, among the agents that acted in its last step, any was cut off without having terminated;
+    those stay alive in the last observation, the terminated do not. Else it is terminated.
+
+    Raises ConfigError for agents that mix discrete and continuous actions and for unsupported spaces.
+    """
+
+    def __init__(self, env: ParallelEnv, max_steps: int | None = None, name: str | None = None) -> None:
+        self.env = env
+        self.name = name or f"pettingzoo:{env}"
+        if not getattr(env, "possible_agents", None):
+            raise ConfigError(f"{self.name}: no `possible_agents`; the bridge needs the names of all agents in advance")
+        self._agents = list(env.possible_agents)
+        self._observation_spaces = [_without_mask(env.observation_space(agent)) for agent in self._agents]
+        self._action_spaces = [env.action_space(agent) for agent in self._agents]
+        self._has_state = getattr(env, "state_space", None) is not None
+        self.spec = self._build_spec(max_steps)
+        self._sizes_mask = np.arange(self.spec.action_size) < np.array(self.spec.action_sizes)[:, None]  # (N, A)
+        self._elapsed = 0
+        self._over = True
+        self._closed = False
+
+    @classmethod
+    def from_aec(cls, env: AECEnv, max_steps: int | None = None, name: str | None = None) -> "ParallelBridge":
+        """Bridge a turn-based environment through PettingZoo's own converter.
+
+        Raises ConfigError where the environment is not marked as parallelizable.
+        """
+        return cls(_parallel(env, name or str(env)), max_steps, name)
+
+    def _build_spec(self, max_steps: int | None) -> EnvSpec:
+        boxes = [flat_box(space, self.name) for space in self._observation_spaces]
+        actions = [flat_action(space, self.name) for space in self._action_spaces]
+        limits = [limit for limit in (max_steps, _own_limit(self.env)) if limit is not None]
+        return EnvSpec(
+            name=self.name,
+            agents=tuple(str(agent) for agent in self._agents),
+            observation_space=_common_box([*boxes, *_nothing(boxes)]),
+            action_space=_common_action(actions, self.name),
+            max_steps=min(limits) if limits else None,
+            state_space=flat_box(self.env.state_space, self.name) if self._has_state else None,  # pyright: ignore
+            team_reward=False,
+            observation_sizes=tuple(box.shape[0] for box in boxes),
+            action_sizes=tuple(_action_width(action) for action in actions),
+        )
+
+    def reset(self, seed: int | None = None) -> Obs:
+        observations, infos = self.env.reset(seed=seed)
+        self._elapsed = 0
+        self._over = False
+        return self._obs(set(self.env.agents), observations, infos)
+
+    def step(self, action: np.ndarray) -> Step:
+        if self._over:
+            raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
+        acting = set(self.env.agents)
+        chosen = {
+            agent: inner_action(space, action[index])
+            for index, (agent, space) in enumerate(zip(self._agents, self._action_spaces, strict=True))
+            if agent in acting
+        }
+        observations, rewards, terminations, truncations, infos = self.env.step(chosen)
+        self._elapsed += 1
+        alive = {agent for agent in self.env.agents if not terminations.get(agent) and not truncations.get(agent)}
+        cut = {agent for agent in acting if truncations.get(agent) and not terminations.get(agent)}
+        at_limit = self.spec.max_steps is not None and self._elapsed >= self.spec.max_steps
+        self._over = not alive or at_limit
+        truncated = self._over and bool(alive or cut)
+        reward = np.array([rewards.get(agent, 0.0) for agent in self._agents], dtype=np.float32)
+        obs = self._obs(alive | cut if self._over else alive, observations, infos)
+        return Step(obs, reward, self._over and not truncated, truncated, self._info(infos))
+
+    def _obs(self, alive: set[Any], observations: dict[Any, Any], infos: dict[Any, Any]) -> Obs:
+        seen = np.zeros((len(self._agents), self.spec.observation_size), dtype=np.float32)
+        available = self._sizes_mask.copy()
+        for index, agent in enumerate(self._agents):
+            if agent not in alive:
+                available[index] = np.arange(self.spec.action_size) == 0
+                continue
+            if agent not in observations:
+                raise EnvironmentContractError(f"{self.name}: gave no observation to the acting agent {agent!r}")
+            observation, mask = _split(observations[agent], infos.get(agent) or {})
+            vector = flat_vector(self._observation_spaces[index], observation)
+            seen[index, : len(vector)] = vector
+            if mask is not None and self.spec.discrete:
+                available[index, : len(mask)] = np.asarray(mask, dtype=bool)
+        living = np.array([agent in alive for agent in self._agents])
+        return Obs(seen, living, action_mask=available, state=self._state())
+
+    def _state(self) -> np.ndarray | None:
+        return flat_vector(self.env.state_space, self.env.state()) if self._has_state else None  # pyright: ignore
+
+    def _info(self, infos: dict[Any, Any]) -> dict[str, float]:
+        joined: dict[str, float] = {}
+        for agent, info in infos.items():
+            joined |= scalars(info or {}, prefix=f"{agent}/")
+        return joined
+
+    def render(self) -> np.ndarray | str | None:
+        return shown(self.env)
+
+    def get_state(self) -> None:
+        """None: PettingZoo has no common way to save an environment."""
+
+    def set_state(self, state: State) -> Obs:  # noqa: ARG002
+        raise RuntimeError(f"{self.spec.name} cannot restore a state; its get_state is None")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.env.close()
+
+
+@register_env(
+    "pettingzoo", options=PettingZooOptions, summary="any PettingZoo module, for example mpe2.simple_spread_v3"
+)
+def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None) -> ParallelBridge:
+    """The environment of the module `task`, bridged.
+
+    Raises MissingDependencyError where the module cannot be imported, ConfigError where it holds no environment.
+    """
+    name = f"pettingzoo:{task}"
+    with warnings.catch_warnings():
+        # PettingZoo's versioned modules announce that its registry will replace them.
+        warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
+        try:
+            module = importlib.import_module(task)
+        except (ImportError, ValueError) as error:
+            raise MissingDependencyError(
+                f"environment {name!r} needs the module {task!r} ({error}); install the package that holds it, "
+                "for example with: pip install mpe2"
+            ) from error
+    factory = getattr(module, "parallel_env", None) or getattr(module, "env", None)
+    if factory is None:
+        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
+    try:
+        env = factory(**(kwargs or {}))
+    except TypeError as error:
+        raise ConfigError(f"{name}: cannot be made with {kwargs or {}}: {error}") from error
+    return (
+        ParallelBridge.from_aec(env, max_steps, name)
+        if isinstance(env, AECEnv)
+        else ParallelBridge(env, max_steps, name)
+    )
+
+
+class ParallelView(ParallelEnv):
+    """An `Env` with array observations as a `ParallelEnv`; see `as_parallel_env`."""
+
+    metadata: dict[str, Any]
+
+    def __init__(self, env: Env) -> None:
+        spec = env.spec
+        if not isinstance(spec.observation_space, spaces.Box) or isinstance(spec.action_space, spaces.Text):
+            raise ConfigError(f"{spec.name}: text has no PettingZoo view; only Box observations and actions on arrays")
+        self.env = env
+        self.metadata = {"name": spec.name, "render_modes": ["human"]}
+        self.render_mode = None
+        self.possible_agents = list(spec.agents)
+        self.agents = []
+        if spec.state_space is not None:
+            self.state_space = spec.state_space
+        self._obs: Obs | None = None
+        self._observation_spaces = {name: self._observation_space(index) for index, name in enumerate(spec.agents)}
+        self._action_spaces = {name: self._action_space(index) for index, name in enumerate(spec.agents)}
+
+    def _observation_space(self, index: int) -> spaces.Space:
+        space, size = self.env.spec.observation_space, self.env.spec.observation_sizes[index]
+        assert isinstance(space, spaces.Box)
+        box = spaces.Box(space.low[:size], space.high[:size], dtype=np.float32)
+        if not self.env.spec.discrete:
+            return box
+        mask = spaces.Box(0, 1, (self.env.spec.action_sizes[index],), np.int8)
+        return spaces.Dict({"observation": box, "action_mask": mask})
+
+    def _action_space(self, index: int) -> spaces.Space:
+        space, size = self.env.spec.action_space, self.env.spec.action_sizes[index]
+        if isinstance(space, spaces.Box):
+            return spaces.Box(space.low[:size], space.high[:size], dtype=np.float32)
+        return spaces.Discrete(size)
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        return self._observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return self._action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:  # noqa: ARG002
+        self._obs = self.env.reset(seed)
+        self.agents = self._living(self._obs)
+        return self._observations(self.agents), {agent: {} for agent in self.agents}
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        spec, acting = self.env.spec, self.agents
+        width = () if spec.discrete else (spec.action_size,)
+        joint = np.zeros((spec.num_agents, *width), dtype=np.int64 if spec.discrete else np.float32)
+        for agent, action in actions.items():
+            index = self.possible_agents.index(agent)
+            joint[index, ...] = action if spec.discrete else np.pad(action, (0, spec.action_size - len(action)))
+        step = self.env.step(joint)
+        self._obs = step.obs
+        living = self._living(step.obs)
+        terminated = {agent: step.terminated or agent not in living for agent in acting}
+        truncated = {agent: step.truncated and agent in living for agent in acting}
+        reward = {agent: float(step.reward[self.possible_agents.index(agent)]) for agent in acting}
+        observations = self._observations(acting)
+        self.agents = [] if step.terminated or step.truncated else living
+        return observations, reward, terminated, truncated, {agent: dict(step.info) for agent in acting}
+
+    def _living(self, obs: Obs) -> list[str]:
+        return [name for name, alive in zip(self.possible_agents, obs.alive, strict=True) if alive]
+
+    def _observations(self, agents: list[str]) -> dict[str, Any]:
+        obs, spec = self._obs, self.env.spec
+        assert obs is not None
+        seen: dict[str, Any] = {}
+        for agent in agents:
+            index = self.possible_agents.index(agent)
+            row = np.array(obs.agents[index, : spec.observation_sizes[index]])
+            mask = np.ones(spec.action_size, bool) if obs.action_mask is None else obs.action_mask[index]
+            available = mask[: spec.action_sizes[index]].astype(np.int8)
+            seen[agent] = {"observation": row, "action_mask": available} if spec.discrete else row
+        return seen
+
+    def state(self) -> np.ndarray:
+        if self._obs is None or self._obs.state is None:
+            raise NotImplementedError(f"{self.env.spec.name} has no state")
+        return np.array(self._obs.state)
+
+    def render(self) -> np.ndarray | str | None:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def as_parallel_env(env: Env) -> ParallelView:
+    """The environment as PettingZoo's `ParallelEnv`, without padding.
+
+    Dead agents leave. A discrete agent observes a Dict of `observation` and `action_mask`. Raises ConfigError for
+    environments that speak text.
+    """
+    return ParallelView(env)
+
+
+def _parallel(env: AECEnv, name: str) -> ParallelEnv:
+    if not env.metadata.get("is_parallelizable", False):
+        raise ConfigError(
+            f"{name}: its agents act in turns and its metadata does not say `is_parallelizable`; only environments "
+            "whose agents can act at the same time are supported"
+        )
+    return aec_to_parallel(env)
+
+
+def _own_limit(env: ParallelEnv) -> int | None:
+    """The environment's own limit: `max_cycles` or `max_steps` of the innermost environment, else None."""
+    inner: Any = env.unwrapped
+    for place in (inner, getattr(inner, "env", None), getattr(inner, "aec_env", None)):
+        for attribute in ("max_cycles", "max_steps"):
+            limit = getattr(place, attribute, None)
+            if isinstance(limit, int) and limit > 0:
+                return limit
+    return None
+
+
+def _common_box(boxes: list[spaces.Box]) -> spaces.Box:
+    """The smallest Box that holds every agent's vector, padded at the end with zeros."""
+    width = max(box.shape[0] for box in boxes)
+    low = np.min([np.pad(box.low, (0, width - box.shape[0])) for box in boxes], axis=0)
+    high = np.max([np.pad(box.high, (0, width - box.shape[0])) for box in boxes], axis=0)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _nothing(boxes: list[spaces.Box]) -> list[spaces.Box]:
+    """The zero vector, which a dead agent observes."""
+    width = max(box.shape[0] for box in boxes)
+    return [spaces.Box(0.0, 0.0, (width,), np.float32)]
+
+
+def _common_action(actions: list[spaces.Discrete | spaces.Box], name: str) -> spaces.Discrete | spaces.Box:
+    if len({type(action) for action in actions}) > 1:
+        raise ConfigError(
+            f"{name}: some agents have Discrete actions and some have Box actions; one policy acts for all agents, "
+            "so give all of them the same kind"
+        )
+    discrete = [int(action.n) for action in actions if isinstance(action, spaces.Discrete)]
+    if discrete:
+        return spaces.Discrete(max(discrete))
+    return _common_box([action for action in actions if isinstance(action, spaces.Box)])
+
+
+def _action_width(action: spaces.Discrete | spaces.Box) -> int:
+    """At least 1: an agent whose Box is empty keeps one dimension that nothing reads."""
+    return int(action.n) if isinstance(action, spaces.Discrete) else max(1, action.shape[0])
+
+
+def _without_mask(space: spaces.Space) -> spaces.Space:
+    if isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= set(space.spaces):
+        return space["observation"]
+    return space
+
+
+def _split(observation: Any, info: dict[str, Any]) -> tuple[Any, Any]:
+    """An agent's own observation, and its action mask or None."""
+    if isinstance(observation, dict) and {"observation", "action_mask"} <= observation.keys():
+        return observation["observation"], observation["action_mask"]
+    return observation, info.get("action_mask")

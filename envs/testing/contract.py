@@ -1,0 +1,205 @@
+"""What `EnvSpec`, `Obs` and `Step` promise, one check for each."""
+
+import numbers
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import numpy as np
+from gymnasium import spaces
+
+from marl.errors import EnvironmentContractError
+from marl.protocols import Env, VectorEnv
+from marl.types import EnvSpec, Obs, Step
+
+
+class Promise(IntEnum):
+    """What is checked; the number leads every message."""
+
+    SPEC = 1
+    OBSERVATION = 2
+    ALIVE = 3
+    ACTION_MASK = 4
+    STATE = 5
+    REWARD = 6
+    ENDING = 7
+    TIME_LIMIT = 8
+    INFO = 9
+    CALL_ORDER = 10
+    DETERMINISM = 11
+    RESTORE = 12
+    RENDER = 13
+    CLOSE = 14
+    BATCH = 15
+    AUTORESET = 16
+    INDEPENDENCE = 17
+
+
+def fail(promise: Promise, where: str, text: str) -> NoReturn:
+    title = promise.name.lower().replace("_", " ")
+    raise EnvironmentContractError(f"[{int(promise):02d} {title}] {where}: {text}")
+
+
+def named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def check_spec(env: Env | VectorEnv) -> str:
+    spec = env.spec
+    where = f"{getattr(spec, 'name', type(env).__name__)}, spec"
+    if not isinstance(spec, EnvSpec):
+        fail(Promise.SPEC, where, f"is a {type(spec).__name__}; expected marl.types.EnvSpec")
+    count = spec.num_agents
+    if count == 0 or len(set(spec.agents)) < count:
+        fail(Promise.SPEC, where, f"agents is {spec.agents!r}; expected one or more distinct names")
+    if len(spec.groups) != count:
+        fail(Promise.SPEC, where, f"groups has {len(spec.groups)} entries; expected {count}, one for each agent")
+    _check_space(where, "observation_space", spec.observation_space, (spaces.Box, spaces.Text))
+    _check_space(where, "action_space", spec.action_space, (spaces.Discrete, spaces.Box, spaces.Text))
+    if spec.state_space is not None:
+        _check_space(where, "state_space", spec.state_space, (spaces.Box,))
+    if isinstance(spec.observation_space, spaces.Box):
+        _check_sizes(where, "observation_sizes", spec.observation_sizes, count, 0, spec.observation_size)
+    if not isinstance(spec.action_space, spaces.Text):
+        _check_sizes(where, "action_sizes", spec.action_sizes, count, 1, spec.action_size)
+    limit = spec.max_steps
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        fail(Promise.SPEC, where, f"max_steps is {limit!r}; expected an int of 1 or more, or None")
+    if env.spec != spec:
+        fail(Promise.SPEC, where, "differs between two accesses; expected a constant")
+    length = "without a declared limit" if limit is None else f"truncated at {limit} steps"
+    return f"spec: {spec.name}, {count} agents, {spec.observation_space} -> {spec.action_space}, {length}"
+
+
+def _check_space(where: str, field: str, space: Any, kinds: tuple[type, ...]) -> None:
+    if not isinstance(space, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        fail(Promise.SPEC, where, f"{field} is {space!r}; expected one of {names}")
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        fail(Promise.SPEC, where, f"{field} starts at {space.start}; expected 0")
+    if isinstance(space, spaces.Box) and (len(space.shape) != 1 or space.dtype != np.float32):
+        fail(Promise.SPEC, where, f"{field} has shape {space.shape} and dtype {space.dtype}; expected 1-D float32")
+
+
+def _check_sizes(where: str, field: str, sizes: tuple[int, ...], count: int, least: int, width: int) -> None:
+    if len(sizes) != count:
+        fail(Promise.SPEC, where, f"{field} has {len(sizes)} entries; expected {count}, one for each agent")
+    for index, size in enumerate(sizes):
+        if not least <= size <= width:
+            fail(Promise.SPEC, where, f"{field}[{index}] is {size}; expected {least}..{width}, the padded width")
+
+
+def check_array(promise: Promise, where: str, field: str, value: Any, shape: tuple[int, ...], dtype: type) -> None:
+    expected = f"expected an array of shape {shape} and dtype {np.dtype(dtype)}"
+    if not isinstance(value, np.ndarray):
+        fail(promise, where, f"{field} is {value!r} ({type(value).__name__}); {expected}")
+    if value.shape != shape or value.dtype != dtype:
+        fail(promise, where, f"{field} has shape {value.shape} and dtype {value.dtype}; {expected}")
+    if dtype is np.float32:
+        _check_entries(promise, where, field, value, np.isfinite(value), "a finite number")
+
+
+def _check_entries(promise: Promise, where: str, field: str, value: np.ndarray, good: np.ndarray, wanted: str) -> None:
+    if not good.all():
+        index = np.argwhere(~good)[0].tolist()
+        fail(promise, where, f"{field}{index} is {value[tuple(index)]}; expected {wanted}")
+
+
+def _check_bounds(promise: Promise, where: str, field: str, value: np.ndarray, box: spaces.Box) -> None:
+    inside = (value >= box.low) & (value <= box.high)
+    if not inside.all():
+        index = np.argwhere(~inside)[0].tolist()
+        low, high = box.low[index[-1]], box.high[index[-1]]
+        fail(promise, where, f"{field}{index} is {value[tuple(index)]}; expected {low}..{high}, the space's bounds")
+
+
+def check_obs(spec: EnvSpec, obs: Any, where: str) -> None:
+    if not isinstance(obs, Obs):
+        fail(Promise.OBSERVATION, where, f"the observation is a {type(obs).__name__}; expected marl.types.Obs")
+    count = spec.num_agents
+    check_array(Promise.ALIVE, where, "obs.alive", obs.alive, (count,), np.bool_)
+    if isinstance(spec.observation_space, spaces.Box):
+        check_array(Promise.OBSERVATION, where, "obs.agents", obs.agents, (count, spec.observation_size), np.float32)
+        _check_bounds(Promise.OBSERVATION, where, "obs.agents", obs.agents, spec.observation_space)
+        padding = np.arange(spec.observation_size) >= np.array(spec.observation_sizes)[:, None]
+        _check_entries(
+            Promise.OBSERVATION, where, "obs.agents", obs.agents, ~padding | (obs.agents == 0), "0, it is padding"
+        )
+    else:
+        _check_texts(where, "obs.agents", obs.agents, count)
+    if obs.candidates is not None:
+        if len(obs.candidates) != count:
+            fail(Promise.OBSERVATION, where, f"obs.candidates has {len(obs.candidates)} entries; expected {count}")
+        for index, texts in enumerate(obs.candidates):
+            _check_texts(where, f"obs.candidates[{index}]", texts, None)
+    _check_mask(spec, obs, where)
+    if spec.state_space is None:
+        if obs.state is not None:
+            fail(Promise.STATE, where, "obs.state is given, but spec.state_space is None; expected None")
+        return
+    check_array(Promise.STATE, where, "obs.state", obs.state, (spec.state_size,), np.float32)
+    assert obs.state is not None
+    _check_bounds(Promise.STATE, where, "obs.state", obs.state, spec.state_space)
+
+
+def _check_texts(where: str, field: str, texts: Any, count: int | None) -> None:
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+        fail(Promise.OBSERVATION, where, f"{field} is {texts!r}; expected a tuple of strings")
+    if count is not None and len(texts) != count:
+        fail(Promise.OBSERVATION, where, f"{field} has {len(texts)} strings; expected {count}, one for each agent")
+
+
+def _check_mask(spec: EnvSpec, obs: Obs, where: str) -> None:
+    field, mask = "obs.action_mask", obs.action_mask
+    if isinstance(spec.action_space, spaces.Text):
+        return
+    if mask is None:
+        if min(spec.action_sizes) < spec.action_size:
+            fail(Promise.ACTION_MASK, where, f"{field} is None; expected a mask, since spec.action_sizes are unequal")
+        return
+    check_array(Promise.ACTION_MASK, where, field, mask, (spec.num_agents, spec.action_size), np.bool_)
+    padding = np.arange(spec.action_size) >= np.array(spec.action_sizes)[:, None]
+    _check_entries(Promise.ACTION_MASK, where, field, mask, ~(padding & mask), "False, it is padding")
+    for index in np.flatnonzero(~mask.any(axis=1)):
+        state = "living" if obs.alive[index] else "dead"
+        fail(Promise.ACTION_MASK, where, f"{field}[{index}] ({state}) is all False; expected at least one True")
+
+
+def check_step(spec: EnvSpec, step: Any, where: str) -> None:
+    if not isinstance(step, Step):
+        fail(Promise.ENDING, where, f"step returned a {type(step).__name__}; expected marl.types.Step")
+    check_obs(spec, step.obs, where)
+    check_reward(spec, step.reward, where)
+    for field, value in (("terminated", step.terminated), ("truncated", step.truncated)):
+        if not isinstance(value, bool | np.bool_):
+            fail(Promise.ENDING, where, f"{field} is {value!r} ({type(value).__name__}); expected True or False")
+    check_ending(bool(step.terminated), bool(step.truncated), where)
+    check_info(step.info, where)
+
+
+def check_reward(spec: EnvSpec, reward: Any, where: str) -> None:
+    check_array(Promise.REWARD, where, "reward", reward, (spec.num_agents,), np.float32)
+    if spec.team_reward:
+        _check_entries(Promise.REWARD, where, "reward", reward, reward == reward[0], f"{reward[0]}, the team's reward")
+
+
+def check_ending(terminated: bool, truncated: bool, where: str) -> None:
+    if terminated and truncated:
+        fail(Promise.ENDING, where, "terminated and truncated are both True; expected one: a true end is terminated")
+
+
+def check_time(spec: EnvSpec, elapsed: int, terminated: bool, truncated: bool, where: str) -> None:
+    if spec.max_steps is None:
+        return
+    if elapsed >= spec.max_steps and not terminated and not truncated:
+        fail(Promise.TIME_LIMIT, where, f"truncated is False after {elapsed} steps; expected True at max_steps")
+    if elapsed < spec.max_steps and truncated:
+        fail(Promise.TIME_LIMIT, where, f"truncated is True after {elapsed} steps; expected max_steps={spec.max_steps}")
+
+
+def check_info(info: Any, where: str) -> None:
+    if not isinstance(info, Mapping):
+        fail(Promise.INFO, where, f"info is a {type(info).__name__}; expected a mapping")
+    for name, value in info.items():
+        if not isinstance(name, str) or not isinstance(value, numbers.Real | np.bool_):
+            fail(Promise.INFO, where, f"info[{name!r}] is {value!r}; expected a string and a single number")

@@ -1,0 +1,175 @@
+"""The checks of one environment."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from envs.testing.compare import blank_action, random_action, same, through_storage
+from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
+from marl.protocols import Env
+from marl.types import EnvSpec, Obs, Step
+
+LONGEST = 2000
+"""Steps after which an episode without an end is left."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A recorded episode: the first observation, then the T actions and what followed each."""
+
+    first: Obs
+    actions: list[Any]
+    steps: list[Step]
+
+    def obs(self, index: int) -> Obs:
+        return self.first if index == 0 else self.steps[index - 1].obs
+
+    @property
+    def over(self) -> bool:
+        return bool(self.steps) and (self.steps[-1].terminated or self.steps[-1].truncated)
+
+
+def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -> list[str]:
+    """Play `episodes` random episodes and hold the environment to its contract.
+
+    Give a factory: with a single instance, calls before the first `reset` and agreement between two
+    instances cannot be checked. The environments are closed. Raises EnvironmentContractError.
+    """
+    fresh = make if callable(make) else None
+    env: Env = make() if callable(make) else make
+    lines = [check_spec(env)]
+    spec = env.spec
+    if fresh is not None:
+        must_refuse(env, blank_action(spec), f"{spec.name}, before the first reset")
+    record = _record(env, episodes, seed)
+    lines += _describe(spec, record)
+    lines.append(f"call order: step raises RuntimeError {'before reset and ' if fresh else ''}after an episode's end")
+    twin = fresh() if fresh is not None else env
+    _check_determinism(env, twin, record, seed)
+    lines.append(f"determinism: the same seed and actions give the same {episodes} episodes, bit for bit")
+    restored = fresh() if fresh is not None else env
+    lines.append(_check_restore(env, restored, record, seed))
+    lines.append(_check_render(env))
+    for instance in (env, twin, restored):
+        instance.close()
+        try:
+            instance.close()
+        except Exception as error:
+            fail(Promise.CLOSE, spec.name, f"a second close raised {named(error)}; expected nothing to happen")
+    lines.append("close: can be called twice")
+    return lines
+
+
+def _record(env: Env, episodes: int, seed: int) -> list[Episode]:
+    """Play random episodes, the first from the seed, and check every observation and step on the way."""
+    spec, generator = env.spec, np.random.default_rng(seed)
+    record = []
+    for number in range(episodes):
+        where = f"{spec.name}, episode {number}"
+        first = env.reset(seed if number == 0 else None)
+        check_obs(spec, first, f"{where}, reset")
+        if not first.alive.any():
+            fail(Promise.ALIVE, f"{where}, reset", "obs.alive is all False; expected at least one living agent")
+        episode = Episode(copy.deepcopy(first), [], [])
+        while not episode.over and len(episode.steps) < min(spec.max_steps or LONGEST, LONGEST):
+            action = random_action(spec, episode.obs(len(episode.steps)), generator)
+            step = env.step(copy.deepcopy(action))
+            at = f"{where}, step {len(episode.steps)}"
+            check_step(spec, step, at)
+            episode.actions.append(action)
+            episode.steps.append(copy.deepcopy(step))
+            check_time(spec, len(episode.steps), bool(step.terminated), bool(step.truncated), at)
+        if episode.over:
+            must_refuse(env, blank_action(spec), f"{where}, after its end")
+        record.append(episode)
+    return record
+
+
+def must_refuse(env: Env, action: Any, where: str) -> None:
+    try:
+        env.step(action)
+    except RuntimeError:
+        return
+    except Exception as error:
+        fail(Promise.CALL_ORDER, where, f"step raised {named(error)}; expected a RuntimeError")
+    fail(Promise.CALL_ORDER, where, "step was accepted; expected a RuntimeError")
+
+
+def _describe(spec: EnvSpec, record: list[Episode]) -> list[str]:
+    lengths = [len(episode.steps) for episode in record]
+    fields_seen = "observations, masks, rewards and flags agree with the spec"
+    lines = [f"steps: {len(record)} episodes of {lengths} steps; {fields_seen}"]
+    if spec.max_steps is not None:
+        reached = spec.max_steps in lengths
+        lines.append(f"time limit: max_steps={spec.max_steps} was {'kept' if reached else 'not reached'}")
+    return lines
+
+
+def _replay(env: Env, episodes: list[Episode], promise: Promise, label: str) -> None:
+    """Continue with recorded episodes, each after `reset(None)`, and compare."""
+    for number, episode in enumerate(episodes):
+        where = f"{env.spec.name}, {label}, later episode {number}"
+        same(promise, f"{where}, reset", episode.first, env.reset(None))
+        _replay_steps(env, episode, 0, promise, where)
+
+
+def _replay_steps(env: Env, episode: Episode, start: int, promise: Promise, where: str) -> None:
+    for index in range(start, len(episode.steps)):
+        step = env.step(copy.deepcopy(episode.actions[index]))
+        same(promise, f"{where}, step {index}", episode.steps[index], step)
+
+
+def _check_determinism(env: Env, twin: Env, record: list[Episode], seed: int) -> None:
+    """The same seed repeats the record, in the same instance (even in mid-episode) and in another one."""
+    label = f"reset(seed={seed}) again"
+    check_obs(env.spec, env.reset(seed + 1), f"{env.spec.name}, reset(seed={seed + 1})")
+    for instance in (env, twin):
+        where = f"{env.spec.name}, {label}"
+        same(Promise.DETERMINISM, f"{where}, reset", record[0].first, instance.reset(seed))
+        _replay_steps(instance, record[0], 0, Promise.DETERMINISM, where)
+        _replay(instance, record[1:], Promise.DETERMINISM, label)
+
+
+def _check_restore(env: Env, other: Env, record: list[Episode], seed: int) -> str:
+    episode = record[0]
+    for point in sorted({0, len(episode.steps) // 2, len(episode.steps)}):
+        where = f"{env.spec.name}, state after step {point} of {len(episode.steps)}"
+        env.reset(seed)
+        for action in episode.actions[:point]:
+            env.step(copy.deepcopy(action))
+        state = env.get_state()
+        if state is None:
+            return "get_state: None, this environment cannot be restored"
+        saved = through_storage(state, where)
+        _replay_steps(env, episode, point, Promise.RESTORE, f"{where}, continued after get_state")
+        same(Promise.RESTORE, f"{where}, the state that get_state gave, after more steps", saved, state)
+        given = copy.deepcopy(saved)
+        try:
+            obs = other.set_state(given)
+        except Exception as error:
+            fail(Promise.RESTORE, where, f"set_state raised {named(error)}; expected what get_state gave to be taken")
+        same(Promise.RESTORE, f"{where}, set_state", episode.obs(point), obs)
+        same(Promise.RESTORE, f"{where}, get_state after set_state", saved, through_storage(other.get_state(), where))
+        if point == len(episode.steps) and episode.over:
+            must_refuse(other, blank_action(env.spec), f"{where}, after set_state")
+        _replay_steps(other, episode, point, Promise.RESTORE, f"{where}, after set_state")
+        _replay(other, record[1:], Promise.RESTORE, f"after set_state at step {point}")
+        same(Promise.RESTORE, f"{where}, the state given to set_state, after more steps", saved, given)
+    return "get_state, set_state: an episode continues bit for bit, at its start, middle and end"
+
+
+def _check_render(env: Env) -> str:
+    env.reset()
+    shown = env.render()
+    where = f"{env.spec.name}, render"
+    if isinstance(shown, np.ndarray):
+        if shown.ndim != 3 or shown.shape[2] != 3 or shown.dtype != np.uint8:
+            expected = "expected (height, width, 3) uint8"
+            fail(Promise.RENDER, where, f"a frame has shape {shown.shape} and dtype {shown.dtype}; {expected}")
+        return f"render: frames of {shown.shape[1]} x {shown.shape[0]} pixels"
+    if shown is not None and not isinstance(shown, str):
+        fail(Promise.RENDER, where, f"gave a {type(shown).__name__}; expected an array, text or None")
+    return "render: nothing to show" if shown is None else "render: text"

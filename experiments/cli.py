@@ -1,0 +1,272 @@
+"""The `marl` command."""
+
+import os
+
+# Threads that wait without spinning: on a busy machine a spinning barrier makes acting many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import dataclasses
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from marl.config import FREE_TO_CHANGE, RunConfig
+from marl.errors import ConfigError, MarlError
+from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env
+
+USAGE = """usage: marl COMMAND ...
+
+  train ENV [--agent NAME] [--option value ...]   train an agent; a tuned preset is taken where there is one
+  resume RUN [--steps N]                          continue a run from its last checkpoint
+  eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
+  play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
+  list envs | agents | presets                    what there is, and what is missing for it
+  check-env ENV                                   test an environment against the rules of the suite
+  bench [PART ...]                                measure speed on this machine
+
+`marl COMMAND --help` shows the options. Example:
+
+  marl train mamujoco/HalfCheetah-6x1 --agent mat --steps 1000000 --seed 1
+"""
+
+
+def main() -> None:
+    """Dispatch; an error that the user can act on is one message on stderr and exit status 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    try:
+        if args[0] not in COMMANDS:
+            raise ConfigError(closest("command", args[0], COMMANDS))
+        COMMANDS[args[0]](args[1:])
+    except MarlError as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+        print(f"marl: {error}{notes}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("marl: stopped at once; the last checkpoint is kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def train(args: list[str]) -> None:
+    from experiments.presets import by_name, choose
+    from marl.run import start
+
+    env = args[0] if args and not args[0].startswith("-") else None
+    if env is None:
+        if set(args) & {"-h", "--help"}:
+            env = "toy/climbing"
+        else:
+            raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
+    agent, preset = peek(args, "--agent", "mat"), peek(args, "--preset", "")
+    base, source = by_name(preset, env, agent) if preset else choose(env, agent)
+    config = parse(base, args)
+    start(config, (f"settings: {source}",))
+
+
+def parse(base: RunConfig, args: list[str]) -> RunConfig:
+    """The configuration that `args` make of `base`. The options of agent and environment are flat fields too."""
+    parts = {name: type(getattr(base, name)) for name in ("agent_options", "env_options")}
+    fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in parts.items()]
+    preset = ("preset", str, dataclasses.field(default=""))
+    typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), frozen=True)
+    default = typed(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    parsed = tyro.cli(
+        typed, prog="marl train", default=default, args=args, config=(OmitArgPrefixes,), description=TRAIN_HELP
+    )
+    return RunConfig(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+TRAIN_HELP = """Train an agent in an environment.
+
+The defaults shown are those of the tuned preset for this environment and agent, where there is one. A run
+goes to RUNS/NAME: config.yaml, metrics.jsonl, TensorBoard events and checkpoints."""
+
+
+def peek(args: list[str], flag: str, default: str) -> str:
+    """The value of a flag that decides which options there are."""
+    for i, text in enumerate(args):
+        if text == flag and i + 1 < len(args):
+            return args[i + 1]
+        if text.startswith(f"{flag}="):
+            return text.partition("=")[2]
+    return default
+
+
+def resume(args: list[str]) -> None:
+    from marl import run
+
+    @dataclass(frozen=True)
+    class Resume:
+        """Continue a run from its last usable checkpoint, exactly where it stopped."""
+
+        run: Positional[Path]
+        """The run's folder."""
+        steps: int | None = None
+        """A new number of environment steps to train for."""
+        eval_interval: int | None = None
+        """Iterations between two evaluations."""
+        eval_episodes: int | None = None
+        """Episodes of an evaluation."""
+        checkpoint_interval: int | None = None
+        """Iterations between two checkpoints."""
+        keep_checkpoints: int | None = None
+        """Latest checkpoints that are kept."""
+
+    parsed = tyro.cli(Resume, prog="marl resume", args=args)
+    changes = {name: value for name, value in vars(parsed).items() if name in FREE_TO_CHANGE and value is not None}
+    run.resume(parsed.run, changes)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What `eval` and `play` share."""
+
+    subject: Annotated[Positional[str], arg(metavar="RUN|ENV")]
+    """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
+    agent: str = "random"
+    """The agent, where the subject is an environment."""
+    episodes: int = 1
+    """Episodes to play."""
+    which: str = "best"
+    """The checkpoint: best, last, or a number of steps."""
+    stochastic: bool = False
+    """Sample actions instead of taking the most probable ones."""
+
+
+def evaluate(args: list[str]) -> None:
+    from experiments.watch import report
+
+    @dataclass(frozen=True)
+    class Eval(Watch):
+        """Play evaluation episodes, whose seeds are the same for every agent, and report the returns."""
+
+        episodes: int = 32
+        """Episodes to play."""
+        num_envs: int = 16
+        """Environments stepped together."""
+        out: Path | None = None
+        """Write one JSON line an episode to this file."""
+
+    parsed = tyro.cli(Eval, prog="marl eval", args=args)
+    report(parsed)
+
+
+def play(args: list[str]) -> None:
+    from experiments.watch import show
+
+    @dataclass(frozen=True)
+    class Play(Watch):
+        """Watch episodes: a video of what the environment draws, or its text on the terminal."""
+
+        out: Path | None = None
+        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder."""
+        fps: int = 30
+        """Frames a second."""
+        max_steps: int = 10_000
+        """Stop an episode after this many steps."""
+
+    parsed = tyro.cli(Play, prog="marl play", args=args)
+    show(parsed)
+
+
+def list_things(args: list[str]) -> None:
+    @dataclass(frozen=True)
+    class List:
+        """What there is, and what is missing for it."""
+
+        what: Positional[Literal["envs", "agents", "presets"]]
+        """Environments, agents or presets."""
+
+    what = tyro.cli(List, prog="marl list", args=args).what
+    Console().print({"envs": env_table, "agents": agent_table, "presets": preset_table}[what]())
+    registry = {"envs": ENVS, "agents": AGENTS}.get(what)
+    for name, problem in registry.broken.items() if registry else ():
+        print(f"the plug-in {name!r} failed to import: {problem}", file=sys.stderr)
+
+
+def env_table() -> Table:
+    table = Table("environment", "what it is", "tasks", "simulator", title="Environments")
+    for name in ENVS.names():
+        entry = ENVS.entries[name]
+        missing = [module for module in entry.requires if importlib.util.find_spec(module) is None]
+        state = f"[red]missing[/]: {entry.install}" if missing else "[green]present[/]"
+        table.add_row(name, entry.summary, " ".join(entry.tasks) or "any", state)
+    table.add_row("PACKAGE.MODULE:FACTORY", "your own function that returns an environment", "", "")
+    return table
+
+
+def agent_table() -> Table:
+    table = Table("agent", "what it is", "learns", title="Agents")
+    for name in AGENTS.names():
+        entry = AGENTS.entries[name]
+        table.add_row(name, entry.summary, "yes" if entry.trains else "no")
+    return table
+
+
+def preset_table() -> Table:
+    from experiments.presets import PRESETS
+
+    table = Table("preset", "settings", title="Presets: chosen by environment and agent, or with --preset NAME")
+    for (env, agent), changes in PRESETS.items():
+        table.add_row(f"{env}+{agent}", "  ".join(f"{name}={value}" for name, value in changes.items()))
+    return table
+
+
+def check(args: list[str]) -> None:
+    from envs.testing import check_env
+    from marl.registry import EnvFactory
+
+    @dataclass(frozen=True)
+    class CheckEnv:
+        """Test an environment against the rules of the suite, with random actions."""
+
+        env: Positional[str]
+        """The environment."""
+        episodes: int = 2
+        """Episodes to play."""
+        seed: int = 0
+        """Seed of the episodes and of the actions."""
+        options: Any = dataclasses.field(default_factory=NoOptions)
+
+    name = args[0] if args and not args[0].startswith("-") else "toy/climbing"
+    kind = find_env(name)[0].options
+    typed = dataclasses.make_dataclass(
+        "CheckEnv", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckEnv,), frozen=True
+    )
+    parsed = tyro.cli(typed, prog="marl check-env", args=args, config=(OmitArgPrefixes,), description=CheckEnv.__doc__)
+    options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
+    for line in check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed):
+        print(line)
+    print(f"{parsed.env} keeps every rule")
+
+
+def bench(args: list[str]) -> None:
+    from experiments.bench import Bench, run
+
+    run(tyro.cli(Bench, prog="marl bench", args=args))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "play": play,
+    "list": list_things,
+    "check-env": check,
+    "bench": bench,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Two-level Bellman backup over nodes: one reverse scan for every row of the algorithm table."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from marl.errors import ConfigError
+
+Axis = Literal["parallel", "sequential"]
+
+
+@dataclass(frozen=True)
+class Links:
+    """How the nodes of a step are chained.
+
+    A parallel axis runs one chain per index through time; the chain threads through a sequential
+    axis before it goes on to the next step. `gamma`, `gae_lambda` weigh the link between two steps,
+    `gamma_intra`, `lambda_intra` a link inside a step. GAE (Schulman et al. 2016, eq. 16) is the case
+    without sequential axes; BAD (Wen et al. 2024, eq. 8) has sequential slots and both intra factors 1.
+    """
+
+    agents: Axis = "parallel"
+    slots: Axis = "parallel"
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    gamma_intra: float = 1.0
+    lambda_intra: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda", "gamma_intra", "lambda_intra"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name} is {value}; a discount lies in [0, 1]")
+
+
+def backup(
+    links: Links,
+    reward: Tensor,  # (T, E, N)
+    value: Tensor,  # (T, E, N, L)
+    mask: Tensor,  # (T, E, N, L) bool
+    terminated: Tensor,  # (T, E) bool
+    truncated: Tensor,  # (T, E) bool
+    bootstrap: Tensor,  # (T, E, N)
+    order: Tensor | None = None,  # (T, E, N)
+) -> tuple[Tensor, Tensor]:
+    """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
+
+    A step's reward arrives on the link that leaves its last existing node; sequential agents share
+    one chain and so their mean reward. After `terminated` nothing follows; after `truncated`, and
+    after the last row, the chain is cut and continues with `bootstrap`, the value of the chain's next
+    node (for sequential agents the entry of agent 0). A step in which a chain has no node is passed
+    over: its reward counts, its discount counts, and the whole link carries one lambda. `order` is
+    the order in which sequential agents decided.
+    """
+    sequential_agents = links.agents == "sequential"
+    if sequential_agents and order is not None:
+        index = order.unsqueeze(-1).expand_as(value)
+        value, mask = value.gather(2, index), mask.gather(2, index)
+    chains, exists = _to_chains(links, value), _to_chains(links, mask)  # (T, M, *chain)
+    if sequential_agents:
+        reward, bootstrap = reward.mean(-1), bootstrap[..., 0]
+    if links.slots == "parallel":
+        reward, bootstrap = reward.unsqueeze(-1), bootstrap.unsqueeze(-1)
+    extra = (1,) * (reward.dim() - 2)
+    terminated = terminated.view(*terminated.shape, *extra)
+    cut = (terminated | truncated.view(*truncated.shape, *extra)).clone()
+    cut[-1] = True
+    bootstrap = torch.where(terminated, torch.zeros_like(bootstrap), bootstrap)
+
+    advantage = torch.zeros_like(chains)
+    next_value = torch.zeros_like(chains[0, 0])
+    next_advantage = torch.zeros_like(next_value)
+    for t in reversed(range(chains.shape[0])):
+        next_value = torch.where(cut[t], bootstrap[t], next_value)
+        next_advantage = next_advantage.masked_fill(cut[t], 0.0)
+        link_value = reward[t] + links.gamma * next_value
+        link_advantage = links.gamma * links.gae_lambda * next_advantage
+        next_value, next_advantage = link_value, links.gamma * next_advantage
+        for m in reversed(range(chains.shape[1])):
+            here = exists[t, m]
+            node_value = chains[t, m]
+            node_advantage = link_value - node_value + link_advantage
+            advantage[t, m] = node_advantage.masked_fill(~here, 0.0)
+            next_value = torch.where(here, node_value, next_value)
+            next_advantage = torch.where(here, node_advantage, next_advantage)
+            if m:
+                link_value = torch.where(here, links.gamma_intra * node_value, link_value)
+                weight = links.gamma_intra * links.lambda_intra
+                link_advantage = torch.where(here, weight * node_advantage, link_advantage)
+
+    advantage = _from_chains(links, advantage, value.shape)
+    returns = (advantage + value).masked_fill(~mask, 0.0)
+    if sequential_agents and order is not None:
+        index = order.unsqueeze(-1).expand_as(value)
+        advantage = torch.zeros_like(advantage).scatter_(2, index, advantage)
+        returns = torch.zeros_like(returns).scatter_(2, index, returns)
+    return advantage, returns
+
+
+def _to_chains(links: Links, x: Tensor) -> Tensor:
+    """(T, E, N, L) to (T, M, *chain): M nodes in sequence, the chain axes behind."""
+    if links.agents == "sequential" and links.slots == "sequential":
+        return x.flatten(2).transpose(1, 2)  # (T, N L, E)
+    if links.agents == "sequential":
+        return x.transpose(1, 2)  # (T, N, E, L)
+    if links.slots == "sequential":
+        return x.permute(0, 3, 1, 2)  # (T, L, E, N)
+    return x.unsqueeze(1)  # (T, 1, E, N, L)
+
+
+def _from_chains(links: Links, x: Tensor, shape: torch.Size) -> Tensor:
+    if links.agents == "sequential" and links.slots == "sequential":
+        return x.transpose(1, 2).reshape(shape)
+    if links.agents == "sequential":
+        return x.transpose(1, 2)
+    if links.slots == "sequential":
+        return x.permute(0, 2, 3, 1)
+    return x.squeeze(1)

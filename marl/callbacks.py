@@ -1,0 +1,92 @@
+"""What happens around the learning: evaluation, checkpoints, early stop."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from marl import distributed
+from marl.checkpoint import save
+from marl.config import digest
+from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.protocols import VectorEnv
+from marl.spaces import spec_to_json
+
+
+class Evaluate:
+    """Plays greedy episodes on fixed seeds every `interval` iterations and at the end; rank 0 only.
+
+    Rows go to `path` as JSON lines; their summary joins the metrics. The environment is made on first use.
+    """
+
+    def __init__(self, make: Callable[[int], VectorEnv], episodes: int, interval: int, path: Path) -> None:
+        self.make, self.episodes, self.interval, self.path = make, episodes, interval, path
+        self.env: VectorEnv | None = None
+
+    def on_start(self, trainer: Any) -> None:
+        pass
+
+    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
+        last = trainer.iteration >= trainer.config.iterations
+        if not last and (not self.interval or trainer.iteration % self.interval):
+            return
+        if distributed.rank() == 0:
+            metrics |= self.run(trainer)
+        limit = trainer.config.watch.stop_return
+        if limit is not None and metrics.get("eval/return", limit - 1.0) >= limit:
+            trainer.stop_reason = f"reached the return {limit:g}"
+
+    def on_logged(self, trainer: Any) -> None:
+        pass
+
+    def on_stop(self, trainer: Any) -> None:  # noqa: ARG002 - the interface of callbacks
+        if self.env is not None:
+            self.env.close()
+
+    def run(self, trainer: Any) -> dict[str, float]:
+        if self.env is None:
+            self.env = self.make(min(self.episodes, 32))
+        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes))
+        with self.path.open("a") as file:
+            for row in rows:
+                file.write(json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n")
+        metrics = summarise(rows)
+        trainer.last_score = metrics["eval/return"]
+        return metrics
+
+
+class Checkpoints:
+    """Saves every `interval` iterations and when training stops; what was scored best is kept."""
+
+    def __init__(self, root: Path, interval: int, keep: int) -> None:
+        self.root, self.interval, self.keep = root, interval, keep
+        self.saved = -1
+
+    def on_start(self, trainer: Any) -> None:
+        pass
+
+    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
+        pass
+
+    def on_logged(self, trainer: Any) -> None:
+        if trainer.iteration % self.interval == 0 or trainer.last_score is not None:
+            self.save(trainer)
+
+    def on_stop(self, trainer: Any) -> None:
+        if self.saved != trainer.iteration:
+            self.save(trainer)
+
+    def save(self, trainer: Any, environments: bool = True) -> None:
+        """Every rank takes part; rank 0 writes."""
+        tensors, data = trainer.get_state(environments)
+        data |= {
+            "digest": digest(trainer.config),
+            "agent": trainer.config.agent,
+            "agent_options": dataclasses.asdict(trainer.config.agent_options),
+            "spec": spec_to_json(trainer.env.spec),
+        }
+        if distributed.rank() == 0:
+            save(self.root, trainer.steps, tensors, data, keep=self.keep, score=trainer.last_score)
+        trainer.last_score = None
+        self.saved = trainer.iteration

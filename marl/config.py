@@ -1,0 +1,254 @@
+"""A run as data: frozen dataclasses whose field docstrings become `--help`, and a YAML export that loads back."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+import yaml
+from tyro.conf import Positional
+
+from marl.backup import Links
+from marl.errors import ConfigError
+from marl.objective import ClippedPPO, Unit
+from marl.registry import AGENTS, NoOptions, closest, find_env
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; give 1 or more")
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}; give 0 or more")
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Collecting experience."""
+
+    num_envs: int = 16
+    """Environments stepped together, over all ranks."""
+    rollout_steps: int = 128
+    """Steps of each environment between two updates."""
+    workers: int = 0
+    """Processes that step the environments; 0 steps them in this process."""
+    restart_workers: bool = False
+    """Start a dead or raising environment worker anew instead of stopping the run."""
+    on_nonfinite: Literal["stop", "drop"] = "stop"
+    """What to do with a NaN or infinite observation or reward: stop the run, or leave the episode out."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_envs", "rollout_steps")
+        _not_negative(self, "workers")
+        if self.workers > self.num_envs:
+            raise ConfigError(f"workers is {self.workers}, more than num_envs, {self.num_envs}")
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """Learning from it."""
+
+    learning_rate: float = 5e-4
+    """Step size of Adam."""
+    anneal_learning_rate: bool = False
+    """Lower the learning rate linearly to zero over the run."""
+    adam_epsilon: float = 1e-5
+    """Epsilon of Adam."""
+    epochs: int = 10
+    """Passes over each rollout."""
+    minibatches: int = 1
+    """Parts of nearly equal size into which each pass splits the rollout."""
+    micro_batch: int = 0
+    """Rows (steps x environments) per forward pass; 0 takes a minibatch whole. The gradient does not depend on it."""
+    max_grad_norm: float = 10.0
+    """Norm to which gradients are clipped; 0 leaves them."""
+    target_kl: float = 0.0
+    """Stop the passes over a rollout once the mean KL of a pass exceeds this; 0 never stops."""
+    gamma: float = 0.99
+    """Discount between two steps."""
+    gae_lambda: float = 0.95
+    """Weight of longer returns in generalised advantage estimation."""
+    clip: float = 0.2
+    """PPO clip range of the importance ratio."""
+    ratio: Unit = "agent"
+    """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    value_coef: float = 1.0
+    """Weight of the value loss."""
+    value_loss: Literal["huber", "mse"] = "huber"
+    """Form of the value loss."""
+    huber_delta: float = 10.0
+    """Error, in units of the critic, beyond which the Huber loss is linear."""
+    value_clip: float = 0.0
+    """Range to which a value may move in one update, in units of the critic; 0 leaves it free."""
+    value_norm_decay: float = 0.99
+    """Weight of the past in the return moments that scale the critic, updated once a rollout; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "minibatches")
+        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl")
+        for name in ("learning_rate", "adam_epsilon"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
+        if not 0.0 <= self.value_norm_decay < 1.0:
+            raise ConfigError(f"value_norm_decay is {self.value_norm_decay}; give 0 (off) or a weight below 1")
+        self.links()
+        self.objective()
+
+    def links(self) -> Links:
+        return Links(gamma=self.gamma, gae_lambda=self.gae_lambda)
+
+    def objective(self) -> ClippedPPO:
+        names = [f.name for f in dataclasses.fields(ClippedPPO)]
+        return ClippedPPO(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Evaluating, saving and stopping."""
+
+    eval_interval: int = 25
+    """Iterations between two evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Greedy episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    checkpoint_interval: int = 25
+    """Iterations between two checkpoints; the end, an interrupt and an error always save one."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints that are kept, besides the best evaluated one."""
+    stop_return: float | None = None
+    """Stop once the mean return of an evaluation reaches this."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "eval_interval", "eval_episodes")
+        _positive(self, "checkpoint_interval", "keep_checkpoints")
+        if self.stop_return is not None and not self.eval_episodes:
+            raise ConfigError("stop_return needs evaluations, but eval_episodes is 0")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Devices and threads."""
+
+    device: str = "auto"
+    """Where the agent lives: cpu, cuda, cuda:1, ..., or auto for a GPU where there is one."""
+    env_threads: int = 0
+    """Threads of a natively batched environment; 0 takes the free cores."""
+    learn_threads: int = 0
+    """Threads of an update; 0 chooses by its size, at most the free cores. Acting always uses one."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "env_threads", "learn_threads")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    env: Positional[str]
+    """Environment: family/task, pettingzoo:MODULE, gymnasium:ID, or package.module:factory."""
+    agent: str = "mat"
+    """Agent."""
+    steps: int = 1_000_000
+    """Environment steps to train for, over all environments and ranks; rounded up to whole iterations."""
+    seed: int = 1
+    """Seed of every random stream of the run."""
+    runs: str = "runs"
+    """Folder that holds the runs."""
+    name: str = ""
+    """Name of this run's folder; empty makes one from environment, agent, seed and time."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    agent_options: Any = field(default_factory=NoOptions)
+    env_options: Any = field(default_factory=NoOptions)
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps")
+        _not_negative(self, "seed")
+        rows = self.collect.num_envs * self.collect.rollout_steps
+        if self.learn.minibatches > rows:
+            raise ConfigError(
+                f"minibatches is {self.learn.minibatches}, more than the {rows} rows of a rollout "
+                f"(num_envs {self.collect.num_envs} x rollout_steps {self.collect.rollout_steps})"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.collect.num_envs * self.collect.rollout_steps
+
+    @property
+    def iterations(self) -> int:
+        return -(-self.steps // self.steps_per_iteration)
+
+
+PARTS = ("collect", "learn", "watch", "compute", "agent_options", "env_options")
+FREE_TO_CHANGE = frozenset({"steps", "runs", "name"} | {f.name for f in dataclasses.fields(WatchConfig)})
+"""Fields that a resumed run may change without changing what it has computed."""
+
+
+def default_config(env: str, agent: str) -> RunConfig:
+    """The defaults for an environment and an agent, with the options that both declare."""
+    entry, _ = find_env(env)
+    return RunConfig(env=env, agent=agent, agent_options=AGENTS.get(agent).options(), env_options=entry.options())
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with flat fields changed, whichever part they belong to; an unknown name is a ConfigError."""
+    owners = {f.name: "" for f in dataclasses.fields(config) if f.name not in PARTS}
+    for part in PARTS:
+        owners |= {f.name: part for f in dataclasses.fields(getattr(config, part))}
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in owners:
+            raise ConfigError(closest("option", name, owners))
+        grouped.setdefault(owners[name], {})[name] = value
+    top = grouped.pop("", {})
+    parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}
+    return dataclasses.replace(config, **top, **parts)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every field by its own name, the parts dissolved."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= value if name in PARTS else {name: value}
+    return flat
+
+
+def digest(config: RunConfig) -> str:
+    """A fingerprint of everything that the learning depends on."""
+    fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def to_yaml(config: RunConfig) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(x) for key, x in value.items()}
+        return [plain(x) for x in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
+    """The inverse of `to_yaml`; ConfigError names the file, the field and what is wrong with it."""
+    try:
+        data = yaml.safe_load(text)
+        entry, _ = find_env(data["env"])
+        options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
+        hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+        for name, kind in options.items():
+            data[name] = dacite.from_dict(kind, data.get(name) or {}, hooks)
+        return dacite.from_dict(RunConfig, data, hooks)
+    except (yaml.YAMLError, dacite.DaciteError, KeyError, TypeError) as error:
+        raise ConfigError(f"{source}: {error}") from error

@@ -1,0 +1,92 @@
+"""Evaluation on paired seeds: episode i starts from the same seed for every agent and at every time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from marl.protocols import Policy, VectorEnv
+from marl.seeding import Streams
+from marl.stats import mean_interval
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One evaluated episode: `returns` is the mean over agents of the undiscounted return."""
+
+    episode: int
+    seed: int
+    returns: float
+    length: int
+    terminated: bool
+    info: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(
+    policy: Policy, env: VectorEnv, seeds: Sequence[int], deterministic: bool = True, generator_seed: int = 0
+) -> list[EpisodeRow]:
+    """One row per seed, in the order of `seeds`.
+
+    Every seed is played to its end, whatever its length, so that short episodes are not favoured:
+    environment e plays episodes e, e + E, e + 2 E, ...
+    """
+    generator = torch.Generator(device=policy_device(policy)).manual_seed(generator_seed)
+    count = env.num_envs
+    playing = np.arange(count)
+    totals, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    rows: dict[int, EpisodeRow] = {}
+    obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
+    playing[len(seeds) :] = -1
+    while (playing >= 0).any():
+        with torch.inference_mode():
+            decision = policy.act(policy.encode(obs), generator, deterministic)
+        step = env.step(decision.action)
+        obs = step.obs
+        totals += step.reward.mean(-1)
+        lengths += 1
+        ended = step.terminated | step.truncated
+        if not ended.any():
+            continue
+        infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
+        for e in np.flatnonzero(ended):
+            episode = int(playing[e])
+            if episode >= 0:
+                info = {k: float(v) for k, v in infos.get(int(e), {}).items()}
+                rows[episode] = EpisodeRow(
+                    episode, seeds[episode], float(totals[e]), int(lengths[e]), bool(step.terminated[e]), info
+                )
+                following = episode + count
+                playing[e] = following if following < len(seeds) else -1
+                if playing[e] >= 0:
+                    obs = env.reset_at(int(e), seeds[following])
+            totals[e], lengths[e] = 0.0, 0
+    return [rows[i] for i in range(len(seeds))]
+
+
+def paired_seeds(count: int) -> list[int]:
+    """The seeds of evaluation episodes 0..count-1: the same for every agent, run and time."""
+    streams = Streams(0)
+    return [streams.integer("eval", i) for i in range(count)]
+
+
+def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
+    """Means over episodes, with the 95 % Student interval of the mean return."""
+    returns = np.array([row.returns for row in rows])
+    low, high = mean_interval(returns)
+    values = {
+        "eval/return": float(returns.mean()),
+        "eval/return_low": low,
+        "eval/return_high": high,
+        "eval/length": float(np.mean([row.length for row in rows])),
+    }
+    if all("success" in row.info for row in rows):
+        values["eval/success"] = float(np.mean([row.info["success"] for row in rows]))
+    return values
+
+
+def policy_device(policy: Policy) -> torch.device:
+    """Where the policy's tensors live; the CPU for one without parameters."""
+    module = policy.module
+    tensor = None if module is None else next(iter(module.state_dict().values()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -1,0 +1,90 @@
+"""A trained policy for use outside training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import dacite
+import numpy as np
+import torch
+
+from marl.checkpoint import Checkpoint, load
+from marl.errors import CheckpointError
+from marl.protocols import Policy
+from marl.registry import AGENTS
+from marl.spaces import spec_from_json
+from marl.types import EnvSpec, Obs
+
+
+class LoadedPolicy:
+    """A frozen policy: `action = policy.act(observation)`."""
+
+    def __init__(self, policy: Policy, step: int) -> None:
+        self.policy, self.step = policy, step
+        self.generator = torch.Generator().manual_seed(0)
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.policy.spec
+
+    def act(self, observation: Obs | np.ndarray, deterministic: bool = True) -> np.ndarray:
+        """Actions (N,) int64 or (N, A) float32 of an `Obs`, or of an array (N, D) in which all agents live.
+
+        Given leading axis E, the actions have it too. Raises ValueError for another shape.
+        """
+        if not isinstance(observation, Obs):
+            agents = np.asarray(observation, dtype=np.float32)
+            observation = Obs(
+                agents=agents, alive=np.ones(agents.shape[:-1], dtype=bool), action_mask=self._mask(agents)
+            )
+        single = np.ndim(observation.alive) == 1
+        if single:
+            observation = batch_of_one(observation)
+        expected = (self.spec.num_agents, self.spec.observation_size)
+        if observation.agents.shape[1:] != expected:
+            raise ValueError(f"observation has shape {observation.agents.shape[1:]}; {self.spec.name} gives {expected}")
+        with torch.inference_mode():
+            action = self.policy.act(self.policy.encode(observation), self.generator, deterministic).action
+        return action[0] if single else action
+
+    def _mask(self, agents: np.ndarray) -> np.ndarray:
+        sizes = np.asarray(self.spec.action_sizes)
+        mask = np.arange(self.spec.action_size) < sizes[:, None]
+        return np.broadcast_to(mask, (*agents.shape[:-1], self.spec.action_size)).copy()
+
+
+def load_policy(path: str | Path, which: str | int = "best") -> LoadedPolicy:
+    """The policy of a run's folder or of one checkpoint; its simulator need not be installed.
+
+    `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. Raises
+    CheckpointError where there is none.
+    """
+    path = Path(path)
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint = load_checkpoint(root, which)
+    return LoadedPolicy(make_policy(checkpoint), checkpoint.step)
+
+
+def load_checkpoint(root: Path, which: Any) -> Checkpoint:
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is not a folder; give a run's folder, such as runs/NAME, or one checkpoint's")
+    return load(root, which=which)
+
+
+def make_policy(checkpoint: Checkpoint) -> Policy:
+    data = checkpoint.data
+    entry = AGENTS.get(data["agent"])
+    options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
+    policy = entry.make(spec_from_json(data["spec"]), options)
+    policy.module.load_state_dict(checkpoint.tensors["model"])
+    policy.module.eval()
+    return policy
+
+
+def batch_of_one(obs: Obs) -> Obs:
+    """One observation with a leading axis E = 1."""
+
+    def lift(x: Any) -> Any:
+        return None if x is None else x[None] if isinstance(x, np.ndarray) else [x]
+
+    return Obs(**{f.name: lift(getattr(obs, f.name)) for f in dataclasses.fields(obs)})

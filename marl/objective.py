@@ -1,0 +1,180 @@
+"""Clipped PPO over masked nodes. Every reduction takes a mask."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Tensor
+
+from marl.errors import ConfigError
+from marl.types import Evaluation, Inputs, Nodes
+
+Unit = Literal["node", "agent", "step"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of a rollout: `inputs` and `nodes` (B, ...), the rest (B, N, L) or (B, N, 1).
+
+    `value` and `returns` are in the critic's units, `advantage` is standardised.
+    """
+
+    inputs: Inputs
+    nodes: Nodes
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+
+    def split(self, size: int) -> list["Batch"]:
+        """Consecutive parts of at most `size` rows."""
+        count = self.log_prob.shape[0]
+        return [self.rows(slice(start, start + size)) for start in range(0, count, size)]
+
+    def rows(self, index: slice | Tensor) -> "Batch":
+        """The rows at `index`."""
+        nodes = self.nodes
+        return Batch(
+            inputs={name: x[index] for name, x in self.inputs.items()},
+            nodes=Nodes(
+                nodes.action[index],
+                nodes.mask[index],
+                nodes.trained[index],
+                None if nodes.order is None else nodes.order[index],
+            ),
+            log_prob=self.log_prob[index],
+            value=self.value[index],
+            advantage=self.advantage[index],
+            returns=self.returns[index],
+        )
+
+
+@dataclass(frozen=True)
+class ClippedPPO:
+    """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with a value loss and an entropy bonus.
+
+    `ratio` says what the importance ratio, and with it the clip, belongs to: each "node" (one torque,
+    one token), each "agent" (the product over its slots), or the whole "step" (the product over all
+    agents). Losses, entropy and KL are means over these units.
+    """
+
+    clip: float = 0.2
+    ratio: Unit = "agent"
+    entropy_coef: float = 0.01
+    value_coef: float = 1.0
+    value_loss: Literal["huber", "mse"] = "huber"
+    huber_delta: float = 10.0
+    value_clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.clip < 1.0:
+            raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
+        for name in ("entropy_coef", "value_coef", "value_clip"):
+            if getattr(self, name) < 0.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.huber_delta <= 0.0:
+            raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
+
+    def counts(self, batch: Batch) -> Tensor:
+        """(2,): policy units and value nodes of a batch, the denominators of its means."""
+        units = to_units(batch.nodes.trained, self.ratio)
+        return torch.stack([units.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
+
+    def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its parts, each a sum over this batch divided by `counts`.
+
+        With the counts of a whole minibatch (over all micro-batches and ranks) the parts of several
+        batches add up to that minibatch's means, and so do their gradients.
+        """
+        units, nodes = counts.clamp(min=1.0).unbind()
+        trained = batch.nodes.trained
+        mask = to_units(trained, self.ratio)
+        log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, self.ratio)
+        entropy = unit_sum(evaluation.entropy, trained, self.ratio)
+        advantage = unit_mean(batch.advantage.expand_as(trained), trained, self.ratio)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1.0 - self.clip, 1.0 + self.clip)
+        policy_loss = -masked_sum(torch.minimum(ratio * advantage, clipped * advantage), mask) / units
+        entropy_mean = masked_sum(entropy, mask) / units
+        value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
+        loss = policy_loss - self.entropy_coef * entropy_mean + self.value_coef * value_loss
+        with torch.no_grad():
+            parts = {
+                "loss/total": loss.detach(),
+                "loss/policy": policy_loss.detach(),
+                "loss/value": value_loss.detach(),
+                "policy/entropy": entropy_mean.detach(),
+                "policy/kl": masked_sum(kl_estimate(log_ratio, "k3"), mask) / units,
+                "policy/clip_fraction": masked_sum(((ratio - 1.0).abs() > self.clip).float(), mask) / units,
+            }
+        return loss, parts
+
+    def value_error(self, value: Tensor, batch: Batch) -> Tensor:
+        """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
+        error = self._error(value - batch.returns)
+        if self.value_clip == 0.0:
+            return error
+        near = batch.value + (value - batch.value).clamp(-self.value_clip, self.value_clip)
+        return torch.maximum(error, self._error(near - batch.returns))
+
+    def _error(self, difference: Tensor) -> Tensor:
+        if self.value_loss == "mse":
+            return 0.5 * difference.square()
+        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+
+def kl_estimate(log_ratio: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimates of KL(old || new) from samples of old, with log_ratio = log new - log old.
+
+    k1 is unbiased, k2 has low variance, k3 is unbiased, low in variance and never negative
+    (Schulman 2020, "Approximating KL divergence").
+    """
+    if kind == "k1":
+        return -log_ratio
+    if kind == "k2":
+        return 0.5 * log_ratio.square()
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def value_mask(batch: Batch) -> Tensor:
+    """(B, N, L), or (B, N, 1) where a value belongs to a whole action."""
+    mask = batch.nodes.mask
+    return mask if batch.value.shape[-1] == mask.shape[-1] else mask.any(-1, keepdim=True)
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """The sum of the entries where `mask` is True; whatever stands elsewhere, NaN included, is ignored."""
+    return x.masked_fill(~mask, 0.0).sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the entries where `mask` is True, 0 where there are none."""
+    return masked_sum(x, mask) / mask.sum().clamp(min=1)
+
+
+_AXES: dict[str, tuple[int, ...]] = {"node": (), "agent": (-1,), "step": (-2, -1)}
+
+
+def to_units(mask: Tensor, unit: Unit) -> Tensor:
+    """Which units hold at least one node: (B, N, L), (B, N, 1) or (B, 1, 1)."""
+    return (
+        mask
+        if unit == "node"
+        else mask.any(-1, keepdim=True)
+        if unit == "agent"
+        else mask.flatten(1).any(-1)[:, None, None]
+    )
+
+
+def unit_sum(x: Tensor, mask: Tensor, unit: Unit) -> Tensor:
+    """The sum of the masked nodes of each unit."""
+    x = x.masked_fill(~mask, 0.0)
+    return x if unit == "node" else x.sum(_AXES[unit], keepdim=True)
+
+
+def unit_mean(x: Tensor, mask: Tensor, unit: Unit) -> Tensor:
+    """The mean of the masked nodes of each unit."""
+    if unit == "node":
+        return x
+    return unit_sum(x, mask, unit) / mask.sum(_AXES[unit], keepdim=True).clamp(min=1)

@@ -1,0 +1,279 @@
+"""Collecting T steps of E environments into preallocated storage."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from marl.errors import NonFiniteError
+from marl.normalise import ValueNorm
+from marl.objective import Batch
+from marl.protocols import Policy, State, VectorEnv
+from marl.types import Decision, Inputs, Nodes, Obs, VectorStep
+
+
+class Rollout:
+    """T steps of E environments as a struct of tensors, filled in place.
+
+    `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
+    `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
+    `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
+    cut. `order`: (T, E, N) or None.
+    """
+
+    def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
+        def like(x: Tensor) -> Tensor:
+            return torch.zeros((steps, *x.shape), dtype=x.dtype, device=x.device)
+
+        nodes = decision.nodes
+        envs = nodes.mask.shape[0]
+        device = decision.log_prob.device
+        self.steps = steps
+        self.inputs = {name: like(x) for name, x in inputs.items()}
+        self.action, self.mask, self.trained = like(nodes.action), like(nodes.mask), like(nodes.trained)
+        self.order: Tensor | None = None
+        self.log_prob, self.value = like(decision.log_prob), like(decision.value)
+        self.reward = torch.zeros((steps, envs, num_agents), device=device)
+        self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
+        self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
+        self.truncated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
+
+    def write(self, t: int, inputs: Inputs, decision: Decision) -> None:
+        nodes = decision.nodes
+        for name, x in inputs.items():
+            self.inputs[name][t] = x
+        self.action[t], self.mask[t], self.trained[t] = nodes.action, nodes.mask, nodes.trained
+        self.log_prob[t], self.value[t] = decision.log_prob, decision.value
+        if nodes.order is not None and self.order is None:
+            # Until some agent died everyone decided in the order 0..N-1.
+            self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
+        if self.order is not None:
+            self.order[t] = torch.arange(self.mask.shape[2]) if nodes.order is None else nodes.order
+
+    def value_mask(self) -> Tensor:
+        """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
+        return self.mask if self.value.shape == self.mask.shape else self.mask.any(-1, keepdim=True)
+
+    def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
+        """All T x E rows as one batch; views, nothing is copied."""
+        return Batch(
+            inputs={name: x.flatten(0, 1) for name, x in self.inputs.items()},
+            nodes=Nodes(
+                self.action.flatten(0, 1),
+                self.mask.flatten(0, 1),
+                self.trained.flatten(0, 1),
+                None if self.order is None else self.order.flatten(0, 1),
+            ),
+            log_prob=self.log_prob.flatten(0, 1),
+            value=self.value.flatten(0, 1),
+            advantage=advantage.flatten(0, 1),
+            returns=returns.flatten(0, 1),
+        )
+
+
+def minibatches(batch: Batch, count: int, generator: Generator) -> Iterator[Batch]:
+    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole."""
+    rows = batch.log_prob.shape[0]
+    order = torch.randperm(rows, generator=generator).to(batch.log_prob.device)
+    shuffled = batch.rows(order)
+    start = 0
+    for size in [rows // count + (i < rows % count) for i in range(count)]:
+        yield shuffled.rows(slice(start, start + size))
+        start += size
+
+
+@dataclass
+class Episodes:
+    """Episodes that ended during a rollout: team-mean `returns`, `lengths`, and the scalars of their last info."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    infos: list[dict[str, float]] = field(default_factory=list)
+    dropped: int = 0
+
+
+class Collector:
+    """Steps a vector environment with a policy.
+
+    `drop_nonfinite`: an episode with a NaN or an infinity is left out of learning and its environment
+    reset; otherwise NonFiniteError names environment, agent and step.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: Policy,
+        value_norm: ValueNorm,
+        steps: int,
+        generator: Generator,
+        seeds: list[int],
+        drop_nonfinite: bool = False,
+    ) -> None:
+        self.env, self.policy, self.value_norm = env, policy, value_norm
+        self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
+        self.total = 0
+        self.rollout: Rollout | None = None
+        self.seconds = {"env": 0.0, "act": 0.0}
+        self.episode_return = np.zeros(env.num_envs)
+        self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
+        self.obs = env.reset(seeds)
+        self._require_finite(np.asarray([], dtype=np.int64), self._bad_obs())
+
+    def collect(self) -> tuple[Rollout, Episodes]:
+        """The next T steps. The rollout's storage is used again by the next call."""
+        episodes = Episodes()
+        for t in range(self.steps):
+            clock = time.perf_counter()
+            with torch.inference_mode():
+                inputs = self.policy.encode(self.obs)
+                decision = self.policy.act(inputs, self.generator)
+            if self.rollout is None:
+                self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
+            rollout = self.rollout
+            rollout.write(t, inputs, decision)
+            acted = time.perf_counter()
+            step = self.env.step(decision.action)
+            self.seconds["env"] += time.perf_counter() - acted
+            self.seconds["act"] += acted - clock
+            self.total += self.env.num_envs
+            self._store(rollout, t, step, episodes)
+        rollout = self.rollout
+        assert rollout is not None
+        self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), self.obs, rollout.truncated[-1])
+        return rollout, episodes
+
+    def _store(self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes) -> None:
+        """Keep one transition; `self.obs` moves on to the next observation."""
+        self.obs = step.obs
+        reward, terminated, truncated = step.reward, step.terminated, step.truncated
+        bad = self._bad(step)
+        lost = bad.any(-1)
+        if lost.any():
+            ended = terminated | truncated
+            self._require_finite(np.flatnonzero(ended), bad)
+            self._drop(rollout, t, lost, ~ended)
+            reward = np.where(lost[:, None], 0.0, reward)
+            terminated, truncated = terminated & ~lost, truncated | lost
+        truncated = truncated & ~terminated
+        rollout.reward[t] = torch.as_tensor(reward)
+        rollout.terminated[t] = torch.as_tensor(terminated)
+        rollout.truncated[t] = torch.as_tensor(truncated)
+        self.episode_return += reward.mean(-1)
+        self.episode_length += 1
+        if step.final is not None:
+            keep = np.flatnonzero((truncated & ~lost)[step.final.env])
+            if keep.size:
+                self._bootstrap_rows(rollout, t, step.final.env[keep], take(step.final.obs, keep))
+        if step.restarted is not None:
+            lost = lost | step.restarted
+        self._count(step, terminated | truncated, lost, episodes)
+
+    def _count(self, step: VectorStep, ended: np.ndarray, lost: np.ndarray, episodes: Episodes) -> None:
+        """Book the episodes that ended; the lost ones are only counted as dropped."""
+        if not ended.any():
+            return
+        episodes.dropped += int((lost & ended).sum())
+        infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
+        for i in np.flatnonzero(ended):
+            if not lost[i]:
+                episodes.returns.append(float(self.episode_return[i]))
+                episodes.lengths.append(int(self.episode_length[i]))
+                episodes.infos.append(dict(infos.get(int(i), {})))
+            self.episode_return[i] = 0.0
+            self.episode_length[i] = 0
+
+    def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
+        """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
+        with torch.inference_mode():
+            value = self.policy.value(self.policy.encode(obs))  # (K, N)
+        alive = torch.as_tensor(obs.alive).to(value.device)
+        if self.env.spec.team_reward:
+            mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
+            value = torch.where(alive, value, mean)
+        else:
+            # A dead agent collects nothing more: zero in reward units.
+            value = torch.where(alive, value, self.value_norm.normalise(torch.zeros_like(value)))
+        index = torch.as_tensor(rows, device=value.device)
+        if done is not None:
+            value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
+        rollout.bootstrap[t, index] = value
+
+    def _bad(self, step: VectorStep) -> np.ndarray:
+        """(E, N) bool: a non-finite reward, or observation before the automatic reset."""
+        bad = ~np.isfinite(step.reward) | self._bad_obs()
+        if step.final is not None:
+            final = step.final.obs.agents
+            if isinstance(final, np.ndarray):
+                bad[step.final.env] |= ~np.isfinite(final).all(-1)
+        return bad
+
+    def _bad_obs(self) -> np.ndarray:
+        agents = self.obs.agents
+        if isinstance(agents, np.ndarray):
+            total = agents.sum(-1)
+            if np.isfinite(total).all():
+                return np.zeros(total.shape, dtype=bool)
+            return ~np.isfinite(agents).all(-1)
+        return np.zeros((self.env.num_envs, self.env.spec.num_agents), dtype=bool)
+
+    def _require_finite(self, ended: np.ndarray, bad: np.ndarray) -> None:
+        if not bad.any() or (self.drop_nonfinite and self.rollout is not None):
+            return
+        index, agent = (int(i) for i in np.argwhere(bad)[0])
+        when = "the last step" if index in ended else f"step {int(self.episode_length[index]) + 1}"
+        raise NonFiniteError(
+            f"{self.env.spec.name}: environment {index}, agent {self.env.spec.agents[agent]!r}: a NaN or infinite "
+            f"observation or reward at {when} of its episode, after {self.total} environment steps; mend the "
+            "environment, or use --on-nonfinite drop to leave such episodes out"
+        )
+
+    def _drop(self, rollout: Rollout, t: int, lost: np.ndarray, running: np.ndarray) -> None:
+        """Leave the present episode of each lost environment out of learning; reset those still running."""
+        for i in np.flatnonzero(lost):
+            start = max(0, t - int(self.episode_length[i]))
+            rollout.mask[start : t + 1, i] = False
+            rollout.trained[start : t + 1, i] = False
+            for x in rollout.inputs.values():
+                if x.is_floating_point():
+                    x[start : t + 1, i].nan_to_num_(0.0, 0.0, 0.0)
+            if running[i]:
+                self.obs = self.env.reset_at(int(i))
+        again = self._bad_obs()
+        if again.any():
+            index = int(np.flatnonzero(again.any(-1))[0])
+            raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
+
+    def get_state(self) -> tuple[dict[str, Any], list[State | None]]:
+        """Progress of the running episodes, and the environments' states."""
+        data = {"return": self.episode_return.tolist(), "length": self.episode_length.tolist(), "total": self.total}
+        return data, self.env.get_state()
+
+    def set_state(self, data: dict[str, Any], states: list[State | None]) -> bool:
+        """Continue from `get_state`; False where environments could not be restored and start new episodes."""
+        self.total = data["total"]
+        usable = [state for state in states if state is not None]
+        if len(usable) != self.env.num_envs:
+            return False
+        self.obs = self.env.set_state(usable)
+        self.episode_return[:] = data["return"]
+        self.episode_length[:] = data["length"]
+        return True
+
+
+def take(obs: Obs, index: np.ndarray) -> Obs:
+    """The rows of a batched observation at `index` (K,)."""
+
+    def rows(x: Any) -> Any:
+        return x[index] if isinstance(x, np.ndarray) else [x[i] for i in index]
+
+    return Obs(
+        agents=rows(obs.agents),
+        alive=obs.alive[index],
+        action_mask=None if obs.action_mask is None else obs.action_mask[index],
+        state=None if obs.state is None else obs.state[index],
+        candidates=None if obs.candidates is None else rows(obs.candidates),
+    )

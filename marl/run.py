@@ -1,0 +1,215 @@
+"""A training run: its folder, its parts, how it starts, stops and resumes."""
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl import distributed
+from marl.callbacks import Checkpoints, Evaluate
+from marl.checkpoint import Checkpoint, load
+from marl.config import RunConfig, digest, flatten, from_yaml, to_yaml
+from marl.errors import CheckpointError, ConfigError, MarlError
+from marl.protocols import VectorEnv
+from marl.registry import AGENTS
+from marl.seeding import Streams, fix_globals
+from marl.threads import free_cores
+from marl.dashboard import ConsoleTracker
+from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker
+from marl.trainer import Trainer
+from marl.vector import make_vector
+
+
+def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
+    """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
+    device = distributed.start(config.compute.device)
+    folder = Path(config.runs) / (config.name or run_name(config))
+    if distributed.rank() == 0:
+        if (folder / "config.yaml").exists():
+            raise ConfigError(
+                f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
+            )
+    return execute(config, folder, device, None, notes)
+
+
+def resume(folder: Path, changes: dict[str, Any]) -> Path:
+    """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on."""
+    from marl.config import FREE_TO_CHANGE, override
+
+    config = read_config(folder)
+    fixed = sorted(set(changes) - FREE_TO_CHANGE)
+    if fixed:
+        raise ConfigError(
+            f"a resumed run cannot change {', '.join(fixed)}; it may change {', '.join(sorted(FREE_TO_CHANGE))}. "
+            "Start a new run for another setting"
+        )
+    device = distributed.start(config.compute.device)
+    checkpoint = load(folder / "checkpoints")
+    if checkpoint.data["digest"] != digest(config):
+        raise ConfigError(
+            f"{folder / 'config.yaml'} differs from the configuration that {checkpoint.path.name} was trained with; "
+            "put the file back, or start a new run"
+        )
+    return execute(override(config, changes), folder, device, checkpoint, ())
+
+
+def read_config(folder: Path) -> RunConfig:
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; `ls runs` shows the runs")
+    return from_yaml(path.read_text(), path)
+
+
+def execute(
+    config: RunConfig, folder: Path, device: torch.device, checkpoint: Checkpoint | None, notes: tuple[str, ...]
+) -> Path:
+    """Build the parts, train, and leave a checkpoint whatever ends it."""
+    fix_globals(config.seed)
+    torch.set_num_threads(1)
+    free = free_cores()
+    env = make_train_env(config, config.compute.env_threads or free)
+    try:
+        trainer = build(config, env, device, free)
+        saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
+        saver.saved = -1 if checkpoint is None else checkpoint.data["iteration"]
+        restored = [] if checkpoint is None else trainer.set_state(checkpoint)
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", to_yaml(config))
+            trim(folder / "evaluations.jsonl", trainer.steps)
+        trainer.tracker, console = make_tracker(config, folder, None if checkpoint is None else trainer.steps)
+        for note in (*notes, *restored):
+            console(note)
+        if config.watch.eval_episodes:
+            make = lambda count: make_vector(config.env, options(config), count)  # noqa: E731
+            watch = config.watch
+            trainer.callbacks.append(
+                Evaluate(make, watch.eval_episodes, watch.eval_interval, folder / "evaluations.jsonl")
+            )
+        trainer.callbacks.append(saver)
+        with closing_tracker(trainer), interrupts(trainer, console, folder):
+            guard(trainer, saver, folder)
+            if trainer.stop_reason != "finished":
+                console(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
+    finally:
+        env.close()
+        distributed.stop()
+    return folder
+
+
+def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
+    """Train; when an error ends it, save what was learned and say how to go on."""
+    try:
+        trainer.train()
+    except MarlError as error:
+        if distributed.world_size() == 1:
+            saver.save(trainer, environments=False)
+            error.add_note(f"what was learned is saved; continue with: marl resume {folder}")
+        raise
+
+
+def make_train_env(config: RunConfig, threads: int) -> VectorEnv:
+    world = distributed.world_size()
+    count, left = divmod(config.collect.num_envs, world)
+    if left:
+        raise ConfigError(f"num_envs is {config.collect.num_envs}, which {world} ranks do not divide; give a multiple")
+    workers = config.collect.workers
+    return make_vector(config.env, options(config), count, min(count, workers), threads, config.collect.restart_workers)
+
+
+def options(config: RunConfig) -> dict[str, Any]:
+    """The environment's options as keyword arguments."""
+    return {name: getattr(config.env_options, name) for name in config.env_options.__dataclass_fields__}
+
+
+def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int) -> Trainer:
+    """The trainer of a configuration, without trackers or callbacks."""
+    entry = AGENTS.get(config.agent)
+    if not entry.trains:
+        raise ConfigError(
+            f"agent {config.agent!r} does not learn; watch it with `marl play {config.env} --agent {config.agent}`"
+        )
+    torch.manual_seed(Streams(config.seed).integer("weights"))
+    policy = entry.make(env.spec, config.agent_options)
+    policy.module.to(device)
+    return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free)
+
+
+def make_tracker(config: RunConfig, folder: Path, resumed: int | None) -> tuple[MultiTracker, Any]:
+    """The trackers of rank 0, and a function that prints a line above the dashboard."""
+    if distributed.rank() != 0:
+        return MultiTracker([]), lambda text: None  # noqa: ARG005
+    console = ConsoleTracker(folder.name, config.steps)
+    tracker = MultiTracker(
+        [JsonlTracker(folder / "metrics.jsonl", resumed), TensorBoardTracker(folder, resumed), console]
+    )
+    tracker.config(to_yaml(config), flatten(config))
+    return tracker, console.message
+
+
+@contextmanager
+def closing_tracker(trainer: Trainer) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        trainer.tracker.close()
+
+
+@contextmanager
+def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; the second at once."""
+
+    def stop(number: int, frame: Any) -> None:  # noqa: ARG001
+        if trainer.stop_reason is not None:
+            raise KeyboardInterrupt
+        trainer.stop_reason = "interrupted"
+        console(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_name(config: RunConfig) -> str:
+    """environment__agent__seed__time, safe as a folder's name, the same on every rank."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    stamp = distributed.gather(stamp)[0]
+    env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
+    return f"{env}__{config.agent}__{config.seed}__{stamp}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop the JSON lines after `step`, and a torn last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_atomically(path, "".join(kept))
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,31 @@
+"""How many threads a phase may use: spinning threads on busy cores make small operations many times slower."""
+
+import os
+import time
+from pathlib import Path
+
+_STAT = Path("/proc/stat")
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_cores(seconds: float = 0.2) -> int:
+    """The usable cores that nobody keeps busy just now, at least 1; all of them where that cannot be told."""
+    cores = usable_cores()
+    if cores == 1 or not _STAT.exists():
+        return cores
+    before = _busy()
+    time.sleep(seconds)
+    ticks = _busy() - before
+    taken = ticks / os.sysconf("SC_CLK_TCK") / seconds
+    return max(1, cores - round(taken))
+
+
+def _busy() -> int:
+    """Clock ticks spent outside idle and waiting for discs, summed over the usable cores."""
+    mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+    rows = [line.split() for line in _STAT.read_text().splitlines() if line.split()[0] in mine]
+    return sum(sum(map(int, row[1:4])) + sum(map(int, row[6:9])) for row in rows)

@@ -1,0 +1,290 @@
+"""collect -> backup -> learn -> callbacks."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl import distributed
+from marl.backup import backup
+from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng_state, unpack, unpack_optimiser
+from marl.config import RunConfig
+from marl.errors import CheckpointError, NonFiniteError
+from marl.normalise import ValueNorm
+from marl.objective import Batch, masked_mean, masked_sum
+from marl.protocols import Callback, Policy, Tracker, VectorEnv
+from marl.rollout import Collector, Episodes, Rollout, minibatches
+from marl.seeding import Streams
+
+SMALL_UPDATE = 4096
+"""Nodes of a forward pass below which a second thread costs more than it gives."""
+
+
+class Trainer:
+    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        env: VectorEnv,
+        policy: Policy,
+        tracker: Tracker,
+        callbacks: Sequence[Callback] = (),
+        device: torch.device | None = None,
+        free_threads: int = 1,
+    ) -> None:
+        module = policy.module
+        assert module is not None
+        self.config, self.env, self.policy = config, env, policy
+        self.tracker, self.callbacks = tracker, list(callbacks)
+        self.device = device or torch.device("cpu")
+        self.module = module
+        self.free_threads = free_threads
+        self.streams = Streams(config.seed)
+        rank = distributed.rank()
+        distributed.broadcast_module(module)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(
+            self.parameters, lr=config.learn.learning_rate, eps=config.learn.adam_epsilon, fused=True
+        )
+        self.value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
+        self.links, self.objective = config.learn.links(), config.learn.objective()
+        self.generators = {
+            "policy": self.streams.torch("policy", rank, device=str(self.device)),
+            "minibatch": self.streams.torch("minibatch", rank),
+        }
+        first = rank * env.num_envs
+        self.collector = Collector(
+            env,
+            policy,
+            self.value_norm,
+            config.collect.rollout_steps,
+            self.generators["policy"],
+            [self.streams.integer("env", first + i) for i in range(env.num_envs)],
+            config.collect.on_nonfinite == "drop",
+        )
+        self.iteration = 0
+        self.last_score: float | None = None
+        self.stop_reason: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that have been learned from, over all ranks."""
+        return self.iteration * self.config.steps_per_iteration
+
+    def train(self) -> str:
+        """Iterate until the steps are done or something asks to stop; returns the reason."""
+        for callback in self.callbacks:
+            callback.on_start(self)
+        while self.stop_reason is None:
+            if self.iteration >= self.config.iterations:
+                self.stop_reason = "finished"
+                break
+            metrics = self.iterate()
+            for callback in self.callbacks:
+                callback.on_iteration(self, metrics)
+            self.tracker.log(self.steps, metrics)
+            for callback in self.callbacks:
+                callback.on_logged(self)
+            if distributed.any_rank(self.stop_reason is not None, self.device):
+                self.stop_reason = self.stop_reason or "stopped by another rank"
+        for callback in self.callbacks:
+            callback.on_stop(self)
+        return self.stop_reason
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and the update on it; returns the metrics."""
+        start = time.perf_counter()
+        seconds = dict(self.collector.seconds)
+        torch.set_num_threads(1)
+        rollout, episodes = self.collector.collect()
+        collected = time.perf_counter()
+        torch.set_num_threads(self.learn_threads(rollout))
+        metrics = self.learn(rollout)
+        torch.set_num_threads(1)
+        end = time.perf_counter()
+        self.iteration += 1
+        spent = {name: self.collector.seconds[name] - before for name, before in seconds.items()}
+        spent["learn"] = end - collected
+        metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
+        metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
+        metrics["speed/steps_per_second"] = self.config.steps_per_iteration / (end - start)
+        return metrics | episode_metrics(episodes)
+
+    def learn_threads(self, rollout: Rollout) -> int:
+        """Threads of this update: as configured, else 1 for small passes and the free cores for others."""
+        learn = self.config.learn
+        if self.config.compute.learn_threads:
+            return self.config.compute.learn_threads
+        rows = -(-rollout.mask.shape[0] * rollout.mask.shape[1] // learn.minibatches)
+        rows = min(rows, learn.micro_batch or rows)
+        return self.free_threads if rows * rollout.mask.shape[2] >= SMALL_UPDATE else 1
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """Backup, then epochs of clipped PPO over minibatches."""
+        learn = self.config.learn
+        mask = rollout.value_mask()
+        value = self.value_norm.denormalise(rollout.value)
+        advantage, returns = backup(
+            self.links,
+            rollout.reward,
+            value,
+            mask,
+            rollout.terminated,
+            rollout.truncated,
+            self.value_norm.denormalise(rollout.bootstrap),
+            rollout.order,
+        )
+        explained = explained_variance(value, returns, mask)
+        self.value_norm.update(returns, mask)
+        batch = rollout.flat(standardise(advantage, mask), self.value_norm.normalise(returns))
+        rate = learn.learning_rate
+        if learn.anneal_learning_rate:
+            rate *= max(0.0, 1.0 - self.iteration / self.config.iterations)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+        sums: dict[str, Tensor] = {}
+        updates, epochs = 0, 0
+        while epochs < learn.epochs:
+            epoch_kl = torch.zeros((), device=self.device)
+            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"]):
+                parts = self.update(minibatch, epochs)
+                epoch_kl += parts["policy/kl"]
+                for name, part in parts.items():
+                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
+                updates += 1
+            epochs += 1
+            if learn.target_kl and float(epoch_kl) / learn.minibatches > learn.target_kl:
+                break
+        self.policy.observe(rollout.inputs)
+        names = list(sums)
+        means = (torch.stack([sums[name] for name in names]) / updates).tolist()
+        mean, std = self.value_norm.moments()
+        return dict(zip(names, means, strict=True)) | {
+            "policy/epochs": float(epochs),
+            "policy/learning_rate": rate,
+            "value/explained_variance": explained,
+            "value/mean": float(masked_mean(value, mask)),
+            "value/norm_mean": float(mean),
+            "value/norm_std": float(std),
+        }
+
+    def update(self, minibatch: Batch, epoch: int) -> dict[str, Tensor]:
+        """One gradient step; returns the parts of the loss over all ranks, and the gradient norm."""
+        learn = self.config.learn
+        counts = distributed.all_reduce(self.objective.counts(minibatch))
+        self.optimiser.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        size = learn.micro_batch or minibatch.log_prob.shape[0]
+        for micro in minibatch.split(size):
+            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
+            loss, parts = self.objective(evaluation, micro, counts)
+            loss.backward()
+            for name, part in parts.items():
+                total[name] = total[name] + part if name in total else part
+        distributed.sum_gradients(self.parameters)
+        reduced = distributed.all_reduce(torch.stack(list(total.values())))
+        total = dict(zip(total, reduced.unbind(), strict=True))
+        limit = learn.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        if not bool(torch.isfinite(norm + total["loss/total"])):
+            shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
+            raise NonFiniteError(
+                f"non-finite loss or gradient in iteration {self.iteration + 1}, epoch {epoch + 1} ({shown}, gradient "
+                f"norm {float(norm):g}); the weights before this step are kept. Lower --learning-rate or --max-grad-norm, "
+                "or look at the observations and rewards"
+            )
+        self.optimiser.step()
+        return total | {"gradient/norm": norm}
+
+    def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that the future depends on, as groups of tensors and JSON data.
+
+        Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
+        """
+        optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
+        progress, states = self.collector.get_state()
+        local = {
+            "progress": progress,
+            "envs": states if environments else [None] * len(states),
+            "rng": rng_state(self.generators),
+        }
+        tensors = {
+            "model": dict(self.module.state_dict()),
+            "optimiser": optimiser_tensors,
+            "value_norm": dict(self.value_norm.state_dict()),
+        }
+        data: dict[str, Any] = {
+            "iteration": self.iteration,
+            "optimiser": optimiser_data,
+            "world_size": distributed.world_size(),
+            "free_threads": self.free_threads,
+            "ranks": [],
+        }
+        for rank, part in enumerate(distributed.gather(local)):
+            tensors[f"rank_{rank}"], packed = pack(part)
+            data["ranks"].append(packed)
+        return tensors, data
+
+    def set_state(self, checkpoint: Checkpoint) -> list[str]:
+        """Continue from `get_state`; returns notes on what could not be restored exactly."""
+        tensors, data = checkpoint.tensors, checkpoint.data
+        if data["world_size"] != distributed.world_size():
+            raise CheckpointError(
+                f"{checkpoint.path} was saved by {data['world_size']} ranks and this is {distributed.world_size()}; "
+                f"resume with torchrun --nproc-per-node {data['world_size']}"
+            )
+        rank = distributed.rank()
+        self.module.load_state_dict(tensors["model"])
+        self.value_norm.load_state_dict(tensors["value_norm"])
+        unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
+        self.iteration, self.free_threads = data["iteration"], data["free_threads"]
+        local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
+        set_rng_state(self.generators, *local["rng"])
+        if self.collector.set_state(local["progress"], local["envs"]):
+            return []
+        return ["the environments' states could not be restored: their episodes start anew, the rest continues exactly"]
+
+
+def episode_metrics(episodes: Episodes) -> dict[str, float]:
+    """Means over the episodes that ended in a rollout, over all ranks; empty where none ended."""
+    success = [info["success"] for info in episodes.infos if "success" in info]
+    sums = torch.tensor(
+        [
+            sum(episodes.returns),
+            sum(episodes.lengths),
+            sum(success),
+            len(episodes.returns),
+            len(success),
+            episodes.dropped,
+        ],
+        dtype=torch.float64,
+    )
+    returns, lengths, wins, count, judged, dropped = distributed.all_reduce(sums).tolist()
+    metrics = {"episode/count": count}
+    if count:
+        metrics |= {"episode/return": returns / count, "episode/length": lengths / count}
+    if judged:
+        metrics["episode/success"] = wins / judged
+    if dropped:
+        metrics["episode/dropped"] = dropped
+    return metrics
+
+
+def standardise(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
+    sums = torch.stack([masked_sum(x, mask), masked_sum(x.square(), mask), mask.sum().to(x.dtype)]).double()
+    total, square, count = distributed.all_reduce(sums).unbind()
+    mean = total / count.clamp(min=1)
+    std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+    return ((x - mean.to(x.dtype)) / (std.to(x.dtype) + 1e-5)).masked_fill(~mask, 0.0)
+
+
+def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
+    y, error = returns[mask].double(), (returns - value)[mask].double()
+    spread = y.var(correction=0)
+    return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0

@@ -1,0 +1,250 @@
+"""Worker processes that each hold a shard of a vector's environments: their life, and the handle on them."""
+
+import atexit
+import faulthandler
+import mmap
+import os
+import pickle
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+from marl.errors import MarlError, WorkerError
+from marl.shared_memory import NOTHING, Buffers, Shard, failure
+
+PATIENCE = 10.0
+"""Seconds that a worker gets to close its environments before it is killed."""
+STEP = b"s"
+"""The message that says: the actions are in the buffers, step."""
+DONE = b"d"
+"""The reply that says: everything is in the buffers, nothing ended."""
+
+
+class Memory:
+    """A block of shared memory that no name points to: it goes with the last process that holds it, however that
+    ends. Pickled while a process starts, it becomes the same block there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def create(cls) -> "Memory":
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("marl"))
+        with tempfile.TemporaryFile() as file:
+            return cls(os.dup(file.fileno()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self.descriptor),)
+
+    def resize(self, size: int) -> mmap.mmap:
+        """Make it `size` zero bytes, once, before others map it."""
+        os.ftruncate(self.descriptor, size)
+        return self.map(size)
+
+    def map(self, size: int) -> mmap.mmap:
+        return mmap.mmap(self.descriptor, size)
+
+    def close(self) -> None:
+        """Give up the descriptor; what is mapped stays."""
+        os.close(self.descriptor)
+
+
+def _received(duplicate: Any) -> Memory:
+    return Memory(duplicate.detach())
+
+
+def serve(inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, held: range, name: str) -> None:
+    """The life of a worker process: build the shard of the pickled factories `recipe`, answer with its spec, then
+    answer messages until the vector is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    faulthandler.enable()
+    try:
+        shard = Shard(pickle.loads(recipe), held.start, name)
+    except Exception as error:
+        outbox.send_bytes(pickle.dumps(error if isinstance(error, MarlError) else failure(error, name or "factories")))
+        return
+    try:
+        outbox.send_bytes(pickle.dumps(shard.spec))
+        num_envs = pickle.loads(inbox.recv_bytes())
+        shard.attach(Buffers.carve(shard.spec, num_envs, memory.map(Buffers.size(shard.spec, num_envs))))
+        memory.close()
+        while True:
+            outbox.send_bytes(_answer(shard, inbox.recv_bytes()))
+    except (EOFError, BrokenPipeError):
+        return
+    finally:
+        shard.close()
+
+
+def _answer(shard: Shard, message: bytes) -> bytes:
+    try:
+        if message == STEP:
+            report = shard.step()
+            return DONE if report == NOTHING else pickle.dumps(report)
+        method, arguments = pickle.loads(message)
+        return pickle.dumps(getattr(shard, method)(*arguments))
+    except MarlError as error:
+        return pickle.dumps(error)
+    except Exception as error:
+        return pickle.dumps(failure(error, f"{shard.name}, environments from {shard.start}"))
+
+
+def start_context() -> Any:
+    """How workers start: by a fork server that has imported torch once, or anew where the system has no fork."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that start inside use one thread each: libraries read the variable as they are loaded."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class Worker:
+    """One process, the environments that it holds, and the pipes to and from it.
+
+    `busy`: it owes an answer. `torn`: an interrupt may have cut a message in two. `loss`: why it is of no use any
+    more. `losses`: how often it was lost since the last step.
+    """
+
+    def __init__(self, number: int, held: range, recipe: bytes, memory: Memory, name: str) -> None:
+        self.number = number
+        self.held = held
+        self.name = name
+        self.arguments = (memory, recipe, held, name)
+        self.losses = 0
+
+    def start(self, context: Any) -> None:
+        """Start the process; its first answer is its spec, and then it needs `attach`."""
+        self.busy, self.torn = True, False
+        self.loss: MarlError | None = None
+        inbox, self.outgoing = context.Pipe(duplex=False)
+        self.incoming, outbox = context.Pipe(duplex=False)
+        self.process = context.Process(target=serve, args=(inbox, outbox, *self.arguments), daemon=True)
+        with _one_thread():
+            self.process.start()
+        inbox.close()
+        outbox.close()
+        self.ready = select.poll()
+        self.ready.register(self.incoming.fileno(), select.POLLIN)
+        self.ready.register(self.process.sentinel, select.POLLIN)
+
+    def attach(self, num_envs: int) -> None:
+        """Let the process map the memory, which has its size now."""
+        with suppress(OSError):
+            self.outgoing.send_bytes(pickle.dumps(num_envs))
+
+    def send(self, message: bytes) -> None:
+        """Send a message; where the worker has died, `receive` tells."""
+        if self.loss is None and not self.torn:
+            self.busy = self.torn = True
+            with suppress(OSError):
+                self.outgoing.send_bytes(message)
+            self.torn = False
+
+    def receive(self, deadline: float, doing: str) -> Any:
+        """The answer. Raises the error that it is, or a WorkerError for a worker that died or stayed silent until
+        `deadline`; a worker that raised is ended."""
+        answer = self.loss or self._read(deadline, doing)
+        if isinstance(answer, MarlError):
+            if self.loss is None:
+                self.loss = answer
+                self.hang_up()
+                self.join(time.monotonic() + PATIENCE)
+            raise answer
+        return answer
+
+    def hang_up(self) -> None:
+        """Tell the process to close its environments and exit."""
+        self.outgoing.close()
+        self.incoming.close()
+        if self.busy:
+            self.process.terminate()
+
+    def join(self, deadline: float) -> None:
+        """Wait for the process to exit, then kill it."""
+        self.process.join(max(0.0, deadline - time.monotonic()))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join(PATIENCE)
+        self.process.close()
+
+    @property
+    def title(self) -> str:
+        name = f"{self.name}: " if self.name else ""
+        return f"{name}worker {self.number}, which holds environments {self.held.start} to {self.held.stop - 1},"
+
+    def _read(self, deadline: float, doing: str) -> Any:
+        if self.torn:
+            return WorkerError(f"{self.title} was interrupted in the middle of a message; make the environments anew")
+        ready = self.ready.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            return WorkerError(
+                f"{self.title} did not answer `{doing}` in time: an environment hangs, or needs a longer `timeout`"
+            )
+        if ready[0][0] != self.incoming.fileno():
+            return WorkerError(self._obituary(doing))
+        self.torn = True
+        try:
+            message = self.incoming.recv_bytes()
+        except (EOFError, OSError):
+            return WorkerError(self._obituary(doing))
+        self.torn = self.busy = False
+        return NOTHING if message == DONE else pickle.loads(message)
+
+    def _obituary(self, doing: str) -> str:
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        cause, fix = f"exited with code {code}", "see what the environment printed"
+        if code is not None and code < 0:
+            cause, fix = f"died of {signal.Signals(-code).name}", "see the trace that it printed, if any"
+            if code == -signal.SIGKILL:
+                fix = "the system kills what exceeds its memory: use fewer workers or environments"
+        return f"{self.title} {cause} in `{doing}`; {fix}, or start lost workers anew with restart=True"
+
+
+class Pool:
+    """The workers of one vector and their memory, ended with the vector or with the program."""
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        self.memory = Memory.create()
+        self.owner = os.getpid()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the processes, all at once; does nothing the second time and in a fork of the owner."""
+        if self.owner != os.getpid():
+            return
+        self.owner = -1
+        atexit.unregister(self.close)
+        workers = [worker for worker in self.workers if worker.loss is None]
+        self.workers = []
+        for worker in workers:
+            worker.hang_up()
+        deadline = time.monotonic() + PATIENCE
+        for worker in workers:
+            worker.join(deadline)
+        self.memory.close()

@@ -1,0 +1,255 @@
+"""What every policy must hold, and what the transformer promises."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from agents.mat import MAT, MATOptions, reorder
+from agents.mlp import MLPOptions, MLPPolicy
+from agents.nn import GaussianHead
+from agents.scripted import FixedPolicy
+from marl.errors import ConfigError
+from marl.types import EnvSpec, Obs
+
+E, N, D, A = 7, 5, 4, 3
+
+
+def make_spec(discrete: bool, agents: int = N, state: int = 0) -> EnvSpec:
+    low, high = np.array([-2.0, 0.0, -1.0], dtype=np.float32), np.array([2.0, 1.0, 1.0], dtype=np.float32)
+    return EnvSpec(
+        name="made-up",
+        agents=tuple(f"agent_{i}" for i in range(agents)),
+        observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (D,), np.float32),
+        action_space=gymnasium.spaces.Discrete(A) if discrete else gymnasium.spaces.Box(low, high),
+        max_steps=10,
+        state_space=gymnasium.spaces.Box(-np.inf, np.inf, (state,), np.float32) if state else None,
+        action_sizes=(A,) * agents if discrete else (A, *(2,) * (agents - 1)),
+    )
+
+
+def make_obs(spec: EnvSpec, seed: int = 0, deaths: bool = True) -> Obs:
+    rng = np.random.default_rng(seed)
+    agents = spec.num_agents
+    alive = rng.random((E, agents)) < 0.6 if deaths else np.ones((E, agents), dtype=bool)
+    if spec.discrete:
+        mask = rng.random((E, agents, A)) < 0.6
+        mask[..., 1] = True
+    else:
+        mask = np.broadcast_to(np.arange(A) < np.array(spec.action_sizes)[:, None], (E, agents, A)).copy()
+    state = rng.normal(size=(E, spec.state_size)).astype(np.float32) if spec.state_size else None
+    return Obs(rng.normal(size=(E, agents, D)).astype(np.float32), alive, mask, state)
+
+
+def wake(policy):
+    """Weights far from their small start, so that nothing is equal by accident."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy
+
+
+def mat(spec, **options):
+    return wake(MAT(spec, MATOptions(**options)))
+
+
+POLICIES = {
+    "mat": lambda spec: mat(spec),
+    "mat, two blocks and heads": lambda spec: mat(spec, blocks=2, heads=2),
+    "mat, random order": lambda spec: mat(spec, agent_order="random"),
+    "mappo": lambda spec: wake(MLPPolicy(spec, MLPOptions(), central=True)),
+    "ippo": lambda spec: wake(MLPPolicy(spec, MLPOptions(), central=False)),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("state", [0, 6])
+@pytest.mark.parametrize("deaths", [True, False])
+def test_act_and_evaluate_agree(name, discrete, state, deaths):
+    spec = make_spec(discrete, state=state)
+    policy = POLICIES[name](spec)
+    inputs = policy.encode(make_obs(spec, deaths=deaths))
+    with torch.no_grad():
+        decision = policy.act(inputs, torch.Generator().manual_seed(3))
+        evaluation = policy.evaluate(inputs, decision.nodes)
+    mask = decision.nodes.mask
+    torch.testing.assert_close(evaluation.log_prob[mask], decision.log_prob[mask], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(evaluation.value, decision.value, atol=2e-5, rtol=1e-5)
+    alive = inputs["alive"]
+    torch.testing.assert_close(policy.value(inputs)[alive], decision.value.squeeze(-1)[alive], atol=2e-5, rtol=1e-5)
+    assert (mask.any(-1) == alive).all()
+    if discrete:
+        assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
+        assert decision.action.shape == (E, N)
+        assert decision.action.dtype == np.int64
+    else:
+        assert (mask.sum(-1)[alive] == torch.tensor(spec.action_sizes).expand(E, N)[alive]).all()
+        assert decision.action.shape == (E, N, A)
+        assert all(spec.action_space.contains(a) for a in decision.action.reshape(-1, A))
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_cached_decoding_is_the_full_decoder(discrete, blocks):
+    """The reference runs the whole decoder once per agent, on all positions, and reads one row."""
+    spec = make_spec(discrete)
+    policy = mat(spec, blocks=blocks)
+    inputs = policy.encode(make_obs(spec))
+    with torch.no_grad():
+        decision = policy.act(inputs, torch.Generator().manual_seed(5))
+        noise = policy.head.noise((E, N), torch.device("cpu"), torch.Generator().manual_seed(5))
+        order = decision.nodes.order
+        representation = reorder(policy.represent(inputs)[0], order)
+        mask = reorder(inputs["action_mask"], order)
+        action = torch.zeros_like(decision.nodes.action)
+        for i in range(N):
+            tokens = [policy.embed_tokens(None, (E, 1)), policy.embed_tokens(action[:, :-1], (E, N - 1))]
+            x = torch.cat(tokens, 1)
+            for block in policy.decoder:
+                x = block(x, representation)
+            row = policy.actor(x)[:, i : i + 1]
+            action[:, i : i + 1] = policy.head.sample(row, mask[:, i : i + 1], noise[:, i : i + 1]).action
+    expected = reorder(decision.nodes.action, order)
+    if discrete:
+        assert torch.equal(action, expected)
+    else:
+        torch.testing.assert_close(action, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_changing_an_action_leaves_earlier_agents_untouched(discrete, order):
+    spec = make_spec(discrete)
+    policy = mat(spec, agent_order=order, blocks=2)
+    inputs = policy.encode(make_obs(spec, deaths=False))
+    with torch.no_grad():
+        nodes = policy.act(inputs, torch.Generator().manual_seed(0)).nodes
+        before = policy.evaluate(inputs, nodes).log_prob
+        places = nodes.order if nodes.order is not None else torch.arange(N).expand(E, N)
+        for position in range(N):
+            who = places[:, position]
+            action = nodes.action.clone()
+            rows = torch.arange(E)
+            action[rows, who] = (action[rows, who] + 1) % A if discrete else action[rows, who] + 0.7
+            changed = type(nodes)(action, nodes.mask, nodes.trained, nodes.order)
+            after = policy.evaluate(inputs, changed).log_prob
+            for place in range(N):
+                other = places[:, place]
+                same = torch.equal(after[rows, other], before[rows, other])
+                if place < position:
+                    assert same
+                elif place > position:
+                    assert not same
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_living_do_not_see_the_dead(discrete):
+    """Neither what a dead agent observes nor how many dead or padded agents there are changes anything."""
+    spec = make_spec(discrete)
+    policy = mat(spec, agent_id=False)
+    obs = make_obs(spec, seed=4)
+    obs.alive[:, 0] = True
+    spoiled = Obs(np.where(obs.alive[..., None], obs.agents, 1e3).astype(np.float32), obs.alive, obs.action_mask)
+    few, many = spec, make_spec(discrete, agents=N + 3)
+    wide = mat(many, agent_id=False)
+    wide.load_state_dict(policy.state_dict())
+    pad = lambda x, fill: np.concatenate([x, np.full((E, 3, *x.shape[2:]), fill, x.dtype)], 1)  # noqa: E731
+    padded = Obs(pad(obs.agents, 7.0), pad(obs.alive, False), pad(obs.action_mask, True))
+    with torch.no_grad():
+        base = policy.act(policy.encode(obs), deterministic=True)
+        for other, view, count in ((policy, spoiled, few.num_agents), (wide, padded, few.num_agents)):
+            decision = other.act(other.encode(view), deterministic=True)
+            alive = torch.as_tensor(obs.alive)
+            torch.testing.assert_close(decision.nodes.action[:, :count][alive], base.nodes.action[alive])
+            torch.testing.assert_close(decision.log_prob[:, :count][alive], base.log_prob[alive], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(decision.value[:, :count][alive], base.value[alive], atol=1e-5, rtol=1e-5)
+
+
+def test_encoder_is_permutation_equivariant():
+    spec = make_spec(True)
+    policy = mat(spec, agent_id=False)
+    inputs = policy.encode(make_obs(spec))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    permuted = {name: x[:, order] for name, x in inputs.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(policy.value(permuted), policy.value(inputs)[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_random_order_is_random_and_kept():
+    spec = make_spec(True)
+    policy = mat(spec, agent_order="random")
+    inputs = policy.encode(make_obs(spec, deaths=False))
+    order = policy.act(inputs, torch.Generator().manual_seed(0)).nodes.order
+    assert order is not None
+    assert torch.equal(order.sort(-1).values, torch.arange(N).expand(E, N))
+    assert len({tuple(row) for row in order.tolist()}) > 1
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_sampled_actions_follow_the_reported_distribution(name):
+    spec = make_spec(True, agents=2)
+    policy = POLICIES[name](spec)
+    obs = make_obs(spec, deaths=False)
+    many = Obs(*(np.repeat(x[:1], 4000, 0) for x in (obs.agents, obs.alive, obs.action_mask)))
+    inputs = policy.encode(many)
+    with torch.no_grad():
+        decision = policy.act(inputs, torch.Generator().manual_seed(0))
+    joint = decision.log_prob.sum((1, 2)).exp()
+    seen = {}
+    for action, probability in zip(map(tuple, decision.action.tolist()), joint.tolist(), strict=True):
+        order = decision.nodes.order
+        if order is None or order[0].tolist() == [0, 1]:
+            seen.setdefault(action, []).append(probability)
+    if decision.nodes.order is None:
+        for probabilities in seen.values():
+            expected = probabilities[0]
+            error = 4 * np.sqrt(expected * (1 - expected) / 4000)
+            assert len(probabilities) / 4000 == pytest.approx(expected, abs=error + 1e-3)
+
+
+def test_gaussian_start_is_the_paper_s():
+    head = GaussianHead(make_spec(False), 0.5, 0.3655)
+    assert head.std().tolist() == pytest.approx([0.3655] * A, abs=1e-4)
+    assert head.log_std.tolist() == pytest.approx([1.0] * A, abs=1e-3)
+
+
+def test_parameter_counts_are_the_paper_s():
+    """MAT at width 64 on 8m's sizes: 91.2k released, of which 7850 get no gradient."""
+    spec = EnvSpec(
+        "8m",
+        tuple(map(str, range(8))),
+        gymnasium.spaces.Box(-1, 1, (80,), np.float32),
+        gymnasium.spaces.Discrete(14),
+        max_steps=120,
+    )
+    policy = MAT(spec, MATOptions(agent_id=False))
+    assert sum(p.numel() for p in policy.parameters()) == 91161 - 7850
+
+
+def test_unusable_spaces_and_options_are_named():
+    spec = make_spec(True)
+    text = EnvSpec("words", ("a",), spec.observation_space, gymnasium.spaces.Text(5), max_steps=3, action_sizes=(1,))
+    with pytest.raises(ConfigError, match="words has Text actions"):
+        MAT(text, MATOptions())
+    with pytest.raises(ConfigError, match="heads is 3"):
+        MATOptions(heads=3)
+    with pytest.raises(ConfigError, match="std_start"):
+        GaussianHead(make_spec(False), 0.5, 0.6)
+    with pytest.raises(ConfigError, match="action is 3"):
+        FixedPolicy(spec, 3)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("constant", [None, 0.0])
+def test_fixed_policies_obey_masks(discrete, constant):
+    spec = make_spec(discrete)
+    policy = FixedPolicy(spec, constant)
+    inputs = policy.encode(make_obs(spec))
+    decision = policy.act(inputs, torch.Generator().manual_seed(0))
+    if discrete:
+        assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
+    else:
+        assert all(spec.action_space.contains(a) for a in decision.action.reshape(-1, A))
+    assert not decision.nodes.trained.any()

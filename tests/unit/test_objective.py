@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marl.errors import ConfigError
+from marl.objective import Batch, ClippedPPO, kl_estimate, masked_mean
+from marl.types import Evaluation, Nodes
+
+
+def make_batch(rows=5, agents=3, slots=2, value_slots=1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shape = (rows, agents, slots)
+    mask = torch.rand(shape, generator=g) < 0.7
+    mask[0, 0, 0] = True
+    nodes = Nodes(torch.zeros(shape), mask, mask & (torch.rand(shape, generator=g) < 0.9))
+    values = (rows, agents, value_slots)
+    batch = Batch(
+        {"x": torch.randn(rows, 4, generator=g)},
+        nodes,
+        torch.randn(shape, generator=g),
+        torch.randn(values, generator=g),
+        torch.randn(values, generator=g),
+        torch.randn(values, generator=g),
+    )
+    evaluation = Evaluation(
+        batch.log_prob + 0.3 * torch.randn(shape, generator=g),
+        torch.rand(shape, generator=g),
+        batch.value + 0.5 * torch.randn(values, generator=g),
+    )
+    return batch, evaluation
+
+
+@pytest.mark.parametrize("ratio", ["node", "agent", "step"])
+@pytest.mark.parametrize("value_clip", [0.0, 0.1])
+def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
+    batch, evaluation = make_batch()
+    objective = ClippedPPO(clip=0.1, ratio=ratio, entropy_coef=0.3, value_coef=0.7, value_clip=value_clip)
+    rows, agents, slots = batch.log_prob.shape
+    units: dict[tuple, list[tuple]] = {}
+    for b in range(rows):
+        for n in range(agents):
+            for k in range(slots):
+                if batch.nodes.trained[b, n, k]:
+                    key = {"node": (b, n, k), "agent": (b, n), "step": (b,)}[ratio]
+                    units.setdefault(key, []).append((b, n, k))
+    policy, entropy = [], []
+    for members in units.values():
+        r = math.exp(sum(float(evaluation.log_prob[m] - batch.log_prob[m]) for m in members))
+        a = sum(float(batch.advantage[b, n, 0]) for b, n, _ in members) / len(members)
+        policy.append(min(r * a, min(max(r, 0.9), 1.1) * a))
+        entropy.append(sum(float(evaluation.entropy[m]) for m in members))
+    errors = []
+    for b in range(rows):
+        for n in range(agents):
+            if batch.nodes.mask[b, n].any():
+                v, old, target = (float(x[b, n, 0]) for x in (evaluation.value, batch.value, batch.returns))
+                near = old + min(max(v - old, -value_clip), value_clip)
+                error = 0.5 * (v - target) ** 2
+                errors.append(max(error, 0.5 * (near - target) ** 2) if value_clip else error)
+    mean = lambda x: sum(x) / len(x)  # noqa: E731
+    loss, parts = objective(evaluation, batch, objective.counts(batch))
+    assert float(loss) == pytest.approx(-mean(policy) - 0.3 * mean(entropy) + 0.7 * mean(errors), abs=1e-5)
+    assert float(parts["policy/entropy"]) == pytest.approx(mean(entropy), abs=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(1, 7), ratio=st.sampled_from(["node", "agent", "step"]))
+def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
+    batch, _ = make_batch(rows=7, seed=seed)
+    objective = ClippedPPO(ratio=ratio)
+    weight = torch.linspace(-1, 1, 4, requires_grad=True)
+
+    def gradient(parts):
+        weight.grad = None
+        for part in parts:
+            shift = (part.inputs["x"] @ weight)[:, None, None]
+            evaluation = Evaluation(part.log_prob + 0.1 * shift, shift.expand_as(part.log_prob), part.value + shift)
+            objective(evaluation, part, counts)[0].backward()
+        assert weight.grad is not None
+        return weight.grad.clone()
+
+    counts = objective.counts(batch)
+    torch.testing.assert_close(gradient(batch.split(size)), gradient([batch]), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_masked_cannot_matter_even_as_nan():
+    batch, evaluation = make_batch()
+    objective = ClippedPPO()
+    log_prob = evaluation.log_prob.masked_fill(~batch.nodes.trained, float("nan")).requires_grad_()
+    spoiled = Evaluation(log_prob, evaluation.entropy.masked_fill(~batch.nodes.trained, float("inf")), evaluation.value)
+    counts = objective.counts(batch)
+    loss, _ = objective(spoiled, batch, counts)
+    torch.testing.assert_close(loss, objective(evaluation, batch, counts)[0])
+    loss.backward()
+    assert log_prob.grad is not None
+    assert torch.isfinite(log_prob.grad).all()
+    assert (log_prob.grad[~batch.nodes.trained] == 0).all()
+
+
+def test_huber_pulls_from_both_sides():
+    batch, _ = make_batch(rows=1, agents=2, slots=1)
+    object.__setattr__(batch, "returns", torch.zeros(1, 2, 1))
+    value = torch.tensor([[[20.0], [-20.0]]], requires_grad=True)
+    error = ClippedPPO(huber_delta=10.0).value_error(value, batch)
+    assert error.flatten().tolist() == [150.0, 150.0]
+    error.sum().backward()
+    assert value.grad is not None
+    assert value.grad.flatten().tolist() == [10.0, -10.0]
+
+
+def test_kl_estimators_agree_with_the_exact_divergence():
+    old = torch.distributions.Normal(0.0, 1.0)
+    new = torch.distributions.Normal(0.1, 1.1)
+    x = old.sample((400_000,)) if torch.manual_seed(0) else None
+    log_ratio = new.log_prob(x) - old.log_prob(x)
+    exact = float(torch.distributions.kl_divergence(old, new))
+    assert float(kl_estimate(log_ratio, "k1").mean()) == pytest.approx(exact, rel=0.08)
+    assert float(kl_estimate(log_ratio, "k2").mean()) == pytest.approx(exact, rel=0.15)
+    assert float(kl_estimate(log_ratio, "k3").mean()) == pytest.approx(exact, rel=0.05)
+    assert (kl_estimate(log_ratio, "k3") >= 0).all()
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert float(masked_mean(torch.tensor([float("nan")]), torch.tensor([False]))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("clip", 0.0), ("clip", 1.5), ("entropy_coef", -1.0), ("huber_delta", 0.0), ("value_clip", -1)]
+)
+def test_wrong_settings_are_named(field, value):
+    with pytest.raises(ConfigError, match=field):
+        ClippedPPO(**{field: value})
