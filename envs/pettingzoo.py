@@ -57,7 +57,7 @@ class ParallelBridge:
         self._agents = list(env.possible_agents)
         self._observation_spaces = [_without_mask(env.observation_space(agent)) for agent in self._agents]
         self._action_spaces = [env.action_space(agent) for agent in self._agents]
-        self._has_state = getattr(env, "state_space", None) is not None
+        self._state_space: spaces.Space | None = getattr(env, "state_space", None)
         self.spec = self._build_spec(max_steps)
         self._sizes_mask = np.arange(self.spec.action_size) < np.array(self.spec.action_sizes)[:, None]  # (N, A)
         self._elapsed = 0
@@ -82,7 +82,7 @@ class ParallelBridge:
             observation_space=_common_box([*boxes, *_nothing(boxes)]),
             action_space=_common_action(actions, self.name),
             max_steps=min(limits) if limits else None,
-            state_space=flat_box(self.env.state_space, self.name) if self._has_state else None,  # pyright: ignore
+            state_space=None if self._state_space is None else flat_box(self._state_space, self.name),
             team_reward=False,
             observation_sizes=tuple(box.shape[0] for box in boxes),
             action_sizes=tuple(_action_width(action) for action in actions),
@@ -132,7 +132,7 @@ class ParallelBridge:
         return Obs(seen, living, action_mask=available, state=self._state())
 
     def _state(self) -> np.ndarray | None:
-        return flat_vector(self.env.state_space, self.env.state()) if self._has_state else None  # pyright: ignore
+        return None if self._state_space is None else flat_vector(self._state_space, self.env.state())
 
     def _info(self, infos: dict[Any, Any]) -> dict[str, float]:
         joined: dict[str, float] = {}
@@ -170,9 +170,10 @@ def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None 
         try:
             module = importlib.import_module(task)
         except (ImportError, ValueError) as error:
+            absent = (getattr(error, "name", None) or task).partition(".")[0]
             raise MissingDependencyError(
-                f"environment {name!r} needs the module {task!r} ({error}); install the package that holds it, "
-                "for example with: pip install mpe2"
+                f"environment {name!r} needs the module {task!r} ({error}); check its name, or install the package "
+                f"that holds {absent!r}"
             ) from error
     factory = getattr(module, "parallel_env", None) or getattr(module, "env", None)
     if factory is None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 from rich.console import Console
 from rich.table import Table
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from marl.config import FREE_TO_CHANGE, RunConfig
@@ -82,10 +84,37 @@ def parse(base: RunConfig, args: list[str]) -> RunConfig:
     preset = ("preset", str, dataclasses.field(default=""))
     typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), frozen=True)
     default = typed(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    flat = (OmitArgPrefixes,)
     parsed = tyro.cli(
-        typed, prog="marl train", default=default, args=args, config=(OmitArgPrefixes,), description=TRAIN_HELP
+        typed, prog="marl train", default=default, args=args, config=flat, description=TRAIN_HELP, registry=KEYWORDS
     )
     return RunConfig(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+KEYWORDS = ConstructorRegistry()
+
+
+@KEYWORDS.primitive_rule
+def keywords(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """Keyword arguments as one word in YAML, for example '{max_cycles: 25, local_ratio: 0.5}'."""
+    if info.type != dict[str, Any]:
+        return None
+
+    def parse_one(words: list[str]) -> dict[str, Any]:
+        value = yaml.safe_load(words[0])
+        if not isinstance(value, dict):
+            raise ValueError(f"{words[0]!r} is not of the form '{{name: value, ...}}'")
+        return value
+
+    def is_one(value: Any) -> bool:
+        return isinstance(value, dict)
+
+    def show(value: dict[str, Any]) -> list[str]:
+        return [yaml.safe_dump(value, default_flow_style=True).strip()]
+
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="{NAME: VALUE, ...}", instance_from_str=parse_one, is_instance=is_one, str_from_instance=show
+    )
 
 
 TRAIN_HELP = """Train an agent in an environment.
@@ -245,7 +274,10 @@ def check(args: list[str]) -> None:
     typed = dataclasses.make_dataclass(
         "CheckEnv", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckEnv,), frozen=True
     )
-    parsed = tyro.cli(typed, prog="marl check-env", args=args, config=(OmitArgPrefixes,), description=CheckEnv.__doc__)
+    flat = (OmitArgPrefixes,)
+    parsed = tyro.cli(
+        typed, prog="marl check-env", args=args, config=flat, description=CheckEnv.__doc__, registry=KEYWORDS
+    )
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
     for line in check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed):
         print(line)

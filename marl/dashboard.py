@@ -80,9 +80,10 @@ def number(value: float) -> str:
         return str(value)
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value)}"
-    if 1e-3 <= abs(value) < 1e6:
-        digits = max(0, 3 - math.floor(math.log10(abs(value))))
-        return f"{value:.{digits}f}"
+    rounded = float(f"{value:.3e}")
+    if 1e-3 <= abs(rounded) < 1e6:
+        digits = max(0, 3 - math.floor(math.log10(abs(rounded))))
+        return f"{rounded:.{digits}f}"
     return f"{value:.1e}"
 
 
@@ -205,7 +206,9 @@ class Board:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, 120)
         body = Group(*self._progress(width - 4), Text(), *self._returns(width - 4), Text(), *self._details(width - 4))
-        yield Panel(body, title=Text(self.title, style="bold"), title_align="left", border_style="blue", width=width)
+        title = Text(self.title, style="bold")
+        title.truncate(width - 6, overflow="ellipsis")  # rich would widen the panel for a longer one
+        yield Panel(body, title=title, title_align="left", border_style="blue", width=width)
 
     def _progress(self, width: int) -> Iterator[RenderableType]:
         left = self.seconds_left() if self._marks else None
@@ -359,8 +362,8 @@ class ConsoleTracker:
         self.message(f"{tag} at {steps(step)}: {first}")
 
     def message(self, text: str) -> None:
-        """Print a line, above the dashboard where there is one."""
-        with suppress(OSError):
+        """Print a line, above the dashboard where there is one. A signal handler may call it, too."""
+        with suppress(OSError, RuntimeError):  # RuntimeError: the signal came within another print
             self._print(text)
 
     def close(self) -> None:

@@ -21,6 +21,14 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class FactoryOptions:
+    """Options of a factory of your own."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+
+@dataclass(frozen=True)
 class EnvEntry:
     """A family of environments. `options` is a frozen dataclass whose fields are keyword arguments of `make`."""
 
@@ -172,7 +180,7 @@ def _user_entry(name: str) -> EnvEntry:
             "installed module, or run from the folder that holds it"
         ) from error
 
-    def make(task: str, **options: Any) -> Any:
-        return factory(**options)
+    def make(task: str, kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ARG001 - the interface of factories
+        return factory(**(kwargs or {}))
 
-    return EnvEntry(name=name, make=make)
+    return EnvEntry(name=name, make=make, options=FactoryOptions)

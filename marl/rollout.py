@@ -247,18 +247,23 @@ class Collector:
             index = int(np.flatnonzero(again.any(-1))[0])
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
-    def get_state(self) -> tuple[dict[str, Any], list[State | None]]:
-        """Progress of the running episodes, and the environments' states."""
-        data = {"return": self.episode_return.tolist(), "length": self.episode_length.tolist(), "total": self.total}
-        return data, self.env.get_state()
+    def get_state(self, environments: bool = True) -> dict[str, Any]:
+        """Progress of the running episodes and the environments' states; without them, of none."""
+        states = self.env.get_state() if environments else [None] * self.env.num_envs
+        return {
+            "return": self.episode_return.tolist(),
+            "length": self.episode_length.tolist(),
+            "total": self.total,
+            "envs": states,
+        }
 
-    def set_state(self, data: dict[str, Any], states: list[State | None]) -> bool:
+    def set_state(self, data: dict[str, Any]) -> bool:
         """Continue from `get_state`; False where environments could not be restored and start new episodes."""
         self.total = data["total"]
-        usable = [state for state in states if state is not None]
-        if len(usable) != self.env.num_envs:
+        states: list[State] = [state for state in data["envs"] if state is not None]
+        if len(states) != self.env.num_envs:
             return False
-        self.obs = self.env.set_state(usable)
+        self.obs = self.env.set_state(states)
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True

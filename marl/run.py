@@ -19,7 +19,7 @@ from marl.checkpoint import Checkpoint, load
 from marl.config import RunConfig, digest, flatten, from_yaml, to_yaml
 from marl.errors import CheckpointError, ConfigError, MarlError
 from marl.protocols import VectorEnv
-from marl.registry import AGENTS
+from marl.registry import AGENTS, find_env
 from marl.seeding import Streams, fix_globals
 from marl.threads import free_cores
 from marl.dashboard import ConsoleTracker
@@ -75,7 +75,7 @@ def execute(
     fix_globals(config.seed)
     torch.set_num_threads(1)
     free = free_cores()
-    env = make_train_env(config, config.compute.env_threads or free)
+    env = make_train_env(config, free)
     try:
         trainer = build(config, env, device, free)
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
@@ -116,13 +116,16 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
         raise
 
 
-def make_train_env(config: RunConfig, threads: int) -> VectorEnv:
+def make_train_env(config: RunConfig, free: int) -> VectorEnv:
+    """This rank's share of the environments; one that is batched by nature takes the `free` cores by default."""
     world = distributed.world_size()
     count, left = divmod(config.collect.num_envs, world)
     if left:
         raise ConfigError(f"num_envs is {config.collect.num_envs}, which {world} ranks do not divide; give a multiple")
-    workers = config.collect.workers
-    return make_vector(config.env, options(config), count, min(count, workers), threads, config.collect.restart_workers)
+    workers = min(count, config.collect.workers)
+    batched = find_env(config.env)[0].batch is not None and not workers
+    threads = config.compute.env_threads or (min(free, count) if batched else 1)
+    return make_vector(config.env, options(config), count, workers, threads, config.collect.restart_workers)
 
 
 def options(config: RunConfig) -> dict[str, Any]:
@@ -151,7 +154,10 @@ def make_tracker(config: RunConfig, folder: Path, resumed: int | None) -> tuple[
     tracker = MultiTracker(
         [JsonlTracker(folder / "metrics.jsonl", resumed), TensorBoardTracker(folder, resumed), console]
     )
-    tracker.config(to_yaml(config), flatten(config))
+    flat = flatten(config)
+    # TensorBoard's table of hyper-parameters shows the first few.
+    first = ("agent", "env", "seed", "learning_rate", "steps")
+    tracker.config(to_yaml(config), {name: flat[name] for name in first} | flat)
     return tracker, console.message
 
 

@@ -206,12 +206,7 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
         """
         optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
-        progress, states = self.collector.get_state()
-        local = {
-            "progress": progress,
-            "envs": states if environments else [None] * len(states),
-            "rng": rng_state(self.generators),
-        }
+        local = {"collector": self.collector.get_state(environments), "rng": rng_state(self.generators)}
         tensors = {
             "model": dict(self.module.state_dict()),
             "optimiser": optimiser_tensors,
@@ -244,7 +239,7 @@ class Trainer:
         self.iteration, self.free_threads = data["iteration"], data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
-        if self.collector.set_state(local["progress"], local["envs"]):
+        if self.collector.set_state(local["collector"]):
             return []
         return ["the environments' states could not be restored: their episodes start anew, the rest continues exactly"]
 

@@ -205,7 +205,11 @@ class SyncVector(_Vector):
         _need_makes(makes)
         self._shard = Shard(makes, 0, name)
         spec = self._shard.spec
-        super().__init__(spec, name, [range(len(makes))], bytearray(Buffers.size(spec, len(makes))))
+        try:
+            super().__init__(spec, name, [range(len(makes))], bytearray(Buffers.size(spec, len(makes))))
+        except MarlError:
+            self._shard.close()
+            raise
         self._shard.attach(self._buffers)
 
     def _ask(self, method: str, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:

@@ -182,7 +182,7 @@ class Simulation:
         """(480, 480, 3) uint8 of one environment. Raises ConfigError where OpenGL cannot draw off screen."""
         if self._renderer is None:
             self._renderer = _open_renderer(self.model)
-        scene = mujoco.MjData(self.model)  # a copy: drawing must not touch the solver's warm start
+        scene = mujoco.MjData(self.model)  # a copy, because drawing needs a forward pass that the episode does not make
         mujoco.mj_setState(self.model, scene, self.get_state(index)["physics"], _PHYSICS)
         mujoco.mj_forward(self.model, scene)
         self._renderer.update_scene(scene, camera=self._camera())

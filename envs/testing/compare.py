@@ -45,11 +45,14 @@ def difference(expected: Any, actual: Any, field: str) -> str | None:
     if isinstance(expected, np.ndarray) and isinstance(actual, np.ndarray):
         if expected.shape != actual.shape or expected.dtype != actual.dtype:
             return f"{field} is {actual.dtype} {actual.shape}, it was {expected.dtype} {expected.shape}"
-        unequal = expected != actual
-        if not unequal.any():
+        pairs = zip(actual.flat, expected.flat, strict=True)
+        unequal = (
+            [new.tobytes() != old.tobytes() for new, old in pairs] if actual.tobytes() != expected.tobytes() else []
+        )
+        if not any(unequal):
             return None
-        index = np.argwhere(unequal)[0].tolist()
-        return f"{field}{index or ''} is {actual[tuple(index)]}, it was {expected[tuple(index)]}"
+        place = tuple(int(index) for index in np.unravel_index(unequal.index(True), actual.shape))
+        return f"{field}{list(place) or ''} is {actual[place]}, it was {expected[place]}"
     if isinstance(expected, Mapping) and isinstance(actual, Mapping):
         if expected.keys() != actual.keys():
             return f"{field} has the keys {sorted(actual)}, it had {sorted(expected)}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.testing.compare import blank_action, random_action, same, through_storage
 from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
+from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
 from marl.types import EnvSpec, Obs, Step
 
@@ -163,7 +164,10 @@ def _check_restore(env: Env, other: Env, record: list[Episode], seed: int) -> st
 
 def _check_render(env: Env) -> str:
     env.reset()
-    shown = env.render()
+    try:
+        shown = env.render()
+    except (ConfigError, MissingDependencyError) as error:
+        return f"render: not checked, {error}"
     where = f"{env.spec.name}, render"
     if isinstance(shown, np.ndarray):
         if shown.ndim != 3 or shown.shape[2] != 3 or shown.dtype != np.uint8:

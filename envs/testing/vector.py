@@ -108,18 +108,17 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
     check_array(Promise.BATCH, where, "reward", step.reward, (count, spec.num_agents), np.float32)
     check_array(Promise.BATCH, where, "terminated", step.terminated, (count,), np.bool_)
     check_array(Promise.BATCH, where, "truncated", step.truncated, (count,), np.bool_)
+    if step.restarted is not None and step.restarted.any():
+        fail(Promise.BATCH, where, f"restarted is {step.restarted.tolist()}; expected no environment to be lost")
     for index in range(count):
-        at, terminated, truncated = (
-            f"{where}, environment {index}",
-            bool(step.terminated[index]),
-            bool(step.truncated[index]),
-        )
+        at = f"{where}, environment {index}"
+        terminated, truncated = bool(step.terminated[index]), bool(step.truncated[index])
         check_reward(spec, step.reward[index], at)
         check_ending(terminated, truncated, at)
         check_time(spec, int(elapsed[index]), terminated, truncated, at)
     ended = np.flatnonzero(step.terminated | step.truncated)
     final = step.final
-    named = [] if final is None else list(final.env)
+    named = [] if final is None else np.asarray(final.env).tolist()
     if named != ended.tolist() or (final is not None and not named):
         told = "None" if final is None else f"for environments {named}"
         fail(Promise.AUTORESET, where, f"final is {told}; expected one for environments {ended.tolist()}, else None")
@@ -145,7 +144,7 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
         same(Promise.AUTORESET, f"{at}, (terminated, truncated)", (alone.terminated, alone.truncated), flags)
         if any(flags):
             assert step.final is not None
-            place = step.final.env.tolist().index(index)
+            place = np.asarray(step.final.env).tolist().index(index)
             same(Promise.AUTORESET, f"{at}, final observation", obs, _row(step.final.obs, place))
             same(Promise.AUTORESET, f"{at}, final info", dict(alone.info), dict(step.final.info[place]))
             obs = env.reset(None)

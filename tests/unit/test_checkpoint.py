@@ -93,6 +93,15 @@ def test_without_scores_there_is_no_best(tmp_path):
         load(tmp_path, which="best")
 
 
+def test_the_best_that_is_cut_short_does_not_count(tmp_path):
+    for step in (1, 2, 3):
+        put(tmp_path, step, score=-float(step))
+    os.truncate(tmp_path / "step_000000000001" / "model.safetensors", 100)
+    assert best(tmp_path) == tmp_path / "step_000000000002"
+    put(tmp_path, 4, keep=1)
+    assert steps(tmp_path) == [2, 4], "and it is not what pruning spares"
+
+
 def test_the_last_is_the_one_saved_last(tmp_path):
     for step in (100, 200, 300):
         put(tmp_path, step)
@@ -303,7 +312,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path):
 
 
 def test_a_really_full_disk(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True)
+    mounted = subprocess.run(["sh", "-c", f"mount -t tmpfs -o size=256k tmpfs '{tmp_path}'"], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete, Text
 
 from marl.errors import NonFiniteError
@@ -90,10 +91,12 @@ class Walk:
         return float(np.sum(action * np.arange(1, action.size + 1).reshape(action.shape)))
 
     def _observe(self) -> Obs:
+        self.before = self.rng.bit_generator.state
         for name in ("agents", "state"):
             self.buffers[name][...] = self.rng.random(self.buffers[name].shape) + self.trace
         for name in ("alive", "action_mask"):
             self.buffers[name][...] = self.rng.random(self.buffers[name].shape) < 0.7
+        self.buffers["action_mask"][:, 0] = True
         count = self.shape.agents
         text = tuple(f"{WORDS[self.rng.integers(5)]} {self.trace} {i}" for i in range(count))
         spoken = self.shape.candidates and self.rng.random() < 0.8
@@ -103,7 +106,7 @@ class Walk:
             alive=self.buffers["alive"],
             action_mask=self.buffers["action_mask"] if mask else None,
             state=self.buffers["state"] if self.shape.state else None,
-            candidates=tuple(list(WORDS[: self.rng.integers(1, 5)]) for _ in range(count)) if spoken else None,
+            candidates=tuple(WORDS[: self.rng.integers(1, 5)] for _ in range(count)) if spoken else None,
         )
 
     def render(self) -> np.ndarray | str | None:
@@ -112,7 +115,7 @@ class Walk:
     def get_state(self) -> dict[str, Any] | None:
         if not self.shape.saves:
             return None
-        return {"rng": self.rng.bit_generator.state, "steps": self.steps, "trace": self.trace}
+        return {"rng": self.before, "steps": self.steps, "trace": self.trace}
 
     def set_state(self, state: dict[str, Any]) -> Obs:
         self.rng.bit_generator.state = state["rng"]
@@ -123,7 +126,14 @@ class Walk:
         self.closed = True
 
 
-DISASTERS = ("", "raise", "kill", "segfault", "exit", "hang", "refuse")
+class Threads(Walk):
+    """Shows with how many threads its process computes."""
+
+    def render(self) -> str:
+        return f"{torch.get_num_threads()} thread of torch"
+
+
+DISASTERS = ("", "raise", "kill", "segfault", "exit", "hang", "refuse", "nap")
 
 
 class Troubled(Walk):
@@ -164,6 +174,8 @@ def disaster(kind: str) -> None:
         os._exit(3)
     if kind == "hang":
         time.sleep(60)
+    if kind == "nap":
+        time.sleep(0.4)
     if kind == "refuse":
         raise NonFiniteError("a NaN in the torque")
 
@@ -215,6 +227,15 @@ class Idle:
 
     def step(self, action: Any) -> Step:  # noqa: ARG002
         return self.one
+
+    def render(self) -> None:
+        return None
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> Obs:  # noqa: ARG002
+        return self.one.obs
 
     def close(self) -> None:
         pass

@@ -1,0 +1,41 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from marl.config import RunConfig, default_config, override
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+SMALL = {
+    "num_envs": 4,
+    "rollout_steps": 8,
+    "steps": 4 * 8 * 6,
+    "epochs": 2,
+    "minibatches": 3,
+    "eval_interval": 2,
+    "eval_episodes": 3,
+    "checkpoint_interval": 1,
+    "device": "cpu",
+    "learn_threads": 1,
+    "env_threads": 1,
+    "seed": 5,
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path):
+    """A run of six short iterations: `small(env, agent, **changes)`."""
+
+    def make(env: str = "toy/chain", agent: str = "mat", **changes) -> RunConfig:
+        settings = {**SMALL, "runs": str(tmp_path / "runs"), "name": "run", **changes}
+        fields = {f.name for f in dataclasses.fields(default_config(env, agent).agent_options)}
+        network = {"embedding": 16} if "embedding" in fields else {"hidden": (16,)}
+        return override(default_config(env, agent), {**network, **settings})
+
+    return make

@@ -1,0 +1,153 @@
+"""A run killed at any moment continues as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from marl import run
+from marl.config import override, to_yaml
+from marl.errors import CheckpointError, ConfigError
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    last = max((folder / "checkpoints").glob("step_*"))
+    return load_file(last / "model.safetensors") | load_file(last / "optimiser.safetensors")
+
+
+def log(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert log(one) == log(two)
+    assert log(one, "evaluations.jsonl") == log(two, "evaluations.jsonl")
+
+
+CASES = [
+    ("toy/chain", "mat", {"normalise_observations": True}),
+    ("toy/mortal", "mat", {"agent_order": "random"}),
+    ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
+    ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
+]
+
+
+@pytest.mark.parametrize(("env", "agent", "changes"), CASES)
+def test_half_and_half_is_the_whole(small, env, agent, changes):
+    whole = small(env, agent, name="whole", eval_interval=3, **changes)
+    run.start(whole)
+    half = replace(whole, name="half", steps=whole.steps // 2)
+    if "anneal_learning_rate" in changes:
+        # The schedule looks at the total, so the first half must know it: stop it from outside instead.
+        half = replace(half, steps=whole.steps)
+        stop_after(half, 3)
+        folder = run.resume(Path(half.runs) / "half", {})
+    else:
+        run.start(half)
+        folder = run.resume(Path(half.runs) / "half", {"steps": whole.steps})
+    assert_same_run(Path(whole.runs) / "whole", folder)
+
+
+def stop_after(config, iterations):
+    from marl.trainer import Trainer
+
+    class Stopping(Trainer):
+        def iterate(self):
+            metrics = super().iterate()
+            if self.iteration == iterations:
+                self.stop_reason = "interrupted"
+            return metrics
+
+    original, run.Trainer = run.Trainer, Stopping
+    try:
+        run.start(config)
+    finally:
+        run.Trainer = original
+
+
+def start_process(config, tmp_path: Path) -> subprocess.Popen:
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    code = (
+        "import sys; from marl.config import from_yaml; from marl.run import start\n"
+        "start(from_yaml(open(sys.argv[1]).read()))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.DEVNULL)
+
+
+def wait_for_checkpoint(folder: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("checkpoints/step_*"))) < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_kill_minus_nine(small, tmp_path):
+    config = small("toy/chain", "mat", name="whole", steps=4 * 8 * 40, eval_interval=7)
+    run.start(config)
+    killed = replace(config, name="killed")
+    folder = Path(config.runs) / "killed"
+    process = start_process(killed, tmp_path)
+    wait_for_checkpoint(folder, 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99999, "torn')
+    run.resume(folder, {})
+    assert_same_run(Path(config.runs) / "whole", folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_resumes_exactly(small, tmp_path, number):
+    config = small("toy/chain", "mat", name="whole", steps=4 * 8 * 60, eval_episodes=0, checkpoint_interval=50)
+    run.start(config)
+    stopped = replace(config, name="stopped", watch=replace(config.watch, checkpoint_interval=2))
+    folder = Path(config.runs) / "stopped"
+    process = start_process(stopped, tmp_path)
+    wait_for_checkpoint(folder, 1, process)
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    assert len(log(folder)) < 60
+    run.resume(folder, {})
+    a, b = weights(Path(config.runs) / "whole"), weights(folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [row["step"] for row in log(folder)] == [32 * i for i in range(1, 61)]
+
+
+def test_damaged_checkpoint_falls_back(small, caplog):
+    config = small(eval_episodes=0)
+    folder = run.start(config)
+    newest = max((folder / "checkpoints").glob("step_*"))
+    model = newest / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    before = log(folder)
+    run.resume(folder, {})
+    assert newest.name in caplog.text
+    assert log(folder) == before
+
+
+def test_other_settings_are_refused(small):
+    config = small()
+    folder = run.start(config)
+    with pytest.raises(ConfigError, match="clip"):
+        run.resume(folder, {"clip": 0.3})
+    (folder / "config.yaml").write_text(to_yaml(override(config, {"clip": 0.3})))
+    with pytest.raises(ConfigError, match="differs"):
+        run.resume(folder, {})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.start(config)
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
+        run.resume(folder.parent, {})

@@ -1,0 +1,49 @@
+"""Environments that misbehave on request, for `tests.support.broken:make`."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from envs.toy import make as make_toy
+from envs.wrappers import EnvWrapper
+from marl.types import Step
+
+
+class Broken(EnvWrapper):
+    """Toy chain whose step number `at`, counted over all episodes, does `what`.
+
+    With a `once` file only the first environment to get there misbehaves, and creates the file.
+    """
+
+    def __init__(self, what: str, at: int, once: str = "") -> None:
+        super().__init__(make_toy("chain"))
+        self.what, self.at, self.once, self.count = what, at, once, 0
+
+    def step(self, action: np.ndarray) -> Step:
+        self.count += 1
+        step = self.env.step(action)
+        if self.count != self.at or (self.once and Path(self.once).exists()):
+            return step
+        if self.once:
+            Path(self.once).touch()
+        if self.what == "reward":
+            return replace(step, reward=np.full_like(step.reward, np.nan))
+        if self.what == "observation":
+            return replace(step, obs=replace(step.obs, agents=np.full_like(step.obs.agents, np.inf)))
+        if self.what == "raise":
+            raise ZeroDivisionError("the simulator divided by zero")
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "sleep":
+            time.sleep(60)
+        if self.what == "huge":
+            return replace(step, reward=np.full_like(step.reward, 1e38))
+        return step
+
+
+def make(what: str = "nothing", at: int = 1, once: str = "") -> Broken:
+    return Broken(what, at, once)

@@ -1,0 +1,62 @@
+"""Run by torchrun: one update on this rank's rows, then everything that ranks must agree on, to a file."""
+
+import json
+import sys
+
+import torch
+
+from marl import distributed
+from marl.config import default_config, override
+from marl.normalise import RunningMoments, ValueNorm
+from marl.objective import Batch
+from marl.run import build
+from marl.trainer import standardise
+from marl.types import Nodes
+from marl.vector import make_vector
+
+ROWS = 12
+
+
+def main(path: str) -> None:
+    device = distributed.start("cpu")
+    rank, world = distributed.rank(), distributed.world_size()
+    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "ratio": "agent"})
+    env = make_vector(config.env, {}, 2 // world)
+    trainer = build(config, env, device, 1)
+    g = torch.Generator().manual_seed(0)
+    agents, actions = env.spec.num_agents, env.spec.action_size
+    alive = torch.rand((ROWS, agents), generator=g) < 0.7
+    inputs = {
+        "agents": torch.randn((ROWS, agents, env.spec.observation_size), generator=g),
+        "alive": alive,
+        "action_mask": torch.ones((ROWS, agents, actions), dtype=torch.bool),
+        "state": torch.randn((ROWS, env.spec.state_size), generator=g),
+    }
+    shape = (ROWS, agents, 1)
+    mask = alive.unsqueeze(-1)
+    nodes = Nodes(torch.randint(actions, shape, generator=g), mask, mask)
+    rest = [torch.randn(shape, generator=g) for _ in range(4)]
+    batch = Batch(inputs, nodes, -rest[0].abs(), *rest[1:])
+    mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
+    parts = trainer.update(mine, 0)
+    moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
+    moments.update(mine.inputs["agents"], mine.inputs["alive"])
+    norm.update(mine.returns, mine.nodes.mask)
+    scaled = standardise(mine.returns, mine.nodes.mask)
+    result = {
+        "parts": {name: float(x) for name, x in parts.items()},
+        "gradients": torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist(),
+        "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
+        "value_norm": [float(x) for x in norm.moments()],
+        "scaled": float(distributed.all_reduce(scaled.square().sum())),
+        "stop": distributed.any_rank(rank == world - 1, device),
+    }
+    everyone = distributed.gather(result)
+    if rank == 0:
+        with open(path, "w") as file:
+            json.dump(everyone, file)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,224 @@
+"""The console: what it shows, how often, and what it survives."""
+
+import errno
+import io
+import math
+import os
+
+import pytest
+from rich.console import Console
+
+from marl import dashboard
+from marl.dashboard import Board, ConsoleTracker, History, PatientConsole, duration, number, percent, sparkline, steps
+from marl.tracking import TAGS
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(dashboard.time, "monotonic", lambda: now[0])
+    return now
+
+
+ITERATION = {tag: 0.25 if tag.endswith("fraction") else 4980.3 for tag in TAGS if not tag.startswith("eval/")} | {
+    "gradient/norm": math.inf,
+    "loss/value": math.nan,
+}
+EVALUATION = {"eval/return": 5234.0, "eval/return_low": 5012.0, "eval/return_high": 5432.5, "eval/success": 0.8}
+
+
+def plain(terminal: bool = False) -> tuple[ConsoleTracker, io.StringIO]:
+    out = io.StringIO()
+    return ConsoleTracker("mat", 1000, Console(file=out, force_terminal=terminal, width=80, color_system=None)), out
+
+
+def test_plain_lines_are_the_first_the_evaluations_the_last_and_one_in_two_seconds(clock):
+    tracker, out = plain()
+    for step in range(10, 101, 10):
+        tracker.log(step, ITERATION | (EVALUATION if step == 40 else {}))
+        clock[0] += 0.6
+    tracker.close()
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "mat: 1000 steps"
+    assert [int(line.split()[0]) for line in lines[1:]] == [10, 40, 80, 100]
+    assert "EVALUATION 5234 [5012, 5432]" in lines[2]
+    assert "best 5234 at 40" in lines[2]
+    assert out.getvalue().isascii()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_last_line_that_was_printed_is_not_printed_again(clock):
+    tracker, out = plain()
+    tracker.log(10, ITERATION)
+    clock[0] += 5
+    tracker.log(20, ITERATION)
+    tracker.close()
+    tracker.close()
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_a_dumb_terminal_and_one_without_unicode_get_plain_lines(monkeypatch):
+    raw = io.BytesIO()
+    latin = io.TextIOWrapper(raw, encoding="latin-1")
+    tracker = ConsoleTracker("mat", 10, Console(file=latin, force_terminal=True))
+    tracker.message("→ done")
+    tracker.log(1, ITERATION)
+    assert b"? done" in raw.getvalue()
+    assert b"return" in raw.getvalue()
+    monkeypatch.setenv("TERM", "dumb")
+    tracker, out = plain(terminal=True)
+    tracker.log(1, ITERATION)
+    assert out.getvalue().isascii()
+
+
+def test_colour_in_the_environment_does_not_make_a_pipe_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ConsoleTracker("mat", 10).log(1, ITERATION)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("values", [{}, ITERATION, EVALUATION, ITERATION | EVALUATION], ids=["none", "i", "e", "both"])
+def test_the_dashboard_fits(width, values):
+    board = Board("a title " * 30, 10_000_000)
+    own = {f"prefix{index}/some_long_name": 1.0 for index in range(9)} | {f"p/name{index}": 1e7 for index in range(40)}
+    for step in range(0, 5_000_000, 10_000):
+        board.update(step, values | own)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    lines = ["".join(segment.text for segment in line) for line in console.render_lines(board)]
+    assert len(lines) <= 22
+    assert all(len(line.rstrip()) <= min(width, 120) for line in lines)
+    text = "\n".join(lines)
+    assert ("5234 [5012, 5432]" in text) == ("eval/return" in values)
+    assert text.count("none yet") == 2 - ("eval/return" in values) - ("episode/return" in values)
+    assert "4.99M of 10.0M" in text
+    assert ("nan" in text) == ("inf" in text) == ("loss/value" in values)
+
+
+def test_a_terminal_is_drawn_at_most_four_times_a_second(clock):
+    tracker, out = plain(terminal=True)
+    for step in range(101):
+        tracker.log(step, ITERATION)
+        clock[0] += 0.01
+    draws = out.getvalue().count("─ mat ─")
+    assert 3 <= draws <= 6
+    tracker.close()
+    assert "100 of 1000" in out.getvalue().rpartition("─ mat ─")[2]
+    assert out.getvalue().endswith("\x1b[?25h")
+
+
+def test_messages_and_texts_are_printed_in_both_modes():
+    for terminal in (False, True):
+        tracker, out = plain(terminal)
+        tracker.message("saved [bold]x[/bold] :smile:")
+        tracker.log(1, ITERATION)
+        tracker.message("y" * 200)
+        tracker.text(12_345, "sample", "\nfirst\nsecond")
+        tracker.close()
+        assert "saved [bold]x[/bold] :smile:" in out.getvalue()
+        assert "y" * 200 in out.getvalue()
+        assert "sample at 12.3k: first" in out.getvalue()
+        assert "second" not in out.getvalue()
+
+
+class BrokenOutput(io.StringIO):
+    def __init__(self, error: int) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, *_):
+        raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_a_console_that_cannot_be_written_to_stops_nothing(monkeypatch, terminal, error):
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    tracker = ConsoleTracker("mat", 10, PatientConsole(file=BrokenOutput(error), force_terminal=terminal))
+    tracker.message("x")
+    tracker.log(1, ITERATION | EVALUATION)
+    tracker.close()
+
+
+def test_the_best_evaluation_is_the_highest_that_is_a_number():
+    board = Board("x", 100)
+    for step, value in enumerate([-5.0, math.nan, 3.0, 2.0]):
+        board.update(step, {"eval/return": value})
+        board.update(step, {"loss/value": 1.0})
+    assert board.best == (3.0, 2)
+
+
+def test_the_time_left_follows_the_recent_pace(clock):
+    board = Board("x", 1000)
+    board.update(600, {"speed/steps_per_second": 100.0})  # a resumed run: the first 600 steps took no time here
+    assert board.seconds_left() == 4.0
+    clock[0] += 10
+    board.update(700, {"speed/steps_per_second": 100.0})
+    assert board.seconds_left() == pytest.approx(30.0)
+    clock[0] += 4
+    assert board.seconds_left() == pytest.approx(26.0)
+    board.update(1010, {})
+    assert board.seconds_left() == 0.0
+    assert board.fraction == 1.0
+
+
+def test_the_time_left_is_unknown_without_a_pace():
+    board = Board("x", 1000)
+    board.update(0, {})
+    assert board.seconds_left() is None
+
+
+def test_a_history_keeps_the_course_in_bounded_memory():
+    history = History()
+    for value in range(100_000):
+        history.add(float(value))
+        history.add(math.nan)
+    points = history.points()
+    assert len(points) <= dashboard.HISTORY_POINTS
+    assert points == sorted(points)
+    assert points[0] < 1000
+    assert points[-1] > 98_000
+
+
+def test_a_short_history_is_exact():
+    history = History()
+    for value in (3.0, 1.0, 2.0):
+        history.add(value)
+    assert history.points() == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "bars"),
+    [
+        ([], 5, ""),
+        ([1.0, 2.0], 0, ""),
+        ([7.0], 5, "▄"),
+        ([0.0, 1.0], 5, "▁█"),
+        ([float(value) for value in range(8)], 8, "▁▂▃▄▅▆▇█"),
+        ([0.0, 0.0, 1.0, 1.0], 2, "▁█"),
+        ([-1e300, 1e300], 2, "▁█"),
+    ],
+)
+def test_sparkline(values, width, bars):
+    assert sparkline(values, width) == bars
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.0, "0"), (12.0, "12"), (0.0123449, "0.01234"), (-5234.12, "-5234"), (99.9999, "100.0"), (3e-4, "3.0e-04")),
+        *((2.5e7, "2.5e+07"), (math.nan, "nan"), (-math.inf, "-inf"), (999999.5, "1.0e+06"), (1e-3, "0.001000")),
+    ],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_counts_times_and_fractions():
+    assert [steps(value) for value in (0, 9999, 12_500, 999_000, 4_800_000, 1.2e9)] == [
+        *("0", "9999", "12.5k", "999k", "4.80M", "1.20B")
+    ]
+    assert [duration(value) for value in (0, 58.9, 3753, 86_400 + 3 * 3600 + 720)] == [
+        *("0:00", "0:58", "1:02:33", "1 d 03:12")
+    ]
+    assert [percent(value) for value in (0.0, 0.345, 1.0, math.nan)] == ["0 %", "34 %", "100 %", "nan"]

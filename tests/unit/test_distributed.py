@@ -1,0 +1,64 @@
+"""Two ranks under torchrun are one run: the same gradient, the same statistics, the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from marl import run
+from marl.checkpoint import load
+from marl.config import to_yaml
+from marl.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(ranks: int, *args: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path):
+    tables = []
+    for ranks in (1, 2):
+        path = tmp_path / f"{ranks}.json"
+        torchrun(ranks, "-m", "tests.support.ranks", str(path))
+        tables.append(json.loads(path.read_text()))
+    (one,), two = tables
+    assert two[0] == two[1]
+    for name, value in one["parts"].items():
+        assert two[0]["parts"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert np.abs(one["gradients"]).max() > 1e-3
+    np.testing.assert_allclose(two[0]["gradients"], one["gradients"], rtol=1e-3, atol=1e-6)
+    for name in ("moments", "value_norm", "scaled"):
+        np.testing.assert_allclose(two[0][name], one[name], rtol=1e-6)
+    assert two[0]["stop"] is True
+
+
+def test_a_run_on_two_ranks_resumes_exactly_and_only_on_two(small, tmp_path):
+    start = tmp_path / "start.py"
+    start.write_text(
+        "import sys\nfrom pathlib import Path\nfrom marl import run\nfrom marl.config import from_yaml\n"
+        "if sys.argv[1] == 'start': run.start(from_yaml(Path(sys.argv[2]).read_text()))\n"
+        "else: run.resume(Path(sys.argv[2]), {'steps': int(sys.argv[3])})\n"
+    )
+    models = []
+    for name, steps in (("whole", 192), ("half", 96)):
+        config = small("toy/chain", "mat", name=name, steps=steps, eval_interval=3, target_kl=0.01)
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(to_yaml(config))
+        torchrun(2, str(start), "start", str(file))
+        folder = Path(config.runs) / name
+        if name == "half":
+            with pytest.raises(CheckpointError, match="2 ranks"):
+                run.resume(folder, {"steps": 192})
+            torchrun(2, str(start), "resume", str(folder), "192")
+        models.append(load(folder / "checkpoints").tensors["model"])
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

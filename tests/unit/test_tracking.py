@@ -1,0 +1,343 @@
+"""Trackers: what is written, and what survives a crash or a full disk."""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from marl import dashboard, tracking
+from marl.tracking import CHARTS, COMPARED, TAGS, JsonlTracker, MultiTracker, RecordFile, TensorBoardTracker
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk of `room` bytes: like the kernel, it writes what fits and then raises ENOSPC."""
+
+    room = 0
+
+    def write(self, data):
+        fitting = min(len(data), SmallDisk.room - self.tell())
+        if fitting <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(bytes(data[:fitting]))
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    def open_small(path, mode, **options):
+        if options.get("buffering") == 0:
+            return SmallDisk(path, mode.replace("b", ""))
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(tracking, "open", open_small, raising=False)
+    monkeypatch.setattr(SmallDisk, "room", 10**9)
+    return SmallDisk
+
+
+def read_lines(path: Path) -> list[dict]:
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def log_steps(path: Path, first: int, last: int, resume_step: int | None = None) -> JsonlTracker:
+    tracker = JsonlTracker(path, resume_step)
+    for step in range(first, last + 1):
+        tracker.log(step, {"episode/return": step / 3, "loss/value": float(-step)})
+        if step % 5 == 0:
+            tracker.text(step, "sample", "move e2\ndone ✓")
+    return tracker
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+def test_every_tag_has_a_one_line_meaning():
+    assert all(meaning.endswith(".") and "\n" not in meaning for meaning in TAGS.values())
+    assert all(re.fullmatch(r"[a-z]+/[a-z_]+", tag) for tag in TAGS)
+
+
+def test_charts_and_dashboard_show_only_known_tags():
+    for charts in CHARTS.values():
+        for kind, patterns in charts.values():
+            for pattern in patterns:
+                matching = [tag for tag in TAGS if tag == pattern or (kind == "Multiline" and re.match(pattern, tag))]
+                assert len(matching) == 1, pattern
+    shown = {tag for column in dashboard.COLUMNS for _, tag in column} | {tag for _, tag in dashboard.LINE}
+    assert shown | {tag for _, tag, _, _ in dashboard.SHARES} | set(COMPARED) <= TAGS.keys()
+
+
+# -------------------------------------------------------------------------------------------------- JSONL
+
+
+def test_a_line_is_on_disk_when_log_returns_and_timing_comes_last(tmp_path):
+    tracker = JsonlTracker(tmp_path / "run" / "metrics.jsonl")
+    tracker.config("seed: 1", {"seed": 1})
+    tracker.log(10, {"speed/memory_mb": 3.0, "loss/value": 0.5, "own/tag": 2})
+    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert list(line.items()) == [("step", 10), ("loss/value", 0.5), ("own/tag", 2.0), ("speed/memory_mb", 3.0)]
+    tracker.close()
+    tracker.close()
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0})
+    tracker.close()
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": None, "b": None, "c": None, "d": 1.0}]
+
+
+def test_floats_come_back_exactly(tmp_path):
+    values = {"a": 0.1 + 0.2, "b": 1e-300, "c": 2.0**53 + 2}
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log(1, values)
+    tracker.close()
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, **values}]
+
+
+def test_a_log_cut_anywhere_and_resumed_equals_an_uninterrupted_one(tmp_path):
+    log_steps(tmp_path / "whole.jsonl", 1, 9).close()
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    resume_step = 4
+    secured = b"".join(whole.splitlines(keepends=True)[:resume_step])
+    path = tmp_path / "cut.jsonl"
+    for size in {*range(len(secured) - 1, len(whole), 5), len(secured), len(whole) - 1, len(whole)}:
+        path.write_bytes(whole[:size])
+        log_steps(path, resume_step + 1, 9, resume_step).close()
+        assert path.read_bytes() == whole, size
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.jsonl", "cut.jsonl"}
+
+
+def test_without_a_resume_step_only_a_torn_line_goes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "a": 1.0}\n{"step": 2, "a"')
+    tracker = JsonlTracker(path)
+    tracker.log(3, {"a": 3.0})
+    tracker.close()
+    assert [line["step"] for line in read_lines(path)] == [1, 3]
+
+
+def test_torn_lines_in_the_middle_do_not_take_others_with_them(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"ste\nnull\n{"a": 1}\n{"step": null}\n\n{"step": 2}\n\xff\xfe\n{"step": 3}\n')
+    JsonlTracker(path, 2).close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_failed_drop_leaves_the_old_log(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 5).close()
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="broken"):
+        JsonlTracker(path, 2)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_resume_that_drops_nothing_does_not_rewrite(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 5).close()
+    inode = path.stat().st_ino
+    JsonlTracker(path, 5).close()
+    assert path.stat().st_ino == inode
+
+
+# ---------------------------------------------------------------------------------------------- full disk
+
+
+def test_lines_wait_for_space_and_arrive_in_order(tmp_path, disk, capsys):
+    path = tmp_path / "metrics.jsonl"
+    disk.room = 100
+    tracker = log_steps(path, 1, 40)
+    warning = capsys.readouterr().err
+    assert warning.count("warning: cannot write") == 1
+    assert str(path) in warning
+    assert "No space left on device" in warning
+    disk.room = 10**9
+    tracker.log(41, {"a": 1.0})
+    assert "written again" in capsys.readouterr().err
+    tracker.close()
+    assert capsys.readouterr().err == ""
+    numbers = [line["step"] for line in read_lines(path) if "sample" not in line]
+    assert numbers == list(range(1, 42))
+
+
+@pytest.mark.parametrize("room", range(0, 120, 7))
+def test_only_whole_lines_stay_and_the_rest_is_counted(tmp_path, disk, capsys, room):
+    path = tmp_path / "metrics.jsonl"
+    log_steps(tmp_path / "whole.jsonl", 1, 4).close()
+    disk.room = room
+    log_steps(path, 1, 4).close()
+    kept = read_lines(path)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    assert path.read_bytes() == b"".join(lines[: len(kept)])
+    assert len(b"".join(lines[: len(kept) + 1])) > room
+    assert f"{4 - len(kept)} records of {path} were lost" in capsys.readouterr().err
+
+
+def test_memory_is_bounded_and_the_newest_are_kept(tmp_path, disk, capsys, monkeypatch):
+    monkeypatch.setattr(tracking, "HELD_RECORDS", 5)
+    disk.room = 0
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    for step in range(1, 21):
+        tracker.log(step, {})
+    disk.room = 10**9
+    tracker.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [16, 17, 18, 19, 20]
+    assert "15 records" in capsys.readouterr().err
+
+
+def test_a_close_in_time_loses_nothing(tmp_path, disk, capsys):
+    disk.room = 10
+    tracker = log_steps(tmp_path / "metrics.jsonl", 1, 4)
+    disk.room = 10**9
+    tracker.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert "lost" not in capsys.readouterr().err
+
+
+def test_each_time_the_disk_fills_there_is_one_warning(tmp_path, disk, capsys):
+    file = RecordFile(tmp_path / "log")
+    for room in (2, 100, 100, 2, 2, 100):
+        disk.room = room
+        file.write(b"12345")
+    file.close()
+    assert capsys.readouterr().err.count("cannot write") == 2
+    assert (tmp_path / "log").read_bytes() == b"12345" * 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_the_kernels_own_full_device(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    log_steps(path, 1, 3).close()
+    assert f"3 records of {path} were lost" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------- TensorBoard
+
+
+def load(directory: Path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.tensor_proto.float_val[0]) for event in load(directory).Tensors(tag)]
+
+
+def board_steps(directory: Path, first: int, last: int, resume_step: int | None = None) -> TensorBoardTracker:
+    tracker = TensorBoardTracker(directory, resume_step)
+    tracker.config("seed: 1\n", {"seed": 1, "clip": 0.2, "gae": True, "sizes": (64, 64), "limit": None, "name": "mat"})
+    for step in range(first, last + 1):
+        tracker.log(step * 100, {"eval/return": step / 2, "own/tag": math.nan})
+    return tracker
+
+
+def test_scalars_with_descriptions_in_one_run(tmp_path):
+    tracker = board_steps(tmp_path, 1, 3)
+    tracker.text(100, "sample", "hello *world*")
+    assert scalars(tmp_path, "eval/return") == [(100, 0.5), (200, 1.0), (300, 1.5)]  # on disk before close
+    tracker.close()
+    accumulator = load(tmp_path)
+    assert accumulator.SummaryMetadata("eval/return").summary_description == TAGS["eval/return"]
+    assert accumulator.SummaryMetadata("own/tag").summary_description == ""
+    assert math.isnan(scalars(tmp_path, "own/tag")[0][1])
+    assert accumulator.Tensors("sample")[0].tensor_proto.string_val == [b"hello *world*"]
+    assert accumulator.Tensors("config")[0].tensor_proto.string_val == [b"```yaml\nseed: 1\n```"]
+    (file,) = tmp_path.iterdir()
+    assert file.is_file()
+
+
+def test_the_hyper_parameter_page(tmp_path):
+    from tensorboard.plugins.hparams import metadata
+
+    board_steps(tmp_path, 1, 1).close()
+    accumulator = load(tmp_path)
+    start = accumulator.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    values = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert values["seed"].number_value == 1
+    assert values["gae"].bool_value is True
+    assert values["sizes"].string_value == "(64, 64)"
+    assert values["limit"].string_value == "None"
+    content = accumulator.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    assert [info.name.tag for info in experiment.metric_infos] == list(COMPARED)
+    shown = {info.name: info.differs for info in experiment.hparam_infos}
+    assert shown == {"seed": True, "clip": True, "gae": True, "sizes": True, "limit": True, "name": False}
+
+
+def test_the_chart_layout_names_every_category(tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    board_steps(tmp_path, 1, 1).close()
+    (stored,) = load(tmp_path).Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])  # pyright: ignore
+    assert [category.title for category in layout.category] == list(CHARTS)
+
+
+def test_a_resumed_run_shows_no_step_twice(tmp_path):
+    board_steps(tmp_path, 1, 8).close()
+    (first,) = tmp_path.iterdir()
+    with open(first, "ab") as file:
+        file.write(b"\x30\x00\x00")  # a record that the kill tore
+    board_steps(tmp_path, 5, 6, resume_step=450).close()
+    assert scalars(tmp_path, "eval/return") == [(step * 100, step / 2) for step in range(1, 7)]
+
+
+def test_a_full_disk_leaves_a_readable_event_file(tmp_path, disk, capsys):
+    disk.room = 4000
+    tracker = board_steps(tmp_path, 1, 60)
+    assert "cannot write" in capsys.readouterr().err
+    assert scalars(tmp_path, "eval/return")[0] == (100, 0.5)
+    disk.room = 10**9
+    tracker.log(6100, {"eval/return": 30.5})
+    assert scalars(tmp_path, "eval/return") == [(step * 100, step / 2) for step in range(1, 62)]
+    tracker.close()
+
+
+# --------------------------------------------------------------------------------------------- fanning out
+
+
+class Recorder:
+    def __init__(self, name: str, calls: list[tuple], broken: bool = False) -> None:
+        self.name, self.calls, self.broken = name, calls, broken
+
+    def config(self, text, flat):
+        self.calls.append((self.name, "config", text, flat))
+
+    def log(self, step, values):
+        self.calls.append((self.name, "log", step, values))
+
+    def text(self, step, tag, value):
+        self.calls.append((self.name, "text", step, tag, value))
+
+    def close(self):
+        self.calls.append((self.name, "close"))
+        if self.broken:
+            raise ValueError("cannot close")
+
+
+def test_every_tracker_gets_every_call_in_order():
+    calls: list[tuple] = []
+    tracker = MultiTracker([Recorder("a", calls, broken=True), Recorder("b", calls)])
+    tracker.config("x", {"y": 1})
+    tracker.log(1, {"z": 2.0})
+    tracker.text(1, "t", "v")
+    with pytest.raises(ValueError, match="cannot close"):
+        tracker.close()
+    one = [("config", "x", {"y": 1}), ("log", 1, {"z": 2.0}), ("text", 1, "t", "v"), ("close",)]
+    assert calls == [(name, *call) for call in one for name in "ab"]

@@ -1,0 +1,181 @@
+"""What the trainer does with bad numbers, dead workers and odd sizes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from marl import run
+from marl.checkpoint import load
+from marl.config import override
+from marl.errors import ConfigError, NonFiniteError, UnknownNameError, WorkerError
+from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.objective import Batch
+from marl.rollout import minibatches
+from marl.trainer import explained_variance, standardise
+from marl.types import Nodes
+from marl.vector import make_vector
+
+BROKEN = "tests.support.broken:make"
+
+
+def broken(small, what, at, once="", **changes):
+    config = small(BROKEN, "mat", eval_episodes=0, **changes)
+    return override(config, {"kwargs": {"what": what, "at": at, "once": str(once)}})
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_nan_is_located_and_what_was_learned_is_kept(small, tmp_path, what):
+    once = tmp_path / "once"
+    config = broken(small, what, at=19, once=once)  # the third rollout of eight steps
+    with pytest.raises(
+        NonFiniteError, match=r"environment 0, agent 'agent_0'.*step 4 .*after 76 environment"
+    ) as caught:
+        run.start(config)
+    assert "marl resume" in caught.value.__notes__[0]
+    folder = Path(config.runs) / "run"
+    assert load(folder / "checkpoints").step == 2 * 32
+    run.resume(folder, {})
+    assert rows(folder)[-1]["step"] == config.steps
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_dropped_episodes_are_left_out(small, tmp_path, what):
+    config = broken(small, what, at=19, once=tmp_path / "once", on_nonfinite="drop")
+    folder = run.start(config)
+    dropped = [row.get("episode/dropped", 0) for row in rows(folder)]
+    assert dropped == [0, 0, 1, 0, 0, 0]
+    assert all(np.isfinite(v) for row in rows(folder) for v in row.values())
+
+
+def test_non_finite_loss_keeps_finite_weights(small):
+    config = broken(small, "huge", at=12)
+    with pytest.raises(NonFiniteError, match="iteration 2, epoch 1"):
+        run.start(config)
+    checkpoint = load(Path(config.runs) / "run" / "checkpoints")
+    assert all(torch.isfinite(x).all() for x in checkpoint.tensors["model"].values())
+    assert checkpoint.step == 32
+
+
+@pytest.mark.parametrize(("what", "said"), [("raise", "divided by zero"), ("kill", "SIGKILL")])
+def test_a_lost_worker_stops_the_run_with_a_checkpoint(small, what, said):
+    config = broken(small, what, at=19, workers=2)
+    with pytest.raises(WorkerError, match=said) as caught:
+        run.start(config)
+    assert "marl resume" in caught.value.__notes__[0]
+    assert load(Path(config.runs) / "run" / "checkpoints").step == 2 * 32
+
+
+def test_a_lost_worker_is_restarted_on_request(small, tmp_path):
+    config = broken(small, "kill", at=19, once=tmp_path / "once", workers=2, restart_workers=True)
+    folder = run.start(config)
+    assert rows(folder)[-1]["step"] == config.steps
+    assert sum(row.get("episode/dropped", 0) for row in rows(folder)) == 2
+
+
+def test_full_disc_while_logging_does_not_stop_training(small, capsys):
+    config = small(eval_episodes=0)
+    folder = Path(config.runs) / "run"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    run.start(config)
+    assert load(folder / "checkpoints").step == config.steps
+    assert "metrics.jsonl" in "".join(capsys.readouterr())
+
+
+def test_kl_stop_ends_the_epochs(small):
+    config = small(target_kl=1e-9, epochs=5, learning_rate=1e-2, eval_episodes=0, steps=64)
+    assert [row["policy/epochs"] for row in rows(run.start(config))] == [1.0, 1.0]
+
+
+def test_stop_return_ends_the_run(small):
+    folder = run.start(small(stop_return=-1.0))
+    assert rows(folder)[-1]["step"] == 2 * 32
+
+
+def test_micro_batches_and_processes_change_nothing(small):
+    """The same weights whatever the forward passes hold, up to rounding, and wherever environments are stepped."""
+    reference = load(run.start(small(name="a", eval_episodes=0)) / "checkpoints").tensors["model"]
+    for name, changes, tolerance in (("b", {"micro_batch": 3}, 2e-4), ("c", {"workers": 3}, 0.0)):
+        other = load(run.start(small(name=name, eval_episodes=0, **changes)) / "checkpoints").tensors["model"]
+        for key, x in reference.items():
+            torch.testing.assert_close(other[key], x, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"minibatches": 33}, "33, more than the 32 rows"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"clip": 0.0}, "clip is 0.0"),
+        ({"gamma": 1.5}, "gamma is 1.5"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"device": "cuda:7"}, "sees no GPU"),
+        ({"stop_return": 1.0, "eval_episodes": 0}, "eval_episodes is 0"),
+        ({"restart_workers": True}, "worker"),
+    ],
+)
+def test_wrong_values_are_refused_before_any_work(small, changes, said):
+    if "device" in changes and torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(ConfigError, match=said):
+        run.start(small(**changes))
+
+
+def test_unknown_names_suggest(small):
+    with pytest.raises(UnknownNameError, match="'mat'"):
+        small(agent="mta")
+    with pytest.raises(UnknownNameError, match="'climbing'"):
+        small(env="toy/climing")
+    with pytest.raises(UnknownNameError, match="'mamujoco'"):
+        small(env="mamujoko/Ant-4x2")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        small(learning_rat=1.0)
+    with pytest.raises(ConfigError, match="cannot import"):
+        small(env="no.such.module:make")
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 20])
+def test_minibatches_hold_every_row_once(count):
+    x = torch.arange(20)
+    empty = torch.zeros(20, 1, 1)
+    nodes = Nodes(empty, empty.bool(), empty.bool())
+    batch = Batch({"x": x}, nodes, empty, empty, empty, empty)
+    parts = [part.inputs["x"] for part in minibatches(batch, count, torch.Generator().manual_seed(0))]
+    assert len(parts) == count
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert torch.equal(torch.cat(parts).sort().values, x)
+
+
+def test_standardise_and_explained_variance_ignore_what_is_masked():
+    x = torch.tensor([1.0, 2.0, 3.0, float("nan")])
+    mask = torch.tensor([True, True, True, False])
+    scaled = standardise(x, mask)
+    np.testing.assert_allclose(scaled.numpy(), [-1.22473, 0.0, 1.22473, 0.0], atol=1e-4)
+    assert explained_variance(x, x, mask) == 1.0
+    assert explained_variance(torch.zeros(4), x, mask) == 0.0
+
+
+def test_evaluation_is_paired_and_plays_every_seed():
+    """Whatever the number of environments, episode i is the same; long and short ones count alike."""
+    from agents.scripted import FixedPolicy
+
+    seeds = paired_seeds(7)
+    tables = []
+    for count in (1, 3, 10):
+        env = make_vector("toy/copy", {}, count)
+        tables.append(evaluate(FixedPolicy(env.spec, 0.0), env, seeds))
+        env.close()
+    assert tables[0] == tables[1] == tables[2]
+    assert [row.seed for row in tables[0]] == seeds
+    assert len({row.returns for row in tables[0]}) > 1
+    summary = summarise(tables[0])
+    assert summary["eval/return_low"] <= summary["eval/return"] <= summary["eval/return_high"]
