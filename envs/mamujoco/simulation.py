@@ -36,7 +36,9 @@ class Simulation:
         self.base = single_agent_env(task)
         self.model = self.base.model
         self.scenario = SCENARIOS[task.rules](self.base)
-        self.layout = find_layout(self.scenario, multi_agent_env(task, options.agent_obsk, self.base))
+        upstream = multi_agent_env(task, options.agent_obsk, self.base)
+        self.layout = find_layout(self.scenario, upstream)
+        self._whole = upstream.agent_obsk is None
         self.disabled = _actuator(self.model, options.disabled_joint)
         self.max_steps: int = options.max_steps or default_max_steps(task)
         self.spec = self._spec(name)
@@ -122,7 +124,7 @@ class Simulation:
     def _command(self, action: np.ndarray) -> np.ndarray:
         """Sets the torques; returns them (E, actuators) as mamujoco_v1 gives them to the reward.
 
-        A lone agent's stay float32 there, and so do its control costs.
+        Where one agent is the whole robot they stay float32 there, and so do the control costs.
         """
         expected = (len(self.datas), *self.layout.mask.shape)
         if action.shape != expected:
@@ -131,7 +133,7 @@ class Simulation:
         if self.disabled is not None:
             command[:, self.disabled] = 0.0
         self._control[:] = command
-        return command if self.spec.num_agents == 1 else self._control
+        return command if self._whole else self._control
 
     def _run(self, lanes: list[Any]) -> None:
         """The physics of some environments, and the copy of what the scenario uses into the table."""
@@ -221,14 +223,21 @@ def _actuator(model: Any, joint: int | str | None) -> int | None:
     return joint
 
 
+_cannot_draw: Exception | None = None
+
+
 def _open_renderer(model: Any) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Without a display GLFW warns before it fails; the error below says it all.
-            warnings.filterwarnings("ignore", module="glfw")
-            return mujoco.Renderer(model, _FRAME, _FRAME)
-    except Exception as error:  # each OpenGL platform fails with its own class
-        raise ConfigError(
-            f"MuJoCo cannot draw off screen ({error}); set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts, and "
-            "install the library behind it: apt-get install libegl1, or libosmesa6"
-        ) from error
+    """Tries once in a process: after a failure, MuJoCo would abort the process at the second attempt."""
+    global _cannot_draw
+    if _cannot_draw is None:
+        try:
+            with warnings.catch_warnings():
+                # Without a display GLFW warns before it fails; the error below says it all.
+                warnings.filterwarnings("ignore", module="glfw")
+                return mujoco.Renderer(model, _FRAME, _FRAME)
+        except Exception as error:  # each OpenGL platform fails with its own class
+            _cannot_draw = error
+    raise ConfigError(
+        f"MuJoCo cannot draw off screen ({_cannot_draw}); set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts, "
+        "and install the library behind it: apt-get install libegl1, or libosmesa6"
+    ) from _cannot_draw

@@ -1,0 +1,288 @@
+"""`marl bench`: how fast each layer is, as ratios to a baseline measured in the same run."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from marl.config import override
+from marl.errors import ConfigError
+from marl.objective import Batch
+from marl.registry import AGENTS, EnvFactory, find_env
+from marl.run import build, options, peak_memory_mb
+from marl.threads import free_cores, usable_cores
+from marl.types import EnvSpec, Obs
+from marl.vector import ProcessVector, SyncVector, make_vector
+
+Part = Literal["env", "act", "update", "train"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed on this machine. Every figure is the median of several rounds that take turns.
+
+    env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop.
+    """
+
+    parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
+    """What to measure."""
+    env: str = "mamujoco/HalfCheetah-6x1"
+    """The environment of env and train."""
+    num_envs: int = 64
+    """Environments of env."""
+    rounds: int = 5
+    """Rounds that are measured of each figure."""
+    seconds: float = 0.5
+    """Length of a round."""
+
+    def __post_init__(self) -> None:
+        if self.num_envs < 1 or self.rounds < 1 or self.seconds <= 0:
+            raise ConfigError("num_envs and rounds must be 1 or more, and seconds positive")
+
+
+Row = tuple[str, float, float]
+"""Name, median figure, and its spread (highest less lowest, as a share of the median)."""
+
+
+def run(config: Bench) -> None:
+    """Measure the parts and print a table each."""
+    find_env(config.env)
+    console = Console()
+    cores = usable_cores()
+    console.print(f"{cores} cores, {free_cores()} of them free; torch {torch.__version__}, numpy {np.__version__}")
+    torch.set_num_threads(1)
+    for part in config.parts:
+        console.print(PARTS[part](config))
+    console.print(f"peak memory of this process {peak_memory_mb():.0f} MiB")
+
+
+def measure(work: dict[str, Callable[[], int]], config: Bench) -> list[Row]:
+    """Units of work per second. Each function does some units and returns how many; they take turns."""
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    for function in work.values():
+        function()
+    for _ in range(config.rounds):
+        for name, function in work.items():
+            done, start = 0, time.perf_counter()
+            while time.perf_counter() - start < config.seconds:
+                done += function()
+            rates[name].append(done / (time.perf_counter() - start))
+    return [(name, statistics.median(x), (max(x) - min(x)) / statistics.median(x)) for name, x in rates.items()]
+
+
+def table_of(title: str, rows: list[Row], unit: str, baseline: str, invert: bool = False) -> Table:
+    """Figures beside their ratio to the row called `baseline`; `invert` shows milliseconds per unit of work."""
+    table = Table("", unit, f"times {baseline}", "spread", title=title)
+    base = next(rate for name, rate, _ in rows if name == baseline)
+    for name, rate, spread in rows:
+        figure = f"{1000 / rate:.2f}" if invert else f"{rate:,.0f}"
+        ratio = base / rate if invert else rate / base
+        table.add_row(name, figure, f"{ratio:.2f}", f"{spread:.0%}")
+    return table
+
+
+def env_part(config: Bench) -> Table:
+    """Steps per second from the bare simulator up to worker processes."""
+    with contextlib.ExitStack() as stack:
+        work: dict[str, Callable[[], int]] = {}
+        family = config.env.partition("/")[0]
+        baseline = "one environment"
+        if family == "mamujoco":
+            work |= mujoco_baselines(config)
+            baseline = "mamujoco_v1"
+        else:
+            work[baseline] = stepper(SyncVector([EnvFactory(config.env)], config.env), stack)
+        cores = usable_cores()
+        batched = find_env(config.env)[0].batch is not None
+        for threads in sorted({1, cores}) if batched else [1]:
+            vector = make_vector(config.env, {}, config.num_envs, threads=threads)
+            work[f"vector of {config.num_envs}, {threads} threads"] = stepper(vector, stack)
+        if batched:
+            work["vector of 1"] = stepper(make_vector(config.env, {}, 1), stack)
+        for workers in sorted({1, cores}):
+            vector = ProcessVector([EnvFactory(config.env)] * config.num_envs, workers, name=config.env)
+            work[f"{workers} worker processes"] = stepper(vector, stack)
+        return table_of(f"{config.env}: environment steps a second", measure(work, config), "steps/s", baseline)
+
+
+def stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
+    """Steps a vector with fixed random actions."""
+    stack.callback(vector.close)
+    rng = np.random.default_rng(0)
+    obs = vector.reset(list(range(vector.num_envs)))
+    actions = [random_action(vector.spec, obs, rng) for _ in range(16)]
+    count = iter(range(10**12))
+
+    def step() -> int:
+        vector.step(actions[next(count) % 16])
+        return vector.num_envs
+
+    return step
+
+
+def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarray:
+    if spec.discrete:
+        mask = np.ones((*obs.alive.shape, spec.action_size)) if obs.action_mask is None else obs.action_mask
+        return (rng.random(mask.shape) * mask).argmax(-1)
+    space: Any = spec.action_space
+    return rng.uniform(space.low, space.high, (*obs.alive.shape, spec.action_size)).astype(np.float32)
+
+
+def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
+    """Bare `mj_step` on as many states, and gymnasium-robotics' environment stepped one by one."""
+    import mujoco
+    from gymnasium_robotics import mamujoco_v1
+
+    scenario, _, partition = config.env.partition("/")[2].partition("-")
+    oracle = mamujoco_v1.parallel_env(scenario, partition or None)
+    oracle.reset(seed=0)
+    core: Any = oracle.single_agent_env.unwrapped  # type: ignore[attr-defined]
+    model, skip = core.model, core.frame_skip
+    rng = np.random.default_rng(0)
+    states = [mujoco.MjData(model) for _ in range(config.num_envs)]
+    for data in states:
+        data.ctrl[:] = rng.uniform(-1.0, 1.0, model.nu)
+    actions = {name: oracle.action_space(name).sample() for name in oracle.possible_agents}
+
+    def bare() -> int:
+        for data in states:
+            mujoco.mj_step(model, data, skip)
+        return len(states)
+
+    def wrapped() -> int:
+        for _ in range(64):
+            *_, truncated, _ = oracle.step(actions)
+            if any(truncated.values()):
+                oracle.reset()
+        return 64
+
+    return {"bare mj_step": bare, "mamujoco_v1": wrapped}
+
+
+SHAPES = ((6, 40, 15, 1), (3, 8, 30, 9), (8, 32, 80, 14), (27, 32, 285, 36))
+"""Agents, environments, observation, actions: HalfCheetah 6x1, then 3m, 8m and 27m_vs_30m of SMAC."""
+
+
+def policies(agents: int, observation: int, actions: int) -> Iterator[tuple[str, Any]]:
+    space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
+    spec = EnvSpec("bench", tuple(f"agent_{i}" for i in range(agents)), box, space, max_steps=100)
+    for name in ("mappo", "mat"):
+        entry = AGENTS.get(name)
+        torch.manual_seed(0)
+        yield name, entry.make(spec, entry.options())
+
+
+def act_part(config: Bench) -> Table:
+    """Milliseconds from numpy observations to numpy actions, log-probabilities and values, on one thread."""
+    table = Table("", "agent", "ms", "times mappo", "spread", title="acting, one thread")
+    for agents, envs, observation, actions in SHAPES:
+        rng = np.random.default_rng(0)
+        obs = Obs(rng.normal(size=(envs, agents, observation)).astype(np.float32), np.ones((envs, agents), dtype=bool))
+        work = {}
+        for name, policy in policies(agents, observation, actions):
+
+            def act(policy: Any = policy, obs: Obs = obs) -> int:
+                with torch.inference_mode():
+                    policy.act(policy.encode(obs))
+                return 1
+
+            work[name] = act
+        rows = measure(work, config)
+        for name, rate, spread in rows:
+            ratio = rows[0][1] / rate
+            table.add_row(f"{agents} agents x {envs}", name, f"{1000 / rate:.2f}", f"{ratio:.2f}", f"{spread:.0%}")
+    return table
+
+
+def update_part(config: Bench) -> Table:
+    """Milliseconds of one gradient step on 100 steps of each environment, on one thread and on all free cores."""
+    table = Table(
+        "", "agent", "threads", "ms", "times one thread", "spread", title="one update of 100 steps, one minibatch"
+    )
+    for agents, envs, observation, actions in SHAPES:
+        for name, policy in policies(agents, observation, actions):
+            batch = random_batch(policy, envs * 100, observation)
+            work = {}
+            for threads in sorted({1, usable_cores()}):
+                work[str(threads)] = updater(policy, batch, threads)
+            rows = measure(work, config)
+            for threads, rate, spread in rows:
+                cells = [threads, f"{1000 / rate:.1f}", f"{rows[0][1] / rate:.2f}", f"{spread:.0%}"]
+                table.add_row(f"{agents} agents x {envs}", name, *cells)
+    torch.set_num_threads(1)
+    return table
+
+
+def random_batch(policy: Any, rows: int, observation: int) -> Batch:
+    rng = np.random.default_rng(0)
+    agents = policy.spec.num_agents
+    obs = Obs(rng.normal(size=(rows, agents, observation)).astype(np.float32), np.ones((rows, agents), dtype=bool))
+    with torch.inference_mode():
+        inputs = policy.encode(obs)
+        decision = policy.act(inputs)
+    numbers = torch.randn(decision.value.shape)
+    # Tensors made in inference mode take no part in training; a clone made outside does.
+    nodes = type(decision.nodes)(
+        *(x.clone() for x in (decision.nodes.action, decision.nodes.mask, decision.nodes.trained))
+    )
+    inputs = {name: x.clone() for name, x in inputs.items()}
+    return Batch(inputs, nodes, decision.log_prob.clone(), decision.value.clone(), numbers, numbers)
+
+
+def updater(policy: Any, batch: Batch, threads: int) -> Callable[[], int]:
+    from marl.objective import ClippedPPO
+
+    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
+    objective = ClippedPPO()
+
+    def update() -> int:
+        torch.set_num_threads(threads)
+        optimiser.zero_grad(set_to_none=True)
+        evaluation = policy.evaluate(batch.inputs, batch.nodes)
+        objective(evaluation, batch, objective.counts(batch))[0].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
+        optimiser.step()
+        return 1
+
+    return update
+
+
+def train_part(config: Bench) -> Table:
+    """The whole loop with the tuned preset: steps per second, and where the time goes."""
+    from experiments.presets import choose
+
+    table = Table("agent", "steps/s", "env", "act", "learn", "other", "memory MiB", title=f"training on {config.env}")
+    for agent in ("mat", "mappo"):
+        settings, source = choose(config.env, agent)
+        settings = override(settings, {"seed": 1})
+        free = free_cores()
+        batched = find_env(config.env)[0].batch is not None
+        count = settings.collect.num_envs
+        env = make_vector(config.env, options(settings), count, threads=min(free, count) if batched else 1)
+        trainer = build(settings, env, torch.device("cpu"), free)
+        trainer.iterate()
+        metrics = [trainer.iterate() for _ in range(max(2, config.rounds // 2))]
+        env.close()
+        mean = {name: statistics.mean(m[name] for m in metrics) for name in metrics[0] if name.startswith("speed/")}
+        shares = [f"{mean[f'speed/{name}_fraction']:.0%}" for name in ("env", "act", "learn", "other")]
+        table.add_row(agent, f"{mean['speed/steps_per_second']:,.0f}", *shares, f"{peak_memory_mb():.0f}")
+        table.caption = source
+    return table
+
+
+PARTS: dict[str, Callable[[Bench], Table]] = {
+    "env": env_part,
+    "act": act_part,
+    "update": update_part,
+    "train": train_part,
+}
