@@ -4,7 +4,7 @@ Shape legend: E environments, N agents, D embedding, A actions, H heads.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
@@ -203,9 +203,10 @@ class MAT(VectorPolicy):
         ]
         action: Tensor | None = None
         actions, log_probs = [], []
+        blocks: Any = self.decoder
         for i in range(agents):
             x = self.embed_tokens(action, (envs, 1))
-            for block, cache in zip(self.decoder, caches, strict=True):
+            for block, cache in zip(blocks, caches, strict=True):
                 x = block.step(x, ordered[:, i : i + 1], cache, i)
             sample = self.head.sample(self.actor(x), mask[:, i : i + 1], None if noise is None else noise[:, i : i + 1])
             action = sample.action

@@ -24,9 +24,9 @@ class FixedPolicy:
         self.spec, self.constant = spec, constant
         self.head = make_head(spec, std_limit=1.0, std_start=0.5)
         self.slots = self.head.slots
-        if constant is not None and isinstance(self.head, CategoricalHead):
-            if constant != int(constant) or not 0 <= constant < spec.action_size:
-                raise ConfigError(f"action is {constant}; {spec.name} has the actions 0 to {spec.action_size - 1}")
+        discrete = constant is not None and isinstance(self.head, CategoricalHead)
+        if discrete and constant not in range(spec.action_size):
+            raise ConfigError(f"action is {constant}; {spec.name} has the actions 0 to {spec.action_size - 1}")
 
     def encode(self, obs: Obs) -> Inputs:
         alive = torch.as_tensor(obs.alive)

@@ -1,6 +1,7 @@
 """`marl bench`: how fast each layer is, as ratios to a baseline measured in the same run."""
 
 import contextlib
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -139,8 +140,9 @@ def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarr
 
 def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     """Bare `mj_step` on as many states, and gymnasium-robotics' environment stepped one by one."""
-    import mujoco
     from gymnasium_robotics import mamujoco_v1
+
+    mujoco: Any = importlib.import_module("mujoco")
 
     scenario, _, partition = config.env.partition("/")[2].partition("-")
     oracle = mamujoco_v1.parallel_env(scenario, partition or None)

@@ -18,8 +18,8 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from marl.config import FREE_TO_CHANGE, RunConfig
 from marl.errors import ConfigError, MarlError

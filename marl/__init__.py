@@ -1,8 +1,11 @@
 """seqmarl's learning core."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marl.registry import register_agent, register_env
+
+if TYPE_CHECKING:
+    from marl.loading import load_policy
 
 __all__ = ["load_policy", "register_agent", "register_env"]
 

@@ -151,7 +151,7 @@ class Collector:
         self.obs = step.obs
         reward, terminated, truncated = step.reward, step.terminated, step.truncated
         bad = self._bad(step)
-        lost = bad.any(-1)
+        lost: np.ndarray = np.any(bad, axis=-1)
         if lost.any():
             ended = terminated | truncated
             self._require_finite(np.flatnonzero(ended), bad)
@@ -208,7 +208,7 @@ class Collector:
         if step.final is not None:
             final = step.final.obs.agents
             if isinstance(final, np.ndarray):
-                bad[step.final.env] |= ~np.isfinite(final).all(-1)
+                bad[step.final.env] |= np.any(~np.isfinite(final), axis=-1)
         return bad
 
     def _bad_obs(self) -> np.ndarray:
@@ -217,7 +217,7 @@ class Collector:
             total = agents.sum(-1)
             if np.isfinite(total).all():
                 return np.zeros(total.shape, dtype=bool)
-            return ~np.isfinite(agents).all(-1)
+            return np.any(~np.isfinite(agents), axis=-1)
         return np.zeros((self.env.num_envs, self.env.spec.num_agents), dtype=bool)
 
     def _require_finite(self, ended: np.ndarray, bad: np.ndarray) -> None:

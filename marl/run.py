@@ -16,13 +16,13 @@ import torch
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
 from marl.checkpoint import Checkpoint, load
-from marl.config import RunConfig, digest, flatten, from_yaml, to_yaml
+from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
+from marl.dashboard import ConsoleTracker
 from marl.errors import CheckpointError, ConfigError, MarlError
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, find_env
 from marl.seeding import Streams, fix_globals
 from marl.threads import free_cores
-from marl.dashboard import ConsoleTracker
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker
 from marl.trainer import Trainer
 from marl.vector import make_vector
@@ -32,18 +32,15 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
     device = distributed.start(config.compute.device)
     folder = Path(config.runs) / (config.name or run_name(config))
-    if distributed.rank() == 0:
-        if (folder / "config.yaml").exists():
-            raise ConfigError(
-                f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
-            )
+    if distributed.rank() == 0 and (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
+        )
     return execute(config, folder, device, None, notes)
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
     """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on."""
-    from marl.config import FREE_TO_CHANGE, override
-
     config = read_config(folder)
     fixed = sorted(set(changes) - FREE_TO_CHANGE)
     if fixed:

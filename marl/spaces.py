@@ -19,7 +19,7 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_from_json(data: dict[str, Any]) -> EnvSpec:
     """The inverse of `spec_to_json`; lists become tuples again."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return EnvSpec(**(fields | {name: _space_from_json(data[name]) for name in _SPACES}))
 
 

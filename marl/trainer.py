@@ -194,8 +194,8 @@ class Trainer:
             shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
             raise NonFiniteError(
                 f"non-finite loss or gradient in iteration {self.iteration + 1}, epoch {epoch + 1} ({shown}, gradient "
-                f"norm {float(norm):g}); the weights before this step are kept. Lower --learning-rate or --max-grad-norm, "
-                "or look at the observations and rewards"
+                f"norm {float(norm):g}); the weights before this step are kept. Lower --learning-rate or "
+                "--max-grad-norm, or look at the observations and rewards"
             )
         self.optimiser.step()
         return total | {"gradient/norm": norm}

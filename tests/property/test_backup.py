@@ -25,7 +25,7 @@ def random_problem(rng: np.random.Generator, shape: tuple[int, int, int, int]) -
     }
 
 
-def chain_of(links: Links, n: int, l: int) -> tuple[int, int]:  # noqa: E741
+def chain_of(links: Links, n: int, l: int) -> tuple[int, int]:
     return (-1 if links.agents == "sequential" else n, -1 if links.slots == "sequential" else l)
 
 
@@ -33,7 +33,7 @@ def brute_force(links: Links, p: dict[str, torch.Tensor]) -> torch.Tensor:
     """Each advantage as the sum over later nodes of its episode of discounted, weighted errors."""
     steps, envs, agents, slots = p["value"].shape
     result = torch.zeros_like(p["value"])
-    chains = {chain_of(links, n, l) for n in range(agents) for l in range(slots)}  # noqa: E741
+    chains = {chain_of(links, n, l) for n in range(agents) for l in range(slots)}
     for e in range(envs):
         for chain in chains:
             start = 0
@@ -51,7 +51,7 @@ def solve_segment(links, p, result, e, chain, start, end):
         here = [
             (t, n, l)
             for n in n_order
-            for l in range(p["value"].shape[3])  # noqa: E741
+            for l in range(p["value"].shape[3])
             if chain_of(links, n, l) == chain and p["mask"][t, e, n, l]
         ]
         for i, node in enumerate(here):
@@ -70,7 +70,7 @@ def solve_segment(links, p, result, e, chain, start, end):
     last = 0.0 if p["terminated"][end, e] else float(p["bootstrap"][end, e, agent])
     values = [float(p["value"][t, e, n, l]) for t, n, l in nodes] + [last]
     errors = [rewards[i] + gammas[i] * values[i + 1] - values[i] for i in range(len(nodes))]
-    for i, (t, n, l) in enumerate(nodes):  # noqa: E741
+    for i, (t, n, l) in enumerate(nodes):
         weight, total = 1.0, 0.0
         for j in range(i, len(nodes)):
             total += weight * errors[j]
