@@ -41,6 +41,7 @@ class MLPPolicy(VectorPolicy):
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
         super().__init__(spec, options.agent_id, options.normalise_observations)
         self.central = central
+        self.reads_state = central and spec.state_size > 0
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
         self.actor = mlp(self.feature_size, options.hidden, spec.action_size, SMALL_GAIN)
@@ -48,7 +49,7 @@ class MLPPolicy(VectorPolicy):
         width = self.feature_size
         if central:
             width = (spec.state_size or spec.num_agents * spec.observation_size) + spec.num_agents
-            if options.normalise_observations and spec.state_size:
+            if options.normalise_observations and self.reads_state:
                 self.state_moments = RunningMoments(1, spec.state_size)
         self.critic = mlp(width, options.hidden, 1, 1.0)
 
@@ -57,7 +58,7 @@ class MLPPolicy(VectorPolicy):
         if not self.central:
             return self.features(inputs)
         agents = self.spec.num_agents
-        if self.spec.state_size:
+        if self.reads_state:
             view = inputs["state"].unsqueeze(-2)
             view = view if self.state_moments is None else self.state_moments(view)
         else:
@@ -82,11 +83,10 @@ class MLPPolicy(VectorPolicy):
     def value(self, inputs: Inputs) -> Tensor:
         return self.critic(self.critic_input(inputs)).squeeze(-1)
 
-    def observe(self, inputs: Inputs) -> None:
-        super().observe(inputs)
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        super().observe(inputs, mask)
         if self.state_moments is not None:
-            state = inputs["state"].unsqueeze(-2)
-            self.state_moments.update(state, torch.ones(state.shape[:-1], dtype=torch.bool, device=state.device))
+            self.state_moments.update(inputs["state"].unsqueeze(-2), mask.any(-1, keepdim=True))
 
 
 @register_agent("mappo", options=MLPOptions, summary="PPO with a shared actor and a central critic")

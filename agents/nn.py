@@ -84,6 +84,7 @@ class GaussianHead(nn.Module):
 
     low: Tensor
     high: Tensor
+    bounded: Tensor
 
     def __init__(self, spec: EnvSpec, std_limit: float, std_start: float) -> None:
         super().__init__()
@@ -94,9 +95,9 @@ class GaussianHead(nn.Module):
         share = std_start / std_limit
         self.log_std = nn.Parameter(torch.full((self.size,), float(np.log(share / (1.0 - share)))))
         space: Any = spec.action_space
-        self.bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
         self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32), persistent=False)
         self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32), persistent=False)
+        self.register_buffer("bounded", self.low.isfinite() & self.high.isfinite(), persistent=False)
 
     def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         return torch.randn((*shape, self.size), device=device, generator=generator)
@@ -123,11 +124,10 @@ class GaussianHead(nn.Module):
         return mask & alive.unsqueeze(-1)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """(E, N, A) float32 in the environment's units, inside its bounds."""
-        if not self.bounded:
-            return action.cpu().numpy()
+        """(E, N, A) float32: scaled from [-1, 1] where a dimension has two bounds, else cut to the one it has."""
         scaled = self.low + 0.5 * (action.clamp(-1.0, 1.0) + 1.0) * (self.high - self.low)
-        return scaled.cpu().numpy()
+        free = action.clamp(self.low, self.high)
+        return torch.where(self.bounded, scaled, free).cpu().numpy()
 
 
 Head = CategoricalHead | GaussianHead
@@ -154,6 +154,8 @@ class VectorPolicy(nn.Module):
     Observations stay raw in storage and are normalised on the way into the network, so the running
     moments are part of the weights, and change only between updates.
     """
+
+    reads_state = False
 
     def __init__(self, spec: EnvSpec, agent_id: bool, normalise: bool) -> None:
         super().__init__()
@@ -184,7 +186,7 @@ class VectorPolicy(nn.Module):
         else:
             mask = torch.as_tensor(obs.action_mask)
         inputs = {"agents": torch.as_tensor(obs.agents), "alive": alive, "action_mask": mask}
-        if obs.state is not None:
+        if self.reads_state:
             inputs["state"] = torch.as_tensor(obs.state)
         return {name: x.to(device) for name, x in inputs.items()}
 
@@ -197,10 +199,10 @@ class VectorPolicy(nn.Module):
             x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], -1)
         return x
 
-    def observe(self, inputs: Inputs) -> None:
-        """Take a rollout's observations (T, E, ...) into the running moments."""
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        """Take a rollout's observations (T, E, N, D) into the running moments where `mask` (T, E, N) is True."""
         if self.moments is not None:
-            self.moments.update(inputs["agents"], inputs["alive"])
+            self.moments.update(inputs["agents"], mask)
 
     def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
         mask = head.slot_mask(inputs["alive"], inputs["action_mask"])

@@ -63,7 +63,7 @@ class FixedPolicy:
     def value(self, inputs: Inputs) -> Tensor:
         return torch.zeros(inputs["alive"].shape)
 
-    def observe(self, inputs: Inputs) -> None:
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
         pass
 
 

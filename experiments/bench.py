@@ -19,8 +19,8 @@ from marl.config import override
 from marl.errors import ConfigError
 from marl.objective import Batch
 from marl.registry import AGENTS, EnvFactory, find_env
-from marl.run import build, options, peak_memory_mb
-from marl.threads import free_cores, usable_cores
+from marl.run import build, options
+from marl.threads import free_cores, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
@@ -116,15 +116,16 @@ def env_part(config: Bench) -> Table:
 
 
 def stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
-    """Steps a vector with fixed random actions."""
+    """Steps a vector with random actions."""
     stack.callback(vector.close)
     rng = np.random.default_rng(0)
     obs = vector.reset(list(range(vector.num_envs)))
-    actions = [random_action(vector.spec, obs, rng) for _ in range(16)]
-    count = iter(range(10**12))
+    torques = [random_action(vector.spec, obs, rng) for _ in range(16)]
 
     def step() -> int:
-        vector.step(actions[next(count) % 16])
+        nonlocal obs
+        action = random_action(vector.spec, obs, rng) if vector.spec.discrete else torques[rng.integers(16)]
+        obs = vector.step(action).obs
         return vector.num_envs
 
     return step

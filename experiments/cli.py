@@ -81,7 +81,8 @@ def parse(base: RunConfig, args: list[str]) -> RunConfig:
     """The configuration that `args` make of `base`. The options of agent and environment are flat fields too."""
     parts = {name: type(getattr(base, name)) for name in ("agent_options", "env_options")}
     fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in parts.items()]
-    preset = ("preset", str, dataclasses.field(default=""))
+    about = "The preset to start from (see `marl list presets`), or none for the defaults."
+    preset = ("preset", Annotated[str, arg(help=about)], dataclasses.field(default=""))
     typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), frozen=True)
     default = typed(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     flat = (OmitArgPrefixes,)
@@ -152,6 +153,16 @@ def resume(args: list[str]) -> None:
         """Iterations between two checkpoints."""
         keep_checkpoints: int | None = None
         """Latest checkpoints that are kept."""
+        stop_return: float | None = None
+        """Stop once the mean return of an evaluation reaches this."""
+        workers: int | None = None
+        """Processes that step the environments."""
+        restart_workers: bool | None = None
+        """Start a dead or raising environment worker anew instead of stopping the run."""
+        on_nonfinite: Literal["stop", "drop"] | None = None
+        """What to do with a NaN or infinite observation or reward."""
+        env_threads: int | None = None
+        """Threads of a natively batched environment."""
 
     parsed = tyro.cli(Resume, prog="marl resume", args=args)
     changes = {name: value for name, value in vars(parsed).items() if name in FREE_TO_CHANGE and value is not None}

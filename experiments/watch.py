@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marl.config import RunConfig, default_config
-from marl.errors import ConfigError, MissingDependencyError
+from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.loading import batch_of_one, load_checkpoint, make_policy
 from marl.protocols import Env, Policy
@@ -68,9 +68,12 @@ def report(parsed: Any) -> None:
     finally:
         env.close()
     values = summarise(rows)
+    if "eval/return" not in values:
+        raise NonFiniteError(f"{subject.title}: the return of every episode is NaN or infinite")
     table = Table("", "mean", "95 % interval", "lowest", "highest", title=subject.title)
     returns, lengths = [row.returns for row in rows], [row.length for row in rows]
-    interval = f"{values['eval/return_low']:.4g} to {values['eval/return_high']:.4g}"
+    low, high = values["eval/return_low"], values["eval/return_high"]
+    interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
     table.add_row("return", f"{values['eval/return']:.6g}", interval, f"{min(returns):.4g}", f"{max(returns):.4g}")
     table.add_row("length", f"{values['eval/length']:.6g}", "", str(min(lengths)), str(max(lengths)))
     if "eval/success" in values:

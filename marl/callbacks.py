@@ -12,6 +12,7 @@ from marl.config import digest
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.protocols import VectorEnv
 from marl.spaces import spec_to_json
+from marl.tracking import RecordFile
 
 
 class Evaluate:
@@ -23,6 +24,7 @@ class Evaluate:
     def __init__(self, make: Callable[[int], VectorEnv], episodes: int, interval: int, path: Path) -> None:
         self.make, self.episodes, self.interval, self.path = make, episodes, interval, path
         self.env: VectorEnv | None = None
+        self.rows: RecordFile | None = None
 
     def on_start(self, trainer: Any) -> None:
         pass
@@ -33,27 +35,30 @@ class Evaluate:
             return
         if distributed.rank() == 0:
             metrics |= self.run(trainer)
+        trainer.last_score = distributed.gather(metrics.get("eval/return"))[0]
         limit = trainer.config.watch.stop_return
-        if limit is not None and metrics.get("eval/return", limit - 1.0) >= limit:
+        if limit is not None and trainer.last_score is not None and trainer.last_score >= limit:
             trainer.stop_reason = f"reached the return {limit:g}"
 
     def on_logged(self, trainer: Any) -> None:
         pass
 
-    def on_stop(self, trainer: Any) -> None:  # noqa: ARG002 - the interface of callbacks
-        if self.env is not None:
-            self.env.close()
+    def on_stop(self, trainer: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        for part in (self.env, self.rows):
+            if part is not None:
+                part.close()
 
     def run(self, trainer: Any) -> dict[str, float]:
-        if self.env is None:
+        if self.env is None or self.rows is None:
             self.env = self.make(min(self.episodes, 32))
+            self.rows = RecordFile(self.path)
         rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes))
-        with self.path.open("a") as file:
-            for row in rows:
-                file.write(json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n")
-        metrics = summarise(rows)
-        trainer.last_score = metrics["eval/return"]
-        return metrics
+        for row in rows:
+            self.rows.write((json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n").encode())
+        return summarise(rows)
 
 
 class Checkpoints:

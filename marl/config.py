@@ -14,19 +14,20 @@ from tyro.conf import Positional
 
 from marl.backup import Links
 from marl.errors import ConfigError
-from marl.objective import ClippedPPO, Unit
+from marl.normalise import ValueNorm
+from marl.objective import ClippedPPO, Estimator, Unit
 from marl.registry import AGENTS, NoOptions, closest, find_env
 
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
+        if not getattr(config, name) >= 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; give 1 or more")
 
 
 def _not_negative(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 0:
+        if not getattr(config, name) >= 0:
             raise ConfigError(f"{name} is {getattr(config, name)}; give 0 or more")
 
 
@@ -81,13 +82,15 @@ class LearnConfig:
     ratio: Unit = "agent"
     """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
     entropy_coef: float = 0.01
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus, which is the mean over the units of `ratio` of the sum over their nodes."""
     value_coef: float = 1.0
     """Weight of the value loss."""
     value_loss: Literal["huber", "mse"] = "huber"
     """Form of the value loss."""
     huber_delta: float = 10.0
     """Error, in units of the critic, beyond which the Huber loss is linear."""
+    kl_estimator: Estimator = "k3"
+    """Estimate of the KL divergence that is logged and that target_kl looks at."""
     value_clip: float = 0.0
     """Range to which a value may move in one update, in units of the critic; 0 leaves it free."""
     value_norm_decay: float = 0.99
@@ -99,8 +102,7 @@ class LearnConfig:
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
-        if not 0.0 <= self.value_norm_decay < 1.0:
-            raise ConfigError(f"value_norm_decay is {self.value_norm_decay}; give 0 (off) or a weight below 1")
+        ValueNorm(self.value_norm_decay)
         self.links()
         self.objective()
 
@@ -192,14 +194,24 @@ class RunConfig:
 
 
 PARTS = ("collect", "learn", "watch", "compute", "agent_options", "env_options")
-FREE_TO_CHANGE = frozenset({"steps", "runs", "name"} | {f.name for f in dataclasses.fields(WatchConfig)})
+FREE_TO_CHANGE = frozenset(
+    {"steps", "runs", "name", "workers", "restart_workers", "on_nonfinite", "env_threads"}
+    | {f.name for f in dataclasses.fields(WatchConfig)}
+)
 """Fields that a resumed run may change without changing what it has computed."""
 
 
 def default_config(env: str, agent: str) -> RunConfig:
     """The defaults for an environment and an agent, with the options that both declare."""
     entry, _ = find_env(env)
-    return RunConfig(env=env, agent=agent, agent_options=AGENTS.get(agent).options(), env_options=entry.options())
+    config = RunConfig(env=env, agent=agent, agent_options=AGENTS.get(agent).options(), env_options=entry.options())
+    taken: dict[str, str] = {f.name: "the run" for f in dataclasses.fields(config)}
+    for part in PARTS:
+        for f in dataclasses.fields(getattr(config, part)):
+            if f.name in taken:
+                raise ConfigError(f"option {f.name!r} of {part} is one of {taken[f.name]} too; rename it")
+            taken[f.name] = part
+    return config
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -226,8 +238,16 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def digest(config: RunConfig) -> str:
-    """A fingerprint of everything that the learning depends on."""
-    fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
+    """A fingerprint of everything that the learning depends on.
+
+    Only what differs from the defaults enters, so that a new option leaves old runs resumable.
+    """
+    usual = flatten(default_config(config.env, config.agent))
+    fixed = {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in FREE_TO_CHANGE and (value != usual[name] or name in ("env", "agent"))
+    }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -56,7 +56,7 @@ COLUMNS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("policy loss", "loss/policy"),
         ("value loss", "loss/value"),
-        ("entropy loss", "loss/entropy"),
+        ("entropy", "policy/entropy"),
         ("total loss", "loss/total"),
     ),
 )

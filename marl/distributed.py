@@ -24,8 +24,9 @@ def start(device: str) -> torch.device:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        # The other ranks wait while rank 0 evaluates.
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
     return chosen
 
 
@@ -47,6 +48,11 @@ def all_reduce(x: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def local_world_size() -> int:
+    """The ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -71,7 +71,15 @@ def paired_seeds(count: int) -> list[int]:
 
 
 def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
-    """Means over episodes, with the 95 % Student interval of the mean return."""
+    """Means over episodes, with the 95 % Student interval of the mean return.
+
+    An episode whose return is not finite is left out and counted as `eval/dropped`.
+    """
+    count = len(rows)
+    rows = [row for row in rows if np.isfinite(row.returns)]
+    dropped = {"eval/dropped": float(count - len(rows))} if len(rows) < count else {}
+    if not rows:
+        return dropped
     returns = np.array([row.returns for row in rows])
     low, high = mean_interval(returns)
     values = {
@@ -82,7 +90,7 @@ def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     }
     if all("success" in row.info for row in rows):
         values["eval/success"] = float(np.mean([row.info["success"] for row in rows]))
-    return values
+    return values | dropped
 
 
 def policy_device(policy: Policy) -> torch.device:

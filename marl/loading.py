@@ -33,24 +33,28 @@ class LoadedPolicy:
         Given leading axis E, the actions have it too. Raises ValueError for another shape.
         """
         if not isinstance(observation, Obs):
-            agents = np.asarray(observation, dtype=np.float32)
-            observation = Obs(
-                agents=agents, alive=np.ones(agents.shape[:-1], dtype=bool), action_mask=self._mask(agents)
-            )
+            observation = self._all_alive(np.asarray(observation, dtype=np.float32))
         single = np.ndim(observation.alive) == 1
         if single:
             observation = batch_of_one(observation)
-        expected = (self.spec.num_agents, self.spec.observation_size)
-        if observation.agents.shape[1:] != expected:
-            raise ValueError(f"observation has shape {observation.agents.shape[1:]}; {self.spec.name} gives {expected}")
+        self._check(observation.agents)
         with torch.inference_mode():
             action = self.policy.act(self.policy.encode(observation), self.generator, deterministic).action
         return action[0] if single else action
 
-    def _mask(self, agents: np.ndarray) -> np.ndarray:
-        sizes = np.asarray(self.spec.action_sizes)
-        mask = np.arange(self.spec.action_size) < sizes[:, None]
-        return np.broadcast_to(mask, (*agents.shape[:-1], self.spec.action_size)).copy()
+    def _all_alive(self, agents: np.ndarray) -> Obs:
+        """An observation of living agents that may do everything. Actors do not read the state, so it is zero."""
+        self._check(agents)
+        leading = agents.shape[:-1]
+        exists = np.arange(self.spec.action_size) < np.asarray(self.spec.action_sizes)[:, None]
+        mask = np.broadcast_to(exists, (*leading, self.spec.action_size)).copy()
+        state = np.zeros((*leading[:-1], self.spec.state_size), dtype=np.float32) if self.spec.state_size else None
+        return Obs(agents, np.ones(leading, dtype=bool), mask, state)
+
+    def _check(self, agents: np.ndarray) -> None:
+        expected = (self.spec.num_agents, self.spec.observation_size)
+        if agents.shape[-2:] != expected or agents.ndim > 3:
+            raise ValueError(f"observation has shape {agents.shape}; {self.spec.name} gives {expected}, or E of them")
 
 
 def load_policy(path: str | Path, which: str | int = "best") -> LoadedPolicy:

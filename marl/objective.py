@@ -11,6 +11,7 @@ from marl.errors import ConfigError
 from marl.types import Evaluation, Inputs, Nodes
 
 Unit = Literal["node", "agent", "step"]
+Estimator = Literal["k1", "k2", "k3"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,15 @@ class ClippedPPO:
     value_loss: Literal["huber", "mse"] = "huber"
     huber_delta: float = 10.0
     value_clip: float = 0.0
+    kl_estimator: Estimator = "k3"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.clip < 1.0:
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
         for name in ("entropy_coef", "value_coef", "value_clip"):
-            if getattr(self, name) < 0.0:
+            if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if self.huber_delta <= 0.0:
+        if not self.huber_delta > 0.0:
             raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
 
     def counts(self, batch: Batch) -> Tensor:
@@ -93,6 +95,8 @@ class ClippedPPO:
         log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, self.ratio)
         entropy = unit_sum(evaluation.entropy, trained, self.ratio)
         advantage = unit_mean(batch.advantage.expand_as(trained), trained, self.ratio)
+        # exp(88) is infinite in float32, and infinity times a zero gradient is NaN.
+        log_ratio = log_ratio.clamp(-20.0, 20.0)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1.0 - self.clip, 1.0 + self.clip)
         policy_loss = -masked_sum(torch.minimum(ratio * advantage, clipped * advantage), mask) / units
@@ -105,7 +109,7 @@ class ClippedPPO:
                 "loss/policy": policy_loss.detach(),
                 "loss/value": value_loss.detach(),
                 "policy/entropy": entropy_mean.detach(),
-                "policy/kl": masked_sum(kl_estimate(log_ratio, "k3"), mask) / units,
+                "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), mask) / units,
                 "policy/clip_fraction": masked_sum(((ratio - 1.0).abs() > self.clip).float(), mask) / units,
             }
         return loss, parts
@@ -124,7 +128,7 @@ class ClippedPPO:
         return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
 
 
-def kl_estimate(log_ratio: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
+def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     """Estimates of KL(old || new) from samples of old, with log_ratio = log new - log old.
 
     k1 is unbiased, k2 has low variance, k3 is unbiased, low in variance and never negative

@@ -102,8 +102,11 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
-    def observe(self, inputs: Inputs) -> None:
-        """Take the inputs of a whole rollout (T, E, ...) into running statistics, after learning from it."""
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        """Take the inputs of a rollout (T, E, ...) into running statistics, after learning from it.
+
+        `mask` (T, E, N) is True where the agent lived and the row was learned from.
+        """
         ...
 
 

@@ -79,11 +79,8 @@ def minibatches(batch: Batch, count: int, generator: Generator) -> Iterator[Batc
     """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole."""
     rows = batch.log_prob.shape[0]
     order = torch.randperm(rows, generator=generator).to(batch.log_prob.device)
-    shuffled = batch.rows(order)
-    start = 0
-    for size in [rows // count + (i < rows % count) for i in range(count)]:
-        yield shuffled.rows(slice(start, start + size))
-        start += size
+    for part in order.tensor_split(count):
+        yield batch.rows(part)
 
 
 @dataclass
@@ -121,7 +118,7 @@ class Collector:
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
         self.obs = env.reset(seeds)
-        self._require_finite(np.asarray([], dtype=np.int64), self._bad_obs())
+        self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
 
     def collect(self) -> tuple[Rollout, Episodes]:
         """The next T steps. The rollout's storage is used again by the next call."""
@@ -194,9 +191,9 @@ class Collector:
         if self.env.spec.team_reward:
             mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
             value = torch.where(alive, value, mean)
-        else:
-            # A dead agent collects nothing more: zero in reward units.
-            value = torch.where(alive, value, self.value_norm.normalise(torch.zeros_like(value)))
+        # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
+        someone = alive.any(-1, keepdim=True) if self.env.spec.team_reward else alive
+        value = torch.where(someone, value, self.value_norm.normalise(torch.zeros_like(value)))
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -204,21 +201,10 @@ class Collector:
 
     def _bad(self, step: VectorStep) -> np.ndarray:
         """(E, N) bool: a non-finite reward, or observation before the automatic reset."""
-        bad = ~np.isfinite(step.reward) | self._bad_obs()
+        bad = ~np.isfinite(step.reward) | non_finite(self.obs)
         if step.final is not None:
-            final = step.final.obs.agents
-            if isinstance(final, np.ndarray):
-                bad[step.final.env] |= np.any(~np.isfinite(final), axis=-1)
+            bad[step.final.env] |= non_finite(step.final.obs)
         return bad
-
-    def _bad_obs(self) -> np.ndarray:
-        agents = self.obs.agents
-        if isinstance(agents, np.ndarray):
-            total = agents.sum(-1)
-            if np.isfinite(total).all():
-                return np.zeros(total.shape, dtype=bool)
-            return np.any(~np.isfinite(agents), axis=-1)
-        return np.zeros((self.env.num_envs, self.env.spec.num_agents), dtype=bool)
 
     def _require_finite(self, ended: np.ndarray, bad: np.ndarray) -> None:
         if not bad.any() or (self.drop_nonfinite and self.rollout is not None):
@@ -237,12 +223,9 @@ class Collector:
             start = max(0, t - int(self.episode_length[i]))
             rollout.mask[start : t + 1, i] = False
             rollout.trained[start : t + 1, i] = False
-            for x in rollout.inputs.values():
-                if x.is_floating_point():
-                    x[start : t + 1, i].nan_to_num_(0.0, 0.0, 0.0)
             if running[i]:
                 self.obs = self.env.reset_at(int(i))
-        again = self._bad_obs()
+        again = non_finite(self.obs)
         if again.any():
             index = int(np.flatnonzero(again.any(-1))[0])
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
@@ -267,6 +250,16 @@ class Collector:
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
+
+
+def non_finite(obs: Obs) -> np.ndarray:
+    """(E, N) bool: agents that see a NaN or an infinity, in their observation or in the state."""
+    bad = np.zeros(obs.alive.shape, dtype=bool)
+    if isinstance(obs.agents, np.ndarray):
+        bad |= np.any(~np.isfinite(obs.agents), axis=-1)
+    if obs.state is not None:
+        bad |= np.any(~np.isfinite(obs.state), axis=-1)[:, None]
+    return bad
 
 
 def take(obs: Obs, index: np.ndarray) -> Obs:

@@ -1,10 +1,8 @@
 """A training run: its folder, its parts, how it starts, stops and resumes."""
 
-import json
 import os
-import resource
 import signal
-import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,7 +21,7 @@ from marl.protocols import VectorEnv
 from marl.registry import AGENTS, find_env
 from marl.seeding import Streams, fix_globals
 from marl.threads import free_cores
-from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker
+from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
 from marl.vector import make_vector
 
@@ -32,7 +30,7 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
     device = distributed.start(config.compute.device)
     folder = Path(config.runs) / (config.name or run_name(config))
-    if distributed.rank() == 0 and (folder / "config.yaml").exists():
+    if distributed.rank() == 0 and has_checkpoint(folder):
         raise ConfigError(
             f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
         )
@@ -40,7 +38,10 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
-    """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on."""
+    """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on.
+
+    A run that was killed before its first checkpoint starts from the beginning.
+    """
     config = read_config(folder)
     fixed = sorted(set(changes) - FREE_TO_CHANGE)
     if fixed:
@@ -49,6 +50,8 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
             "Start a new run for another setting"
         )
     device = distributed.start(config.compute.device)
+    if not has_checkpoint(folder):
+        return execute(override(config, changes), folder, device, None, ("no checkpoint yet: from the beginning",))
     checkpoint = load(folder / "checkpoints")
     if checkpoint.data["digest"] != digest(config):
         raise ConfigError(
@@ -56,6 +59,10 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
             "put the file back, or start a new run"
         )
     return execute(override(config, changes), folder, device, checkpoint, ())
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step_*"))
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -71,58 +78,92 @@ def execute(
     """Build the parts, train, and leave a checkpoint whatever ends it."""
     fix_globals(config.seed)
     torch.set_num_threads(1)
-    free = free_cores()
-    env = make_train_env(config, free)
+    free = max(1, free_cores() // distributed.local_world_size())
+    env = make_env(config, free, local_share(config), train=True)
+    evaluation: Evaluate | None = None
     try:
         trainer = build(config, env, device, free)
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
         saver.saved = -1 if checkpoint is None else checkpoint.data["iteration"]
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", to_yaml(config))
-            trim(folder / "evaluations.jsonl", trainer.steps)
-        trainer.tracker, console = make_tracker(config, folder, None if checkpoint is None else trainer.steps)
+            prepare_folder(folder, config, trainer.steps)
+        trainer.tracker, console = make_tracker(config, folder, trainer.steps)
         for note in (*notes, *restored):
             console(note)
         if config.watch.eval_episodes:
-            make = lambda count: make_vector(config.env, options(config), count)  # noqa: E731
-            watch = config.watch
-            trainer.callbacks.append(
-                Evaluate(make, watch.eval_episodes, watch.eval_interval, folder / "evaluations.jsonl")
+            evaluation = Evaluate(
+                lambda count: make_env(config, free, count, train=False),
+                config.watch.eval_episodes,
+                config.watch.eval_interval,
+                folder / "evaluations.jsonl",
             )
+            trainer.callbacks.append(evaluation)
         trainer.callbacks.append(saver)
         with closing_tracker(trainer), interrupts(trainer, console, folder):
             guard(trainer, saver, folder)
             if trainer.stop_reason != "finished":
                 console(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
     finally:
+        if evaluation is not None:
+            evaluation.close()
         env.close()
         distributed.stop()
     return folder
 
 
+def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
+    """Write the configuration; drop what an earlier start logged after `step`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", to_yaml(config))
+    except OSError as error:
+        raise ConfigError(f"cannot write the run's folder {folder}: {error}; choose another with --runs") from error
+    evaluations = folder / "evaluations.jsonl"
+    if evaluations.exists():
+        drop_lines(evaluations, step)
+
+
 def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
-    """Train; when an error ends it, save what was learned and say how to go on."""
+    """Train; when an error ends it, save what was learned since the last checkpoint and say how to go on.
+
+    With several ranks nothing is saved then, for saving needs all of them: the last checkpoint stands.
+    """
     try:
         trainer.train()
-    except MarlError as error:
-        if distributed.world_size() == 1:
-            saver.save(trainer, environments=False)
-            error.add_note(f"what was learned is saved; continue with: marl resume {folder}")
+    except Exception as error:
+        if distributed.world_size() == 1 and saver.saved != trainer.iteration:
+            try:
+                saver.save(trainer, environments=False)
+            except MarlError as second:
+                error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
+        error.add_note(f"what was learned is kept; continue with: marl resume {folder}")
         raise
 
 
-def make_train_env(config: RunConfig, free: int) -> VectorEnv:
-    """This rank's share of the environments; one that is batched by nature takes the `free` cores by default."""
+def local_share(config: RunConfig) -> int:
+    """The environments of this rank. Raises ConfigError where ranks do not divide them, or leave minibatches empty."""
     world = distributed.world_size()
     count, left = divmod(config.collect.num_envs, world)
     if left:
         raise ConfigError(f"num_envs is {config.collect.num_envs}, which {world} ranks do not divide; give a multiple")
-    workers = min(count, config.collect.workers)
+    rows = count * config.collect.rollout_steps
+    if config.learn.minibatches > rows:
+        raise ConfigError(f"minibatches is {config.learn.minibatches}, more than the {rows} rows of each rank")
+    return count
+
+
+def make_env(config: RunConfig, free: int, count: int, train: bool) -> VectorEnv:
+    """`count` environments; those that are batched by nature take the `free` cores by default.
+
+    Environments for evaluation run in this process.
+    """
+    workers = min(count, config.collect.workers) if train else 0
     batched = find_env(config.env)[0].batch is not None and not workers
-    threads = config.compute.env_threads or (min(free, count) if batched else 1)
-    return make_vector(config.env, options(config), count, workers, threads, config.collect.restart_workers)
+    threads = config.compute.env_threads if train else 0
+    threads = threads or (min(free, count) if batched else 1)
+    restart = config.collect.restart_workers and train
+    return make_vector(config.env, options(config), count, workers, threads, restart)
 
 
 def options(config: RunConfig) -> dict[str, Any]:
@@ -143,14 +184,12 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int) ->
     return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free)
 
 
-def make_tracker(config: RunConfig, folder: Path, resumed: int | None) -> tuple[MultiTracker, Any]:
+def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:
     """The trackers of rank 0, and a function that prints a line above the dashboard."""
     if distributed.rank() != 0:
         return MultiTracker([]), lambda text: None  # noqa: ARG005
     console = ConsoleTracker(folder.name, config.steps)
-    tracker = MultiTracker(
-        [JsonlTracker(folder / "metrics.jsonl", resumed), TensorBoardTracker(folder, resumed), console]
-    )
+    tracker = MultiTracker([JsonlTracker(folder / "metrics.jsonl", step), TensorBoardTracker(folder, step), console])
     flat = flatten(config)
     # TensorBoard's table of hyper-parameters shows the first few.
     first = ("agent", "env", "seed", "learning_rate", "steps")
@@ -170,12 +209,20 @@ def closing_tracker(trainer: Trainer) -> Iterator[None]:
 def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; the second at once."""
 
+    seen = 0
+
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001
-        if trainer.stop_reason is not None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
             raise KeyboardInterrupt
-        trainer.stop_reason = "interrupted"
+        if trainer.stop_reason is None:
+            trainer.stop_reason = "interrupted"
         console(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -196,23 +243,3 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def trim(path: Path, step: int) -> None:
-    """Drop the JSON lines after `step`, and a torn last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue
-    write_atomically(path, "".join(kept))
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -1,6 +1,8 @@
 """How many threads a phase may use: spinning threads on busy cores make small operations many times slower."""
 
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +24,12 @@ def free_cores(seconds: float = 0.2) -> int:
     ticks = _busy() - before
     taken = ticks / os.sysconf("SC_CLK_TCK") / seconds
     return max(1, cores - round(taken))
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _busy() -> int:

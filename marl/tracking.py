@@ -24,18 +24,19 @@ TAGS: dict[str, str] = {
     "episode/length": "Mean length of those episodes, in environment steps.",
     "episode/success": "Fraction of those episodes that the environment calls a success.",
     "episode/count": "How many training episodes ended in this iteration.",
+    "episode/dropped": "Training episodes left out: not finite, or cut by the restart of a worker.",
     "eval/return": "Mean return of the evaluation episodes (deterministic policy, fixed seeds).",
-    "eval/return_low": "Lower end of the 95 % bootstrap interval of the mean evaluation return.",
-    "eval/return_high": "Upper end of the 95 % bootstrap interval of the mean evaluation return.",
+    "eval/return_low": "Lower end of the 95 % Student interval of the mean evaluation return.",
+    "eval/return_high": "Upper end of the 95 % Student interval of the mean evaluation return.",
     "eval/length": "Mean length of the evaluation episodes, in environment steps.",
+    "eval/dropped": "Evaluation episodes left out because their return was not finite.",
     "eval/success": "Fraction of the evaluation episodes that the environment calls a success.",
     "loss/policy": "Policy objective, to be minimised; near zero and noisy for clipped PPO.",
     "loss/value": "Value regression error, in the critic's own (normalised) units.",
-    "loss/entropy": "Entropy bonus as it enters the total loss, before its coefficient.",
     "loss/total": "Weighted sum of the losses: what the optimiser sees.",
     "policy/kl": "Mean KL divergence from the policy that collected the data to the updated one, in nats.",
-    "policy/clip_fraction": "Fraction of the nodes whose probability ratio left the clip range.",
-    "policy/entropy": "Mean entropy of a decision, in nats.",
+    "policy/clip_fraction": "Fraction of the probability ratios that left the clip range.",
+    "policy/entropy": "Mean entropy of a unit of the ratio (a node, an agent's action or a step), in nats.",
     "policy/epochs": "Passes over the data in this iteration, before the KL limit stopped them.",
     "policy/learning_rate": "Learning rate of the policy's optimiser.",
     "value/explained_variance": "1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant.",
@@ -48,7 +49,7 @@ TAGS: dict[str, str] = {
     "speed/act_fraction": "Fraction of the iteration's time spent in choosing actions.",
     "speed/learn_fraction": "Fraction of the iteration's time spent in updating parameters.",
     "speed/other_fraction": "Fraction of the iteration's time spent on everything else.",
-    "speed/memory_mb": "Resident memory of the training process, in MB.",
+    "speed/memory_mb": "Peak resident memory of the training process, in MiB.",
 }
 """Every tag that the trainer logs, and what it means. Agents may log others; they are grouped by prefix."""
 
@@ -176,7 +177,7 @@ class JsonlTracker:
     def __init__(self, path: Path | str, resume_step: int | None = None) -> None:
         path = Path(path)
         if path.is_file():
-            _drop_lines(path, math.inf if resume_step is None else resume_step)
+            drop_lines(path, math.inf if resume_step is None else resume_step)
         self._file = RecordFile(path)
 
     def config(self, text: str, flat: Mapping[str, Any]) -> None:
@@ -202,7 +203,7 @@ def _json_number(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _drop_lines(path: Path, last_step: float) -> None:
+def drop_lines(path: Path, last_step: float) -> None:
     """Rewrite `path` without torn lines and lines after `last_step`; the old file stays until the new one is whole."""
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line.rstrip(b"\n") + b"\n" for line in lines if _line_step(line) <= last_step]

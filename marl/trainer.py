@@ -17,6 +17,7 @@ from marl.objective import Batch, masked_mean, masked_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
+from marl.threads import peak_memory_mb, usable_cores
 
 SMALL_UPDATE = 4096
 """Nodes of a forward pass below which a second thread costs more than it gives."""
@@ -78,21 +79,22 @@ class Trainer:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
         for callback in self.callbacks:
             callback.on_start(self)
-        while self.stop_reason is None:
-            if self.iteration >= self.config.iterations:
-                self.stop_reason = "finished"
-                break
+        stopped = self.iteration >= self.config.iterations
+        while not stopped:
             metrics = self.iterate()
             for callback in self.callbacks:
                 callback.on_iteration(self, metrics)
             self.tracker.log(self.steps, metrics)
             for callback in self.callbacks:
                 callback.on_logged(self)
-            if distributed.any_rank(self.stop_reason is not None, self.device):
-                self.stop_reason = self.stop_reason or "stopped by another rank"
+            finished = self.iteration >= self.config.iterations
+            # A signal may set the reason on one rank at any moment, so the ranks vote once an iteration.
+            stopped = distributed.any_rank(finished or self.stop_reason is not None, self.device)
+        if self.iteration >= self.config.iterations:
+            self.stop_reason = "finished"
         for callback in self.callbacks:
             callback.on_stop(self)
-        return self.stop_reason
+        return self.stop_reason or "stopped by another rank"
 
     def iterate(self) -> dict[str, float]:
         """One rollout and the update on it; returns the metrics."""
@@ -110,6 +112,7 @@ class Trainer:
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
+        metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = self.config.steps_per_iteration / (end - start)
         return metrics | episode_metrics(episodes)
 
@@ -138,6 +141,7 @@ class Trainer:
             rollout.order,
         )
         explained = explained_variance(value, returns, mask)
+        norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
         self.value_norm.update(returns, mask)
         batch = rollout.flat(standardise(advantage, mask), self.value_norm.normalise(returns))
         rate = learn.learning_rate
@@ -146,6 +150,24 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
+        try:
+            metrics = self.epochs(batch)
+        except NonFiniteError:
+            self.value_norm.load_state_dict(norm_before)
+            raise
+        self.policy.observe(rollout.inputs, rollout.mask.any(-1))
+        mean, std = self.value_norm.moments()
+        return metrics | {
+            "policy/learning_rate": rate,
+            "value/explained_variance": explained,
+            "value/mean": float(masked_mean(value, mask)),
+            "value/norm_mean": float(mean),
+            "value/norm_std": float(std),
+        }
+
+    def epochs(self, batch: Batch) -> dict[str, float]:
+        """Passes over the rollout until they are done or the KL limit ends them; the means of what they report."""
+        learn = self.config.learn
         sums: dict[str, Tensor] = {}
         updates, epochs = 0, 0
         while epochs < learn.epochs:
@@ -159,18 +181,9 @@ class Trainer:
             epochs += 1
             if learn.target_kl and float(epoch_kl) / learn.minibatches > learn.target_kl:
                 break
-        self.policy.observe(rollout.inputs)
         names = list(sums)
         means = (torch.stack([sums[name] for name in names]) / updates).tolist()
-        mean, std = self.value_norm.moments()
-        return dict(zip(names, means, strict=True)) | {
-            "policy/epochs": float(epochs),
-            "policy/learning_rate": rate,
-            "value/explained_variance": explained,
-            "value/mean": float(masked_mean(value, mask)),
-            "value/norm_mean": float(mean),
-            "value/norm_std": float(std),
-        }
+        return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
 
     def update(self, minibatch: Batch, epoch: int) -> dict[str, Tensor]:
         """One gradient step; returns the parts of the loss over all ranks, and the gradient norm."""
@@ -236,12 +249,21 @@ class Trainer:
         self.module.load_state_dict(tensors["model"])
         self.value_norm.load_state_dict(tensors["value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
-        self.iteration, self.free_threads = data["iteration"], data["free_threads"]
+        self.iteration = data["iteration"]
+        notes = []
+        # The number of threads is part of the arithmetic, so it is kept where the cores are there.
+        if data["free_threads"] > usable_cores():
+            notes.append(f"saved with {data['free_threads']} threads, more than the cores here: rounding may differ")
+        else:
+            self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
         if self.collector.set_state(local["collector"]):
-            return []
-        return ["the environments' states could not be restored: their episodes start anew, the rest continues exactly"]
+            return notes
+        first = rank * self.env.num_envs
+        seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(self.env.num_envs)]
+        self.collector.obs = self.env.reset(seeds)
+        return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, float]:
@@ -271,11 +293,11 @@ def episode_metrics(episodes: Episodes) -> dict[str, float]:
 
 def standardise(x: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
-    sums = torch.stack([masked_sum(x, mask), masked_sum(x.square(), mask), mask.sum().to(x.dtype)]).double()
-    total, square, count = distributed.all_reduce(sums).unbind()
-    mean = total / count.clamp(min=1)
-    std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-    return ((x - mean.to(x.dtype)) / (std.to(x.dtype) + 1e-5)).masked_fill(~mask, 0.0)
+    y = x.double()
+    total, count = distributed.all_reduce(torch.stack([masked_sum(y, mask), mask.sum().double()])).unbind()
+    y = y - total / count.clamp(min=1)
+    variance = distributed.all_reduce(masked_sum(y.square(), mask)) / count.clamp(min=1)
+    return (y / (variance.sqrt() + 1e-5)).to(x.dtype).masked_fill(~mask, 0.0)
 
 
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -15,7 +15,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from torch import Tensor
 
 Inputs = dict[str, Tensor]
@@ -137,7 +136,7 @@ class VectorStep:
     `obs`: leading axis E, already the first observation of the next episode where one ended.
     `reward`: (E, N) float32. `terminated`, `truncated`: (E,) bool. `final`: None where none ended.
     `restarted`: (E,) bool, or None: environments whose worker died and was started anew in this
-    step; their transition is a truncation without a usable final observation.
+    step; their transition is a truncation whose final observation is the last one before.
     """
 
     obs: Obs
@@ -184,7 +183,3 @@ class Evaluation:
     log_prob: Tensor
     entropy: Tensor
     value: Tensor
-
-
-def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    return {name: tensor.to(device) for name, tensor in inputs.items()}

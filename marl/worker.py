@@ -66,7 +66,9 @@ def serve(inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, 
     """The life of a worker process: build the shard of the pickled factories `recipe`, answer with its spec, then
     answer messages until the vector is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    # Whoever ends a job signals all its processes, and the run needs its environments to save itself first.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
     faulthandler.enable()
     try:
         shard = Shard(pickle.loads(recipe), held.start, name)
@@ -180,8 +182,8 @@ class Worker:
         """Tell the process to close its environments and exit."""
         self.outgoing.close()
         self.incoming.close()
-        if self.busy:
-            self.process.terminate()
+        if self.busy and self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
 
     def join(self, deadline: float) -> None:
         """Wait for the process to exit, then kill it."""
@@ -222,7 +224,7 @@ class Worker:
             cause, fix = f"died of {signal.Signals(-code).name}", "see the trace that it printed, if any"
             if code == -signal.SIGKILL:
                 fix = "the system kills what exceeds its memory: use fewer workers or environments"
-        return f"{self.title} {cause} in `{doing}`; {fix}, or start lost workers anew with restart=True"
+        return f"{self.title} {cause} in `{doing}`; {fix}, or start lost workers anew (--restart-workers)"
 
 
 class Pool:

@@ -14,7 +14,7 @@ from marl.types import Step
 
 
 class Broken(EnvWrapper):
-    """Toy chain whose step number `at`, counted over all episodes, does `what`.
+    """Toy chain whose step number `at`, counted over all episodes, does `what` ("huge": every later step).
 
     With a `once` file only the first environment to get there misbehaves, and creates the file.
     """
@@ -26,6 +26,8 @@ class Broken(EnvWrapper):
     def step(self, action: np.ndarray) -> Step:
         self.count += 1
         step = self.env.step(action)
+        if self.what == "huge" and self.count > self.at:
+            return replace(step, reward=np.full_like(step.reward, 3e38))
         if self.count != self.at or (self.once and Path(self.once).exists()):
             return step
         if self.once:
@@ -34,14 +36,14 @@ class Broken(EnvWrapper):
             return replace(step, reward=np.full_like(step.reward, np.nan))
         if self.what == "observation":
             return replace(step, obs=replace(step.obs, agents=np.full_like(step.obs.agents, np.inf)))
+        if self.what == "state":
+            return replace(step, obs=replace(step.obs, state=np.full_like(step.obs.state, np.nan)))
         if self.what == "raise":
             raise ZeroDivisionError("the simulator divided by zero")
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "sleep":
             time.sleep(60)
-        if self.what == "huge":
-            return replace(step, reward=np.full_like(step.reward, 1e38))
         return step
 
 

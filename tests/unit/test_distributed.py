@@ -51,7 +51,8 @@ def test_a_run_on_two_ranks_resumes_exactly_and_only_on_two(small, tmp_path):
     )
     models = []
     for name, steps in (("whole", 192), ("half", 96)):
-        config = small("toy/chain", "mat", name=name, steps=steps, eval_interval=3, target_kl=0.01)
+        settings = {"eval_interval": 3, "checkpoint_interval": 4, "target_kl": 0.01}
+        config = small("toy/chain", "mat", name=name, steps=steps, **settings)
         file = tmp_path / f"{name}.yaml"
         file.write_text(to_yaml(config))
         torchrun(2, str(start), "start", str(file))

@@ -1,6 +1,8 @@
 """What the trainer does with bad numbers, dead workers and odd sizes."""
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import torch
 
 from marl import run
 from marl.checkpoint import load
-from marl.config import override
+from marl.config import default_config, override
 from marl.errors import ConfigError, NonFiniteError, UnknownNameError, WorkerError
-from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
 from marl.objective import Batch
+from marl.registry import ENVS, EnvEntry
 from marl.rollout import minibatches
 from marl.trainer import explained_variance, standardise
 from marl.types import Nodes
@@ -59,8 +62,64 @@ def test_non_finite_loss_keeps_finite_weights(small):
     with pytest.raises(NonFiniteError, match="iteration 2, epoch 1"):
         run.start(config)
     checkpoint = load(Path(config.runs) / "run" / "checkpoints")
-    assert all(torch.isfinite(x).all() for x in checkpoint.tensors["model"].values())
     assert checkpoint.step == 32
+    for group in ("model", "optimiser", "value_norm"):
+        assert all((x.abs() < 1e6).all() for x in checkpoint.tensors[group].values())
+
+
+def test_an_error_does_not_replace_the_checkpoint_of_the_same_step(small, tmp_path):
+    """Saved at iteration 2 with environments; the error in iteration 3 must not write it anew without."""
+    config = broken(small, "reward", at=19, once=tmp_path / "once")
+    with pytest.raises(NonFiniteError):
+        run.start(config)
+    folder = Path(config.runs) / "run"
+    run.resume(folder, {})
+    whole = run.start(broken(small, "nothing", at=19, name="whole"))
+    a, b = (load(f / "checkpoints").tensors["model"] for f in (folder, whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("agent", ["mat", "mappo"])
+def test_a_bad_state_is_located_too(small, tmp_path, agent):
+    config = override(
+        small(BROKEN, agent, eval_episodes=0), {"kwargs": {"what": "state", "at": 3, "once": str(tmp_path / "once")}}
+    )
+    with pytest.raises(NonFiniteError, match=r"environment 0.*step 3"):
+        run.start(config)
+
+
+def test_evaluation_leaves_out_what_is_not_finite():
+    bad, good = EpisodeRow(0, 1, float("nan"), 3, True), EpisodeRow(1, 2, 4.0, 3, True)
+    assert summarise([bad]) == {"eval/dropped": 1.0}
+    summary = summarise([bad, good])
+    assert summary["eval/return"] == 4.0
+    assert summary["eval/dropped"] == 1.0
+
+
+def test_killed_before_the_first_checkpoint(small):
+    """The folder has a configuration and lines of a log, but nothing to continue from: start or resume anew."""
+    config = small(eval_episodes=0)
+    folder = run.start(config)
+    expected = load(folder / "checkpoints").tensors["model"]
+    for again in (lambda: run.resume(folder, {}), lambda: run.start(config)):
+        shutil.rmtree(folder / "checkpoints")
+        again()
+        model = load(folder / "checkpoints").tensors["model"]
+        assert all(torch.equal(model[name], expected[name]) for name in expected)
+        assert [row["step"] for row in rows(folder)] == [32 * i for i in range(1, 7)]
+
+
+def test_options_that_clash_are_refused():
+    @dataclass(frozen=True)
+    class Clash:
+        seed: int = 0
+
+    ENVS.add(EnvEntry("clash", make=make_vector, options=Clash))
+    try:
+        with pytest.raises(ConfigError, match=r"'seed' of env_options"):
+            default_config("clash/x", "mat")
+    finally:
+        del ENVS.entries["clash"]
 
 
 @pytest.mark.parametrize(("what", "said"), [("raise", "divided by zero"), ("kill", "SIGKILL")])
@@ -160,6 +219,8 @@ def test_standardise_and_explained_variance_ignore_what_is_masked():
     mask = torch.tensor([True, True, True, False])
     scaled = standardise(x, mask)
     np.testing.assert_allclose(scaled.numpy(), [-1.22473, 0.0, 1.22473, 0.0], atol=1e-4)
+    far = standardise(x + 1e5, mask)
+    np.testing.assert_allclose(far.numpy(), scaled.numpy(), atol=1e-2)
     assert explained_variance(x, x, mask) == 1.0
     assert explained_variance(torch.zeros(4), x, mask) == 0.0
 

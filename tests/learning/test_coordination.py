@@ -1,0 +1,61 @@
+"""Sequential decisions reach optima that independent ones provably cannot, and PPO learns plain tasks.
+
+Independent learners share one policy without identities; `factorised_optimum` bounds what any such
+policy can expect, so the comparison does not depend on how well it was tuned.
+"""
+
+import pytest
+import torch
+
+from envs.toy import factorised_optimum, optimum
+from experiments.presets import choose
+from marl.config import override
+from marl.evaluate import evaluate, paired_seeds
+from marl.run import build
+from marl.vector import make_vector
+
+
+def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> float:
+    """Mean return of 256 episodes after training on one thread with a fixed seed."""
+    config, _ = choose(f"toy/{task}", agent)
+    config = override(config, {"seed": 3, "steps": steps, **changes})
+    env = make_vector(config.env, {}, config.collect.num_envs)
+    trainer = build(config, env, torch.device("cpu"), 1)
+    for _ in range(config.iterations):
+        trainer.iterate()
+    rows = evaluate(trainer.policy, env, paired_seeds(256), deterministic)
+    return sum(row.returns for row in rows) / len(rows)
+
+
+@pytest.mark.parametrize("task", ["xor3", "permutation"])
+def test_mat_coordinates_where_independent_learners_cannot(task):
+    best, bound = optimum(task), factorised_optimum(task)
+    assert bound < 0.5 * best
+    assert learn(task, "mat", 25_000, True, agent_id=False) == pytest.approx(best)
+    independent = learn(task, "ippo", 25_000, False, agent_id=False, entropy_coef=0.0)
+    # Four standard errors of 256 episodes of a return in [0, 1].
+    assert independent <= bound + 4 * 0.5 / 16
+
+
+@pytest.mark.parametrize("task", ["climbing", "penalty"])
+def test_mat_reaches_the_optimum_next_to_a_penalty(task):
+    assert learn(task, "mat", 30_000, True) == pytest.approx(optimum(task))
+
+
+def test_mat_passes_observations_on():
+    """In `copy` the answer stands in another agent's observation, which the encoder must carry over."""
+    assert learn("copy", "mat", 40_000, True) >= 0.98 * optimum("copy")
+    assert learn("copy", "ippo", 20_000, False) <= factorised_optimum("copy") + 4 * 0.5 / 16
+
+
+@pytest.mark.parametrize("agent", ["mat", "mappo", "ippo"])
+def test_a_delayed_reward_is_found(agent):
+    assert learn("chain", agent, 30_000, True) >= 0.95 * optimum("chain")
+
+
+@pytest.mark.parametrize("agent", ["mat", "mappo"])
+def test_continuous_actions(agent):
+    """Return 0 is perfect; agents that do nothing get about -1 an episode or worse."""
+    still = learn("continuous", agent, 1, True, learning_rate=1e-9)
+    trained = learn("continuous", agent, 40_000, True, entropy_coef=0.0)
+    assert trained > 0.25 * still if agent == "mat" else trained > 0.6 * still
