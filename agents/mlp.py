@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
 from agents.nn import SMALL_GAIN, VectorPolicy, make_head, mlp
@@ -33,9 +32,10 @@ class MLPOptions:
 
 
 class MLPPolicy(VectorPolicy):
-    """One actor for all agents; the critic reads the agent's own observation, or the whole state.
+    """One actor for all agents. The critic reads an agent's own observation, or, where central, everything.
 
-    Where an environment has no state the central critic reads the observations of all living agents.
+    A central critic has one output per agent; it reads the state, or where an environment has none the
+    observations of all living agents.
     """
 
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
@@ -46,42 +46,37 @@ class MLPPolicy(VectorPolicy):
         self.slots = self.head.slots
         self.actor = mlp(self.feature_size, options.hidden, spec.action_size, SMALL_GAIN)
         self.state_moments = None
-        width = self.feature_size
+        if self.reads_state and options.normalise_observations:
+            self.state_moments = RunningMoments(1, spec.state_size)
         if central:
-            width = (spec.state_size or spec.num_agents * spec.observation_size) + spec.num_agents
-            if options.normalise_observations and self.reads_state:
-                self.state_moments = RunningMoments(1, spec.state_size)
-        self.critic = mlp(width, options.hidden, 1, 1.0)
+            width = spec.state_size or spec.num_agents * spec.observation_size
+            self.critic = mlp(width, options.hidden, spec.num_agents, 1.0)
+        else:
+            self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
 
-    def critic_input(self, inputs: Inputs) -> Tensor:
-        """(E, N, F): the critic's view for each agent."""
+    def value(self, inputs: Inputs) -> Tensor:
         if not self.central:
-            return self.features(inputs)
-        agents = self.spec.num_agents
+            return self.critic(self.features(inputs)).squeeze(-1)
         if self.reads_state:
-            view = inputs["state"].unsqueeze(-2)
-            view = view if self.state_moments is None else self.state_moments(view)
+            view = inputs["state"]
+            if self.state_moments is not None:
+                view = self.state_moments(view.unsqueeze(-2)).squeeze(-2)
         else:
             x = inputs["agents"] if self.moments is None else self.moments(inputs["agents"])
-            view = x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2).unsqueeze(-2)
-        view = view.expand(*view.shape[:-2], agents, view.shape[-1])
-        return torch.cat([view, self.identity.expand(*view.shape[:-1], -1)], -1)
+            view = x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2)
+        return self.critic(view)
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         parameters = self.actor(self.features(inputs))
         noise = None if deterministic else self.head.noise(tuple(parameters.shape[:-1]), parameters.device, generator)
         sample = self.head.sample(parameters, inputs["action_mask"], noise)
         nodes = self.nodes(inputs, self.head, sample.action, None)
-        value = self.critic(self.critic_input(inputs))
-        return Decision(self.head.to_env(sample.action), nodes, sample.log_prob, value)
+        return Decision(self.head.to_env(sample.action), nodes, sample.log_prob, self.value(inputs).unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         parameters = self.actor(self.features(inputs))
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
-        return Evaluation(log_prob, entropy, self.critic(self.critic_input(inputs)))
-
-    def value(self, inputs: Inputs) -> Tensor:
-        return self.critic(self.critic_input(inputs)).squeeze(-1)
+        return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
 
     def observe(self, inputs: Inputs, mask: Tensor) -> None:
         super().observe(inputs, mask)

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from marl.config import override
 from marl.errors import ConfigError
-from marl.objective import Batch
+from marl.objective import Batch, ClippedPPO
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.run import build, options
 from marl.threads import free_cores, peak_memory_mb, usable_cores
@@ -141,30 +141,28 @@ def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarr
 
 def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     """Bare `mj_step` on as many states, and gymnasium-robotics' environment stepped one by one."""
-    from gymnasium_robotics import mamujoco_v1
+    from envs.mamujoco.tasks import multi_agent_env, parse_task, single_agent_env
 
     mujoco: Any = importlib.import_module("mujoco")
-
-    scenario, _, partition = config.env.partition("/")[2].partition("-")
-    oracle = mamujoco_v1.parallel_env(scenario, partition or None)
+    task = parse_task(config.env.partition("/")[2])
+    oracle = multi_agent_env(task, 1, single_agent_env(task))
+    core = single_agent_env(task)
     oracle.reset(seed=0)
-    core: Any = oracle.single_agent_env.unwrapped  # type: ignore[attr-defined]
-    model, skip = core.model, core.frame_skip
     rng = np.random.default_rng(0)
-    states = [mujoco.MjData(model) for _ in range(config.num_envs)]
+    states = [mujoco.MjData(core.model) for _ in range(config.num_envs)]
     for data in states:
-        data.ctrl[:] = rng.uniform(-1.0, 1.0, model.nu)
+        data.ctrl[:] = rng.uniform(-1.0, 1.0, core.model.nu)
     actions = {name: oracle.action_space(name).sample() for name in oracle.possible_agents}
 
     def bare() -> int:
         for data in states:
-            mujoco.mj_step(model, data, skip)
+            mujoco.mj_step(core.model, data, core.frame_skip)
         return len(states)
 
     def wrapped() -> int:
         for _ in range(64):
-            *_, truncated, _ = oracle.step(actions)
-            if any(truncated.values()):
+            _, _, terminated, truncated, _ = oracle.step(actions)
+            if any(truncated.values()) or any(terminated.values()):
                 oracle.reset()
         return 64
 
@@ -243,8 +241,6 @@ def random_batch(policy: Any, rows: int, observation: int) -> Batch:
 
 
 def updater(policy: Any, batch: Batch, threads: int) -> Callable[[], int]:
-    from marl.objective import ClippedPPO
-
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
     objective = ClippedPPO()
 

@@ -4,9 +4,10 @@ import os
 
 # Threads that wait without spinning: on a busy machine a spinning barrier makes acting many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
 
 import dataclasses
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from marl.config import FREE_TO_CHANGE, RunConfig
 from marl.errors import ConfigError, MarlError
-from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env
+from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env, missing
 
 USAGE = """usage: marl COMMAND ...
 
@@ -231,6 +232,10 @@ def list_things(args: list[str]) -> None:
 
     what = tyro.cli(List, prog="marl list", args=args).what
     Console().print({"envs": env_table, "agents": agent_table, "presets": preset_table}[what]())
+    if what == "envs":
+        for name in ENVS.names():
+            if absent := missing(ENVS.entries[name]):
+                print(f"{name} needs {', '.join(absent)}; install with: {ENVS.entries[name].install}")
     registry = {"envs": ENVS, "agents": AGENTS}.get(what)
     for name, problem in registry.broken.items() if registry else ():
         print(f"the plug-in {name!r} failed to import: {problem}", file=sys.stderr)
@@ -240,8 +245,7 @@ def env_table() -> Table:
     table = Table("environment", "what it is", "tasks", "simulator", title="Environments")
     for name in ENVS.names():
         entry = ENVS.entries[name]
-        missing = [module for module in entry.requires if importlib.util.find_spec(module) is None]
-        state = f"[red]missing[/]: {entry.install}" if missing else "[green]present[/]"
+        state = "[red]missing[/]" if missing(entry) else "[green]present[/]"
         table.add_row(name, entry.summary, " ".join(entry.tasks) or "any", state)
     table.add_row("PACKAGE.MODULE:FACTORY", "your own function that returns an environment", "", "")
     return table

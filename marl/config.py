@@ -270,5 +270,5 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         for name, kind in options.items():
             data[name] = dacite.from_dict(kind, data.get(name) or {}, hooks)
         return dacite.from_dict(RunConfig, data, hooks)
-    except (yaml.YAMLError, dacite.DaciteError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, dacite.DaciteError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error

@@ -156,10 +156,9 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
         ENVS.load()
         if family in ENVS.entries and "/" not in family:
             entry = ENVS.entries[family]
-            missing = [module for module in entry.requires if importlib.util.find_spec(module) is None]
-            if missing:
+            if absent := missing(entry):
                 raise MissingDependencyError(
-                    f"environment {name!r} needs {', '.join(missing)}; install with: {entry.install}"
+                    f"environment {name!r} needs {', '.join(absent)}; install with: {entry.install}"
                 )
             if entry.tasks and not entry.open_tasks and task not in entry.tasks:
                 raise UnknownNameError(closest(f"task of {family}", task, entry.tasks))
@@ -168,6 +167,11 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
         return _user_entry(name), ""
     ENVS.get(name.partition("/")[0])
     raise UnknownNameError(closest("environment", name, ENVS.entries))
+
+
+def missing(entry: EnvEntry) -> list[str]:
+    """The modules that the environment needs and this Python lacks."""
+    return [module for module in entry.requires if importlib.util.find_spec(module) is None]
 
 
 def _user_entry(name: str) -> EnvEntry:

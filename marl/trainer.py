@@ -19,8 +19,8 @@ from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
 
-SMALL_UPDATE = 4096
-"""Nodes of a forward pass below which a second thread costs more than it gives."""
+SMALL_UPDATE = 32768
+"""Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
 
 
 class Trainer:

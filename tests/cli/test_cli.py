@@ -1,0 +1,215 @@
+"""The commands as a user types them: output, exit codes, and that the README tells the truth."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import marl
+from experiments import cli
+from experiments.presets import PRESETS, by_name, choose
+from marl.config import default_config, flatten, from_yaml, override, to_yaml
+from marl.errors import ConfigError
+from marl.registry import AGENTS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+QUICK = ["--num-envs", "4", "--rollout-steps", "8", "--eval-episodes", "2", "--embedding", "16", "--epochs", "1"]
+
+
+def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["marl", *args])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_train_resume_eval_play_and_load(monkeypatch, capsys, folder):
+    code, out, _ = call(monkeypatch, capsys, "train", "toy/climbing", *QUICK, "--steps", "96", "--name", "climb")
+    assert code == 0
+    assert "preset toy/climbing + mat" in out
+    config = from_yaml((folder / "runs/climb/config.yaml").read_text())
+    assert config.collect.num_envs == 4
+    assert config.agent_options.embedding == 16
+    assert call(monkeypatch, capsys, "resume", "runs/climb", "--steps", "128")[0] == 0
+    steps = [json.loads(line)["step"] for line in Path("runs/climb/metrics.jsonl").read_text().splitlines()]
+    assert steps == [32, 64, 96, 128]
+    code, out, _ = call(monkeypatch, capsys, "eval", "runs/climb", "--episodes", "5", "--out", "rows.jsonl")
+    assert code == 0
+    assert "after 128 steps" in out or "after 96 steps" in out
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert [row["episode"] for row in rows] == list(range(5))
+    code, out, _ = call(monkeypatch, capsys, "play", "runs/climb")
+    assert code == 0
+    assert re.search(r"return \S+ in 1 steps; terminated", out)
+    policy = marl.load_policy("runs/climb")
+    width = policy.spec.observation_size
+    assert policy.act(np.zeros((2, width), dtype=np.float32)).shape == (2,)
+    assert policy.act(np.zeros((7, 2, width), dtype=np.float32)).shape == (7, 2)
+    with pytest.raises(ValueError, match=r"\(3, "):
+        policy.act(np.zeros((3, width), dtype=np.float32))
+
+
+def test_a_policy_whose_critic_reads_the_state_acts_on_arrays(monkeypatch, capsys, folder):
+    args = ["train", "toy/mortal", "--agent", "mappo", "--steps", "32", "--name", "m", "--hidden", "8"]
+    assert call(monkeypatch, capsys, *args, *[x for x in QUICK if x not in ("--embedding", "16")])[0] == 0
+    policy = marl.load_policy(folder / "runs" / "m")
+    assert policy.spec.state_size > 0
+    shape = (policy.spec.num_agents, policy.spec.observation_size)
+    assert policy.act(np.zeros(shape, dtype=np.float32)).shape == shape[:1]
+
+
+def test_untrained_agents_play_and_are_evaluated(monkeypatch, capsys, folder):  # noqa: ARG001
+    assert "return" in call(monkeypatch, capsys, "play", "toy/mortal", "--agent", "random")[1]
+    assert "return" in call(monkeypatch, capsys, "eval", "toy/chain", "--agent", "scripted", "--episodes", "3")[1]
+
+
+WRONG = [
+    (["trian", "x"], "did you mean 'train'"),
+    (["train"], "train what"),
+    (["train", "toy/climing"], "'climbing'"),
+    (["train", "toy/climbing", "--agent", "mta"], "'mat'"),
+    (["train", "toy/climbing", "--agent", "random"], "does not learn"),
+    (["train", "toy/climbing", "--preset", "toy+mats"], "'toy+mat'"),
+    (["train", "toy/climbing", "--learning-rat", "1"], "--learning-rate"),
+    (["train", "toy/climbing", "--clip", "7"], "clip is 7"),
+    (["train", "toy/climbing", "--steps", "many"], "many"),
+    (["train", "no.such.module:make"], "cannot import"),
+    (["train", "gymnasium:CartPole-v99"], "CartPole"),
+    (["train", "mamujoco/HalfCheetah-5x1"], "HalfCheetah-6x1"),
+    (["resume", "nowhere"], "no config.yaml"),
+    (["eval", "nowhere"], "nowhere"),
+    (["eval", "toy/climbing", "--agent", "mat"], "must be trained first"),
+    (["eval", "toy/climbing", "--episodes", "0"], "episodes is 0"),
+    (["play", "toy/climbing", "--out", "film.avi"], ".mp4 or .gif"),
+    (["list", "things"], "things"),
+    (["check-env", "toy/nothing"], "task of toy"),
+    (["bench", "env", "--rounds", "0"], "rounds"),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), WRONG)
+def test_wrong_input_is_named(monkeypatch, capsys, folder, args, said):
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 2
+    assert said in out + err
+    assert "Traceback" not in out + err
+    assert not (folder / "runs").exists()
+
+
+def test_lists_and_help(monkeypatch, capsys):
+    assert "mamujoco" in call(monkeypatch, capsys, "list", "envs")[1]
+    assert "mappo" in call(monkeypatch, capsys, "list", "agents")[1]
+    assert "mamujoco+mat" in call(monkeypatch, capsys, "list", "presets")[1]
+    for command in cli.COMMANDS:
+        code, out, _ = call(monkeypatch, capsys, command, "--help")
+        assert code == 0
+        assert "usage: marl" in out
+    assert all(name in call(monkeypatch, capsys)[1] for name in cli.COMMANDS)
+
+
+def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "mujoco" else find(name, *rest))
+    out = call(monkeypatch, capsys, "list", "envs")[1]
+    assert "mamujoco needs mujoco; install with: pip install 'seqmarl[mujoco]'" in out
+    code, _, err = call(monkeypatch, capsys, "train", "mamujoco/HalfCheetah-6x1")
+    assert code == 2
+    assert "needs mujoco; install with: pip install 'seqmarl[mujoco]'" in err
+
+
+@pytest.mark.parametrize("key", PRESETS, ids="+".join)
+def test_every_preset_constructs_and_survives_yaml(key):
+    env, agent = key
+    tasks = {"toy": "toy/copy", "mamujoco": "mamujoco/HalfCheetah-6x1"}
+    config, source = choose(tasks.get(env, env), agent)
+    assert "preset" in source
+    assert from_yaml(to_yaml(config)) == config
+    assert by_name("+".join(key), tasks.get(env, env), agent)[0] == config
+    assert {name: flatten(config)[name] for name in PRESETS[key]} == PRESETS[key]
+
+
+def test_yaml_errors_name_file_and_field():
+    good = to_yaml(default_config("toy/copy", "mat"))
+    for bad in ("clip: 7.0", "clipp: 0.2", "clip: [1]"):
+        with pytest.raises(ConfigError, match=r"run\.yaml.*clip"):
+            from_yaml(good.replace("clip: 0.2", bad, 1), "run.yaml")
+    assert from_yaml(good.replace("clip: 0.2", "clip: 1e-1", 1)).learn.clip == 0.1
+
+
+def test_every_option_is_read():
+    """Each field of a run, and of its agent's and MuJoCo's options, is read as an attribute somewhere."""
+    folders = [ROOT / part for part in ("marl", "agents", "envs", "experiments")]
+    source = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    for agent in ("mat", "mappo", "scripted"):
+        for name in flatten(default_config("mamujoco/Hopper-3x1", agent)):
+            assert re.search(rf"\.{name}\b", source), name
+
+
+def test_readme_commands_run(monkeypatch, capsys, folder):
+    """The shell blocks of the README in their order, shortened; the long run only as far as its configuration."""
+    (folder / "my_env.py").write_text(re.search(r"```python\n(# my_env\.py\n.*?)```", README, re.S)[1])  # type: ignore[index]
+    short = ["--steps", "64", *QUICK]
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("marl ")]
+    assert len(lines) >= 8
+    for line in lines:
+        args = line.split()[1:]
+        if args[0] == "train":
+            drop = args.index("--steps") if "--steps" in args else len(args)
+            args = args[:drop] + args[drop + 2 :] + short
+        if args[0] == "resume":
+            args[args.index("--steps") + 1] = "96"
+        code, out, err = call(monkeypatch, capsys, *args)
+        assert code == 0, f"{line}\n{out}{err}"
+    names = {"observation": np.zeros((2, marl.load_policy("runs/climb").spec.observation_size), dtype=np.float32)}
+    exec(re.search(r"```python\n(import marl\n.*?)```", README, re.S)[1], names)  # type: ignore[index]
+    assert names["action"].shape == (2,)
+
+
+def test_module_runs_under_python_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "list", "agents"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert "mat" in done.stdout
+
+
+def test_user_factories_take_keyword_arguments(monkeypatch, capsys, folder):  # noqa: ARG001
+    monkeypatch.syspath_prepend(os.fspath(ROOT))
+    args = [
+        "train",
+        "tests.support.broken:make",
+        "--kwargs",
+        "{what: nothing, at: 3}",
+        "--name",
+        "k",
+        "--steps",
+        "32",
+        *QUICK,
+    ]
+    assert call(monkeypatch, capsys, *args)[0] == 0
+    assert call(monkeypatch, capsys, *args[:2], "--kwargs", "3")[0] == 2
+    assert override(default_config("toy/copy", "mat"), {"symbols": 5}).env_options.symbols == 5
+    assert set(AGENTS.names()) >= {"mat", "mappo", "ippo", "random", "scripted"}
