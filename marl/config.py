@@ -260,13 +260,21 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
 
 
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; what is no number is left for the type check to name."""
+    try:
+        return float(value) if isinstance(value, int | str) and not isinstance(value, bool) else value
+    except ValueError:
+        return value
+
+
 def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
     """The inverse of `to_yaml`; ConfigError names the file, the field and what is wrong with it."""
     try:
         data = yaml.safe_load(text)
         entry, _ = find_env(data["env"])
         options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
-        hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+        hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
         for name, kind in options.items():
             data[name] = dacite.from_dict(kind, data.get(name) or {}, hooks)
         return dacite.from_dict(RunConfig, data, hooks)
