@@ -56,7 +56,6 @@ COLUMNS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("policy loss", "loss/policy"),
         ("value loss", "loss/value"),
-        ("entropy", "policy/entropy"),
         ("total loss", "loss/total"),
     ),
 )
