@@ -24,7 +24,7 @@ TOY: dict[str, Any] = {
 COORDINATION: dict[str, Any] = TOY | {"entropy_coef": 0.5}
 
 # MAT's released script takes 40 minibatches, 10 epochs, clip 0.05 and a rate of 5e-5 on raw observations;
-# these settings learn faster per step and take a quarter of the updates.
+# these settings learn faster per step and take an eighth of the updates.
 MUJOCO: dict[str, Any] = {
     "num_envs": 40,
     "rollout_steps": 100,
