@@ -28,10 +28,8 @@ class Broken(EnvWrapper):
         step = self.env.step(action)
         if self.what == "huge" and self.count > self.at:
             return replace(step, reward=np.full_like(step.reward, 3e38))
-        if self.count != self.at or (self.once and Path(self.once).exists()):
+        if self.count != self.at or (self.once and not first(Path(self.once))):
             return step
-        if self.once:
-            Path(self.once).touch()
         if self.what == "reward":
             return replace(step, reward=np.full_like(step.reward, np.nan))
         if self.what == "observation":
@@ -45,6 +43,15 @@ class Broken(EnvWrapper):
         if self.what == "sleep":
             time.sleep(60)
         return step
+
+
+def first(path: Path) -> bool:
+    """Whether this call created the file, among all processes."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def make(what: str = "nothing", at: int = 1, once: str = "") -> Broken:
