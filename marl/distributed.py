@@ -30,6 +30,12 @@ def start(device: str) -> torch.device:
     return chosen
 
 
+def wait_for_all() -> None:
+    """Return once every rank got here: no rank may leave the group while another still talks to it."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

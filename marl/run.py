@@ -104,6 +104,7 @@ def execute(
             guard(trainer, saver, folder)
             if trainer.stop_reason != "finished":
                 console(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
+        distributed.wait_for_all()
     finally:
         if evaluation is not None:
             evaluation.close()

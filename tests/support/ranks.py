@@ -55,6 +55,7 @@ def main(path: str) -> None:
     if rank == 0:
         with open(path, "w") as file:
             json.dump(everyone, file)
+    distributed.wait_for_all()
     distributed.stop()
 
 
