@@ -40,6 +40,8 @@ class MATOptions:
     """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
+        if self.embedding < 1:
+            raise ConfigError(f"embedding is {self.embedding}; give 1 or more, usually 64")
         if self.heads < 1 or self.embedding % self.heads:
             raise ConfigError(f"heads is {self.heads}, which does not divide embedding, {self.embedding}")
         if self.blocks < 1:

@@ -46,7 +46,7 @@ class Bench:
     """Length of a round."""
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1 or self.rounds < 1 or self.seconds <= 0:
+        if self.num_envs < 1 or self.rounds < 1 or not self.seconds > 0:
             raise ConfigError("num_envs and rounds must be 1 or more, and seconds positive")
 
 

@@ -46,6 +46,9 @@ def main() -> None:
     """Dispatch; an error that the user can act on is one message on stderr and exit status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     args = sys.argv[1:]
+    # A factory of the user's own stands in the working folder; behind ours, so that it cannot hide a module.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
@@ -58,7 +61,7 @@ def main() -> None:
         print(f"marl: {error}{notes}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("marl: stopped at once; the last checkpoint is kept", file=sys.stderr)
+        print("marl: stopped at once; a run continues from its last checkpoint with `marl resume`", file=sys.stderr)
         sys.exit(130)
 
 
@@ -219,6 +222,9 @@ def play(args: list[str]) -> None:
         """Stop an episode after this many steps."""
 
     parsed = tyro.cli(Play, prog="marl play", args=args)
+    for name in ("fps", "max_steps", "episodes"):
+        if getattr(parsed, name) < 1:
+            raise ConfigError(f"{name} is {getattr(parsed, name)}; give 1 or more")
     show(parsed)
 
 
@@ -293,6 +299,8 @@ def check(args: list[str]) -> None:
     parsed = tyro.cli(
         typed, prog="marl check-env", args=args, config=flat, description=CheckEnv.__doc__, registry=KEYWORDS
     )
+    if parsed.episodes < 1:
+        raise ConfigError(f"episodes is {parsed.episodes}; give 1 or more")
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
     for line in check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed):
         print(line)

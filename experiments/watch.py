@@ -42,6 +42,8 @@ def resolve(subject: str, agent: str, which: str) -> Subject:
         checkpoint = load_checkpoint(root, int(which) if which.isdigit() else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
         return Subject(config, make_policy(checkpoint), title, folder)
+    if path.parts[:1] == ("runs",) or path.is_absolute():
+        raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if AGENTS.get(agent).trains:
         raise ConfigError(
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
@@ -62,6 +64,8 @@ def report(parsed: Any) -> None:
         raise ConfigError(f"episodes is {parsed.episodes} and num_envs {parsed.num_envs}; give 1 or more of each")
     subject = resolve(parsed.subject, parsed.agent, parsed.which)
     config = subject.config
+    if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
     env = make_vector(config.env, options(config), min(parsed.episodes, parsed.num_envs))
     try:
         rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), not parsed.stochastic)
@@ -87,15 +91,17 @@ def report(parsed: Any) -> None:
 def show(parsed: Any) -> None:
     """`marl play`: a video beside the run, or text on the terminal."""
     subject = resolve(parsed.subject, parsed.agent, parsed.which)
-    env = EnvFactory(subject.config.env, options(subject.config))()
+    env = EnvFactory(subject.config.env, drawing_options(subject.config))()
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
     policy = policy_for(subject, env.spec)
     writer: Any = None
+    drawn = False
     try:
         for seed in paired_seeds(parsed.episodes):
             for picture in episode(env, policy, seed, parsed.max_steps, not parsed.stochastic):
+                drawn = drawn or picture is not None
                 if isinstance(picture, str):
                     print(picture)
                 elif picture is not None:
@@ -106,12 +112,22 @@ def show(parsed: Any) -> None:
             writer.close()
             print(f"wrote {out}")
         env.close()
+    if not drawn:
+        raise ConfigError(f"{subject.config.env} draws nothing: its `render` returns None")
+
+
+def drawing_options(config: RunConfig) -> dict[str, Any]:
+    """The environment's options, asking Gymnasium and PettingZoo for pictures."""
+    chosen = options(config)
+    if config.env.partition(":")[0] in ("gymnasium", "pettingzoo"):
+        chosen["kwargs"] = {"render_mode": "rgb_array", **chosen["kwargs"]}
+    return chosen
 
 
 def episode(
     env: Env, policy: Policy, seed: int, max_steps: int, deterministic: bool
 ) -> Iterator[np.ndarray | str | None]:
-    """What the environment draws at each step of one episode, and a closing line."""
+    """What the environment draws at each step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
     obs, total = env.reset(seed), 0.0
     yield env.render()
@@ -123,9 +139,9 @@ def episode(
         yield env.render()
         if step.terminated or step.truncated:
             end = "terminated" if step.terminated else "reached the time limit"
-            yield f"return {total:.6g} in {length} steps; {end}"
+            print(f"return {total:.6g} in {length} steps; {end}")
             return
-    yield f"return {total:.6g} in {max_steps} steps; stopped by --max-steps"
+    print(f"return {total:.6g} in {max_steps} steps; stopped by --max-steps")
 
 
 def open_video(path: Path, fps: int) -> Any:

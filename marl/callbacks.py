@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from marl import distributed
 from marl.checkpoint import save
 from marl.config import digest
+from marl.errors import CheckpointError
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.protocols import VectorEnv
 from marl.spaces import spec_to_json
@@ -76,7 +78,10 @@ class Checkpoints:
 
     def on_logged(self, trainer: Any) -> None:
         if trainer.iteration % self.interval == 0 or trainer.last_score is not None:
-            self.save(trainer)
+            try:
+                self.save(trainer)
+            except CheckpointError as error:
+                logging.getLogger("marl").warning("%s. Training goes on; the next checkpoint tries again", error)
 
     def on_stop(self, trainer: Any) -> None:
         if self.saved != trainer.iteration:

@@ -195,6 +195,7 @@ def _write(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest:
 def _write_tensors(path: Path, group: Mapping[str, Tensor]) -> None:
     try:
         save_file(_writable(group), path)
+        path.chmod(0o644)  # safetensors writes for its owner alone
     except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
     except (KeyError, ValueError, NotImplementedError) as error:
@@ -259,7 +260,7 @@ def _failure(root: Path, final: Path, needed: int, error: OSError) -> str:
     earlier = f"the earlier checkpoint {intact[0]} is intact" if intact else "there is no earlier checkpoint"
     return (
         f"cannot write checkpoint {final}: {error}; its tensors need {needed} bytes and {free} are free; {earlier}. "
-        "Free some space, lower `keep`, or choose another folder"
+        "Free some space, lower --keep-checkpoints, or choose another folder"
     )
 
 

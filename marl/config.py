@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ def _positive(config: Any, *names: str) -> None:
 
 def _not_negative(config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) >= 0:
+        if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"{name} is {getattr(config, name)}; give 0 or more")
 
 
@@ -132,6 +134,8 @@ class WatchConfig:
     def __post_init__(self) -> None:
         _not_negative(self, "eval_interval", "eval_episodes")
         _positive(self, "checkpoint_interval", "keep_checkpoints")
+        if self.stop_return is not None and not math.isfinite(self.stop_return):
+            raise ConfigError(f"stop_return is {self.stop_return}; give a number")
         if self.stop_return is not None and not self.eval_episodes:
             raise ConfigError("stop_return needs evaluations, but eval_episodes is 0")
 
@@ -149,6 +153,9 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         _not_negative(self, "env_threads", "learn_threads")
+        for name in ("env_threads", "learn_threads"):
+            if getattr(self, name) > (os.cpu_count() or 1):
+                raise ConfigError(f"{name} is {getattr(self, name)}, more than the {os.cpu_count()} cores here")
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _positive(self, "steps")
         _not_negative(self, "seed")
+        if Path(self.name).name != self.name:
+            raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
         rows = self.collect.num_envs * self.collect.rollout_steps
         if self.learn.minibatches > rows:
             raise ConfigError(
@@ -272,6 +281,9 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
     """The inverse of `to_yaml`; ConfigError names the file, the field and what is wrong with it."""
     try:
         data = yaml.safe_load(text)
+        for name in ("env", "agent"):
+            if not isinstance(data, dict) or not isinstance(data.get(name), str):
+                raise ConfigError(f"has no text under {name!r}; it is not the configuration of a run")
         entry, _ = find_env(data["env"])
         options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})

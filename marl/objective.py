@@ -73,7 +73,7 @@ class ClippedPPO:
         if not 0.0 < self.clip < 1.0:
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
         for name in ("entropy_coef", "value_coef", "value_clip"):
-            if not getattr(self, name) >= 0.0:
+            if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
         if not self.huber_delta > 0.0:
             raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")

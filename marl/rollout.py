@@ -1,19 +1,23 @@
 """Collecting T steps of E environments into preallocated storage."""
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from marl.errors import NonFiniteError
+from marl.errors import EnvironmentContractError, NonFiniteError
 from marl.normalise import ValueNorm
 from marl.objective import Batch
 from marl.protocols import Policy, State, VectorEnv
-from marl.types import Decision, Inputs, Nodes, Obs, VectorStep
+from marl.types import Decision, EnvSpec, Inputs, Nodes, Obs, VectorStep
+
+LOGGER = logging.getLogger("marl")
 
 
 class Rollout:
@@ -118,6 +122,7 @@ class Collector:
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
         self.obs = env.reset(seeds)
+        require_promise(env.spec, self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
 
     def collect(self) -> tuple[Rollout, Episodes]:
@@ -140,18 +145,30 @@ class Collector:
             self._store(rollout, t, step, episodes)
         rollout = self.rollout
         assert rollout is not None
+        if episodes.dropped and not rollout.trained.any():
+            raise NonFiniteError(
+                f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
+                "nothing is left to learn from. Mend the environment"
+            )
         self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), self.obs, rollout.truncated[-1])
         return rollout, episodes
 
     def _store(self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes) -> None:
         """Keep one transition; `self.obs` moves on to the next observation."""
         self.obs = step.obs
+        require_choice(self.env.spec, step.obs)
         reward, terminated, truncated = step.reward, step.terminated, step.truncated
         bad = self._bad(step)
         lost: np.ndarray = np.any(bad, axis=-1)
         if lost.any():
             ended = terminated | truncated
             self._require_finite(np.flatnonzero(ended), bad)
+            LOGGER.warning(
+                "%s: environment %d: a NaN or infinite observation or reward at step %d; its episode is left out",
+                self.env.spec.name,
+                int(np.flatnonzero(lost)[0]),
+                int(self.episode_length[np.flatnonzero(lost)[0]]) + 1,
+            )
             self._drop(rollout, t, lost, ~ended)
             reward = np.where(lost[:, None], 0.0, reward)
             terminated, truncated = terminated & ~lost, truncated | lost
@@ -250,6 +267,32 @@ class Collector:
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
+
+
+def require_choice(spec: EnvSpec, obs: Obs) -> None:
+    """EnvironmentContractError where an agent has no action to choose from."""
+    if obs.action_mask is not None and not obs.action_mask.any(-1).all():
+        index, agent = (int(i) for i in np.argwhere(~obs.action_mask.any(-1))[0])
+        raise EnvironmentContractError(
+            f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}: action_mask allows no action; leave one "
+            f"even to the dead (`marl check-env {spec.name}` tests the whole environment)"
+        )
+
+
+def require_promise(spec: EnvSpec, obs: Obs) -> None:
+    """EnvironmentContractError where first observations leave the declared bounds or choices."""
+    require_choice(spec, obs)
+    space = spec.observation_space
+    if isinstance(obs.agents, np.ndarray) and isinstance(space, gymnasium.spaces.Box):
+        outside = (obs.agents < space.low) | (obs.agents > space.high)
+        if outside.any():
+            index, agent, feature = (int(i) for i in np.argwhere(outside)[0])
+            value, low, high = obs.agents[index, agent, feature], space.low[feature], space.high[feature]
+            raise EnvironmentContractError(
+                f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}: feature {feature} of the observation "
+                f"is {value}, outside the declared {low} to {high}; "
+                f"mend the space (`marl check-env {spec.name}` tests the whole environment)"
+            )
 
 
 def non_finite(obs: Obs) -> np.ndarray:

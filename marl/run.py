@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -58,7 +59,13 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
             f"{folder / 'config.yaml'} differs from the configuration that {checkpoint.path.name} was trained with; "
             "put the file back, or start a new run"
         )
-    return execute(override(config, changes), folder, device, checkpoint, ())
+    changed = override(config, changes)
+    if changed.iterations <= checkpoint.data["iteration"]:
+        raise ConfigError(
+            f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
+            f"train on with: marl resume {folder} --steps MORE"
+        )
+    return execute(changed, folder, device, checkpoint, ())
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -69,7 +76,10 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml; `ls runs` shows the runs")
-    return from_yaml(path.read_text(), path)
+    try:
+        return from_yaml(path.read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def execute(
@@ -100,10 +110,10 @@ def execute(
             )
             trainer.callbacks.append(evaluation)
         trainer.callbacks.append(saver)
-        with closing_tracker(trainer), interrupts(trainer, console, folder):
+        with interrupts(trainer, console, folder), closing_tracker(trainer):
             guard(trainer, saver, folder)
-            if trainer.stop_reason != "finished":
-                console(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
+        if trainer.stop_reason != "finished" and distributed.rank() == 0:
+            print(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
         distributed.wait_for_all()
     finally:
         if evaluation is not None:
@@ -138,7 +148,9 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
                 saver.save(trainer, environments=False)
             except MarlError as second:
                 error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
-        error.add_note(f"what was learned is kept; continue with: marl resume {folder}")
+        if saver.saved > 0:
+            steps = saver.saved * trainer.config.steps_per_iteration
+            error.add_note(f"what was learned in {steps} steps is kept; continue with: marl resume {folder}")
         raise
 
 
@@ -210,13 +222,17 @@ def closing_tracker(trainer: Trainer) -> Iterator[None]:
 def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; the second at once."""
 
-    seen = 0
+    first = float("-inf")
 
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal seen
-        seen += 1
-        if seen > 1:
+        nonlocal first
+        now = time.monotonic()
+        # Programs that end a job often signal both the process and its group.
+        if first < now < first + 1.0:
+            return
+        if first > 0:
             raise KeyboardInterrupt
+        first = now
         if trainer.stop_reason is None:
             trainer.stop_reason = "interrupted"
         console(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")

@@ -302,6 +302,8 @@ def standardise(x: Tensor, mask: Tensor) -> Tensor:
 
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
+    if not mask.any():
+        return 0.0
     y, error = returns[mask].double(), (returns - value)[mask].double()
     spread = y.var(correction=0)
     return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0

@@ -37,7 +37,7 @@ def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 
 
@@ -76,6 +76,15 @@ def test_a_policy_whose_critic_reads_the_state_acts_on_arrays(monkeypatch, capsy
     assert policy.act(np.zeros(shape, dtype=np.float32)).shape == shape[:1]
 
 
+def test_a_finished_run_says_so(monkeypatch, capsys, folder):  # noqa: ARG001
+    assert call(monkeypatch, capsys, "train", "toy/chain", *QUICK, "--steps", "64", "--name", "done")[0] == 0
+    for more in ([], ["--steps", "32"]):
+        code, _, err = call(monkeypatch, capsys, "resume", "runs/done", *more)
+        assert code == 2
+        assert "has trained for 64 steps already" in err
+    assert "steps: 64" in Path("runs/done/config.yaml").read_text()
+
+
 def test_untrained_agents_play_and_are_evaluated(monkeypatch, capsys, folder):  # noqa: ARG001
     assert "return" in call(monkeypatch, capsys, "play", "toy/mortal", "--agent", "random")[1]
     assert "return" in call(monkeypatch, capsys, "eval", "toy/chain", "--agent", "scripted", "--episodes", "3")[1]
@@ -94,7 +103,17 @@ WRONG = [
     (["train", "no.such.module:make"], "cannot import"),
     (["train", "gymnasium:CartPole-v99"], "CartPole"),
     (["train", "mamujoco/HalfCheetah-5x1"], "HalfCheetah-6x1"),
+    (["train", "toy/climbing", "--embedding", "0"], "embedding is 0"),
+    (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef is inf"),
+    (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
+    (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
+    (["train", "toy/climbing", "--name", "../x"], "name is '../x'"),
+    (["train", "toy/climbing", "--device", "tpu"], "device is 'tpu'"),
     (["resume", "nowhere"], "no config.yaml"),
+    (["eval", "runs/typo"], "there is no run"),
+    (["eval", "toy/chain", "--out", "no/where.jsonl"], "folder does not exist"),
+    (["play", "gymnasium:CartPole-v1", "--fps", "-1"], "fps is -1"),
+    (["check-env", "toy/chain", "--episodes", "0"], "episodes is 0"),
     (["eval", "nowhere"], "nowhere"),
     (["eval", "toy/climbing", "--agent", "mat"], "must be trained first"),
     (["eval", "toy/climbing", "--episodes", "0"], "episodes is 0"),
@@ -148,6 +167,9 @@ def test_every_preset_constructs_and_survives_yaml(key):
 
 def test_yaml_errors_name_file_and_field():
     good = to_yaml(default_config("toy/copy", "mat"))
+    for empty in ("", "env: toy/copy", "[1]"):
+        with pytest.raises(ConfigError, match=r"run\.yaml.*has no text"):
+            from_yaml(empty, "run.yaml")
     for bad in ("clip: 7.0", "clipp: 0.2", "clip: [1]"):
         with pytest.raises(ConfigError, match=r"run\.yaml.*clip"):
             from_yaml(good.replace("clip: 0.2", bad, 1), "run.yaml")

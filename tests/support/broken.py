@@ -10,7 +10,7 @@ import numpy as np
 
 from envs.toy import make as make_toy
 from envs.wrappers import EnvWrapper
-from marl.types import Step
+from marl.types import Obs, Step
 
 
 class Broken(EnvWrapper):
@@ -20,12 +20,18 @@ class Broken(EnvWrapper):
     """
 
     def __init__(self, what: str, at: int, once: str = "") -> None:
-        super().__init__(make_toy("chain"))
+        super().__init__(make_toy("mortal" if what == "mask" else "chain"))
         self.what, self.at, self.once, self.count = what, at, once, 0
+
+    def reset(self, seed: int | None = None) -> Obs:
+        obs = super().reset(seed)
+        return replace(obs, agents=obs.agents + 7) if self.what == "outside" else obs
 
     def step(self, action: np.ndarray) -> Step:
         self.count += 1
         step = self.env.step(action)
+        if self.what == "always":
+            return replace(step, reward=np.full_like(step.reward, np.nan))
         if self.what == "huge" and self.count > self.at:
             return replace(step, reward=np.full_like(step.reward, 3e38))
         if self.count != self.at or (self.once and not first(Path(self.once))):
@@ -36,6 +42,8 @@ class Broken(EnvWrapper):
             return replace(step, obs=replace(step.obs, agents=np.full_like(step.obs.agents, np.inf)))
         if self.what == "state":
             return replace(step, obs=replace(step.obs, state=np.full_like(step.obs.state, np.nan)))
+        if self.what == "mask":
+            return replace(step, obs=replace(step.obs, action_mask=np.zeros_like(step.obs.action_mask)))
         if self.what == "raise":
             raise ZeroDivisionError("the simulator divided by zero")
         if self.what == "kill":

@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from marl import run
-from marl.checkpoint import load
+from marl.checkpoint import load, save
 from marl.config import default_config, override
-from marl.errors import ConfigError, NonFiniteError, UnknownNameError, WorkerError
+from marl.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentContractError,
+    NonFiniteError,
+    UnknownNameError,
+    WorkerError,
+)
 from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
 from marl.objective import Batch
 from marl.registry import ENVS, EnvEntry
@@ -55,6 +62,32 @@ def test_dropped_episodes_are_left_out(small, tmp_path, what):
     dropped = [row.get("episode/dropped", 0) for row in rows(folder)]
     assert dropped == [0, 0, 1, 0, 0, 0]
     assert all(np.isfinite(v) for row in rows(folder) for v in row.values())
+
+
+def test_dropping_everything_stops_the_run(small):
+    with pytest.raises(NonFiniteError, match="every step of a rollout was dropped"):
+        run.start(broken(small, "always", at=1, on_nonfinite="drop"))
+
+
+@pytest.mark.parametrize(("what", "said"), [("mask", "allows no action"), ("outside", "outside the declared")])
+def test_spaces_that_lie_are_named(small, what, said):
+    with pytest.raises(EnvironmentContractError, match=rf"environment 0, agent 'agent_0'.*{said}"):
+        run.start(broken(small, what, at=5))
+
+
+def test_a_full_disc_at_a_checkpoint_does_not_stop_training(small, monkeypatch, caplog):
+    calls = []
+
+    def sometimes(*args, **options):
+        calls.append(args)
+        if len(calls) in (2, 3):
+            raise CheckpointError("no space left")
+        return save(*args, **options)
+
+    monkeypatch.setattr("marl.callbacks.save", sometimes)
+    folder = run.start(small(eval_episodes=0))
+    assert "no space left" in caplog.text
+    assert load(folder / "checkpoints").step == 192
 
 
 def test_non_finite_loss_keeps_finite_weights(small):
