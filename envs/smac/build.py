@@ -57,20 +57,19 @@ def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
         if battle_map.ally_types:
             stats[rules.ALLY_TYPE, index] = battle_map.ally_types.index(name)
             stats[rules.ENEMY_TYPE, index] = battle_map.enemy_types.index(name)
-    x, y = np.nonzero(battle_map.walkable)
+    stats[rules.AGENTS] = battle_map.num_agents
+    damage = np.array([[_damage(a, b) for b in battle_map.types] for a in battle_map.types])
+    _confine(stats, battle_map)
     convex = battle_map.convex
     return World(
         agents=battle_map.num_agents,
         units=len(battle_map.types),
-        convex=int(convex),
         order=_ORDERS[battle_map.order],
         loops=int(options.step_mul),
-        stats=stats,
-        damage=np.array([[_damage(a, b) for b in battle_map.types] for a in battle_map.types]),
+        stats=np.concatenate([stats, damage]),
         walkable=np.ascontiguousarray(battle_map.walkable),
-        near_wall=_near_wall(battle_map.walkable),
+        near_wall=_near_wall(battle_map.walkable) & (not convex),
         way=np.zeros((1, 1), np.int16) if convex else waypoints(battle_map.name),
-        bounds=np.array([x.min(), x.max() + 1.0, y.min(), y.max() + 1.0]),
         start=np.ascontiguousarray(battle_map.start.T),
         goals=battle_map.goals,
     )
@@ -86,7 +85,7 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
     column[rules.ACCELERATION] = unit.get("acceleration", 0.0) / LOOPS**2
     column[rules.RADIUS], column[rules.SEPARATION] = unit["radius"], unit["separation_radius"]
     column[rules.FLIES] = unit["plane"] == "air"
-    column[rules.CLIMBS] = unit.get("walks_cliffs", False)
+    column[rules.WALKS] = unit["speed"] > 0 and unit["plane"] == "ground"  # a colossus ("ground+air") climbs
     column[rules.REGENERATION] = unit["hp_regen"] / LOOPS
     column[rules.HEALER] = "heal" in unit
     column[rules.BURSTS] = unit.get("explodes_on_death", False)
@@ -95,7 +94,7 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
     if options.creep_decay and "structure" in unit["attributes"]:
         column[rules.DECAY] = 1.0 / (0.3332 * LOOPS)
     column[rules.ATTACK] = -1.0
-    column[rules.MELEE_RANGE] = -FAR
+    column[rules.MELEE_RANGE] = -1e9
     for weapon in unit["weapons"]:
         if weapon.get("melee"):
             column[rules.MELEE_RANGE] = weapon["range"]
@@ -114,7 +113,14 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
         column[rules.HITS_AIR] = weapon["targets"] == "both"
 
 
-FAR = 1e9
+def _confine(stats: np.ndarray, battle_map: BattleMap) -> None:
+    """The rectangle in which each unit's centre stays: the map for what flies, the walkable part for the rest."""
+    x, y = np.nonzero(battle_map.walkable)
+    flies, radius = stats[rules.FLIES] > 0, stats[rules.SEPARATION]
+    rows = ((rules.LEAST_X, rules.MOST_X, x), (rules.LEAST_Y, rules.MOST_Y, y))
+    for least, most, cells in rows:
+        stats[least] = np.where(flies, 0.0, cells.min() + radius)
+        stats[most] = np.where(flies, SIZE - 1e-6, cells.max() + 1.0 - radius)
 
 
 def _damage(attacker: str, victim: str) -> float:

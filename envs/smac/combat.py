@@ -10,12 +10,12 @@ import numpy as np
 
 from envs.smac.rules import (
     ACCELERATION,
+    AGENTS,
     AIM,
     ARMOUR,
     ATTACK,
     BACKSWING,
     BURSTS,
-    CLIMBS,
     COOLDOWN,
     DAMAGE_POINT,
     FLIES,
@@ -24,9 +24,13 @@ from envs.smac.rules import (
     HITS,
     HITS_AIR,
     IMPACT,
+    LEAST_X,
+    LEAST_Y,
     MELEE_POINT,
     MELEE_RANGE,
     MISSILE_SPEED,
+    MOST_X,
+    MOST_Y,
     MOVED,
     PACE,
     PERIOD,
@@ -38,14 +42,19 @@ from envs.smac.rules import (
     SEPARATION,
     SHIELD,
     SLOP,
+    STAT_FIELDS,
     STEP,
     TARGET,
     VICTIM,
+    WALKS,
     WINDUP,
     X,
     Y,
     compiled,
 )
+
+SIZE = 32
+"""Width and height of a map."""
 
 SECOND = 16.0
 """Game loops in a second."""
@@ -69,23 +78,20 @@ IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING = range(6)
 class World(NamedTuple):
     """What does not change in a battle.
 
-    `stats` (fields, U) and `damage` (U, U), the damage of one hit before armour; `walkable` (x, y);
+    `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour; `walkable` (x, y);
     `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, (1, 1) where
-    `convex`; `bounds` (4,): the rectangle of the ground; `start` (2, U) and `goals` (2, 2) of the map;
+    the ground is one rectangle; `start` (2, U) and `goals` (2, 2) of the map;
     `order`: what the enemy is told; `loops` of one step.
     """
 
     agents: int
     units: int
-    convex: int
     order: int
     loops: int
     stats: np.ndarray
-    damage: np.ndarray
     walkable: np.ndarray
     near_wall: np.ndarray
     way: np.ndarray
-    bounds: np.ndarray
     start: np.ndarray
     goals: np.ndarray
 
@@ -113,10 +119,9 @@ def can_hit(stats, unit, other):
 
 
 @compiled
-def call_for_help(world, real, whole, victim, attacker):
+def call_for_help(stats, real, whole, victim, attacker):
     """Idle or marching enemies near a victim that is shot from beyond their scan turn on the attacker."""
-    stats = world.stats
-    for unit in range(world.agents, world.units):
+    for unit in range(int(stats[AGENTS, 0]), stats.shape[1]):
         if real[HEALTH, unit] > 0.0 and whole[TARGET, unit] < 0 and can_hit(stats, unit, attacker):
             dx, dy = real[X, victim] - real[X, unit], real[Y, victim] - real[Y, unit]
             if dx * dx + dy * dy <= HELP_RADIUS * HELP_RADIUS:
@@ -124,12 +129,11 @@ def call_for_help(world, real, whole, victim, attacker):
 
 
 @compiled
-def hurt(world, real, whole, attacker, victim):
+def hurt(stats, real, whole, attacker, victim):
     """One hit: shields take it before armour, a hit on health takes at least half a point. May kill."""
     if real[HEALTH, victim] <= 0.0:
         return
-    stats = world.stats
-    force = world.damage[attacker, victim]
+    force = stats[STAT_FIELDS + attacker, victim]
     real[QUIET, victim] = SHIELD_DELAY
     taken = min(real[SHIELD, victim], force)
     real[SHIELD, victim] -= taken
@@ -141,33 +145,35 @@ def hurt(world, real, whole, attacker, victim):
         if stats[BURSTS, victim] > 0.0:
             real[IMPACT, victim] = 1e-3
             whole[VICTIM, victim] = victim
-    elif victim >= world.agents and whole[TARGET, victim] < 0:
-        call_for_help(world, real, whole, victim, attacker)
+    elif victim >= int(stats[AGENTS, 0]) and whole[TARGET, victim] < 0:
+        call_for_help(stats, real, whole, victim, attacker)
 
 
 @compiled
-def burst(world, real, whole, unit):
+def burst(stats, real, whole, unit):
     """A suicide unit blows up: every opponent whose edge is near takes a hit."""
-    stats = world.stats
     real[HEALTH, unit] = 0.0
     real[IMPACT, unit] = 0.0
-    first, last = (world.agents, world.units) if unit < world.agents else (0, world.agents)
+    first, last = (
+        (int(stats[AGENTS, 0]), stats.shape[1]) if unit < int(stats[AGENTS, 0]) else (0, int(stats[AGENTS, 0]))
+    )
     for other in range(first, last):
         if stats[FLIES, other] == 0.0:
             dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]
             reach = BURST_RADIUS + stats[RADIUS, other]
             if dx * dx + dy * dy <= reach * reach:
-                hurt(world, real, whole, unit, other)
+                hurt(stats, real, whole, unit, other)
 
 
 @compiled
-def sweep(world, real, whole, unit, target):
+def sweep(stats, real, whole, unit, target):
     """Beams along a line through the target, across the shot: each hits every opponent that it touches once."""
-    stats = world.stats
     dx, dy = real[X, target] - real[X, unit], real[Y, target] - real[Y, unit]
     length = max(1e-9, math.sqrt(dx * dx + dy * dy))
     dx, dy = dx / length, dy / length
-    first, last = (world.agents, world.units) if unit < world.agents else (0, world.agents)
+    first, last = (
+        (int(stats[AGENTS, 0]), stats.shape[1]) if unit < int(stats[AGENTS, 0]) else (0, int(stats[AGENTS, 0]))
+    )
     for other in range(first, last):
         if real[HEALTH, other] <= 0.0 or stats[FLIES, other] > 0.0:
             continue
@@ -178,35 +184,33 @@ def sweep(world, real, whole, unit, target):
         reach = SPLASH_WIDTH + stats[RADIUS, other]
         if px * px + py * py <= reach * reach:
             for _ in range(int(stats[HITS, unit])):
-                hurt(world, real, whole, unit, other)
+                hurt(stats, real, whole, unit, other)
 
 
 @compiled
-def fire(world, real, whole, unit, target):
+def fire(stats, real, whole, unit, target):
     """The end of a wind-up: hits now, or sends off what lands later."""
-    stats = world.stats
     kind = int(stats[ATTACK, unit])
     real[WINDUP, unit] = 0.0
     real[RECOVER, unit] = stats[BACKSWING, unit]
     whole[VICTIM, unit] = target
     if kind == BURST:
-        burst(world, real, whole, unit)
+        burst(stats, real, whole, unit)
     elif kind == LINE:
         real[IMPACT, unit] = stats[HIT_DELAY, unit]
     elif stats[MISSILE_SPEED, unit] > 0.0 and gap(stats, real, unit, target) > stats[MELEE_RANGE, unit]:
         flight = max(0.0, gap(stats, real, unit, target)) / stats[MISSILE_SPEED, unit]
         real[IMPACT, unit] = max(1e-3, flight)
     else:
-        hurt(world, real, whole, unit, target)
+        hurt(stats, real, whole, unit, target)
         if stats[HITS, unit] > 1.0:
             real[IMPACT, unit] = stats[HIT_DELAY, unit]
 
 
 @compiled
-def land(world, real, whole):
+def land(stats, real, whole):
     """Missiles, second hits and delayed explosions that are due. A dead baneling's explosion may kill the next."""
-    stats = world.stats
-    for unit in range(world.units):
+    for unit in range(stats.shape[1]):
         if real[IMPACT, unit] > 0.0:
             real[IMPACT, unit] -= 1.0
             if real[IMPACT, unit] > 0.0:
@@ -214,17 +218,16 @@ def land(world, real, whole):
             real[IMPACT, unit] = 0.0
             target = whole[VICTIM, unit]
             if stats[BURSTS, unit] > 0.0:
-                burst(world, real, whole, unit)
+                burst(stats, real, whole, unit)
             elif stats[ATTACK, unit] == LINE:
-                sweep(world, real, whole, unit, target)
+                sweep(stats, real, whole, unit, target)
             elif stats[HITS, unit] == 1.0 or real[HEALTH, unit] > 0.0:
-                hurt(world, real, whole, unit, target)
+                hurt(stats, real, whole, unit, target)
 
 
 @compiled
-def pursue_attack(world, real, whole, unit):
+def pursue_attack(stats, real, whole, unit):
     """Go on with an attack that has begun. True where the unit is busy with it and does nothing else."""
-    stats = world.stats
     if real[WINDUP, unit] > 0.0:
         target = whole[AIM, unit]
         reach = stats[RANGE, unit] + stats[SLOP, unit]
@@ -234,7 +237,7 @@ def pursue_attack(world, real, whole, unit):
             return False
         real[WINDUP, unit] -= 1.0
         if real[WINDUP, unit] <= 0.0:
-            fire(world, real, whole, unit, target)
+            fire(stats, real, whole, unit, target)
         return True
     if real[RECOVER, unit] > 0.0:
         real[RECOVER, unit] -= 1.0
@@ -243,12 +246,10 @@ def pursue_attack(world, real, whole, unit):
 
 
 @compiled
-def attack(world, real, whole, tally, unit, target):
-    """Shoot the target where it is in range, and walk to it where it is not."""
-    stats = world.stats
-    away = gap(stats, real, unit, target)
+def attack(stats, way, real, whole, tally, unit, target, away):
+    """Shoot the target, whose edge is `away`, where it is in range, and walk to it where it is not."""
     if away > stats[RANGE, unit] + TOUCH:
-        walk(world, real, whole, unit, real[X, target], real[Y, target], away - stats[RANGE, unit])
+        walk(stats, way, real, whole, unit, real[X, target], real[Y, target], away - stats[RANGE, unit])
         return
     if real[COOLDOWN, unit] > 0.0:
         return
@@ -258,44 +259,44 @@ def attack(world, real, whole, tally, unit, target):
     close = away <= stats[MELEE_RANGE, unit]
     real[WINDUP, unit] = stats[MELEE_POINT, unit] if close else stats[DAMAGE_POINT, unit]
     if real[WINDUP, unit] <= 0.0:
-        fire(world, real, whole, unit, target)
+        fire(stats, real, whole, unit, target)
 
 
 @compiled
-def walk(world, real, whole, unit, x, y, most):
+def walk(stats, way, real, whole, unit, x, y, most):
     """One loop's way towards a point, at most `most`, around walls. True on arrival at the point."""
-    stats = world.stats
     straight = True
     step = min(stats[STEP, unit], most)
     if stats[ACCELERATION, unit] > 0.0:
         real[PACE, unit] = min(stats[STEP, unit], real[PACE, unit] + stats[ACCELERATION, unit])
         step = min(step, real[PACE, unit])
-    if world.convex == 0 and stats[FLIES, unit] == 0.0 and stats[CLIMBS, unit] == 0.0:
-        here = int(real[X, unit]) * world.walkable.shape[1] + int(real[Y, unit])
-        there = int(x) * world.walkable.shape[1] + int(y)
-        via = world.way[here, there]
+    if way.shape[0] > 1 and stats[WALKS, unit] > 0.0:
+        here = int(real[X, unit]) * SIZE + int(real[Y, unit])
+        there = int(x) * SIZE + int(y)
+        via = way[here, there]
         if via != there:
             straight = False
-            x, y = via // world.walkable.shape[1] + 0.5, via % world.walkable.shape[1] + 0.5
+            x, y = via // SIZE + 0.5, via % SIZE + 0.5
     dx, dy = x - real[X, unit], y - real[Y, unit]
     length = math.sqrt(dx * dx + dy * dy)
     whole[MOVED, unit] = 1
     if length <= step:
         real[X, unit], real[Y, unit] = x, y
         return straight
-    real[X, unit] += dx / length * step
-    real[Y, unit] += dy / length * step
+    share = step / length
+    real[X, unit] += dx * share
+    real[Y, unit] += dy * share
     return False
 
 
 @compiled
-def separate(world, real, whole, slots, place):
+def separate(stats, real, whole, slots, place):
     """Push overlapping ground units apart: the one that walks yields, of two equal ones each gives half.
 
     `slots` (U,) int64 and `place` (3, U) float64 are scratch: the living ground units, their places and radii.
     """
-    stats, count = world.stats, 0
-    for unit in range(world.units):
+    count = 0
+    for unit in range(stats.shape[1]):
         if real[HEALTH, unit] > 0.0 and stats[FLIES, unit] == 0.0:
             slots[count] = unit
             place[0, count], place[1, count] = real[X, unit], real[Y, unit]
@@ -310,14 +311,14 @@ def separate(world, real, whole, slots, place):
         if touching:
             pushed = True
             for b in range(a + 1, count):
-                push(world, whole, slots, place, a, b)
+                push(stats, whole, slots, place, a, b)
     if pushed:
         for a in range(count):
             real[X, slots[a]], real[Y, slots[a]] = place[0, a], place[1, a]
 
 
 @compiled
-def push(world, whole, slots, place, a, b):
+def push(stats, whole, slots, place, a, b):
     """Move two units of `place` apart where they overlap."""
     dx, dy = place[0, b] - place[0, a], place[1, b] - place[1, a]
     reach = place[2, a] + place[2, b]
@@ -333,9 +334,9 @@ def push(world, whole, slots, place, a, b):
     first, second = float(whole[MOVED, slots[a]]), float(whole[MOVED, slots[b]])
     if first == second:
         first = second = 0.5
-    if world.stats[STEP, slots[a]] == 0.0:
+    if stats[STEP, slots[a]] == 0.0:
         first, second = 0.0, 1.0
-    elif world.stats[STEP, slots[b]] == 0.0:
+    elif stats[STEP, slots[b]] == 0.0:
         first, second = 1.0, 0.0
     place[0, a] -= dx / apart * depth * first
     place[1, a] -= dy / apart * depth * first
@@ -344,48 +345,45 @@ def push(world, whole, slots, place, a, b):
 
 
 @compiled
-def confine(world, real):
-    """Keep ground units on the ground and everybody on the map."""
-    stats, bounds = world.stats, world.bounds
-    for unit in range(world.units):
-        if real[HEALTH, unit] <= 0.0 or stats[STEP, unit] == 0.0:
-            continue
-        flies = stats[FLIES, unit] > 0.0
-        radius = 0.0 if flies else stats[SEPARATION, unit]
-        low_x, high_x, low_y, high_y = bounds[0], bounds[1], bounds[2], bounds[3]
-        if flies:
-            low_x, low_y = 0.0, 0.0
-            high_x, high_y = world.walkable.shape[0] - TOUCH, world.walkable.shape[1] - TOUCH
-        x = min(max(real[X, unit], low_x + radius), high_x - radius)
-        y = min(max(real[Y, unit], low_y + radius), high_y - radius)
-        real[X, unit], real[Y, unit] = x, y
-        if world.convex == 0 and not flies and stats[CLIMBS, unit] == 0.0 and world.near_wall[int(x), int(y)]:
-            leave_walls(world, real, unit, radius)
+def confine(stats, way, walkable, near_wall, real):
+    """Keep units within the rectangle of their plane, and ground units out of the walls in it."""
+    for unit in range(stats.shape[1]):
+        x, y = real[X, unit], real[Y, unit]
+        x = stats[LEAST_X, unit] if x < stats[LEAST_X, unit] else x
+        y = stats[LEAST_Y, unit] if y < stats[LEAST_Y, unit] else y
+        real[X, unit] = stats[MOST_X, unit] if x > stats[MOST_X, unit] else x
+        real[Y, unit] = stats[MOST_Y, unit] if y > stats[MOST_Y, unit] else y
+    if way.shape[0] == 1:
+        return
+    for unit in range(stats.shape[1]):
+        if real[HEALTH, unit] > 0.0 and stats[WALKS, unit] > 0.0:
+            if near_wall[int(real[X, unit]), int(real[Y, unit])]:
+                leave_walls(walkable, real, unit, stats[SEPARATION, unit])
 
 
 @compiled
-def leave_walls(world, real, unit, radius):
+def leave_walls(walkable, real, unit, radius):
     """Push a disc out of the wall cells around it; out of a wall that it stands in, to the nearest ground."""
     x, y = real[X, unit], real[Y, unit]
     column, line = int(x), int(y)
-    if not world.walkable[column, line]:
+    if not walkable[column, line]:
         best = 1e9
-        for i in range(max(0, column - 3), min(world.walkable.shape[0], column + 4)):
-            for j in range(max(0, line - 3), min(world.walkable.shape[1], line + 4)):
-                if world.walkable[i, j]:
+        for i in range(max(0, column - 3), min(walkable.shape[0], column + 4)):
+            for j in range(max(0, line - 3), min(walkable.shape[1], line + 4)):
+                if walkable[i, j]:
                     near_x = min(max(real[X, unit], i + TOUCH), i + 1.0 - TOUCH)
                     near_y = min(max(real[Y, unit], j + TOUCH), j + 1.0 - TOUCH)
                     away = (near_x - real[X, unit]) ** 2 + (near_y - real[Y, unit]) ** 2
                     if away < best:
                         best, x, y = away, near_x, near_y
         column, line = int(x), int(y)
-    for i in range(max(0, column - 1), min(world.walkable.shape[0], column + 2)):
-        for j in range(max(0, line - 1), min(world.walkable.shape[1], line + 2)):
-            if not world.walkable[i, j]:
+    for i in range(max(0, column - 1), min(walkable.shape[0], column + 2)):
+        for j in range(max(0, line - 1), min(walkable.shape[1], line + 2)):
+            if not walkable[i, j]:
                 dx, dy = x - min(max(x, float(i)), i + 1.0), y - min(max(y, float(j)), j + 1.0)
                 apart = math.sqrt(dx * dx + dy * dy)
                 if 0.0 < apart < radius:
                     x += dx / apart * (radius - apart)
                     y += dy / apart * (radius - apart)
-    if world.walkable[int(x), int(y)]:
+    if walkable[int(x), int(y)]:
         real[X, unit], real[Y, unit] = x, y

@@ -28,7 +28,7 @@ from envs.smac.combat import (
     walk,
 )
 from envs.smac.rules import (
-    AIM,
+    AGENTS,
     BIOLOGICAL,
     COOLDOWN,
     COUNTED,
@@ -42,7 +42,6 @@ from envs.smac.rules import (
     HEALING,
     HEALTH,
     IGNORED,
-    IMPACT,
     LAST,
     MAX_HEALTH,
     MAX_SHIELD,
@@ -63,7 +62,6 @@ from envs.smac.rules import (
     SLOP,
     SOUTH,
     STEPS,
-    STOP,
     TARGET,
     WEST,
     WINDUP,
@@ -107,6 +105,18 @@ class View(NamedTuple):
     alive: np.ndarray
     reward: np.ndarray
     outcome: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Working memory of one thread: `turn` and `slots` (U,) int64, `place` (3, U) float64."""
+
+    turn: np.ndarray
+    slots: np.ndarray
+    place: np.ndarray
+
+
+def new_scratch(units: int) -> Scratch:
+    return Scratch(np.zeros(units, np.int64), np.zeros(units, np.int64), np.zeros((3, units)))
 
 
 @compiled
@@ -159,9 +169,8 @@ def command(rules, world, real, whole, agent, action):
 
 
 @compiled
-def age(world, real, whole, unit):
+def age(stats, real, whole, unit):
     """Timers and regeneration of one loop."""
-    stats = world.stats
     real[COOLDOWN, unit] = max(0.0, real[COOLDOWN, unit] - 1.0)
     whole[MOVED, unit] = 0
     whole[HEALING, unit] = -1
@@ -179,15 +188,14 @@ def age(world, real, whole, unit):
 
 
 @compiled
-def mend(world, real, whole, unit, target):
+def mend(stats, way, real, whole, unit, target):
     """Heal a unit in range, go to one that is not. False where there is nothing to heal or nothing to heal with."""
-    stats = world.stats
     missing = stats[MAX_HEALTH, target] - real[HEALTH, target]
     if real[HEALTH, target] <= 0.0 or missing <= 0.0:
         return False
     away = gap(stats, real, unit, target)
     if away > HEAL_RANGE + TOUCH:
-        walk(world, real, whole, unit, real[X, target], real[Y, target], away - HEAL_RANGE)
+        walk(stats, way, real, whole, unit, real[X, target], real[Y, target], away - HEAL_RANGE)
         return True
     amount = min(HEAL_STEP, missing, real[ENERGY, unit] / ENERGY_PER_HEALTH)
     if amount <= 0.0:
@@ -200,32 +208,31 @@ def mend(world, real, whole, unit, target):
 
 
 @compiled
-def act_ally(world, real, whole, tally, unit):
+def act_ally(stats, way, real, whole, tally, unit):
     """Carry out the standing order; an agent's unit never does anything of its own accord."""
-    if pursue_attack(world, real, whole, unit):
+    if pursue_attack(stats, real, whole, unit):
         return
     order, target = whole[ORDER, unit], whole[TARGET, unit]
     if order == GOING:
-        if walk(world, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR):
+        if walk(stats, way, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR):
             whole[ORDER, unit] = IDLE
     elif order == ATTACKING:
         if real[HEALTH, target] > 0.0:
-            attack(world, real, whole, tally, unit, target)
+            attack(stats, way, real, whole, tally, unit, target, gap(stats, real, unit, target))
         else:
             whole[ORDER, unit] = IDLE
-    elif order == MENDING and not mend(world, real, whole, unit, target):
+    elif order == MENDING and not mend(stats, way, real, whole, unit, target):
         whole[ORDER, unit] = IDLE
     if whole[MOVED, unit] == 0:
         real[PACE, unit] = 0.0
 
 
 @compiled
-def choose_target(world, real, whole, unit):
+def choose_target(stats, real, whole, unit):
     """The nearest opponent in scan range, those that fight or heal before those that do neither; or -1."""
-    stats = world.stats
     best, least, armed = -1, FAR, False
     x, y = real[X, unit], real[Y, unit]
-    for other in range(world.agents):
+    for other in range(int(stats[AGENTS, 0])):
         if real[HEALTH, other] <= 0.0 or not can_hit(stats, unit, other):
             continue
         dx, dy = real[X, other] - x, real[Y, other] - y
@@ -240,13 +247,12 @@ def choose_target(world, real, whole, unit):
 
 
 @compiled
-def choose_patient(world, real, unit):
+def choose_patient(stats, real, unit):
     """The friend in reach with the least share of its health, the nearest of equals; or -1."""
-    stats = world.stats
     best, least, nearest = -1, 1.0, FAR
     if real[ENERGY, unit] < LEAST_ENERGY:
         return best
-    for other in range(world.agents, world.units):
+    for other in range(int(stats[AGENTS, 0]), stats.shape[1]):
         if real[HEALTH, other] <= 0.0 or stats[BIOLOGICAL, other] == 0.0:
             continue
         share, away = real[HEALTH, other] / stats[MAX_HEALTH, other], gap(stats, real, unit, other)
@@ -256,53 +262,58 @@ def choose_patient(world, real, unit):
 
 
 @compiled
-def march(world, real, whole, unit):
+def march(stats, way, real, whole, unit):
     """Attack-move: on to the goal, or after the nearest agent."""
     if whole[ORDER, unit] == HUNTING:
         least = FAR
-        for other in range(world.agents):
-            away = gap(world.stats, real, unit, other)
+        for other in range(int(stats[AGENTS, 0])):
+            away = gap(stats, real, unit, other)
             if real[HEALTH, other] > 0.0 and away < least:
                 least = away
                 real[GOAL_X, unit], real[GOAL_Y, unit] = real[X, other], real[Y, other]
     elif whole[ORDER, unit] != ATTACK_MOVING:
         return
-    arrived = walk(world, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR)
+    arrived = walk(stats, way, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR)
     if arrived and whole[ORDER, unit] == ATTACK_MOVING:
         whole[ORDER, unit] = IDLE
 
 
 @compiled
-def act_enemy(world, real, whole, tally, unit):
+def act_enemy(stats, way, real, whole, tally, unit):
     """The game's own control of an attack-moving or idle unit."""
-    stats = world.stats
-    if pursue_attack(world, real, whole, unit):
+    if pursue_attack(stats, real, whole, unit):
         return
     if stats[HEALER, unit] > 0.0:
         patient = whole[TARGET, unit]
         if patient < 0 or real[HEALTH, patient] >= stats[MAX_HEALTH, patient] or real[HEALTH, patient] <= 0.0:
-            patient = choose_patient(world, real, unit)
+            patient = choose_patient(stats, real, unit)
         whole[TARGET, unit] = patient
-        if patient < 0 or not mend(world, real, whole, unit, patient):
+        if patient < 0 or not mend(stats, way, real, whole, unit, patient):
             whole[TARGET, unit] = -1
-            march(world, real, whole, unit)
+            march(stats, way, real, whole, unit)
         return
     target = whole[TARGET, unit]
     if target >= 0 and real[HEALTH, target] <= 0.0:
         target = -1
-    if target < 0 or gap(stats, real, unit, target) > stats[RANGE, unit] + stats[SLOP, unit]:
-        found = choose_target(world, real, whole, unit)
-        target = found if found >= 0 else target
+    away = gap(stats, real, unit, target) if target >= 0 else FAR
+    if away > stats[RANGE, unit] + stats[SLOP, unit]:
+        found = choose_target(stats, real, whole, unit)
+        if found >= 0:
+            target = found
+            away = gap(stats, real, unit, target)
     whole[TARGET, unit] = target
     if target >= 0:
-        attack(world, real, whole, tally, unit, target)
+        attack(stats, way, real, whole, tally, unit, target, away)
     else:
-        march(world, real, whole, unit)
+        march(stats, way, real, whole, unit)
 
 
 @compiled
-def play(world, real, whole, tally, turn, slots, place):
+def play(world, scratch, real, whole, tally):
     """The game loops of one step."""
+    stats, way = world.stats, world.way
+    walkable, near_wall = world.walkable, world.near_wall
+    turn, slots, place = scratch.turn, scratch.slots, scratch.place
     for _ in range(world.loops):
         count = 0
         for unit in range(world.units):
@@ -315,14 +326,14 @@ def play(world, real, whole, tally, turn, slots, place):
             unit = turn[position]
             if real[HEALTH, unit] <= 0.0:
                 continue
-            age(world, real, whole, unit)
+            age(stats, real, whole, unit)
             if unit < world.agents:
-                act_ally(world, real, whole, tally, unit)
+                act_ally(stats, way, real, whole, tally, unit)
             else:
-                act_enemy(world, real, whole, tally, unit)
-        land(world, real, whole)
-        separate(world, real, whole, slots, place)
-        confine(world, real)
+                act_enemy(stats, way, real, whole, tally, unit)
+        land(stats, real, whole)
+        separate(stats, real, whole, slots, place)
+        confine(stats, way, walkable, near_wall, real)
 
 
 @compiled
@@ -351,14 +362,11 @@ def find_unavailable(battle, view, action, ignore):
 
 
 @compiled
-def advance(rules, world, battle, view, action, first, last):
+def advance(rules, world, battle, view, action, scratch, first, last):
     """Play one step in environments [first, last): orders, loops, reward, end, observations.
 
     `action` (E, N) holds actions within range; those of the dead are not read.
     """
-    turn = np.empty(world.units, np.int64)
-    slots = np.empty(world.units, np.int64)
-    place = np.empty((3, world.units), np.float64)
     for env in range(first, last):
         real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
         for agent in range(rules.agents):
@@ -371,7 +379,7 @@ def advance(rules, world, battle, view, action, first, last):
             else:
                 tally[IGNORED] += 1
                 whole[LAST, agent] = NO_ACTION
-        play(world, real, whole, tally, turn, slots, place)
+        play(world, scratch, real, whole, tally)
         tally[STEPS] += 1
         outcome = battle_outcome(rules, world.stats, real)
         view.outcome[env] = outcome

@@ -1,8 +1,7 @@
 """The environments: a batch of battles with same-step autoreset, and one battle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -46,7 +45,7 @@ class Battles:
         for index in range(num_envs):
             self.seed(index, None)
         edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
-        self._chunks = list(zip(edges[:-1], edges[1:], strict=True))
+        self._chunks = [(engine.new_scratch(units), *edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
         self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
 
     def _spec(self) -> EnvSpec:
@@ -91,16 +90,11 @@ class Battles:
                 f"{self.spec.name}: in environment {env}, agent {agent} ({self.spec.agents[agent]}) cannot take action "
                 f"{action[env, agent]}; available: {available}. Choose from the mask of the same observation"
             )
-        self._each(engine.advance, action)
-
-    def _each(self, kernel: Callable[..., Any], action: np.ndarray) -> None:
-        """Run a kernel over all environments, one contiguous chunk for each thread."""
         arguments = (self.rules, self.world, self.battle, self.view, action)
-        if self._pool is None:
-            kernel(*arguments, 0, len(action))
-            return
-        others = [self._pool.submit(kernel, *arguments, *chunk) for chunk in self._chunks[1:]]
-        kernel(*arguments, *self._chunks[0])
+        others = []
+        if self._pool is not None:
+            others = [self._pool.submit(engine.advance, *arguments, *chunk) for chunk in self._chunks[1:]]
+        engine.advance(*arguments, *self._chunks[0])
         for other in others:
             other.result()
 

@@ -9,10 +9,10 @@ import math
 from typing import NamedTuple
 
 import numba
-import numpy as np
 
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-"""Without fast mathematics, so that the same functions run uncompiled give the same bits."""
+compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
+"""Without fast mathematics, so that the same functions run uncompiled give the same bits, and without reference
+counts of arrays, which cost more than the battle: compiled functions allocate nothing."""
 
 # Fields of `real`. Distances in map units, times in game loops.
 X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN, WINDUP, RECOVER, IMPACT, QUIET, PACE, GOAL_X, GOAL_Y, COUNTED = range(14)
@@ -53,15 +53,20 @@ TALLY_FIELDS = 4
     HITS_AIR,
     HEALER,
     BURSTS,
-    CLIMBS,
+    WALKS,
     BIOLOGICAL,
     COOLDOWN_SCALE,
     ALLY_TYPE,
     ENEMY_TYPE,
     DECAY,
     ACCELERATION,
-) = range(30)
-STAT_FIELDS = 30
+    AGENTS,
+    LEAST_X,
+    MOST_X,
+    LEAST_Y,
+    MOST_Y,
+) = range(35)
+STAT_FIELDS = 35
 
 NO_ACTION, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)
 
@@ -268,7 +273,8 @@ def survey(rules, stats, real, whole, tally, seen, state):
     if rules.joined:
         width = seen.shape[1]
         for agent in range(rules.agents):
-            state[agent * width : (agent + 1) * width] = seen[agent]
+            for column in range(width):
+                state[agent * width + column] = seen[agent, column]
         return
     state[:] = 0.0
     n, at, size = rules.agents, 0, 32.0
