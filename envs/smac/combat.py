@@ -70,6 +70,9 @@ LEAST_DAMAGE = 0.5
 SHIELD_DELAY = 10.0 * SECOND
 HELP_RADIUS = 5.0
 TOUCH = 1e-6
+RELAXATIONS = 4
+DEEP = 0.2
+"""Overlaps are resolved at most so often in a loop, until none is so deep."""
 
 IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING = range(6)
 """Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side."""
@@ -78,8 +81,8 @@ IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING = range(6)
 class World(NamedTuple):
     """What does not change in a battle.
 
-    `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour; `walkable` (x, y);
-    `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, (1, 1) where
+    `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour;
+    `walkable` (x, y); `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, (1, 1) where
     the ground is one rectangle; `start` (2, U) and `goals` (2, 2) of the map;
     `order`: what the enemy is told; `loops` of one step.
     """
@@ -154,9 +157,8 @@ def burst(stats, real, whole, unit):
     """A suicide unit blows up: every opponent whose edge is near takes a hit."""
     real[HEALTH, unit] = 0.0
     real[IMPACT, unit] = 0.0
-    first, last = (
-        (int(stats[AGENTS, 0]), stats.shape[1]) if unit < int(stats[AGENTS, 0]) else (0, int(stats[AGENTS, 0]))
-    )
+    agents = int(stats[AGENTS, 0])
+    first, last = (agents, stats.shape[1]) if unit < agents else (0, agents)
     for other in range(first, last):
         if stats[FLIES, other] == 0.0:
             dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]
@@ -171,9 +173,8 @@ def sweep(stats, real, whole, unit, target):
     dx, dy = real[X, target] - real[X, unit], real[Y, target] - real[Y, unit]
     length = max(1e-9, math.sqrt(dx * dx + dy * dy))
     dx, dy = dx / length, dy / length
-    first, last = (
-        (int(stats[AGENTS, 0]), stats.shape[1]) if unit < int(stats[AGENTS, 0]) else (0, int(stats[AGENTS, 0]))
-    )
+    agents = int(stats[AGENTS, 0])
+    first, last = (agents, stats.shape[1]) if unit < agents else (0, agents)
     for other in range(first, last):
         if real[HEALTH, other] <= 0.0 or stats[FLIES, other] > 0.0:
             continue
@@ -241,7 +242,7 @@ def pursue_attack(stats, real, whole, unit):
         return True
     if real[RECOVER, unit] > 0.0:
         real[RECOVER, unit] -= 1.0
-        return True
+        return real[RECOVER, unit] > 0.0
     return False
 
 
@@ -303,15 +304,19 @@ def separate(stats, real, whole, slots, place):
             place[2, count] = stats[SEPARATION, unit]
             count += 1
     pushed = False
-    for a in range(count):
-        x, y, radius, touching = place[0, a], place[1, a], place[2, a], 0
-        for b in range(a + 1, count):
-            dx, dy, reach = place[0, b] - x, place[1, b] - y, place[2, b] + radius
-            touching += dx * dx + dy * dy < reach * reach
-        if touching:
-            pushed = True
+    for _ in range(RELAXATIONS):
+        deepest = 0.0
+        for a in range(count):
+            x, y, radius, touching = place[0, a], place[1, a], place[2, a], 0
             for b in range(a + 1, count):
-                push(stats, whole, slots, place, a, b)
+                dx, dy, reach = place[0, b] - x, place[1, b] - y, place[2, b] + radius
+                touching += dx * dx + dy * dy < reach * reach
+            if touching:
+                pushed = True
+                for b in range(a + 1, count):
+                    deepest = max(deepest, push(stats, whole, slots, place, a, b))
+        if deepest < DEEP:
+            break
     if pushed:
         for a in range(count):
             real[X, slots[a]], real[Y, slots[a]] = place[0, a], place[1, a]
@@ -319,12 +324,12 @@ def separate(stats, real, whole, slots, place):
 
 @compiled
 def push(stats, whole, slots, place, a, b):
-    """Move two units of `place` apart where they overlap."""
+    """Move two units of `place` apart where they overlap; returns by how much they did."""
     dx, dy = place[0, b] - place[0, a], place[1, b] - place[1, a]
     reach = place[2, a] + place[2, b]
     apart = dx * dx + dy * dy
     if apart >= reach * reach:
-        return
+        return 0.0
     apart = math.sqrt(apart)
     if apart < 1e-9:
         dx, dy, apart = 0.0, 1.0, 1.0
@@ -342,6 +347,7 @@ def push(stats, whole, slots, place, a, b):
     place[1, a] -= dy / apart * depth * first
     place[0, b] += dx / apart * depth * second
     place[1, b] += dy / apart * depth * second
+    return depth
 
 
 @compiled
@@ -356,9 +362,9 @@ def confine(stats, way, walkable, near_wall, real):
     if way.shape[0] == 1:
         return
     for unit in range(stats.shape[1]):
-        if real[HEALTH, unit] > 0.0 and stats[WALKS, unit] > 0.0:
-            if near_wall[int(real[X, unit]), int(real[Y, unit])]:
-                leave_walls(walkable, real, unit, stats[SEPARATION, unit])
+        walks = real[HEALTH, unit] > 0.0 and stats[WALKS, unit] > 0.0
+        if walks and near_wall[int(real[X, unit]), int(real[Y, unit])]:
+            leave_walls(walkable, real, unit, stats[SEPARATION, unit])
 
 
 @compiled

@@ -349,7 +349,7 @@ def show(rules, world, battle, view, env):
 
 
 @compiled
-def find_unavailable(battle, view, action, ignore):
+def find_unavailable(view, action, ignore):
     """(environment, agent) of the first action of a living agent that is not available, or (-1, -1)."""
     for env in range(action.shape[0]):
         for agent in range(action.shape[1]):

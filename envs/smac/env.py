@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -45,7 +46,7 @@ class Battles:
         for index in range(num_envs):
             self.seed(index, None)
         edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
-        self._chunks = [(engine.new_scratch(units), *edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+        self._chunks = [(engine.new_scratch(units), *edge) for edge in pairwise(edges)]
         self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
 
     def _spec(self) -> EnvSpec:
@@ -83,7 +84,7 @@ class Battles:
             idle = np.flatnonzero(self.battle.tally[:, RUNNING] == 0).tolist()
             raise RuntimeError(f"{self.spec.name}: environments {idle} have no running episode; call reset first")
         action = np.ascontiguousarray(action, np.int64)
-        env, agent = engine.find_unavailable(self.battle, self.view, action, self.ignore)
+        env, agent = engine.find_unavailable(self.view, action, self.ignore)
         if env >= 0:
             available = np.flatnonzero(self.view.mask[env, agent]).tolist()
             raise EnvironmentContractError(

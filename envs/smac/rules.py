@@ -5,14 +5,31 @@ and writes into rows of the buffers it is given. A battle's units are the column
 enemies: `real` (fields, U) float64 and `whole` (fields, U) int64.
 """
 
+import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 import numba
 
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
-"""Without fast mathematics, so that the same functions run uncompiled give the same bits, and without reference
-counts of arrays, which cost more than the battle: compiled functions allocate nothing."""
+_FILES = ("rules.py", "combat.py", "engine.py")
+_SOURCES = hashlib.sha256(b"".join(files(__package__).joinpath(name).read_bytes() for name in _FILES)).hexdigest()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function to machine code on first use, cached on disc.
+
+    Without fast mathematics, so that the same function run uncompiled gives the same bits, and without reference
+    counts of arrays, which would cost more than the battle: compiled functions allocate nothing. Numba's cache
+    knows the file of a function only, not those of the functions that it calls; here a change in any counts.
+    """
+    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)
+    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        cache_file._source_stamp = _SOURCES
+    return dispatcher
+
 
 # Fields of `real`. Distances in map units, times in game loops.
 X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN, WINDUP, RECOVER, IMPACT, QUIET, PACE, GOAL_X, GOAL_Y, COUNTED = range(14)
