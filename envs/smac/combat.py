@@ -70,6 +70,9 @@ LEAST_DAMAGE = 0.5
 SHIELD_DELAY = 10.0 * SECOND
 HELP_RADIUS = 5.0
 TOUCH = 1e-6
+SLIDE = 0.8
+"""A walker that runs into one that stands goes sideways by this share of the overlap, and so around it."""
+
 RELAXATIONS = 4
 DEEP = 0.2
 """Overlaps are resolved at most so often in a loop, until none is so deep."""
@@ -82,9 +85,9 @@ class World(NamedTuple):
     """What does not change in a battle.
 
     `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour;
-    `walkable` (x, y); `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, (1, 1) where
-    the ground is one rectangle; `start` (2, U) and `goals` (2, 2) of the map;
-    `order`: what the enemy is told; `loops` of one step.
+    `walkable` (x, y); `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, or
+    (1, 1) where the ground is one rectangle; `start` (2, U) and `goals` (2, 2) of the map; `order`: what the enemy
+    is told; `loops` of one step.
     """
 
     agents: int
@@ -292,7 +295,8 @@ def walk(stats, way, real, whole, unit, x, y, most):
 
 @compiled
 def separate(stats, real, whole, slots, place):
-    """Push overlapping ground units apart: the one that walks yields, of two equal ones each gives half.
+    """Push overlapping ground units apart: the one that walks yields and slips past, of two equal ones
+    each gives half.
 
     `slots` (U,) int64 and `place` (3, U) float64 are scratch: the living ground units, their places and radii.
     """
@@ -337,16 +341,20 @@ def push(stats, whole, slots, place, a, b):
     else:
         depth = reach - apart
     first, second = float(whole[MOVED, slots[a]]), float(whole[MOVED, slots[b]])
+    slide = 0.0
     if first == second:
         first = second = 0.5
+    else:
+        slide = depth * SLIDE * (1.0 if (slots[a] + slots[b]) % 2 == 0 else -1.0)
     if stats[STEP, slots[a]] == 0.0:
         first, second = 0.0, 1.0
     elif stats[STEP, slots[b]] == 0.0:
         first, second = 1.0, 0.0
-    place[0, a] -= dx / apart * depth * first
-    place[1, a] -= dy / apart * depth * first
-    place[0, b] += dx / apart * depth * second
-    place[1, b] += dy / apart * depth * second
+    dx, dy = dx / apart, dy / apart
+    place[0, a] -= (dx * depth - dy * slide) * first
+    place[1, a] -= (dy * depth + dx * slide) * first
+    place[0, b] += (dx * depth - dy * slide) * second
+    place[1, b] += (dy * depth + dx * slide) * second
     return depth
 
 

@@ -146,8 +146,8 @@ def command(rules, world, real, whole, agent, action):
     x, y = real[X, agent], real[Y, agent]
     if NORTH <= action <= WEST:
         order = GOING
-        x += rules.move * ((action == EAST) - (action == WEST))
-        y += rules.move * ((action == NORTH) - (action == SOUTH))
+        x += rules.move * ((1.0 if action == EAST else 0.0) - (1.0 if action == WEST else 0.0))
+        y += rules.move * ((1.0 if action == NORTH else 0.0) - (1.0 if action == SOUTH else 0.0))
     elif action >= FIRST_TARGET:
         if rules.healers and world.stats[HEALER, agent] > 0.0:
             order, target = MENDING, action - FIRST_TARGET

@@ -11,7 +11,7 @@ import numpy as np
 from marl.errors import UnknownNameError
 from marl.registry import closest
 
-DATA: dict[str, Any] = json.loads(files(__package__).joinpath("data.json").read_text("utf-8"))
+DATA: dict[str, Any] = json.loads(files("envs.smac").joinpath("data.json").read_text("utf-8"))
 """`units`, `terrain`, `maps` and the game's own defaults; see its `note` for units of measure."""
 
 TASKS: tuple[str, ...] = tuple(DATA["maps"])
@@ -171,7 +171,8 @@ def _reachable(walkable: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The part of the ground that hangs together with the cell of `start`."""
     from scipy.ndimage import label
 
-    parts, _ = label(walkable)
+    parts: Any = label(walkable)
+    parts = parts[0]
     return parts == parts[int(start[0]), int(start[1])]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numba
 
 _FILES = ("rules.py", "combat.py", "engine.py")
-_SOURCES = hashlib.sha256(b"".join(files(__package__).joinpath(name).read_bytes() for name in _FILES)).hexdigest()
+_SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -24,7 +24,8 @@ def compiled(function: Callable[..., Any]) -> Any:
     counts of arrays, which would cost more than the battle: compiled functions allocate nothing. Numba's cache
     knows the file of a function only, not those of the functions that it calls; here a change in any counts.
     """
-    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)
+    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+    dispatcher = numba.njit(**options)(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None:
         cache_file._source_stamp = _SOURCES

@@ -190,8 +190,7 @@ def play(env, seed):
     """Play an episode with focused fire; returns the rewards, the last step and the number of steps."""
     obs, rewards = env.reset(seed), []
     while True:
-        real, agents = env._battles.battle.real[0], env._battles.rules.agents
-        step = env.step(focus_fire(env, obs, real[HEALTH, agents:]))
+        step = env.step(focus_fire(env, obs))
         obs = step.obs
         rewards.append(float(step.reward[0]))
         if step.terminated or step.truncated:
@@ -270,10 +269,10 @@ def test_an_unavailable_action_is_an_error_or_ignored():
         vector.step(action)
     assert (vector._battles.battle.tally[:, STEPS] == 0).all(), "nothing has moved"
     action[1, 2] = 9
+    ignoring = batch("3m", 2, unavailable_action="ignore")
+    ignoring.reset([0, 1])
     with pytest.raises(EnvironmentContractError, match="9; available"):
-        batch_ignoring = batch("3m", 2, unavailable_action="ignore")
-        batch_ignoring.reset([0, 1])
-        batch_ignoring.step(action)
+        ignoring.step(action)
     action[1, 2] = 7
     env = make("3m", unavailable_action="ignore", max_steps=2)
     env.reset(0)
@@ -313,7 +312,6 @@ for task, steps in (("MMM", 14), ("bane_vs_bane", 6), ("1c3s5z", 10)):
     rng = np.random.default_rng(0)
     for _ in range(steps):
         mask = obs.action_mask.copy()
-        mask[..., 6:] &= True
         score = rng.random(mask.shape)
         score[..., 4] += 0.5
         score[..., 6:] += 1
@@ -368,9 +366,9 @@ def test_wrong_names_counts_and_states_are_refused():
     state = make("3m").get_state()
     with pytest.raises(CheckpointError, match="8m"):
         make("8m").set_state(state)
+    env = make("3m")
+    env.reset(0)
     with pytest.raises(EnvironmentContractError, match="shape"):
-        env = make("3m")
-        env.reset(0)
         env.step(np.ones(4, int))
     assert isinstance(make("3m"), SmacEnv)
     assert isinstance(batch("3m", 1), SmacVector)

@@ -11,6 +11,7 @@ from envs.smac.rules import (
     ORDER,
     REAL_FIELDS,
     SHIELD,
+    STEPS,
     TALLY_FIELDS,
     WHOLE_FIELDS,
     X,
@@ -72,30 +73,35 @@ class Arena:
         self.whole[ORDER, unit] = ATTACK_MOVING if marching else IDLE
 
 
-def focus_fire(env, obs, health):
-    """(N,) actions: every agent shoots the weakest enemy that it may, or goes where the enemies are.
+def focus_fire(env, obs):
+    """(N,) actions of a team that waits for the enemy, and shoots the weakest that it reaches without a step.
 
-    `health` (M,) of the enemies. Healers treat the weakest ally that they may.
+    Healers treat the weakest ally that they may. Once the battle is joined,
+    or after 15 steps, who has no target goes to the nearest.
     """
     battles = env._battles
     real, agents = battles.battle.real[0], battles.rules.agents
+    between = real[:2, :agents, None] - real[:2, None, agents:]
+    alive = (real[HEALTH, :agents, None] > 0) & (real[HEALTH, None, agents:] > 0)
+    joined = battles.battle.tally[0, STEPS] > 15 or bool((alive & (np.hypot(*between) < 7)).any())
     actions = np.zeros(agents, np.int64)
     for agent in np.flatnonzero(obs.alive):
         mask = obs.action_mask[agent]
-        targets = np.flatnonzero(mask[6:])
         heals = battles.map.types[agent] == "medivac"
-        if len(targets):
-            strength = real[HEALTH, :agents] if heals else health
-            actions[agent] = 6 + targets[np.argmin(strength[targets])]
-            continue
-        actions[agent] = 1
         others = real[:, :agents] if heals else real[:, agents:]
-        living = np.flatnonzero(others[HEALTH] > 0)
-        if heals:
-            living = living[living != agent]
-        away = others[:2, living] - real[:2, agent, None]
-        if away.size:
-            dx, dy = away[:, np.argmin(np.hypot(*away))]
+        away = others[:2] - real[:2, agent, None]
+        distance = np.hypot(*away)
+        targets = np.flatnonzero(mask[6:])
+        if len(targets):
+            reached = targets[distance[targets] < 5.75]
+            choice = reached if len(reached) else targets[[np.argmin(distance[targets])]]
+            strength = others[HEALTH, choice] + others[SHIELD, choice] + 1e-3 * distance[choice]
+            actions[agent] = 6 + choice[np.argmin(strength)]
+            continue
+        living = np.flatnonzero((others[HEALTH] > 0) & (distance > 0))
+        actions[agent] = 1
+        if joined and len(living):
+            dx, dy = away[:, living[np.argmin(distance[living])]]
             east, north = (4 if dx > 0 else 5), (2 if dy > 0 else 3)
             choices = [east, north] if abs(dx) > abs(dy) else [north, east]
             actions[agent] = next((move for move in choices if mask[move]), 1)
