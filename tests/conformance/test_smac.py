@@ -198,16 +198,24 @@ def play(env, seed):
 
 
 def test_a_won_battle_pays_twenty():
-    env = make("8m")
+    env = make("3m")
     won = 0
-    for seed in range(10):
+    for seed in range(20):
         rewards, step = play(env, seed)
         if step.info["success"]:
             won += 1
             assert sum(rewards) == pytest.approx(20, abs=1e-3)
-            assert step.info["dead_enemies"] == 8
-            assert rewards[-1] > 200 / 640 * 20
-    assert won >= 5, "focused fire beats 8 marines"
+            assert step.info["dead_enemies"] == 3
+            assert rewards[-1] > 200 / 365 * 20
+        else:
+            assert sum(rewards) < 20 * 165 / 365
+    assert won >= 4
+
+
+def test_focused_fire_wins_where_the_teams_are_equal():
+    for name in ("2s3z", "MMM"):
+        env = make(name)
+        assert sum(play(env, seed)[1].info["success"] for seed in range(8)) >= 6
 
 
 def test_rewards_by_hand():
