@@ -70,6 +70,8 @@ LEAST_DAMAGE = 0.5
 SHIELD_DELAY = 10.0 * SECOND
 HELP_RADIUS = 5.0
 TOUCH = 1e-6
+GRAZE = 1e-5
+"""Squared distance within which two units only touch."""
 SLIDE = 0.8
 """A walker that runs into one that stands goes sideways by this share of the overlap, and so around it."""
 
@@ -314,11 +316,13 @@ def separate(stats, real, whole, slots, place):
             x, y, radius, touching = place[0, a], place[1, a], place[2, a], 0
             for b in range(a + 1, count):
                 dx, dy, reach = place[0, b] - x, place[1, b] - y, place[2, b] + radius
-                touching += dx * dx + dy * dy < reach * reach
+                touching += dx * dx + dy * dy < reach * reach - GRAZE
             if touching:
                 pushed = True
                 for b in range(a + 1, count):
-                    deepest = max(deepest, push(stats, whole, slots, place, a, b))
+                    dx, dy, reach = place[0, b] - place[0, a], place[1, b] - place[1, a], place[2, b] + radius
+                    if dx * dx + dy * dy < reach * reach - GRAZE:
+                        deepest = max(deepest, push(stats, whole, slots, place, a, b))
         if deepest < DEEP:
             break
     if pushed:
@@ -328,13 +332,10 @@ def separate(stats, real, whole, slots, place):
 
 @compiled
 def push(stats, whole, slots, place, a, b):
-    """Move two units of `place` apart where they overlap; returns by how much they did."""
+    """Move two overlapping units of `place` apart; returns by how much they did overlap."""
     dx, dy = place[0, b] - place[0, a], place[1, b] - place[1, a]
     reach = place[2, a] + place[2, b]
-    apart = dx * dx + dy * dy
-    if apart >= reach * reach:
-        return 0.0
-    apart = math.sqrt(apart)
+    apart = math.sqrt(dx * dx + dy * dy)
     if apart < 1e-9:
         dx, dy, apart = 0.0, 1.0, 1.0
         depth = reach
