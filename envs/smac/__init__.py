@@ -1,0 +1,109 @@
+"""SMAC: StarCraft II micromanagement on the 23 maps of the challenge, played by an embedded battle engine.
+
+A task is a map, such as `3m`. What agents see, may do and are paid follows SMAC (Samvelyan et al. 2019) for every
+option; `FIDELITY.md` lists what the engine models of the game and what it does not. `envs.smac.env` holds the classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from envs.smac.maps import TASKS
+from marl.errors import ConfigError
+from marl.registry import register_env
+
+if TYPE_CHECKING:
+    from envs.smac.env import SmacEnv, SmacVector
+
+__all__ = ["TASKS", "SmacOptions", "batch", "make"]
+
+
+@dataclass(frozen=True)
+class SmacOptions:
+    """What agents see, what they are paid, and how the game runs. The defaults are SMAC's."""
+
+    obs_all_health: bool = True
+    """Show the health and shield of every unit in sight, and the agent's own."""
+    obs_own_health: bool = True
+    """Show the agent its own health and shield. With obs_all_health it is always shown."""
+    obs_last_action: bool = False
+    """Show the last action of every ally in sight."""
+    obs_pathing_grid: bool = False
+    """Show which of eight points around the agent can be walked on."""
+    obs_agent_id: bool = False
+    """Append the agent's index, one-hot (MAPPO's fork)."""
+    obs_timestep_number: bool = False
+    """Append the fraction of the episode limit that has passed."""
+    obs_instead_of_state: bool = False
+    """The state is all observations, one after another."""
+    state_last_action: bool = True
+    """The state holds the last action of every agent."""
+    state_timestep_number: bool = False
+    """The state ends with the fraction of the episode limit that has passed."""
+    sight_range: float = 9.0
+    """How far an agent sees, in map units between centres."""
+    shoot_range: float = 6.0
+    """How near a target must be to be offered, in map units between centres."""
+    move_amount: float = 2.0
+    """How far away a unit is sent by one move action."""
+    step_mul: int = 8
+    """Game loops in one step; 16 make a second of game time."""
+    max_steps: int | None = None
+    """The length at which an episode is truncated. None is the map's own."""
+    reward_sparse: bool = False
+    """Pay 1 for a win, -1 for a defeat and nothing else (scaled where reward_scale is set, as SMAC does)."""
+    reward_only_positive: bool = True
+    """Pay the absolute value of the damage done and of the kills; without it, losses are charged too."""
+    reward_death_value: float = 10.0
+    """Paid for a kill, and charged for a loss where losses are charged."""
+    reward_win: float = 200.0
+    """Paid for a win."""
+    reward_defeat: float = 0.0
+    """Paid for a defeat, zero or below."""
+    reward_negative_scale: float = 0.5
+    """Weight of losses."""
+    reward_scale: bool = True
+    """Divide by what the best episode pays, times reward_scale_rate."""
+    reward_scale_rate: float = 20.0
+    """What the best episode pays where rewards are scaled (without the shields that regenerate)."""
+    unavailable_action: Literal["error", "ignore"] = "error"
+    """What an action outside the mask does: an error, or nothing, and the unit keeps its order. Ignored ones are
+    counted in the info of the episode's end."""
+    creep_decay: bool = False
+    """Spine crawlers lose 1 health every 0.3332 s, as the game's data say of rooted buildings off creep. It is not
+    known whether the game does so on 2s_vs_1sc."""
+
+    def __post_init__(self) -> None:
+        for name in ("step_mul", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and (value != int(value) or value < 1):
+                raise ConfigError(f"{name} is {value}; give a whole number of 1 or more")
+        for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0")
+        if self.unavailable_action not in ("error", "ignore"):
+            raise ConfigError(f"unavailable_action is {self.unavailable_action!r}; give 'error' or 'ignore'")
+
+
+def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVector:
+    """`num_envs` battles on a map, stepped by `threads` threads. The results do not depend on `threads`."""
+    from envs.smac.env import SmacVector
+
+    return SmacVector(task, num_envs, threads, SmacOptions(**options))
+
+
+@register_env(
+    "smac",
+    options=SmacOptions,
+    batch=batch,
+    tasks=TASKS,
+    requires=("numba",),
+    install="pip install 'seqmarl[smac]'",
+    summary="SMAC: StarCraft II micromanagement on 23 maps, with an embedded battle engine; discrete actions",
+)
+def make(task: str, **options: Any) -> SmacEnv:
+    """One battle on a map."""
+    from envs.smac.env import SmacEnv
+
+    return SmacEnv(task, SmacOptions(**options))

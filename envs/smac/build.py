@@ -1,0 +1,140 @@
+"""From a map, the unit table and the options to the numbers that the compiled functions take."""
+
+from typing import Any
+
+import numpy as np
+
+from envs.smac import SmacOptions, rules
+from envs.smac.combat import ATTACK_MOVING, BURST, HUNTING, IDLE, INSTANT, LINE, World
+from envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, waypoints
+from envs.smac.rules import Rules
+
+_ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING}
+_KINDS = {"line": LINE, "circle": BURST}
+
+
+def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
+    units = DATA["units"]
+    allies = battle_map.types[: battle_map.num_agents]
+    enemies = battle_map.types[battle_map.num_agents :]
+    health = sum(units[name]["hp"] + units[name]["shield"] for name in enemies)
+    best = options.reward_death_value * len(enemies) + options.reward_win + health
+    return Rules(
+        agents=len(allies),
+        enemies=len(enemies),
+        actions=rules.FIRST_TARGET + len(enemies),
+        limit=options.max_steps or battle_map.limit,
+        ally_shield=int(units[allies[0]]["race"] == "protoss"),
+        enemy_shield=int(units[enemies[0]]["race"] == "protoss"),
+        type_bits=len(battle_map.ally_types),
+        healers=int("medivac" in allies),
+        all_health=int(options.obs_all_health),
+        own_health=int(options.obs_all_health or options.obs_own_health),
+        last_action=int(options.obs_last_action),
+        pathing=int(options.obs_pathing_grid),
+        agent_id=int(options.obs_agent_id),
+        timestep=int(options.obs_timestep_number),
+        joined=int(options.obs_instead_of_state),
+        state_last_action=int(options.state_last_action),
+        state_timestep=int(options.state_timestep_number),
+        sparse=int(options.reward_sparse),
+        only_positive=int(options.reward_only_positive),
+        sight=float(options.sight_range),
+        shoot=float(options.shoot_range),
+        move=float(options.move_amount),
+        death_value=float(options.reward_death_value),
+        win=float(options.reward_win),
+        defeat=float(options.reward_defeat),
+        negative_scale=float(options.reward_negative_scale),
+        scale=float(options.reward_scale_rate / best if options.reward_scale else 1.0),
+    )
+
+
+def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
+    stats = np.zeros((rules.STAT_FIELDS, len(battle_map.types)))
+    for index, name in enumerate(battle_map.types):
+        _fill(stats[:, index], name, options)
+        if battle_map.ally_types:
+            stats[rules.ALLY_TYPE, index] = battle_map.ally_types.index(name)
+            stats[rules.ENEMY_TYPE, index] = battle_map.enemy_types.index(name)
+    stats[rules.AGENTS] = battle_map.num_agents
+    damage = np.array([[_damage(a, b) for b in battle_map.types] for a in battle_map.types])
+    _confine(stats, battle_map)
+    convex = battle_map.convex
+    return World(
+        agents=battle_map.num_agents,
+        units=len(battle_map.types),
+        order=_ORDERS[battle_map.order],
+        loops=int(options.step_mul),
+        stats=np.concatenate([stats, damage]),
+        walkable=np.ascontiguousarray(battle_map.walkable),
+        near_wall=_near_wall(battle_map.walkable) & (not convex),
+        way=np.zeros((1, 1), np.int16) if convex else waypoints(battle_map.name),
+        start=np.ascontiguousarray(battle_map.start.T),
+        goals=battle_map.goals,
+    )
+
+
+def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
+    """One unit's statistics, its times in loops and its speed per loop."""
+    unit: dict[str, Any] = DATA["units"][name]
+    defaults = DATA["engine"]["weapon"]
+    column[rules.MAX_HEALTH], column[rules.MAX_SHIELD] = unit["hp"], unit["shield"]
+    column[rules.ARMOUR] = unit["armor"]
+    column[rules.STEP] = unit["speed"] / LOOPS
+    column[rules.ACCELERATION] = unit.get("acceleration", 0.0) / LOOPS**2
+    column[rules.RADIUS], column[rules.SEPARATION] = unit["radius"], unit["separation_radius"]
+    column[rules.FLIES] = unit["plane"] == "air"
+    column[rules.WALKS] = unit["speed"] > 0 and unit["plane"] == "ground"  # a colossus ("ground+air") climbs
+    column[rules.REGENERATION] = unit["hp_regen"] / LOOPS
+    column[rules.HEALER] = "heal" in unit
+    column[rules.BURSTS] = unit.get("explodes_on_death", False)
+    column[rules.BIOLOGICAL] = "biological" in unit["attributes"]
+    column[rules.COOLDOWN_SCALE] = unit["cooldown_scale"]
+    if options.creep_decay and "structure" in unit["attributes"]:
+        column[rules.DECAY] = 1.0 / (0.3332 * LOOPS)
+    column[rules.ATTACK] = -1.0
+    column[rules.MELEE_RANGE] = -1e9
+    for weapon in unit["weapons"]:
+        if weapon.get("melee"):
+            column[rules.MELEE_RANGE] = weapon["range"]
+            column[rules.MELEE_POINT] = weapon["damage_point"] * LOOPS
+            continue
+        column[rules.ATTACK] = _KINDS.get(weapon.get("splash", {}).get("kind"), INSTANT)
+        column[rules.RANGE] = weapon["range"]
+        column[rules.SLOP] = weapon.get("range_slop", defaults["range_slop"])
+        column[rules.SCAN] = max(weapon["range"], defaults["min_scan_range"])
+        column[rules.PERIOD] = weapon["period"] * LOOPS
+        column[rules.DAMAGE_POINT] = weapon["damage_point"] * LOOPS
+        column[rules.BACKSWING] = weapon.get("backswing", defaults["backswing"]) * LOOPS
+        column[rules.MISSILE_SPEED] = weapon.get("missile_speed", 0.0) / LOOPS
+        column[rules.HITS] = weapon["hits"]
+        column[rules.HIT_DELAY] = (weapon.get("hit_interval") or weapon.get("splash", {}).get("delay", 0.0)) * LOOPS
+        column[rules.HITS_AIR] = weapon["targets"] == "both"
+
+
+def _confine(stats: np.ndarray, battle_map: BattleMap) -> None:
+    """The rectangle in which each unit's centre stays: the map for what flies, the walkable part for the rest."""
+    x, y = np.nonzero(battle_map.walkable)
+    flies, radius = stats[rules.FLIES] > 0, stats[rules.SEPARATION]
+    rows = ((rules.LEAST_X, rules.MOST_X, x), (rules.LEAST_Y, rules.MOST_Y, y))
+    for least, most, cells in rows:
+        stats[least] = np.where(flies, 0.0, cells.min() + radius)
+        stats[most] = np.where(flies, SIZE - 1e-6, cells.max() + 1.0 - radius)
+
+
+def _damage(attacker: str, victim: str) -> float:
+    """One hit before armour, with the bonus against the victim's attributes."""
+    weapons, attributes = DATA["units"][attacker]["weapons"], DATA["units"][victim]["attributes"]
+    if not weapons:
+        return 0.0
+    return float(weapons[0]["damage"] + sum(weapons[0]["bonus"].get(name, 0) for name in attributes))
+
+
+def _near_wall(walkable: np.ndarray) -> np.ndarray:
+    padded = np.pad(walkable, 1, constant_values=False)
+    near = np.zeros_like(walkable)
+    for dx in range(3):
+        for dy in range(3):
+            near |= ~padded[dx : dx + SIZE, dy : dy + SIZE]
+    return near

@@ -1,0 +1,245 @@
+"""The environments: a batch of battles with same-step autoreset, and one battle."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import gymnasium
+import numpy as np
+
+from envs.smac import SmacOptions, engine
+from envs.smac.build import build_rules, build_world
+from envs.smac.maps import load_map
+from envs.smac.picture import draw_text
+from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, RUNNING, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON
+from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
+from marl.protocols import State
+from marl.types import EnvSpec, Final, Obs, Step, VectorStep
+
+
+class Battles:
+    """E battles on one map, their buffers and their threads; it does not begin episodes by itself."""
+
+    def __init__(self, task: str, num_envs: int, threads: int, options: SmacOptions) -> None:
+        if num_envs < 1 or threads < 1:
+            raise ConfigError(f"smac/{task}: {num_envs} environments and {threads} threads; give 1 or more of each")
+        self.map = load_map(task)
+        self.rules = build_rules(self.map, options)
+        self.world = build_world(self.map, options)
+        self.ignore = options.unavailable_action == "ignore"
+        self.spec = self._spec()
+        agents, units = self.rules.agents, self.world.units
+        self.battle = engine.Battle(
+            real=np.zeros((num_envs, REAL_FIELDS, units)),
+            whole=np.zeros((num_envs, WHOLE_FIELDS, units), np.int64),
+            tally=np.zeros((num_envs, TALLY_FIELDS), np.int64),
+        )
+        self.view = engine.View(
+            seen=np.zeros((num_envs, agents, self.rules.observation_size), np.float32),
+            state=np.zeros((num_envs, self.rules.state_size), np.float32),
+            mask=np.zeros((num_envs, agents, self.rules.actions), bool),
+            alive=np.zeros((num_envs, agents), bool),
+            reward=np.zeros((num_envs, agents), np.float32),
+            outcome=np.zeros(num_envs, np.int64),
+        )
+        self.obs = Obs(self.view.seen, self.view.alive, self.view.mask, self.view.state)
+        for index in range(num_envs):
+            self.seed(index, None)
+        edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
+        self._chunks = [(engine.new_scratch(units), *edge) for edge in pairwise(edges)]
+        self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
+
+    def _spec(self) -> EnvSpec:
+        groups = self.map.types[: self.map.num_agents]
+        return EnvSpec(
+            name=f"smac/{self.map.name}",
+            agents=tuple(f"{kind}_{index}" for index, kind in enumerate(groups)),
+            observation_space=gymnasium.spaces.Box(-1.0, 1.0, (self.rules.observation_size,), np.float32),
+            action_space=gymnasium.spaces.Discrete(self.rules.actions),
+            max_steps=self.rules.limit,
+            state_space=gymnasium.spaces.Box(-np.inf, np.inf, (self.rules.state_size,), np.float32),
+            groups=groups,
+        )
+
+    def seed(self, index: int, seed: int | None) -> None:
+        """Put one environment's random stream at the start that a seed names; None takes fresh entropy."""
+        words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
+        # any state of the multiply-with-carry generator but 0 and its one fixed point
+        self.battle.tally[index, RANDOM] = 1 + int(words[0]) + ((int(words[1]) % 1791398084) << 32)
+
+    def begin(self, indices: Sequence[int] | np.ndarray) -> None:
+        engine.restart(self.rules, self.world, self.battle, self.view, np.asarray(indices, np.int64))
+
+    def refresh(self) -> None:
+        """Bring the observations up to date with the units."""
+        for index in range(len(self.battle.tally)):
+            engine.show(self.rules, self.world, self.battle, self.view, index)
+
+    def advance(self, action: np.ndarray) -> None:
+        """One step of every battle; results are in `view`. Raises where an action cannot be taken."""
+        expected = self.view.alive.shape
+        if action.shape != expected:
+            raise EnvironmentContractError(f"{self.spec.name}: the action's shape is {action.shape}; give {expected}")
+        if not self.battle.tally[:, RUNNING].all():
+            idle = np.flatnonzero(self.battle.tally[:, RUNNING] == 0).tolist()
+            raise RuntimeError(f"{self.spec.name}: environments {idle} have no running episode; call reset first")
+        action = np.ascontiguousarray(action, np.int64)
+        env, agent = engine.find_unavailable(self.view, action, self.ignore)
+        if env >= 0:
+            available = np.flatnonzero(self.view.mask[env, agent]).tolist()
+            raise EnvironmentContractError(
+                f"{self.spec.name}: in environment {env}, agent {agent} ({self.spec.agents[agent]}) cannot take action "
+                f"{action[env, agent]}; available: {available}. Choose from the mask of the same observation"
+            )
+        arguments = (self.rules, self.world, self.battle, self.view, action)
+        others = []
+        if self._pool is not None:
+            others = [self._pool.submit(engine.advance, *arguments, *chunk) for chunk in self._chunks[1:]]
+        engine.advance(*arguments, *self._chunks[0])
+        for other in others:
+            other.result()
+
+    @property
+    def over(self) -> tuple[np.ndarray, np.ndarray]:
+        """(E,) terminated and (E,) truncated of the last step."""
+        terminated = self.view.outcome != 0
+        return terminated, (self.battle.tally[:, RUNNING] == 0) & ~terminated
+
+    def info(self, index: int) -> dict[str, float]:
+        """Of an episode that has just ended."""
+        health, agents = self.battle.real[index, HEALTH], self.rules.agents
+        return {
+            "success": float(self.view.outcome[index] == WON),
+            "dead_allies": float((health[:agents] <= 0).sum()),
+            "dead_enemies": float((health[agents:] <= 0).sum()),
+            **({"ignored_actions": float(self.battle.tally[index, IGNORED])} if self.ignore else {}),
+        }
+
+    def get_state(self, index: int) -> State:
+        return {name: array[index].copy() for name, array in self.battle._asdict().items()}
+
+    def set_state(self, index: int, state: State) -> None:
+        """Raises CheckpointError for a state of another map. Call `refresh` before reading `obs`."""
+        for name, array in self.battle._asdict().items():
+            given = np.asarray(state[name])
+            if given.shape != array[index].shape:
+                raise CheckpointError(
+                    f"{self.spec.name}: the state's {name} has the shape {given.shape}, not {array[index].shape}; it "
+                    "was saved on another map or by another version"
+                )
+            array[index] = given
+
+    def render(self, index: int) -> str:
+        real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
+        return draw_text(self.map, real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+class SmacVector:
+    """`num_envs` battles on one map; see `marl.protocols.VectorEnv`.
+
+    The info of an ended episode: `success` (the battle was won), `dead_allies`, `dead_enemies`.
+    """
+
+    def __init__(self, task: str, num_envs: int, threads: int = 1, options: SmacOptions | None = None) -> None:
+        self._battles = Battles(task, num_envs, threads, options or SmacOptions())
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._battles.spec
+
+    @property
+    def num_envs(self) -> int:
+        return len(self._battles.battle.tally)
+
+    def reset(self, seeds: Sequence[int]) -> Obs:
+        self._check_count("seeds", seeds)
+        for index, seed in enumerate(seeds):
+            self._battles.seed(index, seed)
+        self._battles.begin(np.arange(self.num_envs))
+        return self._battles.obs
+
+    def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        if seed is not None:
+            self._battles.seed(index, seed)
+        self._battles.begin([index])
+        return self._battles.obs
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        battles = self._battles
+        battles.advance(np.asarray(action))
+        terminated, truncated = battles.over
+        reward = battles.view.reward.copy()
+        ended = np.flatnonzero(terminated | truncated)
+        final = None
+        if len(ended):
+            view = battles.view
+            last = Obs(view.seen[ended], view.alive[ended], view.mask[ended], view.state[ended])
+            final = Final(ended, last, tuple(battles.info(int(index)) for index in ended))
+            battles.begin(ended)
+        return VectorStep(battles.obs, reward, terminated, truncated, final)
+
+    def render(self, index: int = 0) -> str:
+        return self._battles.render(index)
+
+    def get_state(self) -> list[State | None]:
+        return [self._battles.get_state(index) for index in range(self.num_envs)]
+
+    def set_state(self, states: Sequence[State]) -> Obs:
+        self._check_count("states", states)
+        for index, state in enumerate(states):
+            self._battles.set_state(index, state)
+        self._battles.refresh()
+        return self._battles.obs
+
+    def close(self) -> None:
+        self._battles.close()
+
+    def _check_count(self, what: str, given: Sequence[object]) -> None:
+        if len(given) != self.num_envs:
+            raise ConfigError(f"{self.spec.name}: {len(given)} {what} for {self.num_envs} environments; give one each")
+
+
+class SmacEnv:
+    """One battle, a batch of one that waits for `reset`; see `marl.protocols.Env`."""
+
+    def __init__(self, task: str, options: SmacOptions | None = None) -> None:
+        self._battles = Battles(task, 1, 1, options or SmacOptions())
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._battles.spec
+
+    def reset(self, seed: int | None = None) -> Obs:
+        if seed is not None:
+            self._battles.seed(0, seed)
+        self._battles.begin([0])
+        return self._obs()
+
+    def step(self, action: np.ndarray) -> Step:
+        battles = self._battles
+        battles.advance(np.asarray(action)[None])
+        terminated, truncated = (bool(flag[0]) for flag in battles.over)
+        info = battles.info(0) if terminated or truncated else {}
+        return Step(self._obs(), battles.view.reward[0].copy(), terminated, truncated, info)
+
+    def render(self) -> str:
+        return self._battles.render(0)
+
+    def get_state(self) -> State:
+        return self._battles.get_state(0)
+
+    def set_state(self, state: State) -> Obs:
+        self._battles.set_state(0, state)
+        self._battles.refresh()
+        return self._obs()
+
+    def close(self) -> None:
+        self._battles.close()
+
+    def _obs(self) -> Obs:
+        view = self._battles.view
+        return Obs(view.seen[0], view.alive[0], view.mask[0], view.state[0])

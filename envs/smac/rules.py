@@ -1,0 +1,371 @@
+"""SMAC's rules: what agents see and may do, the state, the reward and the end, from the arrays that hold the units.
+
+Nothing here knows how units came to be where they are. Every function serves one environment, is compiled by numba
+and writes into rows of the buffers it is given. A battle's units are the columns of two arrays, agents before
+enemies: `real` (fields, U) float64 and `whole` (fields, U) int64.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numba
+
+_FILES = ("rules.py", "combat.py", "engine.py")
+_SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function to machine code on first use, cached on disc.
+
+    Without fast mathematics, so that the same function run uncompiled gives the same bits, and without reference
+    counts of arrays, which would cost more than the battle: compiled functions allocate nothing. Numba's cache
+    knows the file of a function only, not those of the functions that it calls; here a change in any counts.
+    """
+    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+    dispatcher = numba.njit(**options)(function)
+    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        cache_file._source_stamp = _SOURCES
+    return dispatcher
+
+
+# Fields of `real`. Distances in map units, times in game loops.
+X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN, WINDUP, RECOVER, IMPACT, QUIET, PACE, GOAL_X, GOAL_Y, COUNTED = range(14)
+REAL_FIELDS = 14
+"""COUNTED is the health and shield that the last reward saw; QUIET the loops until shields regenerate."""
+
+# Fields of `whole`. A unit's index, or -1 for none.
+ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED = range(7)
+WHOLE_FIELDS = 7
+"""LAST is an agent's last action, -1 before the first."""
+
+# Fields of `tally` (fields,) int64: one environment's counters.
+STEPS, RUNNING, RANDOM, IGNORED = range(4)
+TALLY_FIELDS = 4
+
+# Rows of `stats` (fields, U) float64.
+(
+    MAX_HEALTH,
+    MAX_SHIELD,
+    ARMOUR,
+    STEP,
+    RADIUS,
+    SEPARATION,
+    FLIES,
+    REGENERATION,
+    RANGE,
+    SLOP,
+    SCAN,
+    PERIOD,
+    DAMAGE_POINT,
+    BACKSWING,
+    MISSILE_SPEED,
+    HITS,
+    HIT_DELAY,
+    ATTACK,
+    MELEE_RANGE,
+    MELEE_POINT,
+    HITS_AIR,
+    HEALER,
+    BURSTS,
+    WALKS,
+    BIOLOGICAL,
+    COOLDOWN_SCALE,
+    ALLY_TYPE,
+    ENEMY_TYPE,
+    DECAY,
+    ACCELERATION,
+    AGENTS,
+    LEAST_X,
+    MOST_X,
+    LEAST_Y,
+    MOST_Y,
+) = range(35)
+STAT_FIELDS = 35
+
+NO_ACTION, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)
+
+RUNNING_ON, WON, LOST, DRAWN = range(4)
+
+
+class Rules(NamedTuple):
+    """SMAC's options and the sizes that follow from them, as numbers that a kernel takes."""
+
+    agents: int
+    enemies: int
+    actions: int
+    limit: int
+    ally_shield: int
+    enemy_shield: int
+    type_bits: int
+    healers: int
+    """Whether the map is of the MMM kind: an agent that heals targets allies."""
+    all_health: int
+    own_health: int
+    last_action: int
+    pathing: int
+    agent_id: int
+    timestep: int
+    joined: int
+    state_last_action: int
+    state_timestep: int
+    sparse: int
+    only_positive: int
+    sight: float
+    shoot: float
+    move: float
+    death_value: float
+    win: float
+    defeat: float
+    negative_scale: float
+    scale: float
+    """What a reward is multiplied by."""
+
+    @property
+    def enemy_width(self) -> int:
+        return 4 + self.type_bits + self.all_health * (1 + self.enemy_shield)
+
+    @property
+    def ally_width(self) -> int:
+        width = 4 + self.type_bits + self.all_health * (1 + self.ally_shield)
+        return width + self.last_action * self.actions
+
+    @property
+    def observation_size(self) -> int:
+        own = self.type_bits + self.own_health * (1 + self.ally_shield)
+        others = self.enemies * self.enemy_width + (self.agents - 1) * self.ally_width
+        return 4 + 8 * self.pathing + others + own + self.agent_id * self.agents + self.timestep
+
+    @property
+    def state_size(self) -> int:
+        if self.joined:
+            return self.agents * self.observation_size
+        allies = self.agents * (4 + self.ally_shield + self.type_bits)
+        enemies = self.enemies * (3 + self.enemy_shield + self.type_bits)
+        return allies + enemies + self.state_last_action * self.agents * self.actions + self.state_timestep
+
+
+@compiled
+def open_ground(walkable, x, y):
+    """Whether the cell of a point, truncated towards zero as SMAC does, is on the map and can be walked on."""
+    return -1.0 < x < walkable.shape[0] and -1.0 < y < walkable.shape[1] and walkable[int(x), int(y)]
+
+
+@compiled
+def offer_actions(rules, stats, walkable, real, mask):
+    """Fill `mask` (N, A) bool: what each agent may do now. A dead agent may only do nothing."""
+    n = rules.agents
+    reach = rules.move / 2.0
+    near = rules.shoot * rules.shoot
+    mask[:] = False
+    for agent in range(n):
+        if real[HEALTH, agent] <= 0.0:
+            mask[agent, NO_ACTION] = True
+            continue
+        x, y = real[X, agent], real[Y, agent]
+        mask[agent, STOP] = True
+        mask[agent, NORTH] = open_ground(walkable, x, y + reach)
+        mask[agent, SOUTH] = open_ground(walkable, x, y - reach)
+        mask[agent, EAST] = open_ground(walkable, x + reach, y)
+        mask[agent, WEST] = open_ground(walkable, x - reach, y)
+        if rules.healers and stats[HEALER, agent] > 0.0:
+            for other in range(min(n, rules.enemies)):
+                dx, dy = real[X, other] - x, real[Y, other] - y
+                if stats[HEALER, other] == 0.0 and real[HEALTH, other] > 0.0 and dx * dx + dy * dy <= near:
+                    mask[agent, FIRST_TARGET + other] = True
+        else:
+            for enemy in range(rules.enemies):
+                dx, dy = real[X, n + enemy] - x, real[Y, n + enemy] - y
+                mask[agent, FIRST_TARGET + enemy] = real[HEALTH, n + enemy] > 0.0 and dx * dx + dy * dy <= near
+
+
+@compiled
+def show_health(stats, real, unit, shields, row, at):
+    """Write a unit's health fraction and, on a side with shields, its shield's; returns where to go on."""
+    row[at] = real[HEALTH, unit] / stats[MAX_HEALTH, unit]
+    if shields:
+        row[at + 1] = real[SHIELD, unit] / stats[MAX_SHIELD, unit]
+    return at + 1 + shields
+
+
+@compiled
+def show_ground(rules, walkable, x, y, row, at):
+    """Write which of the eight points around can be walked on; points off the map count as ground."""
+    column, line, move = int(x), int(y), rules.move
+    for k in range(8):
+        far = 2.0 * move if k < 4 else move
+        dx = far * ((k == 2) - (k == 3) + (k == 4) - (k == 5) + (k == 6) - (k == 7))
+        dy = far * ((k == 0) - (k == 1) + (k == 4) - (k == 5) - (k == 6) + (k == 7))
+        px, py = column + dx, line + dy
+        outside = px < 0 or py < 0 or px >= walkable.shape[0] or py >= walkable.shape[1]
+        row[at + k] = 1.0 if outside or walkable[int(px), int(py)] else 0.0
+    return at + 8
+
+
+@compiled
+def observe_enemies(rules, stats, real, agent, mask, row, at):
+    x, y = real[X, agent], real[Y, agent]
+    sight, n = rules.sight, rules.agents
+    width = 4 + rules.type_bits + rules.all_health * (1 + rules.enemy_shield)
+    for enemy in range(rules.enemies):
+        other = n + enemy
+        dx, dy = real[X, other] - x, real[Y, other] - y
+        apart = dx * dx + dy * dy
+        if apart < sight * sight and real[HEALTH, other] > 0.0:
+            row[at] = 1.0 if mask[FIRST_TARGET + enemy] else 0.0
+            row[at + 1] = math.sqrt(apart) / sight
+            row[at + 2] = dx / sight
+            row[at + 3] = dy / sight
+            end = at + 4
+            if rules.all_health:
+                end = show_health(stats, real, other, rules.enemy_shield, row, end)
+            if rules.type_bits:
+                row[end + int(stats[ENEMY_TYPE, other])] = 1.0
+        at += width
+    return at
+
+
+@compiled
+def observe_allies(rules, stats, real, whole, agent, row, at):
+    x, y = real[X, agent], real[Y, agent]
+    sight = rules.sight
+    width = 4 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + rules.last_action * rules.actions
+    for other in range(rules.agents):
+        if other == agent:
+            continue
+        dx, dy = real[X, other] - x, real[Y, other] - y
+        apart = dx * dx + dy * dy
+        if apart < sight * sight and real[HEALTH, other] > 0.0:
+            row[at] = 1.0
+            row[at + 1] = math.sqrt(apart) / sight
+            row[at + 2] = dx / sight
+            row[at + 3] = dy / sight
+            end = at + 4
+            if rules.all_health:
+                end = show_health(stats, real, other, rules.ally_shield, row, end)
+            if rules.type_bits:
+                row[end + int(stats[ALLY_TYPE, other])] = 1.0
+                end += rules.type_bits
+            if rules.last_action and whole[LAST, other] >= 0:
+                row[end + whole[LAST, other]] = 1.0
+        at += width
+    return at
+
+
+@compiled
+def observe(rules, stats, walkable, real, whole, tally, mask, seen):
+    """Fill `seen` (N, D) float32: own moves, enemies, allies, self. A dead agent sees zeros.
+
+    The agent's index and the time, where they are shown, are shown to the dead too.
+    """
+    seen[:] = 0.0
+    for agent in range(rules.agents):
+        row = seen[agent]
+        end = row.shape[0]
+        if rules.timestep:
+            end -= 1
+            row[end] = tally[STEPS] / rules.limit
+        if rules.agent_id:
+            row[end - rules.agents + agent] = 1.0
+        if real[HEALTH, agent] <= 0.0:
+            continue
+        for move in range(4):
+            row[move] = 1.0 if mask[agent, NORTH + move] else 0.0
+        at = 4
+        if rules.pathing:
+            at = show_ground(rules, walkable, real[X, agent], real[Y, agent], row, at)
+        at = observe_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = observe_allies(rules, stats, real, whole, agent, row, at)
+        if rules.own_health:
+            at = show_health(stats, real, agent, rules.ally_shield, row, at)
+        if rules.type_bits:
+            row[at + int(stats[ALLY_TYPE, agent])] = 1.0
+
+
+@compiled
+def survey(rules, stats, real, whole, tally, seen, state):
+    """Fill `state` (S,) float32: allies, enemies, last actions, time; or all observations."""
+    if rules.joined:
+        width = seen.shape[1]
+        for agent in range(rules.agents):
+            for column in range(width):
+                state[agent * width + column] = seen[agent, column]
+        return
+    state[:] = 0.0
+    n, at, size = rules.agents, 0, 32.0
+    for unit in range(n + rules.enemies):
+        ally = unit < n
+        shields = rules.ally_shield if ally else rules.enemy_shield
+        width = 3 + ally + shields + rules.type_bits
+        if real[HEALTH, unit] > 0.0:
+            state[at] = real[HEALTH, unit] / stats[MAX_HEALTH, unit]
+            end = at + 1
+            if ally:
+                healer = rules.healers and stats[HEALER, unit] > 0.0
+                level = real[ENERGY, unit] if healer else max(0.0, real[COOLDOWN, unit])
+                state[end] = level / stats[COOLDOWN_SCALE, unit]
+                end += 1
+            state[end] = (real[X, unit] - size / 2.0) / size
+            state[end + 1] = (real[Y, unit] - size / 2.0) / size
+            end += 2
+            if shields:
+                state[end] = real[SHIELD, unit] / stats[MAX_SHIELD, unit]
+                end += 1
+            if rules.type_bits:
+                state[end + int(stats[ALLY_TYPE if ally else ENEMY_TYPE, unit])] = 1.0
+        at += width
+    if rules.state_last_action:
+        for agent in range(n):
+            if whole[LAST, agent] >= 0:
+                state[at + whole[LAST, agent]] = 1.0
+            at += rules.actions
+    if rules.state_timestep:
+        state[at] = tally[STEPS] / rules.limit
+
+
+@compiled
+def battle_outcome(rules, stats, real):
+    """WON, LOST, DRAWN (nobody is left) or RUNNING_ON.
+
+    With healers, allies that are only healers have lost, and an enemy that is one single healer has too.
+    """
+    allies, fighters, enemies, healers = 0, 0, 0, 0
+    for unit in range(rules.agents + rules.enemies):
+        if real[HEALTH, unit] > 0.0:
+            heals = rules.healers and stats[HEALER, unit] > 0.0
+            if unit < rules.agents:
+                allies += 1
+                fighters += 0 if heals else 1
+            else:
+                enemies += 1
+                healers += 1 if heals else 0
+    if (allies == 0 and enemies > 0) or (rules.healers and fighters == 0):
+        return LOST
+    if (allies > 0 and enemies == 0) or (enemies == 1 and healers == 1):
+        return WON
+    return DRAWN if allies == 0 else RUNNING_ON
+
+
+@compiled
+def pay(rules, real, outcome):
+    """The reward of a step that ended with `outcome`; brings COUNTED up to date."""
+    damage, kills, lost = 0.0, 0.0, 0.0
+    for unit in range(rules.agents + rules.enemies):
+        before = real[COUNTED, unit]
+        after = real[HEALTH, unit] + real[SHIELD, unit] if real[HEALTH, unit] > 0.0 else 0.0
+        real[COUNTED, unit] = after
+        died = before > 0.0 and after == 0.0
+        if unit >= rules.agents:
+            damage += before - after
+            kills += rules.death_value if died else 0.0
+        else:
+            lost += before - after + (rules.death_value if died else 0.0)
+    if rules.sparse:
+        reward = 1.0 if outcome == WON else -1.0 if outcome == LOST else 0.0
+    else:
+        reward = abs(damage + kills) if rules.only_positive else damage + kills - rules.negative_scale * lost
+        reward += rules.win if outcome == WON else rules.defeat if outcome == LOST else 0.0
+    return reward * rules.scale
