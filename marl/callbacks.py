@@ -28,9 +28,6 @@ class Evaluate:
         self.env: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
-    def on_start(self, trainer: Any) -> None:
-        pass
-
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         last = trainer.iteration >= trainer.config.iterations
         if not last and (not self.interval or trainer.iteration % self.interval):
@@ -69,9 +66,6 @@ class Checkpoints:
     def __init__(self, root: Path, interval: int, keep: int) -> None:
         self.root, self.interval, self.keep = root, interval, keep
         self.saved = -1
-
-    def on_start(self, trainer: Any) -> None:
-        pass
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass

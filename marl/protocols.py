@@ -125,8 +125,6 @@ class Tracker(Protocol):
 class Callback(Protocol):
     """Called by the trainer; every method may do nothing."""
 
-    def on_start(self, trainer: Any) -> None: ...
-
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         """After an iteration; may add to the metrics that are logged."""
         ...

@@ -143,7 +143,7 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     try:
         trainer.train()
     except Exception as error:
-        if distributed.world_size() == 1 and saver.saved != trainer.iteration:
+        if distributed.world_size() == 1 and trainer.iteration > max(0, saver.saved):
             try:
                 saver.save(trainer, environments=False)
             except MarlError as second:
@@ -220,7 +220,7 @@ def closing_tracker(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; the second at once."""
+    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; one a second later at once."""
 
     first = float("-inf")
 
