@@ -114,6 +114,12 @@ def draw(tally, bound):
 
 
 @compiled
+def single(value):
+    """The nearest number of single precision."""
+    return float(np.float32(value))
+
+
+@compiled
 def gap(stats, real, unit, other):
     """The distance between the edges of two units, below zero where they overlap."""
     dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]

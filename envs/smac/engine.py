@@ -25,6 +25,7 @@ from envs.smac.combat import (
     land,
     pursue_attack,
     separate,
+    single,
     walk,
 )
 from envs.smac.rules import (
@@ -130,6 +131,7 @@ def begin(world, real, whole, tally):
         real[HEALTH, unit] = world.stats[MAX_HEALTH, unit]
         real[SHIELD, unit] = world.stats[MAX_SHIELD, unit]
         real[ENERGY, unit] = START_ENERGY if world.stats[HEALER, unit] > 0.0 else 0.0
+        report(real, unit)
         real[COUNTED, unit] = real[HEALTH, unit] + real[SHIELD, unit]
         whole[ORDER, unit] = IDLE if unit < world.agents else world.order
         real[GOAL_X, unit] = world.goals[0, 0] + share * (world.goals[1, 0] - world.goals[0, 0])
@@ -141,31 +143,42 @@ def begin(world, real, whole, tally):
 
 @compiled
 def command(rules, world, real, whole, agent, action):
-    """Give an agent the order of its action. The game refuses an impossible one, and the unit keeps the old."""
+    """Give an agent the order of its action."""
     order, target = IDLE, -1
     x, y = real[X, agent], real[Y, agent]
     if NORTH <= action <= WEST:
         order = GOING
         x += rules.move * ((1.0 if action == EAST else 0.0) - (1.0 if action == WEST else 0.0))
         y += rules.move * ((1.0 if action == NORTH else 0.0) - (1.0 if action == SOUTH else 0.0))
+    elif action >= FIRST_TARGET and rules.healers and world.stats[HEALER, agent] > 0.0:
+        order, target = MENDING, action - FIRST_TARGET
     elif action >= FIRST_TARGET:
-        if rules.healers and world.stats[HEALER, agent] > 0.0:
-            order, target = MENDING, action - FIRST_TARGET
-            if real[HEALTH, target] >= world.stats[MAX_HEALTH, target] or world.stats[BIOLOGICAL, target] == 0.0:
-                return
-        else:
-            order, target = ATTACKING, rules.agents + action - FIRST_TARGET
-            if not can_hit(world.stats, agent, target):
-                return
-    if order == ATTACKING and whole[ORDER, agent] == ATTACKING and whole[TARGET, agent] == target:
-        return
-    if real[WINDUP, agent] > 0.0:
-        real[COOLDOWN, agent] = 0.0
-    real[WINDUP, agent] = 0.0
-    real[RECOVER, agent] = 0.0
-    whole[ORDER, agent] = order
-    whole[TARGET, agent] = target
-    real[GOAL_X, agent], real[GOAL_Y, agent] = x, y
+        order, target = ATTACKING, rules.agents + action - FIRST_TARGET
+    give_order(world.stats, real, whole, agent, order, target, x, y)
+
+
+@compiled
+def give_order(stats, real, whole, unit, order, target, x, y):
+    """Replace a unit's order; False where the game refuses it and the unit keeps the old one."""
+    if order == MENDING and (
+        stats[HEALER, unit] == 0.0
+        or real[HEALTH, target] >= stats[MAX_HEALTH, target]
+        or stats[BIOLOGICAL, target] == 0.0
+    ):
+        return False
+    if order == ATTACKING:
+        if not can_hit(stats, unit, target):
+            return False
+        if whole[ORDER, unit] == ATTACKING and whole[TARGET, unit] == target:
+            return True
+    if real[WINDUP, unit] > 0.0:
+        real[COOLDOWN, unit] = 0.0
+    real[WINDUP, unit] = 0.0
+    real[RECOVER, unit] = 0.0
+    whole[ORDER, unit] = order
+    whole[TARGET, unit] = target
+    real[GOAL_X, unit], real[GOAL_Y, unit] = single(x), single(y)
+    return True
 
 
 @compiled
@@ -309,6 +322,13 @@ def act_enemy(stats, way, real, whole, tally, unit):
 
 
 @compiled
+def report(real, unit):
+    """Round what others may see of a unit to single precision, in which the game's own interface reports."""
+    for field in (X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN):
+        real[field, unit] = single(real[field, unit])
+
+
+@compiled
 def play(world, scratch, real, whole, tally):
     """The game loops of one step."""
     stats, way = world.stats, world.way
@@ -334,6 +354,8 @@ def play(world, scratch, real, whole, tally):
         land(stats, real, whole)
         separate(stats, real, whole, slots, place)
         confine(stats, way, walkable, near_wall, real)
+    for unit in range(world.units):
+        report(real, unit)
 
 
 @compiled
@@ -362,6 +384,33 @@ def find_unavailable(view, action, ignore):
 
 
 @compiled
+def take(rules, battle, view, action, env):
+    """Note one environment's actions (N,) as the last ones, doing nothing for what is not available."""
+    whole, tally = battle.whole[env], battle.tally[env]
+    for agent in range(rules.agents):
+        whole[LAST, agent] = NO_ACTION
+        if view.alive[env, agent]:
+            choice = action[agent]
+            if view.mask[env, agent, choice]:
+                whole[LAST, agent] = choice
+            else:
+                tally[IGNORED] += 1
+
+
+@compiled
+def settle(rules, world, battle, view, env):
+    """The reward, the end and the observations of a step, from where the units are now."""
+    real, tally = battle.real[env], battle.tally[env]
+    tally[STEPS] += 1
+    outcome = battle_outcome(rules, world.stats, real)
+    view.outcome[env] = outcome
+    view.reward[env] = pay(rules, real, outcome)
+    if outcome != RUNNING_ON or tally[STEPS] >= rules.limit:
+        tally[RUNNING] = 0
+    show(rules, world, battle, view, env)
+
+
+@compiled
 def advance(rules, world, battle, view, action, scratch, first, last):
     """Play one step in environments [first, last): orders, loops, reward, end, observations.
 
@@ -369,24 +418,12 @@ def advance(rules, world, battle, view, action, scratch, first, last):
     """
     for env in range(first, last):
         real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
+        take(rules, battle, view, action[env], env)
         for agent in range(rules.agents):
-            choice = action[env, agent]
-            if not view.alive[env, agent]:
-                whole[LAST, agent] = NO_ACTION
-            elif view.mask[env, agent, choice]:
-                command(rules, world, real, whole, agent, choice)
-                whole[LAST, agent] = choice
-            else:
-                tally[IGNORED] += 1
-                whole[LAST, agent] = NO_ACTION
+            if whole[LAST, agent] != NO_ACTION:
+                command(rules, world, real, whole, agent, whole[LAST, agent])
         play(world, scratch, real, whole, tally)
-        tally[STEPS] += 1
-        outcome = battle_outcome(rules, world.stats, real)
-        view.outcome[env] = outcome
-        view.reward[env] = pay(rules, real, outcome)
-        if outcome != RUNNING_ON or tally[STEPS] >= rules.limit:
-            tally[RUNNING] = 0
-        show(rules, world, battle, view, env)
+        settle(rules, world, battle, view, env)
 
 
 @compiled
