@@ -74,6 +74,13 @@ class Attention(nn.Module):
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
+    def weights(self, x: Tensor) -> Tensor:
+        """(E, N, N): how much each position of `x` looks at itself and those before, averaged over heads."""
+        query, key = self.split(self.query(x)), self.split(self.key(x))
+        score = query @ key.mT / query.shape[-1] ** 0.5
+        ahead = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
+        return score.masked_fill(ahead, float("-inf")).softmax(-1).mean(1)
+
 
 class EncoderBlock(nn.Module):
     """Post-LayerNorm block with unmasked attention and an MLP of ratio 1."""
@@ -234,6 +241,28 @@ class MAT(VectorPolicy):
 
     def value(self, inputs: Inputs) -> Tensor:
         return self.represent(inputs)[1].squeeze(-1)
+
+    @torch.no_grad()
+    def attention(self, inputs: Inputs, nodes: Nodes) -> Tensor:
+        """(E, N, N): how much agent i, deciding, looked at the action of agent j, in the decoder's self-attention.
+
+        Averaged over heads and blocks. Only agents that decided before i have a weight; what i gave to the symbol
+        that begins the sequence, and so to nobody, is at [i, i]. A living agent's row sums to 1, a dead one's to 0.
+        """
+        representation, order = self.represent(inputs)[0], nodes.order
+        ordered, action = reorder(representation, order), reorder(nodes.action, order)
+        envs, agents = inputs["alive"].shape
+        tokens = [self.embed_tokens(None, (envs, 1)), self.embed_tokens(action, (envs, agents))]
+        x = torch.cat(tokens, 1)[:, :-1]
+        total = x.new_zeros(envs, agents, agents)
+        blocks: Any = self.decoder
+        for block in blocks:
+            total += block.own.weights(x) / len(blocks)
+            x = block(x, ordered)
+        # Position p holds the action decided at p - 1, and position 0 the beginning.
+        looked = F.pad(total[:, :, 1:], (0, 1)) + torch.diag_embed(total[:, :, 0])
+        looked = restore(restore(looked, order).mT, order).mT
+        return looked * inputs["alive"].unsqueeze(-1)
 
 
 def reorder(x: Tensor, order: Tensor | None) -> Tensor:

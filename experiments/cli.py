@@ -220,6 +220,10 @@ def play(args: list[str]) -> None:
         """Frames a second."""
         max_steps: int = 10_000
         """Stop an episode after this many steps."""
+        view: Literal["video", "text"] | None = None
+        """What to watch. None is a video where the environment draws pictures, else its text."""
+        attention: bool = False
+        """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 
     parsed = tyro.cli(Play, prog="marl play", args=args)
     for name in ("fps", "max_steps", "episodes"):

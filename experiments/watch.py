@@ -1,10 +1,11 @@
 """Looking at an agent: evaluation tables, videos, text."""
 
 import dataclasses
+import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -88,32 +89,95 @@ def report(parsed: Any) -> None:
         parsed.out.write_text("\n".join(lines) + "\n")
 
 
+class Film(Protocol):
+    """Moving pictures of an environment, given by its method `film()` where it has one."""
+
+    def draw(self, attention: np.ndarray | None = None) -> Iterable[np.ndarray]:
+        """Pictures (height, width, 3) uint8 of what happened since the last reset or step.
+
+        `attention` (N, N): how much the row's agent looked at the column's in deciding; None where it is not shown.
+        """
+        ...
+
+
+class Screen:
+    """Where an environment is seen: in a video, or on the terminal."""
+
+    def __init__(self, name: str, env: Env, view: str | None, out: Path, fps: int) -> None:
+        self.name, self.env, self.view, self.out, self.fps = name, env, view, out, fps
+        film: Any = getattr(env, "film", None)
+        self.film: Film | None = film() if film is not None and view != "text" else None
+        self.writer: Any = None
+        self.drawn = False
+
+    def show(self, attention: np.ndarray | None = None) -> None:
+        """Show what happened since the last call."""
+        if self.film is not None:
+            for picture in self.film.draw(attention):
+                self.add(picture)
+            return
+        shown = self.env.render()
+        if isinstance(shown, str):
+            self.refuse("video", "text", "pictures")
+            print(shown)
+            self.drawn = True
+        elif shown is not None:
+            self.refuse("text", "pictures", "text")
+            self.add(shown)
+
+    def refuse(self, view: str, drawn: str, absent: str) -> None:
+        if self.view == view:
+            raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
+
+    def add(self, picture: np.ndarray) -> None:
+        self.writer = self.writer or open_video(self.out, self.fps)
+        self.writer.append_data(picture)
+        self.drawn = True
+
+    def end(self) -> None:
+        """Add the last moment of an episode as text where only pictures of it were shown."""
+        if self.film is not None and isinstance(text := self.env.render(), str):
+            print(text)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            print(f"wrote {self.out}")
+
+
 def show(parsed: Any) -> None:
     """`marl play`: a video beside the run, or text on the terminal."""
     subject = resolve(parsed.subject, parsed.agent, parsed.which)
-    env = EnvFactory(subject.config.env, drawing_options(subject.config))()
+    name = subject.config.env
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
-    policy = policy_for(subject, env.spec)
-    writer: Any = None
-    drawn = False
+    env = EnvFactory(name, drawing_options(subject.config))()
     try:
-        for seed in paired_seeds(parsed.episodes):
-            for picture in episode(env, policy, seed, parsed.max_steps, not parsed.stochastic):
-                drawn = drawn or picture is not None
-                if isinstance(picture, str):
-                    print(picture)
-                elif picture is not None:
-                    writer = writer or open_video(out, parsed.fps)
-                    writer.append_data(picture)
+        policy = policy_for(subject, env.spec)
+        screen = Screen(name, env, parsed.view, out, parsed.fps)
+        if parsed.attention:
+            check_attention(subject, policy, screen)
+        try:
+            for seed in paired_seeds(parsed.episodes):
+                play_episode(env, policy, screen, seed, parsed)
+        finally:
+            screen.close()
     finally:
-        if writer is not None:
-            writer.close()
-            print(f"wrote {out}")
         env.close()
-    if not drawn:
-        raise ConfigError(f"{subject.config.env} draws nothing: its `render` returns None")
+    if not screen.drawn:
+        raise ConfigError(f"{name} draws nothing: its `render` returns None")
+
+
+def check_attention(subject: Subject, policy: Policy, screen: Screen) -> None:
+    if not hasattr(policy, "attention"):
+        raise ConfigError(
+            f"agent {subject.config.agent!r} has no attention to draw; leave out --attention, or play a run of mat"
+        )
+    if screen.view == "text":
+        raise ConfigError("attention is drawn in pictures only; leave out --attention or --view text")
+    if screen.film is None:
+        raise ConfigError(f"{subject.config.env} does not draw attention; leave out --attention")
 
 
 def drawing_options(config: RunConfig) -> dict[str, Any]:
@@ -124,32 +188,38 @@ def drawing_options(config: RunConfig) -> dict[str, Any]:
     return chosen
 
 
-def episode(
-    env: Env, policy: Policy, seed: int, max_steps: int, deterministic: bool
-) -> Iterator[np.ndarray | str | None]:
-    """What the environment draws at each step of one episode, whose return is printed at its end."""
+def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) -> None:
+    """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
-    obs, total = env.reset(seed), 0.0
-    yield env.render()
-    for length in range(1, max_steps + 1):
+    obs, total, length = env.reset(seed), 0.0, 0
+    end = "stopped by --max-steps"
+    screen.show()
+    while length < parsed.max_steps:
         with torch.inference_mode():
-            decision = policy.act(policy.encode(batch_of_one(obs)), generator, deterministic)
+            inputs = policy.encode(batch_of_one(obs))
+            decision = policy.act(inputs, generator, not parsed.stochastic)
+            attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
         step = env.step(decision.action[0])
-        obs, total = step.obs, total + float(step.reward.mean())
-        yield env.render()
+        obs, total, length = step.obs, total + float(step.reward.mean()), length + 1
+        screen.show(attention)
         if step.terminated or step.truncated:
             end = "terminated" if step.terminated else "reached the time limit"
-            print(f"return {total:.6g} in {length} steps; {end}")
-            return
-    print(f"return {total:.6g} in {max_steps} steps; stopped by --max-steps")
+            break
+    screen.end()
+    print(f"return {total:.6g} in {length} steps; {end}")
 
 
 def open_video(path: Path, fps: int) -> Any:
+    """A writer of frames, by the file's suffix."""
     try:
+        if path.suffix == ".mp4":
+            importlib.import_module("imageio_ffmpeg")  # without it imageio would only say that it knows no .mp4
         import imageio.v2 as imageio
     except ImportError as error:
-        raise MissingDependencyError("videos need imageio; install with: pip install 'seqmarl[mujoco]'") from error
+        raise MissingDependencyError(
+            "videos need imageio and imageio-ffmpeg; install with: pip install 'seqmarl[video]'"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         return imageio.get_writer(path, duration=1000 / fps, loop=0)
-    return imageio.get_writer(path, fps=fps, macro_block_size=1)
+    return imageio.get_writer(path, fps=fps, quality=8, macro_block_size=1)

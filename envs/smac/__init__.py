@@ -1,13 +1,14 @@
-"""SMAC: StarCraft II micromanagement on the 23 maps of the challenge, played by an embedded battle engine.
+"""SMAC: StarCraft II micromanagement on the 23 maps of the challenge, by an embedded battle engine or by the game.
 
 A task is a map, such as `3m`. What agents see, may do and are paid follows SMAC (Samvelyan et al. 2019) for every
-option; `FIDELITY.md` lists what the engine models of the game and what it does not. `envs.smac.env` holds the classes.
+option; `FIDELITY.md` lists what the engine models of the game and what it does not. `envs.smac.env` holds the classes,
+`envs.smac.real` what plays in StarCraft II itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from envs.smac.maps import TASKS
 from marl.errors import ConfigError
@@ -23,6 +24,15 @@ __all__ = ["TASKS", "SmacOptions", "batch", "make"]
 class SmacOptions:
     """What agents see, what they are paid, and how the game runs. The defaults are SMAC's."""
 
+    backend: Literal["embedded", "sc2"] = "embedded"
+    """What plays the battles: the embedded engine, or StarCraft II itself, found at SC2PATH."""
+    game_version: str | None = None
+    """Which installed version of StarCraft II plays, such as 4.6.2 or 4.10. None is the newest. Only for sc2."""
+    difficulty: Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "A"] = "7"
+    """The level of StarCraft II's own player, from very easy to cheating; 7 is very hard. Only for sc2."""
+    replay_dir: str | None = None
+    """Where replays are saved, one of each game: all battles from a seeded reset to the next one or to the end. None
+    saves none. Only for sc2."""
     obs_all_health: bool = True
     """Show the health and shield of every unit in sight, and the agent's own."""
     obs_own_health: bool = True
@@ -82,12 +92,29 @@ class SmacOptions:
         for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0")
-        if self.unavailable_action not in ("error", "ignore"):
-            raise ConfigError(f"unavailable_action is {self.unavailable_action!r}; give 'error' or 'ignore'")
+        for name in ("unavailable_action", "backend", "difficulty"):
+            allowed, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}")
+        self._refuse_idle_options()
+
+    def _refuse_idle_options(self) -> None:
+        """Options that the chosen backend would not read."""
+        idle = ("creep_decay",) if self.backend == "sc2" else ("game_version", "difficulty", "replay_dir")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in idle and value != option.default:
+                raise ConfigError(
+                    f"{option.name} is {value!r}, which has no effect with backend={self.backend}; leave it out or "
+                    f"choose backend={'embedded' if self.backend == 'sc2' else 'sc2'}"
+                )
 
 
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVector:
-    """`num_envs` battles on a map, stepped by `threads` threads. The results do not depend on `threads`."""
+    """`num_envs` battles on a map, stepped by `threads` threads. The results do not depend on `threads`.
+
+    StarCraft II runs as one process for each battle, with a thread of its own here whatever `threads` is.
+    """
     from envs.smac.env import SmacVector
 
     return SmacVector(task, num_envs, threads, SmacOptions(**options))
@@ -100,7 +127,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
     tasks=TASKS,
     requires=("numba",),
     install="pip install 'seqmarl[smac]'",
-    summary="SMAC: StarCraft II micromanagement on 23 maps, with an embedded battle engine; discrete actions",
+    summary="SMAC: StarCraft II micromanagement on 23 maps, embedded engine or the game itself; discrete actions",
 )
 def make(task: str, **options: Any) -> SmacEnv:
     """One battle on a map."""

@@ -13,6 +13,13 @@ _ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING}
 _KINDS = {"line": LINE, "circle": BURST}
 
 
+def random_stream(seed: int | None) -> int:
+    """Where the random stream of a battle starts; None takes fresh entropy."""
+    words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
+    # any state of the multiply-with-carry generator but 0 and its one fixed point
+    return 1 + int(words[0]) + ((int(words[1]) % 1791398084) << 32)
+
+
 def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
     units = DATA["units"]
     allies = battle_map.types[: battle_map.num_agents]
@@ -93,6 +100,8 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
     column[rules.COOLDOWN_SCALE] = unit["cooldown_scale"]
     if options.creep_decay and "structure" in unit["attributes"]:
         column[rules.DECAY] = 1.0 / (0.3332 * LOOPS)
+    ages = (rules.REGENERATION, rules.MAX_SHIELD, rules.HEALER, rules.DECAY)
+    column[rules.AGES] = any(column[row] > 0 for row in ages)
     column[rules.ATTACK] = -1.0
     column[rules.MELEE_RANGE] = -1e9
     for weapon in unit["weapons"]:

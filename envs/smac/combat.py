@@ -19,6 +19,8 @@ from envs.smac.rules import (
     COOLDOWN,
     DAMAGE_POINT,
     FLIES,
+    HEALER,
+    HEALING,
     HEALTH,
     HIT_DELAY,
     HITS,
@@ -70,14 +72,27 @@ LEAST_DAMAGE = 0.5
 SHIELD_DELAY = 10.0 * SECOND
 HELP_RADIUS = 5.0
 TOUCH = 1e-6
-GRAZE = 1e-5
+GRAZE = np.float32(1e-5)
 """Squared distance within which two units only touch."""
-SLIDE = 0.8
-"""A walker that runs into one that stands goes sideways by this share of the overlap, and so around it."""
 
-RELAXATIONS = 4
-DEEP = 0.2
-"""Overlaps are resolved at most so often in a loop, until none is so deep."""
+# Rows of `spots` (rows, U) float32, what scans over all units read. Who is dead stands FAR_AWAY.
+SPOT_X, SPOT_Y, WIDTH, SOLID, BODY, GROUND_BODY, RANK = range(7)
+SPOT_ROWS = 7
+"""WIDTH is the separation radius, of a flyer and of the dead ABSENT; SOLID is the same of those that stand still, and
+GIVE of it of those that walk. BODY is the radius, GROUND_BODY too but of a flyer
+ABSENT; RANK sets a target behind others."""
+FAR_AWAY = np.float32(1e6)
+ABSENT = np.float32(-10.0)
+HARMLESS = np.float32(1024.0)
+"""The RANK of who neither fights nor heals, more than any squared distance at which a target is chosen."""
+GIVE = np.float32(0.75)
+"""Share of its width that a walking unit keeps to itself: in a column the ones behind move up before those ahead do."""
+NOTHING = np.float32(0.0)
+ALL, TWICE = np.float32(1.0), np.float32(2.0)
+
+CROWD, FINENESS, SHIFT = np.int32(128), np.float32(1024.0), np.float32(16.0)
+LARGEST = np.float32(16000.0)
+NOBODY = np.int32(2**31 - 1)
 
 IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING = range(6)
 """Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side."""
@@ -117,6 +132,15 @@ def draw(tally, bound):
 def single(value):
     """The nearest number of single precision."""
     return float(np.float32(value))
+
+
+@compiled
+def rank_of(number, index):
+    """A number, over -16 and in steps of 1 / FINENESS, and an index below CROWD as one whole number of 32 bits.
+
+    The least of many is then found by vector instructions, which comparisons of floats do not become.
+    """
+    return np.int32(min(number + SHIFT, LARGEST) * FINENESS) * CROWD + np.int32(index)
 
 
 @compiled
@@ -258,10 +282,10 @@ def pursue_attack(stats, real, whole, unit):
 
 
 @compiled
-def attack(stats, way, real, whole, tally, unit, target, away):
+def attack(stats, way, real, whole, tally, spots, unit, target, away):
     """Shoot the target, whose edge is `away`, where it is in range, and walk to it where it is not."""
     if away > stats[RANGE, unit] + TOUCH:
-        walk(stats, way, real, whole, unit, real[X, target], real[Y, target], away - stats[RANGE, unit])
+        walk(stats, way, real, whole, spots, unit, real[X, target], real[Y, target], away - stats[RANGE, unit])
         return
     if real[COOLDOWN, unit] > 0.0:
         return
@@ -275,8 +299,8 @@ def attack(stats, way, real, whole, tally, unit, target, away):
 
 
 @compiled
-def walk(stats, way, real, whole, unit, x, y, most):
-    """One loop's way towards a point, at most `most`, around walls. True on arrival at the point."""
+def walk(stats, way, real, whole, spots, unit, x, y, most):
+    """One loop's way towards a point, at most `most`, around walls and units that stand. True on arrival."""
     straight = True
     step = min(stats[STEP, unit], most)
     if stats[ACCELERATION, unit] > 0.0:
@@ -291,99 +315,142 @@ def walk(stats, way, real, whole, unit, x, y, most):
             x, y = via // SIZE + 0.5, via % SIZE + 0.5
     dx, dy = x - real[X, unit], y - real[Y, unit]
     length = math.sqrt(dx * dx + dy * dy)
+    if length > step:
+        dx, dy = dx * (step / length), dy * (step / length)
+    if stats[FLIES, unit] == 0.0:
+        spots[SOLID, unit] = ABSENT
+        if obstructed(spots, unit, dx, dy):
+            step_aside(real, whole, spots, unit, dx, dy)
+            return False
+    put(real, spots, unit, real[X, unit] + dx, real[Y, unit] + dy)
     whole[MOVED, unit] = 1
-    if length <= step:
-        real[X, unit], real[Y, unit] = x, y
-        return straight
-    share = step / length
-    real[X, unit] += dx * share
-    real[Y, unit] += dy * share
-    return False
+    return straight and length <= step
 
 
 @compiled
-def separate(stats, real, whole, slots, place):
-    """Push overlapping ground units apart: the one that walks yields and slips past, of two equal ones
-    each gives half.
+def put(real, spots, unit, x, y):
+    """Place a unit. The spot of one that died in this loop stays what it is."""
+    real[X, unit], real[Y, unit] = x, y
+    if real[HEALTH, unit] > 0.0:
+        spots[SPOT_X, unit], spots[SPOT_Y, unit] = np.float32(x), np.float32(y)
 
-    `slots` (U,) int64 and `place` (3, U) float64 are scratch: the living ground units, their places and radii.
-    """
-    count = 0
+
+@compiled
+def obstructed(spots, unit, dx, dy):
+    """Whether a step of (dx, dy) would run into a unit that stands, deeper than now."""
+    xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
+    x, y, step_x, step_y = xs[unit], ys[unit], np.float32(dx), np.float32(dy)
+    step = step_x * step_x + step_y * step_y
+    hit = False
+    for other in range(xs.shape[0]):
+        reach, away_x, away_y = max(NOTHING, solid[other] + radius), xs[other] - x, ys[other] - y
+        nearer = TWICE * (away_x * step_x + away_y * step_y) - step
+        hit |= (away_x * away_x + away_y * away_y - nearer < reach * reach - GRAZE) & (nearer > NOTHING)
+    return hit
+
+
+@compiled
+def step_aside(real, whole, spots, unit, dx, dy):
+    """Instead of a step of (dx, dy), one as long past the unit that stands most in the way, on the side that leads
+    onwards or else on the other; or none."""
+    xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
+    next_x, next_y = xs[unit] + np.float32(dx), ys[unit] + np.float32(dy)
+    best = NOBODY
+    for other in range(xs.shape[0]):
+        reach, room_x, room_y = max(NOTHING, solid[other] + radius), xs[other] - next_x, ys[other] - next_y
+        best = min(best, rank_of(room_x * room_x + room_y * room_y - reach * reach, other))
+    blocker = best % CROWD
+    away_x, away_y = real[X, unit] - real[X, blocker], real[Y, unit] - real[Y, blocker]
+    apart = math.sqrt(away_x * away_x + away_y * away_y)
+    step = math.sqrt(dx * dx + dy * dy)
+    if apart < TOUCH:
+        return
+    side_x, side_y = -away_y / apart * step, away_x / apart * step
+    onwards = side_x * dx + side_y * dy
+    if onwards < -TOUCH or (onwards <= TOUCH and unit % 2 == 1):
+        side_x, side_y = -side_x, -side_y
+    for _ in range(2):
+        if not obstructed(spots, unit, side_x, side_y):
+            put(real, spots, unit, real[X, unit] + side_x, real[Y, unit] + side_y)
+            whole[MOVED, unit] = 1
+            return
+        side_x, side_y = -side_x, -side_y
+
+
+@compiled
+def mark(stats, real, whole, spots):
+    """Fill `spots` with where units are; from here on who changes something notes it."""
     for unit in range(stats.shape[1]):
-        if real[HEALTH, unit] > 0.0 and stats[FLIES, unit] == 0.0:
-            slots[count] = unit
-            place[0, count], place[1, count] = real[X, unit], real[Y, unit]
-            place[2, count] = stats[SEPARATION, unit]
-            count += 1
-    pushed = False
-    for _ in range(RELAXATIONS):
-        deepest = 0.0
-        for a in range(count):
-            x, y, radius, touching = place[0, a], place[1, a], place[2, a], 0
-            for b in range(a + 1, count):
-                dx, dy, reach = place[0, b] - x, place[1, b] - y, place[2, b] + radius
-                touching += dx * dx + dy * dy < reach * reach - GRAZE
-            if touching:
-                pushed = True
-                for b in range(a + 1, count):
-                    dx, dy, reach = place[0, b] - place[0, a], place[1, b] - place[1, a], place[2, b] + radius
-                    if dx * dx + dy * dy < reach * reach - GRAZE:
-                        deepest = max(deepest, push(stats, whole, slots, place, a, b))
-        if deepest < DEEP:
-            break
-    if pushed:
-        for a in range(count):
-            real[X, slots[a]], real[Y, slots[a]] = place[0, a], place[1, a]
+        spots[BODY, unit] = np.float32(stats[RADIUS, unit])
+        spots[GROUND_BODY, unit] = ABSENT if stats[FLIES, unit] > 0.0 else spots[BODY, unit]
+        spots[RANK, unit] = HARMLESS if stats[HEALER, unit] > 0.0 and whole[HEALING, unit] < 0 else NOTHING
+        if real[HEALTH, unit] > 0.0:
+            spots[SPOT_X, unit], spots[SPOT_Y, unit] = np.float32(real[X, unit]), np.float32(real[Y, unit])
+            spots[WIDTH, unit] = np.float32(stats[SEPARATION, unit]) if stats[FLIES, unit] == 0.0 else ABSENT
+            spots[SOLID, unit] = spots[WIDTH, unit] * (GIVE if whole[MOVED, unit] == 1 else ALL)
+        else:
+            bury(spots, unit)
 
 
 @compiled
-def push(stats, whole, slots, place, a, b):
-    """Move two overlapping units of `place` apart; returns by how much they did overlap."""
-    dx, dy = place[0, b] - place[0, a], place[1, b] - place[1, a]
-    reach = place[2, a] + place[2, b]
+def bury(spots, unit):
+    spots[SPOT_X, unit] = spots[SPOT_Y, unit] = FAR_AWAY
+    spots[WIDTH, unit] = spots[SOLID, unit] = ABSENT
+
+
+@compiled
+def separate(stats, real, whole, spots):
+    """Push overlapping ground units apart: one that stands makes one that walks yield, two of a kind give half each."""
+    xs, ys, width = spots[SPOT_X], spots[SPOT_Y], spots[WIDTH]
+    for a in range(xs.shape[0]):
+        x, y, radius, touching = xs[a], ys[a], width[a], False
+        for b in range(a):  # becomes vector instructions: it begins at 0 and has no branch
+            dx, dy, reach = xs[b] - x, ys[b] - y, max(NOTHING, width[b] + radius)
+            touching |= dx * dx + dy * dy < reach * reach - GRAZE
+        if touching:
+            for b in range(a):
+                dx, dy, reach = xs[b] - xs[a], ys[b] - ys[a], max(NOTHING, width[b] + radius)
+                if dx * dx + dy * dy < reach * reach - GRAZE:
+                    push(stats, real, whole, spots, b, a)
+
+
+@compiled
+def push(stats, real, whole, spots, a, b):
+    """Move two overlapping units apart, until they touch."""
+    dx, dy = real[X, b] - real[X, a], real[Y, b] - real[Y, a]
     apart = math.sqrt(dx * dx + dy * dy)
-    if apart < 1e-9:
-        dx, dy, apart = 0.0, 1.0, 1.0
-        depth = reach
-    else:
-        depth = reach - apart
-    first, second = float(whole[MOVED, slots[a]]), float(whole[MOVED, slots[b]])
-    slide = 0.0
+    if apart < TOUCH:
+        dx, dy, apart = 0.0, TOUCH, TOUCH
+    depth = (stats[SEPARATION, a] + stats[SEPARATION, b] - apart) / apart
+    first, second = float(whole[MOVED, a]), float(whole[MOVED, b])
     if first == second:
         first = second = 0.5
-    else:
-        slide = depth * SLIDE * (1.0 if (slots[a] + slots[b]) % 2 == 0 else -1.0)
-    if stats[STEP, slots[a]] == 0.0:
+    if stats[STEP, a] == 0.0:
         first, second = 0.0, 1.0
-    elif stats[STEP, slots[b]] == 0.0:
+    elif stats[STEP, b] == 0.0:
         first, second = 1.0, 0.0
-    dx, dy = dx / apart, dy / apart
-    place[0, a] -= (dx * depth - dy * slide) * first
-    place[1, a] -= (dy * depth + dx * slide) * first
-    place[0, b] += (dx * depth - dy * slide) * second
-    place[1, b] += (dy * depth + dx * slide) * second
-    return depth
+    put(real, spots, a, real[X, a] - dx * depth * first, real[Y, a] - dy * depth * first)
+    put(real, spots, b, real[X, b] + dx * depth * second, real[Y, b] + dy * depth * second)
 
 
 @compiled
-def confine(stats, way, walkable, near_wall, real):
+def confine(stats, way, walkable, near_wall, real, spots):
     """Keep units within the rectangle of their plane, and ground units out of the walls in it."""
     for unit in range(stats.shape[1]):
-        x, y = real[X, unit], real[Y, unit]
-        x = stats[LEAST_X, unit] if x < stats[LEAST_X, unit] else x
-        y = stats[LEAST_Y, unit] if y < stats[LEAST_Y, unit] else y
-        real[X, unit] = stats[MOST_X, unit] if x > stats[MOST_X, unit] else x
-        real[Y, unit] = stats[MOST_Y, unit] if y > stats[MOST_Y, unit] else y
+        x = min(max(real[X, unit], stats[LEAST_X, unit]), stats[MOST_X, unit])
+        y = min(max(real[Y, unit], stats[LEAST_Y, unit]), stats[MOST_Y, unit])
+        if x != real[X, unit] or y != real[Y, unit]:
+            put(real, spots, unit, x, y)
     if way.shape[0] == 1:
         return
     for unit in range(stats.shape[1]):
         walks = real[HEALTH, unit] > 0.0 and stats[WALKS, unit] > 0.0
         if walks and near_wall[int(real[X, unit]), int(real[Y, unit])]:
-            leave_walls(walkable, real, unit, stats[SEPARATION, unit])
+            leave_walls(walkable, real, spots, unit, stats[SEPARATION, unit])
 
 
 @compiled
-def leave_walls(walkable, real, unit, radius):
+def leave_walls(walkable, real, spots, unit, radius):
     """Push a disc out of the wall cells around it; out of a wall that it stands in, to the nearest ground."""
     x, y = real[X, unit], real[Y, unit]
     column, line = int(x), int(y)
@@ -407,4 +474,4 @@ def leave_walls(walkable, real, unit, radius):
                     x += dx / apart * (radius - apart)
                     y += dy / apart * (radius - apart)
     if walkable[int(x), int(y)]:
-        real[X, unit], real[Y, unit] = x, y
+        put(real, spots, unit, x, y)

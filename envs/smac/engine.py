@@ -9,28 +9,48 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.smac.combat import (
+    ALL,
     ATTACK_MOVING,
     ATTACKING,
+    BODY,
+    CROWD,
+    GIVE,
     GOING,
+    GROUND_BODY,
+    HARMLESS,
     HUNTING,
     IDLE,
     MENDING,
+    NOBODY,
+    NOTHING,
+    RANK,
     SECOND,
+    SOLID,
+    SPOT_ROWS,
+    SPOT_X,
+    SPOT_Y,
     TOUCH,
+    WIDTH,
+    World,
     attack,
+    bury,
     can_hit,
     confine,
     draw,
     gap,
     land,
+    mark,
     pursue_attack,
+    rank_of,
     separate,
     single,
     walk,
 )
 from envs.smac.rules import (
     AGENTS,
+    AGES,
     BIOLOGICAL,
+    CLOCK,
     COOLDOWN,
     COUNTED,
     DECAY,
@@ -42,6 +62,7 @@ from envs.smac.rules import (
     HEALER,
     HEALING,
     HEALTH,
+    HITS_AIR,
     IGNORED,
     LAST,
     MAX_HEALTH,
@@ -66,13 +87,16 @@ from envs.smac.rules import (
     TARGET,
     WEST,
     WINDUP,
+    Rules,
     X,
     Y,
     battle_outcome,
     compiled,
+    entry,
     observe,
     offer_actions,
     pay,
+    share_health,
     survey,
 )
 
@@ -98,7 +122,7 @@ class Battle(NamedTuple):
 
 class View(NamedTuple):
     """Output buffers: `seen` (E, N, D), `state` (E, S), `mask` (E, N, A), `alive` (E, N), `reward` (E, N),
-    `outcome` (E,) int64."""
+    `outcome` (E,) int64, `terminated` and `truncated` (E,) bool."""
 
     seen: np.ndarray
     state: np.ndarray
@@ -106,18 +130,19 @@ class View(NamedTuple):
     alive: np.ndarray
     reward: np.ndarray
     outcome: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread: `turn` and `slots` (U,) int64, `place` (3, U) float64."""
+    """Working memory of one thread: `turn` (U,) int64, `spots` (rows, U) float32 (see `combat.mark`)."""
 
     turn: np.ndarray
-    slots: np.ndarray
-    place: np.ndarray
+    spots: np.ndarray
 
 
 def new_scratch(units: int) -> Scratch:
-    return Scratch(np.zeros(units, np.int64), np.zeros(units, np.int64), np.zeros((3, units)))
+    return Scratch(np.zeros(units, np.int64), np.zeros((SPOT_ROWS, units), np.float32))
 
 
 @compiled
@@ -137,6 +162,7 @@ def begin(world, real, whole, tally):
         real[GOAL_X, unit] = world.goals[0, 0] + share * (world.goals[1, 0] - world.goals[0, 0])
         real[GOAL_Y, unit] = world.goals[0, 1] + share * (world.goals[1, 1] - world.goals[0, 1])
     tally[STEPS] = 0
+    tally[CLOCK] = 0
     tally[RUNNING] = 1
     tally[IGNORED] = 0
 
@@ -182,11 +208,13 @@ def give_order(stats, real, whole, unit, order, target, x, y):
 
 
 @compiled
-def age(stats, real, whole, unit):
+def age(stats, real, whole, spots, unit):
     """Timers and regeneration of one loop."""
     real[COOLDOWN, unit] = max(0.0, real[COOLDOWN, unit] - 1.0)
     whole[MOVED, unit] = 0
     whole[HEALING, unit] = -1
+    if stats[AGES, unit] == 0.0:
+        return
     if stats[REGENERATION, unit] > 0.0:
         real[HEALTH, unit] = min(stats[MAX_HEALTH, unit], real[HEALTH, unit] + stats[REGENERATION, unit])
     if stats[MAX_SHIELD, unit] > 0.0:
@@ -195,20 +223,21 @@ def age(stats, real, whole, unit):
         else:
             real[SHIELD, unit] = min(stats[MAX_SHIELD, unit], real[SHIELD, unit] + SHIELD_REGENERATION)
     if stats[HEALER, unit] > 0.0:
+        spots[RANK, unit] = HARMLESS
         real[ENERGY, unit] = min(MOST_ENERGY, real[ENERGY, unit] + ENERGY_REGENERATION)
     if stats[DECAY, unit] > 0.0:
         real[HEALTH, unit] = max(0.0, real[HEALTH, unit] - stats[DECAY, unit])
 
 
 @compiled
-def mend(stats, way, real, whole, unit, target):
+def mend(stats, way, real, whole, spots, unit, target):
     """Heal a unit in range, go to one that is not. False where there is nothing to heal or nothing to heal with."""
     missing = stats[MAX_HEALTH, target] - real[HEALTH, target]
     if real[HEALTH, target] <= 0.0 or missing <= 0.0:
         return False
     away = gap(stats, real, unit, target)
     if away > HEAL_RANGE + TOUCH:
-        walk(stats, way, real, whole, unit, real[X, target], real[Y, target], away - HEAL_RANGE)
+        walk(stats, way, real, whole, spots, unit, real[X, target], real[Y, target], away - HEAL_RANGE)
         return True
     amount = min(HEAL_STEP, missing, real[ENERGY, unit] / ENERGY_PER_HEALTH)
     if amount <= 0.0:
@@ -217,46 +246,45 @@ def mend(stats, way, real, whole, unit, target):
     real[ENERGY, unit] = max(0.0, real[ENERGY, unit] - amount * ENERGY_PER_HEALTH)
     real[PACE, unit] = 0.0
     whole[HEALING, unit] = target
+    spots[RANK, unit] = NOTHING
     return True
 
 
 @compiled
-def act_ally(stats, way, real, whole, tally, unit):
+def act_ally(stats, way, real, whole, tally, spots, unit):
     """Carry out the standing order; an agent's unit never does anything of its own accord."""
     if pursue_attack(stats, real, whole, unit):
         return
     order, target = whole[ORDER, unit], whole[TARGET, unit]
     if order == GOING:
-        if walk(stats, way, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR):
+        if walk(stats, way, real, whole, spots, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR):
             whole[ORDER, unit] = IDLE
     elif order == ATTACKING:
         if real[HEALTH, target] > 0.0:
-            attack(stats, way, real, whole, tally, unit, target, gap(stats, real, unit, target))
+            attack(stats, way, real, whole, tally, spots, unit, target, gap(stats, real, unit, target))
         else:
             whole[ORDER, unit] = IDLE
-    elif order == MENDING and not mend(stats, way, real, whole, unit, target):
+    elif order == MENDING and not mend(stats, way, real, whole, spots, unit, target):
         whole[ORDER, unit] = IDLE
     if whole[MOVED, unit] == 0:
         real[PACE, unit] = 0.0
 
 
 @compiled
-def choose_target(stats, real, whole, unit):
+def choose_target(stats, real, spots, unit):
     """The nearest opponent in scan range, those that fight or heal before those that do neither; or -1."""
-    best, least, armed = -1, FAR, False
-    x, y = real[X, unit], real[Y, unit]
+    xs, ys, rank = spots[SPOT_X], spots[SPOT_Y], spots[RANK]
+    body = spots[BODY if stats[HITS_AIR, unit] > 0.0 else GROUND_BODY]
+    x, y, reach = xs[unit], ys[unit], np.float32(stats[SCAN, unit] + stats[RADIUS, unit])
+    best = NOBODY
     for other in range(int(stats[AGENTS, 0])):
-        if real[HEALTH, other] <= 0.0 or not can_hit(stats, unit, other):
-            continue
-        dx, dy = real[X, other] - x, real[Y, other] - y
+        dx, dy, far = xs[other] - x, ys[other] - y, reach + body[other]
         apart = dx * dx + dy * dy
-        reach = stats[SCAN, unit] + stats[RADIUS, unit] + stats[RADIUS, other]
-        if apart > reach * reach:
-            continue
-        threat = stats[HEALER, other] == 0.0 or whole[HEALING, other] >= 0
-        if (threat and not armed) or (threat == armed and apart < least):
-            best, least, armed = other, apart, threat
-    return best
+        best = min(best, rank_of(apart + rank[other], other) if apart <= far * abs(far) else NOBODY)
+    if best == NOBODY:
+        return -1
+    found = best % CROWD
+    return found if real[HEALTH, found] > 0.0 else -1
 
 
 @compiled
@@ -275,7 +303,7 @@ def choose_patient(stats, real, unit):
 
 
 @compiled
-def march(stats, way, real, whole, unit):
+def march(stats, way, real, whole, spots, unit):
     """Attack-move: on to the goal, or after the nearest agent."""
     if whole[ORDER, unit] == HUNTING:
         least = FAR
@@ -286,13 +314,13 @@ def march(stats, way, real, whole, unit):
                 real[GOAL_X, unit], real[GOAL_Y, unit] = real[X, other], real[Y, other]
     elif whole[ORDER, unit] != ATTACK_MOVING:
         return
-    arrived = walk(stats, way, real, whole, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR)
+    arrived = walk(stats, way, real, whole, spots, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR)
     if arrived and whole[ORDER, unit] == ATTACK_MOVING:
         whole[ORDER, unit] = IDLE
 
 
 @compiled
-def act_enemy(stats, way, real, whole, tally, unit):
+def act_enemy(stats, way, real, whole, tally, spots, unit):
     """The game's own control of an attack-moving or idle unit."""
     if pursue_attack(stats, real, whole, unit):
         return
@@ -301,24 +329,24 @@ def act_enemy(stats, way, real, whole, tally, unit):
         if patient < 0 or real[HEALTH, patient] >= stats[MAX_HEALTH, patient] or real[HEALTH, patient] <= 0.0:
             patient = choose_patient(stats, real, unit)
         whole[TARGET, unit] = patient
-        if patient < 0 or not mend(stats, way, real, whole, unit, patient):
+        if patient < 0 or not mend(stats, way, real, whole, spots, unit, patient):
             whole[TARGET, unit] = -1
-            march(stats, way, real, whole, unit)
+            march(stats, way, real, whole, spots, unit)
         return
     target = whole[TARGET, unit]
     if target >= 0 and real[HEALTH, target] <= 0.0:
         target = -1
     away = gap(stats, real, unit, target) if target >= 0 else FAR
     if away > stats[RANGE, unit] + stats[SLOP, unit]:
-        found = choose_target(stats, real, whole, unit)
+        found = choose_target(stats, real, spots, unit)
         if found >= 0:
             target = found
             away = gap(stats, real, unit, target)
     whole[TARGET, unit] = target
     if target >= 0:
-        attack(stats, way, real, whole, tally, unit, target, away)
+        attack(stats, way, real, whole, tally, spots, unit, target, away)
     else:
-        march(stats, way, real, whole, unit)
+        march(stats, way, real, whole, spots, unit)
 
 
 @compiled
@@ -333,7 +361,8 @@ def play(world, scratch, real, whole, tally):
     """The game loops of one step."""
     stats, way = world.stats, world.way
     walkable, near_wall = world.walkable, world.near_wall
-    turn, slots, place = scratch.turn, scratch.slots, scratch.place
+    turn, spots = scratch.turn, scratch.spots
+    mark(stats, real, whole, spots)
     for _ in range(world.loops):
         count = 0
         for unit in range(world.units):
@@ -342,18 +371,23 @@ def play(world, scratch, real, whole, tally):
                 turn[count] = turn[other]
                 turn[other] = unit
                 count += 1
+            else:
+                bury(spots, unit)
         for position in range(count):
             unit = turn[position]
             if real[HEALTH, unit] <= 0.0:
                 continue
-            age(stats, real, whole, unit)
+            age(stats, real, whole, spots, unit)
             if unit < world.agents:
-                act_ally(stats, way, real, whole, tally, unit)
+                act_ally(stats, way, real, whole, tally, spots, unit)
             else:
-                act_enemy(stats, way, real, whole, tally, unit)
+                act_enemy(stats, way, real, whole, tally, spots, unit)
+            spots[SOLID, unit] = spots[WIDTH, unit] * (GIVE if whole[MOVED, unit] == 1 else ALL)
         land(stats, real, whole)
-        separate(stats, real, whole, slots, place)
-        confine(stats, way, walkable, near_wall, real)
+        tally[CLOCK] += 1
+        if tally[CLOCK] % 2 == 0:
+            separate(stats, real, whole, spots)
+        confine(stats, way, walkable, near_wall, real, spots)
     for unit in range(world.units):
         report(real, unit)
 
@@ -363,6 +397,7 @@ def show(rules, world, battle, view, env):
     """Bring one environment's observations, state and mask up to date."""
     real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
     mask, seen = view.mask[env], view.seen[env]
+    share_health(world.stats, real)
     for agent in range(rules.agents):
         view.alive[env, agent] = real[HEALTH, agent] > 0.0
     offer_actions(rules, world.stats, world.walkable, real, mask)
@@ -370,15 +405,20 @@ def show(rules, world, battle, view, env):
     survey(rules, world.stats, real, whole, tally, seen, view.state[env])
 
 
-@compiled
-def find_unavailable(view, action, ignore):
-    """(environment, agent) of the first action of a living agent that is not available, or (-1, -1)."""
+@entry
+def find_unavailable(mask, alive, tally, action, ignore):
+    """(environment, agent) of the first action of a living agent that is not available, or (-1, -1).
+
+    (environment, -1) where no episode is running.
+    """
     for env in range(action.shape[0]):
+        if tally[env, RUNNING] == 0:
+            return env, -1
         for agent in range(action.shape[1]):
-            if view.alive[env, agent]:
+            if alive[env, agent]:
                 choice = action[env, agent]
-                outside = choice < 0 or choice >= view.mask.shape[2]
-                if outside or (not ignore and not view.mask[env, agent, choice]):
+                outside = choice < 0 or choice >= mask.shape[2]
+                if outside or (not ignore and not mask[env, agent, choice]):
                     return env, agent
     return -1, -1
 
@@ -405,17 +445,22 @@ def settle(rules, world, battle, view, env):
     outcome = battle_outcome(rules, world.stats, real)
     view.outcome[env] = outcome
     view.reward[env] = pay(rules, real, outcome)
-    if outcome != RUNNING_ON or tally[STEPS] >= rules.limit:
+    view.terminated[env] = outcome != RUNNING_ON
+    view.truncated[env] = outcome == RUNNING_ON and tally[STEPS] >= rules.limit
+    if view.terminated[env] or view.truncated[env]:
         tally[RUNNING] = 0
     show(rules, world, battle, view, env)
 
 
-@compiled
+@entry
 def advance(rules, world, battle, view, action, scratch, first, last):
-    """Play one step in environments [first, last): orders, loops, reward, end, observations.
+    """Play one step in environments [first, last): orders, loops, reward, end, observations; returns how many ended.
 
-    `action` (E, N) holds actions within range; those of the dead are not read.
+    The first four and `scratch` are plain tuples of the fields of Rules, World, Battle, View and Scratch. `action`
+    (E, N) holds actions within range; those of the dead are not read.
     """
+    rules, world, battle, view, scratch = Rules(*rules), World(*world), Battle(*battle), View(*view), Scratch(*scratch)
+    ended = 0
     for env in range(first, last):
         real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
         take(rules, battle, view, action[env], env)
@@ -424,11 +469,14 @@ def advance(rules, world, battle, view, action, scratch, first, last):
                 command(rules, world, real, whole, agent, whole[LAST, agent])
         play(world, scratch, real, whole, tally)
         settle(rules, world, battle, view, env)
+        ended += 1 - tally[RUNNING]
+    return ended
 
 
-@compiled
+@entry
 def restart(rules, world, battle, view, chosen):
     """Begin an episode in each of the chosen environments, from their random streams."""
+    rules, world, battle, view = Rules(*rules), World(*world), Battle(*battle), View(*view)
     for env in chosen:
         begin(world, battle.real[env], battle.whole[env], battle.tally[env])
         show(rules, world, battle, view, env)

@@ -3,26 +3,31 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 
 from envs.smac import SmacOptions, engine
-from envs.smac.build import build_rules, build_world
+from envs.smac.build import build_rules, build_world, random_stream
 from envs.smac.maps import load_map
 from envs.smac.picture import draw_text
-from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, RUNNING, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON
+from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
 
+if TYPE_CHECKING:
+    from envs.smac.film import Film
+    from envs.smac.real import Games
 
-class Battles:
-    """E battles on one map, their buffers and their threads; it does not begin episodes by itself."""
 
-    def __init__(self, task: str, num_envs: int, threads: int, options: SmacOptions) -> None:
-        if num_envs < 1 or threads < 1:
-            raise ConfigError(f"smac/{task}: {num_envs} environments and {threads} threads; give 1 or more of each")
+class BattleBuffers:
+    """E battles on one map under SMAC's rules, whoever plays them: buffers, spec, the check of actions, infos."""
+
+    def __init__(self, task: str, num_envs: int, options: SmacOptions) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"smac/{task}: {num_envs} environments; give 1 or more")
         self.map = load_map(task)
         self.rules = build_rules(self.map, options)
         self.world = build_world(self.map, options)
@@ -41,13 +46,12 @@ class Battles:
             alive=np.zeros((num_envs, agents), bool),
             reward=np.zeros((num_envs, agents), np.float32),
             outcome=np.zeros(num_envs, np.int64),
+            terminated=np.zeros(num_envs, bool),
+            truncated=np.zeros(num_envs, bool),
         )
         self.obs = Obs(self.view.seen, self.view.alive, self.view.mask, self.view.state)
-        for index in range(num_envs):
-            self.seed(index, None)
-        edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
-        self._chunks = [(engine.new_scratch(units), *edge) for edge in pairwise(edges)]
-        self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
+        self.restarted: np.ndarray | None = None
+        """(E,) bool where a game was lost in the last step; None where none can be."""
 
     def _spec(self) -> EnvSpec:
         groups = self.map.types[: self.map.num_agents]
@@ -61,49 +65,28 @@ class Battles:
             groups=groups,
         )
 
-    def seed(self, index: int, seed: int | None) -> None:
-        """Put one environment's random stream at the start that a seed names; None takes fresh entropy."""
-        words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
-        # any state of the multiply-with-carry generator but 0 and its one fixed point
-        self.battle.tally[index, RANDOM] = 1 + int(words[0]) + ((int(words[1]) % 1791398084) << 32)
-
-    def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        engine.restart(self.rules, self.world, self.battle, self.view, np.asarray(indices, np.int64))
-
     def refresh(self) -> None:
         """Bring the observations up to date with the units."""
         for index in range(len(self.battle.tally)):
             engine.show(self.rules, self.world, self.battle, self.view, index)
 
-    def advance(self, action: np.ndarray) -> None:
-        """One step of every battle; results are in `view`. Raises where an action cannot be taken."""
+    def check(self, action: np.ndarray) -> np.ndarray:
+        """The actions (E, N) as int64. Raises where one cannot be taken, before anything has moved."""
         expected = self.view.alive.shape
         if action.shape != expected:
             raise EnvironmentContractError(f"{self.spec.name}: the action's shape is {action.shape}; give {expected}")
-        if not self.battle.tally[:, RUNNING].all():
-            idle = np.flatnonzero(self.battle.tally[:, RUNNING] == 0).tolist()
-            raise RuntimeError(f"{self.spec.name}: environments {idle} have no running episode; call reset first")
         action = np.ascontiguousarray(action, np.int64)
-        env, agent = engine.find_unavailable(self.view, action, self.ignore)
+        view = self.view
+        env, agent = engine.find_unavailable(view.mask, view.alive, self.battle.tally, action, self.ignore)
         if env >= 0:
+            if agent < 0:
+                raise RuntimeError(f"{self.spec.name}: environment {env} has no running episode; call reset first")
             available = np.flatnonzero(self.view.mask[env, agent]).tolist()
             raise EnvironmentContractError(
                 f"{self.spec.name}: in environment {env}, agent {agent} ({self.spec.agents[agent]}) cannot take action "
                 f"{action[env, agent]}; available: {available}. Choose from the mask of the same observation"
             )
-        arguments = (self.rules, self.world, self.battle, self.view, action)
-        others = []
-        if self._pool is not None:
-            others = [self._pool.submit(engine.advance, *arguments, *chunk) for chunk in self._chunks[1:]]
-        engine.advance(*arguments, *self._chunks[0])
-        for other in others:
-            other.result()
-
-    @property
-    def over(self) -> tuple[np.ndarray, np.ndarray]:
-        """(E,) terminated and (E,) truncated of the last step."""
-        terminated = self.view.outcome != 0
-        return terminated, (self.battle.tally[:, RUNNING] == 0) & ~terminated
+        return action
 
     def info(self, index: int) -> dict[str, float]:
         """Of an episode that has just ended."""
@@ -112,8 +95,48 @@ class Battles:
             "success": float(self.view.outcome[index] == WON),
             "dead_allies": float((health[:agents] <= 0).sum()),
             "dead_enemies": float((health[agents:] <= 0).sum()),
+            **({"restarted": 1.0} if self.restarted is not None and self.restarted[index] else {}),
             **({"ignored_actions": float(self.battle.tally[index, IGNORED])} if self.ignore else {}),
         }
+
+    def render(self, index: int) -> str:
+        real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
+        return draw_text(self.map, real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
+
+
+class Battles(BattleBuffers):
+    """E battles in the embedded engine, and their threads; it does not begin episodes by itself."""
+
+    def __init__(self, task: str, num_envs: int, threads: int, options: SmacOptions) -> None:
+        super().__init__(task, num_envs, options)
+        if threads < 1:
+            raise ConfigError(f"{self.spec.name}: {threads} threads; give 1 or more")
+        self.set_loops(self.world.loops)
+        for index in range(num_envs):
+            self.seed(index, None)
+        edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
+        self._chunks = [(tuple(engine.new_scratch(self.world.units)), *edge) for edge in pairwise(edges)]
+        self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
+
+    def seed(self, index: int, seed: int | None) -> None:
+        """Put one environment's random stream at the start that a seed names; None takes fresh entropy."""
+        self.battle.tally[index, RANDOM] = random_stream(seed)
+
+    def set_loops(self, loops: int) -> None:
+        """How many game loops a step lasts."""
+        self.world = self.world._replace(loops=loops)
+        self._plain = tuple(tuple(part) for part in (self.rules, self.world, self.battle, self.view))
+
+    def begin(self, indices: Sequence[int] | np.ndarray) -> None:
+        engine.restart(*self._plain, np.asarray(indices, np.int64))
+
+    def advance(self, action: np.ndarray) -> int:
+        """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
+        action = self.check(action)
+        if self._pool is None:
+            return engine.advance(*self._plain, action, *self._chunks[0])
+        others = [self._pool.submit(engine.advance, *self._plain, action, *chunk) for chunk in self._chunks[1:]]
+        return engine.advance(*self._plain, action, *self._chunks[0]) + sum(other.result() for other in others)
 
     def get_state(self, index: int) -> State:
         return {name: array[index].copy() for name, array in self.battle._asdict().items()}
@@ -129,23 +152,29 @@ class Battles:
                 )
             array[index] = given
 
-    def render(self, index: int) -> str:
-        real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
-        return draw_text(self.map, real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
-
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
 
 
+def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -> "Battles | Games":
+    """The battles of the backend that the options name."""
+    if options.backend == "embedded":
+        return Battles(task, num_envs, threads, options)
+    from envs.smac.real import Games
+
+    return Games(task, num_envs, options)
+
+
 class SmacVector:
     """`num_envs` battles on one map; see `marl.protocols.VectorEnv`.
 
-    The info of an ended episode: `success` (the battle was won), `dead_allies`, `dead_enemies`.
+    The info of an ended episode: `success` (the battle was won), `dead_allies`, `dead_enemies`, and `restarted` where
+    StarCraft II was lost in it: then the step pays nothing, truncates, and its last observation is the one before.
     """
 
     def __init__(self, task: str, num_envs: int, threads: int = 1, options: SmacOptions | None = None) -> None:
-        self._battles = Battles(task, num_envs, threads, options or SmacOptions())
+        self._battles = open_battles(task, num_envs, threads, options or SmacOptions())
 
     @property
     def spec(self) -> EnvSpec:
@@ -170,17 +199,16 @@ class SmacVector:
 
     def step(self, action: np.ndarray) -> VectorStep:
         battles = self._battles
-        battles.advance(np.asarray(action))
-        terminated, truncated = battles.over
-        reward = battles.view.reward.copy()
-        ended = np.flatnonzero(terminated | truncated)
+        view, count = battles.view, battles.advance(np.asarray(action))
+        terminated, truncated, reward = view.terminated.copy(), view.truncated.copy(), view.reward.copy()
+        restarted = None if battles.restarted is None else battles.restarted.copy()
         final = None
-        if len(ended):
-            view = battles.view
+        if count:
+            ended = np.flatnonzero(terminated | truncated)
             last = Obs(view.seen[ended], view.alive[ended], view.mask[ended], view.state[ended])
             final = Final(ended, last, tuple(battles.info(int(index)) for index in ended))
             battles.begin(ended)
-        return VectorStep(battles.obs, reward, terminated, truncated, final)
+        return VectorStep(battles.obs, reward, terminated, truncated, final, restarted)
 
     def render(self, index: int = 0) -> str:
         return self._battles.render(index)
@@ -207,7 +235,7 @@ class SmacEnv:
     """One battle, a batch of one that waits for `reset`; see `marl.protocols.Env`."""
 
     def __init__(self, task: str, options: SmacOptions | None = None) -> None:
-        self._battles = Battles(task, 1, 1, options or SmacOptions())
+        self._battles = open_battles(task, 1, 1, options or SmacOptions())
 
     @property
     def spec(self) -> EnvSpec:
@@ -220,16 +248,24 @@ class SmacEnv:
         return self._obs()
 
     def step(self, action: np.ndarray) -> Step:
-        battles = self._battles
-        battles.advance(np.asarray(action)[None])
-        terminated, truncated = (bool(flag[0]) for flag in battles.over)
-        info = battles.info(0) if terminated or truncated else {}
-        return Step(self._obs(), battles.view.reward[0].copy(), terminated, truncated, info)
+        view, ended = self._battles.view, self._battles.advance(np.asarray(action)[None])
+        info = self._battles.info(0) if ended else {}
+        return Step(self._obs(), view.reward[0].copy(), bool(view.terminated[0]), bool(view.truncated[0]), info)
 
     def render(self) -> str:
         return self._battles.render(0)
 
-    def get_state(self) -> State:
+    def film(self) -> "Film":
+        """Moving pictures of the battle from now on; see there. Raises MissingDependencyError without Pillow."""
+        if not isinstance(self._battles, Battles):
+            raise ConfigError(
+                f"{self.spec.name}: StarCraft II shows its own pictures: save replays with replay_dir, or watch text"
+            )
+        from envs.smac.film import Film
+
+        return Film(self._battles)
+
+    def get_state(self) -> State | None:
         return self._battles.get_state(0)
 
     def set_state(self, state: State) -> Obs:

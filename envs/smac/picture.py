@@ -1,9 +1,42 @@
-"""A battle as text."""
+"""A battle as text, and what text and pictures share: the letters of unit types, and the part of a map that is seen."""
+
+from typing import Any
 
 import numpy as np
+from scipy.ndimage import label
 
-from envs.smac.maps import BattleMap
+from envs.smac.maps import SIZE, BattleMap
 from envs.smac.rules import HEALTH, SHIELD, X, Y
+
+GLYPHS = {
+    "marine": "M",
+    "marauder": "R",
+    "medivac": "V",
+    "zealot": "Z",
+    "stalker": "S",
+    "colossus": "C",
+    "zergling": "L",
+    "baneling": "B",
+    "hydralisk": "H",
+    "spine_crawler": "P",
+}
+"""One letter for each type of unit."""
+
+
+def reachable(battle_map: BattleMap) -> np.ndarray:
+    """(x, y) bool: the ground that hangs together with the start of a unit."""
+    parts: Any = label(battle_map.walkable)
+    parts = parts[0]
+    x, y = battle_map.start.astype(int).T
+    return np.isin(parts, np.setdiff1d(parts[x, y], 0))
+
+
+def window(battle_map: BattleMap) -> tuple[int, int, int, int]:
+    """West, east, south and north end of the reachable ground with the cells next to it."""
+    columns, rows = np.nonzero(reachable(battle_map))
+    west, south = (max(0, int(axis.min()) - 1) for axis in (columns, rows))
+    east, north = (min(SIZE, int(axis.max()) + 2) for axis in (columns, rows))
+    return west, east, south, north
 
 
 def draw_text(battle_map: BattleMap, real: np.ndarray, title: str) -> str:
@@ -13,8 +46,10 @@ def draw_text(battle_map: BattleMap, real: np.ndarray, title: str) -> str:
     for unit, kind in enumerate(battle_map.types):
         ally = unit < battle_map.num_agents
         if real[HEALTH, unit] > 0:
-            canvas[int(real[Y, unit]), int(real[X, unit])] = kind[0].upper() if ally else kind[0]
+            glyph = GLYPHS[kind]
+            canvas[int(real[Y, unit]), int(real[X, unit])] = glyph if ally else glyph.lower()
         shield = f"+{real[SHIELD, unit]:.0f}" if real[SHIELD, unit] > 0 else ""
         lines["allies" if ally else "enemies"].append(f"{kind} {real[HEALTH, unit]:.0f}{shield}")
-    rows = ["".join(row) for row in canvas[::-1]]
+    west, east, south, north = window(battle_map)
+    rows = ["".join(row[west:east]) for row in canvas[south:north][::-1]]
     return "\n".join([title, *rows, *(f"{side}: {', '.join(units)}" for side, units in lines.items())])

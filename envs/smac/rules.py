@@ -17,25 +17,32 @@ _FILES = ("rules.py", "combat.py", "engine.py")
 _SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function to machine code on first use, cached on disc.
+def compiled(function: Callable[..., Any], inline: bool = True) -> Any:
+    """Compile a function to machine code on first use, cached on disc, as a part of those that call it.
 
     Without fast mathematics, so that the same function run uncompiled gives the same bits, and without reference
     counts of arrays, which would cost more than the battle: compiled functions allocate nothing. Numba's cache
     knows the file of a function only, not those of the functions that it calls; here a change in any counts.
     """
     options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
-    dispatcher = numba.njit(**options)(function)
+    dispatcher = numba.njit(**options, forceinline=inline)(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None:
         cache_file._source_stamp = _SOURCES
     return dispatcher
 
 
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls. Give it plain tuples: named ones take microseconds to hand over."""
+    return compiled(function, inline=False)
+
+
 # Fields of `real`. Distances in map units, times in game loops.
 X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN, WINDUP, RECOVER, IMPACT, QUIET, PACE, GOAL_X, GOAL_Y, COUNTED = range(14)
-REAL_FIELDS = 14
-"""COUNTED is the health and shield that the last reward saw; QUIET the loops until shields regenerate."""
+HEALTH_SHARE, SHIELD_SHARE = 14, 15
+REAL_FIELDS = 16
+"""COUNTED is the health and shield that the last reward saw; QUIET the loops until shields regenerate; the shares are
+what is shown of health and shield."""
 
 # Fields of `whole`. A unit's index, or -1 for none.
 ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED = range(7)
@@ -43,10 +50,11 @@ WHOLE_FIELDS = 7
 """LAST is an agent's last action, -1 before the first."""
 
 # Fields of `tally` (fields,) int64: one environment's counters.
-STEPS, RUNNING, RANDOM, IGNORED = range(4)
-TALLY_FIELDS = 4
+STEPS, RUNNING, RANDOM, IGNORED, CLOCK = range(5)
+TALLY_FIELDS = 5
+"""CLOCK counts the game loops of an episode."""
 
-# Rows of `stats` (fields, U) float64.
+# Rows of `stats` (fields, U) float64. AGES: something regenerates or decays.
 (
     MAX_HEALTH,
     MAX_SHIELD,
@@ -83,8 +91,9 @@ TALLY_FIELDS = 4
     MOST_X,
     LEAST_Y,
     MOST_Y,
-) = range(35)
-STAT_FIELDS = 35
+    AGES,
+) = range(36)
+STAT_FIELDS = 36
 
 NO_ACTION, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)
 
@@ -183,11 +192,19 @@ def offer_actions(rules, stats, walkable, real, mask):
 
 
 @compiled
-def show_health(stats, real, unit, shields, row, at):
+def share_health(stats, real):
+    """Bring HEALTH_SHARE and SHIELD_SHARE up to date; of units without shields the latter is 0."""
+    for unit in range(stats.shape[1]):
+        real[HEALTH_SHARE, unit] = real[HEALTH, unit] / stats[MAX_HEALTH, unit]
+        real[SHIELD_SHARE, unit] = real[SHIELD, unit] / max(1.0, stats[MAX_SHIELD, unit])
+
+
+@compiled
+def show_health(real, unit, shields, row, at):
     """Write a unit's health fraction and, on a side with shields, its shield's; returns where to go on."""
-    row[at] = real[HEALTH, unit] / stats[MAX_HEALTH, unit]
+    row[at] = real[HEALTH_SHARE, unit]
     if shields:
-        row[at + 1] = real[SHIELD, unit] / stats[MAX_SHIELD, unit]
+        row[at + 1] = real[SHIELD_SHARE, unit]
     return at + 1 + shields
 
 
@@ -208,7 +225,7 @@ def show_ground(rules, walkable, x, y, row, at):
 @compiled
 def observe_enemies(rules, stats, real, agent, mask, row, at):
     x, y = real[X, agent], real[Y, agent]
-    sight, n = rules.sight, rules.agents
+    sight, n, scale = rules.sight, rules.agents, 1.0 / rules.sight
     width = 4 + rules.type_bits + rules.all_health * (1 + rules.enemy_shield)
     for enemy in range(rules.enemies):
         other = n + enemy
@@ -216,12 +233,12 @@ def observe_enemies(rules, stats, real, agent, mask, row, at):
         apart = dx * dx + dy * dy
         if apart < sight * sight and real[HEALTH, other] > 0.0:
             row[at] = 1.0 if mask[FIRST_TARGET + enemy] else 0.0
-            row[at + 1] = math.sqrt(apart) / sight
-            row[at + 2] = dx / sight
-            row[at + 3] = dy / sight
+            row[at + 1] = math.sqrt(apart) * scale
+            row[at + 2] = dx * scale
+            row[at + 3] = dy * scale
             end = at + 4
             if rules.all_health:
-                end = show_health(stats, real, other, rules.enemy_shield, row, end)
+                end = show_health(real, other, rules.enemy_shield, row, end)
             if rules.type_bits:
                 row[end + int(stats[ENEMY_TYPE, other])] = 1.0
         at += width
@@ -231,7 +248,7 @@ def observe_enemies(rules, stats, real, agent, mask, row, at):
 @compiled
 def observe_allies(rules, stats, real, whole, agent, row, at):
     x, y = real[X, agent], real[Y, agent]
-    sight = rules.sight
+    sight, scale = rules.sight, 1.0 / rules.sight
     width = 4 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + rules.last_action * rules.actions
     for other in range(rules.agents):
         if other == agent:
@@ -240,12 +257,12 @@ def observe_allies(rules, stats, real, whole, agent, row, at):
         apart = dx * dx + dy * dy
         if apart < sight * sight and real[HEALTH, other] > 0.0:
             row[at] = 1.0
-            row[at + 1] = math.sqrt(apart) / sight
-            row[at + 2] = dx / sight
-            row[at + 3] = dy / sight
+            row[at + 1] = math.sqrt(apart) * scale
+            row[at + 2] = dx * scale
+            row[at + 3] = dy * scale
             end = at + 4
             if rules.all_health:
-                end = show_health(stats, real, other, rules.ally_shield, row, end)
+                end = show_health(real, other, rules.ally_shield, row, end)
             if rules.type_bits:
                 row[end + int(stats[ALLY_TYPE, other])] = 1.0
                 end += rules.type_bits
@@ -280,7 +297,7 @@ def observe(rules, stats, walkable, real, whole, tally, mask, seen):
         at = observe_enemies(rules, stats, real, agent, mask[agent], row, at)
         at = observe_allies(rules, stats, real, whole, agent, row, at)
         if rules.own_health:
-            at = show_health(stats, real, agent, rules.ally_shield, row, at)
+            at = show_health(real, agent, rules.ally_shield, row, at)
         if rules.type_bits:
             row[at + int(stats[ALLY_TYPE, agent])] = 1.0
 
@@ -301,7 +318,7 @@ def survey(rules, stats, real, whole, tally, seen, state):
         shields = rules.ally_shield if ally else rules.enemy_shield
         width = 3 + ally + shields + rules.type_bits
         if real[HEALTH, unit] > 0.0:
-            state[at] = real[HEALTH, unit] / stats[MAX_HEALTH, unit]
+            state[at] = real[HEALTH_SHARE, unit]
             end = at + 1
             if ally:
                 healer = rules.healers and stats[HEALER, unit] > 0.0
@@ -312,7 +329,7 @@ def survey(rules, stats, real, whole, tally, seen, state):
             state[end + 1] = (real[Y, unit] - size / 2.0) / size
             end += 2
             if shields:
-                state[end] = real[SHIELD, unit] / stats[MAX_SHIELD, unit]
+                state[end] = real[SHIELD_SHARE, unit]
                 end += 1
             if rules.type_bits:
                 state[end + int(stats[ALLY_TYPE if ally else ENEMY_TYPE, unit])] = 1.0

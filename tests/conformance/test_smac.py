@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("numba")
 
 from envs.smac import TASKS, SmacOptions, batch, make
+from envs.smac.baselines import ScriptedTeam
 from envs.smac.env import SmacEnv, SmacVector
 from envs.smac.rules import COOLDOWN, COUNTED, ENERGY, HEALTH, LAST, SHIELD, STEPS, X, Y
 from envs.testing import check_env, check_vector_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.registry import find_env
-from tests.support.smac import focus_fire
 
 SIZES = {
     "3m": (60, 9, 30, 48, 365),
@@ -186,11 +186,11 @@ def test_state_options():
     assert step.obs.state[-28:-1].reshape(3, 9).argmax(1).tolist() == [2, 3, 4]
 
 
-def play(env, seed):
-    """Play an episode with focused fire; returns the rewards, the last step and the number of steps."""
+def play(env, seed, choose):
+    """Play an episode; returns the rewards and the last step."""
     obs, rewards = env.reset(seed), []
     while True:
-        step = env.step(focus_fire(env, obs))
+        step = env.step(choose(obs.state[None], obs.action_mask[None])[0])
         obs = step.obs
         rewards.append(float(step.reward[0]))
         if step.terminated or step.truncated:
@@ -198,24 +198,32 @@ def play(env, seed):
 
 
 def test_a_won_battle_pays_twenty():
-    env = make("3m")
-    won = 0
-    for seed in range(20):
-        rewards, step = play(env, seed)
+    env = make("8m")
+    team, won = ScriptedTeam(env.spec, kites=False), 0
+    for seed in range(8):
+        rewards, step = play(env, seed, team.choose)
         if step.info["success"]:
             won += 1
             assert sum(rewards) == pytest.approx(20, abs=1e-3)
-            assert step.info["dead_enemies"] == 3
-            assert rewards[-1] > 200 / 365 * 20
-        else:
-            assert sum(rewards) < 20 * 165 / 365
-    assert won >= 4
+            assert step.info["dead_enemies"] == 8
+            assert rewards[-1] > 200 / 640 * 20
+    assert won >= 7
+
+
+def test_a_battle_that_is_not_won_pays_the_damage_done():
+    env, rng = make("3m"), np.random.default_rng(0)
+    for seed in range(8):
+        rewards, step = play(env, seed, lambda _, mask: (mask * rng.random(mask.shape)).argmax(-1))
+        assert step.info["success"] == 0
+        left = env._battles.battle.real[0, HEALTH, 3:].sum()
+        assert sum(rewards) == pytest.approx((135 - left + 10 * step.info["dead_enemies"]) * 20 / 365, abs=1e-3)
 
 
 def test_focused_fire_wins_where_the_teams_are_equal():
-    for name in ("2s3z", "MMM"):
+    for name, least in (("3m", 7), ("2s3z", 7), ("MMM", 5)):
         env = make(name)
-        assert sum(play(env, seed)[1].info["success"] for seed in range(8)) >= 6
+        team = ScriptedTeam(env.spec, kites=False)
+        assert sum(play(env, seed, team.choose)[1].info["success"] for seed in range(8)) >= least
 
 
 def test_rewards_by_hand():

@@ -1,4 +1,4 @@
-"""A battlefield of our own choosing for the tests of the battle engine, and a scripted team."""
+"""A battlefield of our own choosing for the tests of the battle engine."""
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from envs.smac.rules import (
     ORDER,
     REAL_FIELDS,
     SHIELD,
-    STEPS,
     TALLY_FIELDS,
     WHOLE_FIELDS,
     X,
@@ -71,38 +70,3 @@ class Arena:
 
     def march(self, unit, marching=True):
         self.whole[ORDER, unit] = ATTACK_MOVING if marching else IDLE
-
-
-def focus_fire(env, obs):
-    """(N,) actions of a team that waits for the enemy, and shoots the weakest that it reaches without a step.
-
-    Healers treat the weakest ally that they may. Once the battle is joined,
-    or after 15 steps, who has no target goes to the nearest.
-    """
-    battles = env._battles
-    real, agents = battles.battle.real[0], battles.rules.agents
-    between = real[:2, :agents, None] - real[:2, None, agents:]
-    alive = (real[HEALTH, :agents, None] > 0) & (real[HEALTH, None, agents:] > 0)
-    joined = battles.battle.tally[0, STEPS] > 15 or bool((alive & (np.hypot(*between) < 7)).any())
-    actions = np.zeros(agents, np.int64)
-    for agent in np.flatnonzero(obs.alive):
-        mask = obs.action_mask[agent]
-        heals = battles.map.types[agent] == "medivac"
-        others = real[:, :agents] if heals else real[:, agents:]
-        away = others[:2] - real[:2, agent, None]
-        distance = np.hypot(*away)
-        targets = np.flatnonzero(mask[6:])
-        if len(targets):
-            reached = targets[distance[targets] < 5.75]
-            choice = reached if len(reached) else targets[[np.argmin(distance[targets])]]
-            strength = others[HEALTH, choice] + others[SHIELD, choice] + 1e-3 * distance[choice]
-            actions[agent] = 6 + choice[np.argmin(strength)]
-            continue
-        living = np.flatnonzero((others[HEALTH] > 0) & (distance > 0))
-        actions[agent] = 1
-        if joined and len(living):
-            dx, dy = away[:, living[np.argmin(distance[living])]]
-            east, north = (4 if dx > 0 else 5), (2 if dy > 0 else 3)
-            choices = [east, north] if abs(dx) > abs(dy) else [north, east]
-            actions[agent] = next((move for move in choices if mask[move]), 1)
-    return actions

@@ -342,18 +342,43 @@ def test_a_new_order_cancels_the_wind_up_and_the_same_order_does_not():
         assert (arena.health[1] < 300) == hurt
 
 
-def test_units_do_not_stand_in_each_other_nor_leave_the_ground():
+@pytest.mark.parametrize("count", [10, 40])
+def test_units_do_not_stand_in_each_other_nor_leave_the_ground(count):
     ground = np.zeros((32, 32), bool)
     ground[:, 8:24] = True
     rng = np.random.default_rng(0)
-    units = [("zergling", *place) for place in rng.uniform((10, 9), (16, 14), (10, 2))]
-    arena = Arena([("marine", 4, 8.5)], units, goal=(4.0, 9.0), walkable=ground)
+    units = [("zergling", *place) for place in rng.uniform((10, 9), (20, 22), (count, 2))]
+    y = 11.0 if count < 20 else 15.0  # against a wall a large crowd presses itself together
+    arena = Arena([("marine", 4, y)], units, goal=(4.0, y), walkable=ground)
     arena.real[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
-    arena.play(160)
-    apart = np.hypot(*(arena.places[:, None] - arena.places[None]).transpose(2, 0, 1)) + 9 * np.eye(11)
-    assert apart.min() > 0.75 * 0.6, "crowding compresses, but does not merge"
-    assert (arena.places[:, 1] >= 8.375 - 1e-9).all()
-    assert (np.abs(arena.places[1:] - arena.places[0]).max(axis=1) < 2.5).all(), "they surround their victim"
+    arena.play(200)
+    apart = np.hypot(*(arena.places[:, None] - arena.places[None]).transpose(2, 0, 1)) + 9 * np.eye(count + 1)
+    assert apart.min() > 0.75 * 0.97
+    assert (arena.places[:, 1] >= 8.375 - 1e-6).all()
+    away = np.hypot(*(arena.places[1:] - arena.places[0]).T)
+    assert (away < 0.75 + 0.1 + 1e-5).sum() >= 5, "they surround their victim"
+    assert away.max() < 4.5
+
+
+def test_a_column_walks_as_one():
+    arena = Arena(
+        [("marine", 30, 30)],
+        [("marine", 4 + 0.75 * i, 10 + 0.75 * j) for i in range(4) for j in range(3)],
+        goal=(30.0, 10.75),
+    )
+    before = arena.places[1:].copy()
+    arena.play(40)
+    moved = arena.places[1:] - before
+    assert (moved[:, 0] > 40 * 2.25 / 16 - 0.5).all(), "nobody waits for who walks ahead"
+
+
+def test_a_walker_goes_around_who_stands():
+    arena = Arena([("marine", 10, 10), ("marine", 12, 10), ("marine", 12, 10.8)], [("marine", 30, 30)])
+    for _ in range(8):
+        arena.command(0, 4)
+        arena.play(8)
+    assert arena.places[0, 0] > 15
+    np.testing.assert_allclose(arena.places[1:3], [(12, 10), (12, 10.8)], err_msg="who stands is not pushed", rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["corridor", "2c_vs_64zg", "so_many_baneling", "bane_vs_bane", "6h_vs_8z"])

@@ -1,0 +1,236 @@
+"""One running StarCraft II: started, asked, ended, and never left behind.
+
+Every wait has an end. Whatever goes wrong with the game (it does not start, crashes, hangs, breaks the protocol) is a
+GameError that ends with what the game itself wrote.
+"""
+
+import os
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from envs.sc2.install import Install
+from envs.sc2.protos import load
+from marl.errors import MarlError
+
+load()  # before the imports that need what it builds
+
+import portpicker  # noqa: E402
+import websocket  # noqa: E402
+from google.protobuf.message import DecodeError  # noqa: E402
+from pysc2.lib.protocol import ConnectionError as PeerError  # noqa: E402
+from pysc2.lib.protocol import ProtocolError, StarcraftProtocol  # noqa: E402
+from pysc2.lib.remote_controller import RequestError, check_error  # noqa: E402
+from pysc2.lib.sc_process import SC2LaunchError, StarcraftProcess  # noqa: E402
+
+api: Any = import_module("s2clientprotocol.sc2api_pb2")
+
+LAUNCH_SECONDS = 180.0
+"""How long a game may take from its start to its first answer."""
+
+REPLY_SECONDS = 120.0
+"""How long a game may take to answer; loading a map is the slowest."""
+
+LOG_CHARACTERS = 2000
+"""How much of the end of the game's own log an error shows."""
+
+HOST = "127.0.0.1"
+
+NONSENSE = (ValueError, TypeError)
+"""What pysc2 stumbles over in an answer that is text, or has a status that does not exist."""
+
+_ports: set[int] = set()
+_ports_lock = threading.Lock()
+
+
+class GameError(MarlError):
+    """StarCraft II did not start, crashed, hung, ended by itself or broke its protocol."""
+
+
+class Game:
+    """One process of the game and the connection to it. Raises GameError where it cannot be started."""
+
+    def __init__(self, install: Install) -> None:
+        self.install = install
+        self.port = _pick_port()
+        self._title = "StarCraft II"
+        self._socket: Any = None
+        self._protocol: StarcraftProtocol | None = None
+        self._requests = 0
+        self._process = self._start()
+        self._finalizer = weakref.finalize(self, self._process.close)
+        try:
+            self._socket = self._connect()
+            self._protocol = StarcraftProtocol(self._socket)
+            ping = self.ask(api.Request(ping=api.RequestPing()))[0].ping
+            self._title = f"StarCraft II {ping.game_version}"
+            if ping.base_build != install.build:
+                raise GameError(self._failure(f"is Base{ping.base_build}, not Base{install.build} as its folder says"))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> "GameProcess":
+        try:
+            return GameProcess(
+                self.install.config,
+                exec_path=str(self.install.binary),
+                version=self.install.config.version,
+                host=HOST,
+                port=self.port,
+                connect=False,
+            )
+        except (SC2LaunchError, OSError, RuntimeError, portpicker.NoFreePortFoundError) as error:
+            raise GameError(f"StarCraft II cannot be started from {self.install.binary}: {error}") from error
+
+    @property
+    def pid(self) -> int | None:
+        """The process, or None after its end."""
+        return self._process.pid
+
+    def _connect(self) -> Any:
+        """The websocket, as soon as the game listens."""
+        deadline = time.monotonic() + LAUNCH_SECONDS
+        with self._translated("did not accept a connection"):
+            while self._process.running:
+                try:
+                    return websocket.create_connection(f"ws://{HOST}:{self.port}/sc2api", timeout=REPLY_SECONDS)
+                except (OSError, websocket.WebSocketBadStatusException) as error:
+                    if time.monotonic() > deadline:
+                        raise GameError(self._failure(f"did not listen within {LAUNCH_SECONDS:.0f} s")) from error
+                time.sleep(0.1)
+        raise GameError(self._failure("ended before it listened; is the port taken, or a library missing?"))
+
+    def ask(self, *requests: Any) -> list[Any]:
+        """Send all requests, then read the responses in the same order; the game works while they travel.
+
+        Raises GameError, after which the connection may be out of step: close the game.
+        """
+        if self._protocol is None:
+            raise GameError(self._failure("was asked something after its end"))
+        names = ", ".join(dict.fromkeys(str(request.WhichOneof("request")) for request in requests))
+        with self._translated(f"failed to answer to {names}"):
+            for request in requests:
+                self._requests += 1
+                request.id = self._requests
+                self._protocol.write(request)
+            responses = [self._protocol.read() for _ in requests]
+        for request, response in zip(requests, responses, strict=True):
+            if response.HasField("id") and response.id != request.id:
+                raise GameError(self._failure(f"answered to request {response.id}, not {request.id} ({names})"))
+        return responses
+
+    def new_game(self, create: Any, join: Any) -> Any:
+        """Create a game and join it, in place of the present one. Returns its ResponseGameInfo."""
+        created = self.ask(api.Request(create_game=create))[0].create_game
+        self._check(created, api.ResponseCreateGame.Error)
+        joined = self.ask(api.Request(join_game=join))[0].join_game
+        self._check(joined, api.ResponseJoinGame.Error)
+        return self.ask(api.Request(game_info=api.RequestGameInfo()))[0].game_info
+
+    def save_replay(self) -> bytes:
+        """The replay of the present game up to now."""
+        return self.ask(api.Request(save_replay=api.RequestSaveReplay()))[0].save_replay.data
+
+    def close(self) -> None:
+        """End the process, politely if it listens. May be called again."""
+        if self._protocol is not None:
+            with suppress(PeerError, websocket.WebSocketException, OSError):
+                self._protocol.write(api.Request(quit=api.RequestQuit()))
+            self._socket.shutdown()  # its polite `close` waits for a game that may hang, and leaks if that hung up
+            self._protocol = None
+        with _ports_lock:
+            _ports.discard(self.port)
+        self._finalizer()
+
+    def _check(self, response: Any, errors: Any) -> None:
+        try:
+            check_error(response, errors)
+        except RequestError as error:
+            raise GameError(self._failure(f"refused: {error}")) from error
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Every way in which a peer can fail becomes a GameError."""
+        try:
+            yield
+        except (PeerError, ProtocolError, websocket.WebSocketException, DecodeError, OSError, *NONSENSE) as error:
+            raise GameError(self._failure(f"{what}: {error}")) from error
+
+    def _failure(self, what: str) -> str:
+        state = self._process.describe()
+        log = self._process.read_log()
+        log = f"The end of its own log:\n{log}" if log else "It wrote no log."
+        return f"{self._title} ({self.install.binary}, port {self.port}, {state}) {what}\n{log}"
+
+
+class GameProcess(StarcraftProcess):
+    """pysc2's process of the game, which keeps what the game writes and ends with this one, however that ends."""
+
+    _guard: subprocess.Popen | None = None
+    _log: Path | None = None
+
+    def _launch(self, run_config: Any, args: list[str], **_: Any) -> subprocess.Popen:
+        self._log = Path(self._tmp_dir, "game.log")
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                args,
+                cwd=run_config.cwd,
+                env=run_config.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends the game
+            )
+        if os.name == "posix":
+            self._guard = _watch(process.pid)
+        return process
+
+    def _shutdown(self) -> None:
+        super()._shutdown()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
+
+    def describe(self) -> str:
+        """Whether the process runs, or how it ended. One that is about to end is given a moment."""
+        process = self._proc
+        if process is None:
+            return "closed"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        return "running" if process.returncode is None else f"ended with code {process.returncode}"
+
+    def read_log(self) -> str:
+        """The end of what the game wrote."""
+        try:
+            text = self._log.read_text("utf-8", "replace") if self._log is not None else ""
+        except OSError:
+            return ""
+        return text[-LOG_CHARACTERS:].strip()
+
+
+def _watch(pid: int) -> subprocess.Popen:
+    """A shell that waits for the end of a pipe, which comes with the end of this process, and then ends `pid`."""
+    script = 'read -r _; kill -9 "$0"'
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, str(pid)], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+
+
+def _pick_port() -> int:
+    """A free port that no other game of this process was given."""
+    with _ports_lock:
+        while True:
+            port = portpicker.pick_unused_port()
+            if port not in _ports:
+                _ports.add(port)
+                return port

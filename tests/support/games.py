@@ -1,0 +1,82 @@
+"""Installations that stand for StarCraft II, and the processes that are started from them."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.sc2 import game as game_module
+from envs.smac import make
+from envs.smac.serve import make_install
+
+
+def processes(word):
+    """The processes that have `word` in their command line."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                line = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(word).encode() in line and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def guards():
+    """The shells of this process that watch over its games."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    children = path.read_text().split() if path.exists() else []
+    return [pid for pid in children if b"kill -9" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_until_gone(word):
+    deadline = time.monotonic() + 10
+    while processes(word):
+        assert time.monotonic() < deadline, f"still running: {processes(word)}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    return make_install(tmp_path_factory.mktemp("game"))
+
+
+@pytest.fixture
+def install(installed, monkeypatch):
+    """The game that SC2PATH names; at the end of a test nothing of it runs any more."""
+    monkeypatch.setenv("SC2PATH", str(installed))
+    yield installed
+    assert processes(installed) == []
+    assert guards() == []
+
+
+@pytest.fixture
+def mischief(tmp_path, monkeypatch):
+    """The same, with a server that does what a file in this folder says; see `tests.support.mischief`."""
+    folder = make_install(tmp_path / "game", command=("-m", "tests.support.mischief"))
+    monkeypatch.setenv("SC2PATH", str(folder))
+    monkeypatch.setattr(game_module, "REPLY_SECONDS", 3.0)
+    yield folder
+    assert processes(folder) == []
+    assert guards() == []
+
+
+def make_real(task, **options):
+    return make(task, backend="sc2", **options)
+
+
+def same_obs(left, right):
+    for name in ("agents", "alive", "action_mask", "state"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
+
+
+def choose(obs, rng, ahead=4.0):
+    """Available actions at random, attacks before moves."""
+    score = rng.random(obs.action_mask.shape)
+    score[..., 6:] += ahead
+    score[..., 4] += 0.3
+    return np.where(obs.action_mask, score, -1.0).argmax(-1)
