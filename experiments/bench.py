@@ -11,10 +11,11 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from tyro.conf import Positional
 
+from experiments.bench_smac import smac_part
 from marl.config import override
 from marl.errors import ConfigError
 from marl.objective import Batch, ClippedPPO
@@ -24,7 +25,7 @@ from marl.threads import free_cores, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
-Part = Literal["env", "act", "update", "train"]
+Part = Literal["env", "act", "update", "train", "smac"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Bench:
     """Measure speed on this machine. Every figure is the median of several rounds that take turns.
 
     env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop.
+    smac: steps per second of the battle engine on six maps.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
@@ -279,9 +281,10 @@ def train_part(config: Bench) -> Table:
     return table
 
 
-PARTS: dict[str, Callable[[Bench], Table]] = {
+PARTS: dict[str, Callable[[Bench], RenderableType]] = {
     "env": env_part,
     "act": act_part,
     "update": update_part,
     "train": train_part,
+    "smac": smac_part,
 }

@@ -40,6 +40,20 @@ MUJOCO: dict[str, Any] = {
     "eval_episodes": 10,
 }
 
+# The settings of MAPPO's paper for SMAC take one minibatch, 5 to 15 epochs and ten million steps; four minibatches
+# a pass learn the same in fewer steps on the embedded engine.
+SMAC: dict[str, Any] = {
+    "num_envs": 32,
+    "rollout_steps": 64,
+    "steps": 500_000,
+    "minibatches": 4,
+    "epochs": 5,
+    "learning_rate": 5e-4,
+    "entropy_coef": 0.01,
+    "eval_interval": 10,
+    "eval_episodes": 32,
+}
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("toy/climbing", "mat"): COORDINATION,
     ("toy/penalty", "mat"): COORDINATION,
@@ -49,6 +63,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("mamujoco", "mat"): MUJOCO,
     ("mamujoco", "mappo"): MUJOCO,
     ("mamujoco", "ippo"): MUJOCO,
+    ("smac", "mat"): SMAC,
+    ("smac", "mappo"): SMAC,
+    ("smac", "ippo"): SMAC,
 }
 
 

@@ -58,7 +58,10 @@ class Game:
 
     def __init__(self, install: Install) -> None:
         self.install = install
-        self.port = _pick_port()
+        try:
+            self.port = _pick_port()
+        except portpicker.NoFreePortFoundError as error:
+            raise GameError(f"StarCraft II cannot be started: {error}; free a port of this machine") from error
         self._title = "StarCraft II"
         self._socket: Any = None
         self._protocol: StarcraftProtocol | None = None
@@ -86,7 +89,8 @@ class Game:
                 port=self.port,
                 connect=False,
             )
-        except (SC2LaunchError, OSError, RuntimeError, portpicker.NoFreePortFoundError) as error:
+        except (SC2LaunchError, OSError, RuntimeError) as error:
+            _return_port(self.port)
             raise GameError(f"StarCraft II cannot be started from {self.install.binary}: {error}") from error
 
     @property
@@ -143,10 +147,10 @@ class Game:
         if self._protocol is not None:
             with suppress(PeerError, websocket.WebSocketException, OSError):
                 self._protocol.write(api.Request(quit=api.RequestQuit()))
-            self._socket.shutdown()  # its polite `close` waits for a game that may hang, and leaks if that hung up
             self._protocol = None
-        with _ports_lock:
-            _ports.discard(self.port)
+        if self._socket is not None:
+            self._socket.shutdown()  # its polite `close` waits for a game that may hang, and leaks if that hung up
+        _return_port(self.port)
         self._finalizer()
 
     def _check(self, response: Any, errors: Any) -> None:
@@ -210,11 +214,11 @@ class GameProcess(StarcraftProcess):
 
     def read_log(self) -> str:
         """The end of what the game wrote."""
-        try:
-            text = self._log.read_text("utf-8", "replace") if self._log is not None else ""
-        except OSError:
+        if self._log is None or not self._log.exists():
             return ""
-        return text[-LOG_CHARACTERS:].strip()
+        with self._log.open("rb") as log:
+            log.seek(max(0, self._log.stat().st_size - LOG_CHARACTERS))
+            return log.read().decode("utf-8", "replace").strip()
 
 
 def _watch(pid: int) -> subprocess.Popen:
@@ -234,3 +238,8 @@ def _pick_port() -> int:
             if port not in _ports:
                 _ports.add(port)
                 return port
+
+
+def _return_port(port: int) -> None:
+    with _ports_lock:
+        _ports.discard(port)

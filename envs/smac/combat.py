@@ -282,13 +282,12 @@ def pursue_attack(stats, real, whole, unit):
 
 
 @compiled
-def attack(stats, way, real, whole, tally, spots, unit, target, away):
-    """Shoot the target, whose edge is `away`, where it is in range, and walk to it where it is not."""
+def attack(stats, real, whole, tally, unit, target, away):
+    """Shoot the target, whose edge is `away`, where it is in range; returns how far to walk where it is not."""
     if away > stats[RANGE, unit] + TOUCH:
-        walk(stats, way, real, whole, spots, unit, real[X, target], real[Y, target], away - stats[RANGE, unit])
-        return
+        return away - stats[RANGE, unit]
     if real[COOLDOWN, unit] > 0.0:
-        return
+        return 0.0
     delay = -1.0 + 3.0 * draw(tally, 1 << 20) / (1 << 20)
     real[COOLDOWN, unit] = stats[PERIOD, unit] + delay
     whole[AIM, unit] = target
@@ -296,6 +295,7 @@ def attack(stats, way, real, whole, tally, spots, unit, target, away):
     real[WINDUP, unit] = stats[MELEE_POINT, unit] if close else stats[DAMAGE_POINT, unit]
     if real[WINDUP, unit] <= 0.0:
         fire(stats, real, whole, unit, target)
+    return 0.0
 
 
 @compiled

@@ -10,7 +10,6 @@ import numpy as np
 
 from envs.smac.combat import (
     ALL,
-    ATTACK_MOVING,
     ATTACKING,
     BODY,
     CROWD,
@@ -230,44 +229,45 @@ def age(stats, real, whole, spots, unit):
 
 
 @compiled
-def mend(stats, way, real, whole, spots, unit, target):
-    """Heal a unit in range, go to one that is not. False where there is nothing to heal or nothing to heal with."""
+def mend(stats, real, whole, spots, unit, target):
+    """Heal a unit in range; returns how far to walk to one that is not, -1 where there is nothing to heal or to heal
+    with."""
     missing = stats[MAX_HEALTH, target] - real[HEALTH, target]
     if real[HEALTH, target] <= 0.0 or missing <= 0.0:
-        return False
+        return -1.0
     away = gap(stats, real, unit, target)
     if away > HEAL_RANGE + TOUCH:
-        walk(stats, way, real, whole, spots, unit, real[X, target], real[Y, target], away - HEAL_RANGE)
-        return True
+        return away - HEAL_RANGE
     amount = min(HEAL_STEP, missing, real[ENERGY, unit] / ENERGY_PER_HEALTH)
     if amount <= 0.0:
-        return False
+        return -1.0
     real[HEALTH, target] += amount
     real[ENERGY, unit] = max(0.0, real[ENERGY, unit] - amount * ENERGY_PER_HEALTH)
     real[PACE, unit] = 0.0
     whole[HEALING, unit] = target
     spots[RANK, unit] = NOTHING
-    return True
+    return 0.0
 
 
 @compiled
-def act_ally(stats, way, real, whole, tally, spots, unit):
-    """Carry out the standing order; an agent's unit never does anything of its own accord."""
-    if pursue_attack(stats, real, whole, unit):
-        return
+def act_ally(stats, real, whole, tally, spots, unit):
+    """Carry out the standing order; an agent's unit never does anything of its own accord.
+
+    Returns whom to walk to, -1 for the unit's goal, and how far at most, 0 for not at all.
+    """
     order, target = whole[ORDER, unit], whole[TARGET, unit]
+    if pursue_attack(stats, real, whole, unit):
+        return -1, 0.0
     if order == GOING:
-        if walk(stats, way, real, whole, spots, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR):
-            whole[ORDER, unit] = IDLE
-    elif order == ATTACKING:
-        if real[HEALTH, target] > 0.0:
-            attack(stats, way, real, whole, tally, spots, unit, target, gap(stats, real, unit, target))
-        else:
-            whole[ORDER, unit] = IDLE
-    elif order == MENDING and not mend(stats, way, real, whole, spots, unit, target):
-        whole[ORDER, unit] = IDLE
-    if whole[MOVED, unit] == 0:
-        real[PACE, unit] = 0.0
+        return -1, FAR
+    if order == ATTACKING and real[HEALTH, target] > 0.0:
+        return target, attack(stats, real, whole, tally, unit, target, gap(stats, real, unit, target))
+    if order == MENDING:
+        away = mend(stats, real, whole, spots, unit, target)
+        if away >= 0.0:
+            return target, away
+    whole[ORDER, unit] = IDLE
+    return -1, 0.0
 
 
 @compiled
@@ -303,8 +303,8 @@ def choose_patient(stats, real, unit):
 
 
 @compiled
-def march(stats, way, real, whole, spots, unit):
-    """Attack-move: on to the goal, or after the nearest agent."""
+def march(stats, real, whole, unit):
+    """Attack-move: on to the goal, or after the nearest agent; returns as `act_ally` does."""
     if whole[ORDER, unit] == HUNTING:
         least = FAR
         for other in range(int(stats[AGENTS, 0])):
@@ -312,41 +312,55 @@ def march(stats, way, real, whole, spots, unit):
             if real[HEALTH, other] > 0.0 and away < least:
                 least = away
                 real[GOAL_X, unit], real[GOAL_Y, unit] = real[X, other], real[Y, other]
-    elif whole[ORDER, unit] != ATTACK_MOVING:
-        return
-    arrived = walk(stats, way, real, whole, spots, unit, real[GOAL_X, unit], real[GOAL_Y, unit], FAR)
-    if arrived and whole[ORDER, unit] == ATTACK_MOVING:
-        whole[ORDER, unit] = IDLE
+    return -1, FAR if whole[ORDER, unit] != IDLE else 0.0
 
 
 @compiled
-def act_enemy(stats, way, real, whole, tally, spots, unit):
-    """The game's own control of an attack-moving or idle unit."""
+def act_enemy(stats, real, whole, tally, spots, unit):
+    """The game's own control of an attack-moving or idle unit; returns as `act_ally` does."""
     if pursue_attack(stats, real, whole, unit):
-        return
-    if stats[HEALER, unit] > 0.0:
-        patient = whole[TARGET, unit]
-        if patient < 0 or real[HEALTH, patient] >= stats[MAX_HEALTH, patient] or real[HEALTH, patient] <= 0.0:
-            patient = choose_patient(stats, real, unit)
-        whole[TARGET, unit] = patient
-        if patient < 0 or not mend(stats, way, real, whole, spots, unit, patient):
-            whole[TARGET, unit] = -1
-            march(stats, way, real, whole, spots, unit)
-        return
+        return -1, 0.0
     target = whole[TARGET, unit]
-    if target >= 0 and real[HEALTH, target] <= 0.0:
-        target = -1
-    away = gap(stats, real, unit, target) if target >= 0 else FAR
-    if away > stats[RANGE, unit] + stats[SLOP, unit]:
-        found = choose_target(stats, real, spots, unit)
-        if found >= 0:
-            target = found
-            away = gap(stats, real, unit, target)
-    whole[TARGET, unit] = target
-    if target >= 0:
-        attack(stats, way, real, whole, tally, spots, unit, target, away)
+    if stats[HEALER, unit] > 0.0:
+        if target < 0 or real[HEALTH, target] >= stats[MAX_HEALTH, target] or real[HEALTH, target] <= 0.0:
+            target = choose_patient(stats, real, unit)
+        away = mend(stats, real, whole, spots, unit, target) if target >= 0 else -1.0
+        whole[TARGET, unit] = target if away >= 0.0 else -1
     else:
-        march(stats, way, real, whole, spots, unit)
+        if target >= 0 and real[HEALTH, target] <= 0.0:
+            target = -1
+        away = gap(stats, real, unit, target) if target >= 0 else FAR
+        if away > stats[RANGE, unit] + stats[SLOP, unit]:
+            found = choose_target(stats, real, spots, unit)
+            if found >= 0:
+                target = found
+                away = gap(stats, real, unit, target)
+        whole[TARGET, unit] = target
+        if target >= 0:
+            away = attack(stats, real, whole, tally, unit, target, away)
+    if whole[TARGET, unit] >= 0:
+        return target, away
+    return march(stats, real, whole, unit)
+
+
+@compiled
+def take_turn(stats, way, real, whole, tally, spots, unit):
+    """What a living unit does in a game loop."""
+    age(stats, real, whole, spots, unit)
+    ally = unit < stats[AGENTS, 0]
+    if ally:
+        friend, most = act_ally(stats, real, whole, tally, spots, unit)
+    else:
+        friend, most = act_enemy(stats, real, whole, tally, spots, unit)
+    if most > 0.0:
+        x = real[X, friend] if friend >= 0 else real[GOAL_X, unit]
+        y = real[Y, friend] if friend >= 0 else real[GOAL_Y, unit]
+        arrived = walk(stats, way, real, whole, spots, unit, x, y, most)
+        if arrived and friend < 0 and whole[ORDER, unit] != HUNTING:
+            whole[ORDER, unit] = IDLE
+    if ally and whole[MOVED, unit] == 0:
+        real[PACE, unit] = 0.0
+    spots[SOLID, unit] = spots[WIDTH, unit] * (GIVE if whole[MOVED, unit] == 1 else ALL)
 
 
 @compiled
@@ -375,14 +389,8 @@ def play(world, scratch, real, whole, tally):
                 bury(spots, unit)
         for position in range(count):
             unit = turn[position]
-            if real[HEALTH, unit] <= 0.0:
-                continue
-            age(stats, real, whole, spots, unit)
-            if unit < world.agents:
-                act_ally(stats, way, real, whole, tally, spots, unit)
-            else:
-                act_enemy(stats, way, real, whole, tally, spots, unit)
-            spots[SOLID, unit] = spots[WIDTH, unit] * (GIVE if whole[MOVED, unit] == 1 else ALL)
+            if real[HEALTH, unit] > 0.0:
+                take_turn(stats, way, real, whole, tally, spots, unit)
         land(stats, real, whole)
         tally[CLOCK] += 1
         if tally[CLOCK] % 2 == 0:

@@ -1,5 +1,6 @@
 """The environments: a batch of battles with same-step autoreset, and one battle."""
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,7 +13,7 @@ from envs.smac import SmacOptions, engine
 from envs.smac.build import build_rules, build_world, random_stream
 from envs.smac.maps import load_map
 from envs.smac.picture import draw_text
-from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON
+from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON, must_compile
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
@@ -111,6 +112,8 @@ class Battles(BattleBuffers):
         super().__init__(task, num_envs, options)
         if threads < 1:
             raise ConfigError(f"{self.spec.name}: {threads} threads; give 1 or more")
+        if must_compile(engine.advance):
+            print("smac: compiling the battle engine, once, in about 20 seconds ...", file=sys.stderr, flush=True)
         self.set_loops(self.world.loops)
         for index in range(num_envs):
             self.seed(index, None)

@@ -82,9 +82,6 @@ SHOWN = [X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN]
 MOST_WAITS = 100
 """Game loops in which a map has to create both sides anew."""
 
-WHOLE = 0.9
-"""The least share of its health that a unit has in a battle that has not been fought."""
-
 MOST_FAILURES = 3
 """An environment whose game is lost so often without a step in between gives up."""
 
@@ -163,6 +160,7 @@ class Games(BattleBuffers):
     def _orders(self, instance: "Instance", real: np.ndarray, last: np.ndarray) -> Any:
         """The agents' actions as one request to the game."""
         request = api.Request()
+        request.action.SetInParent()  # also without a single order
         actions = request.action.actions
         tags, healers = instance.tags, self.world.stats[HEALER]
         for agent, choice in enumerate(last[: self.rules.agents].tolist()):
@@ -252,10 +250,7 @@ class Instance:
         getLogger("marl").warning("%s: %s\nA new game is started and a new episode begins.", name, error)
 
     def close(self) -> None:
-        try:
-            self._save_replay()
-        except (GameError, OSError) as error:
-            getLogger("marl").warning("smac/%s: no replay is saved: %s", self._opening.map.name, error)
+        self._save_replay()
         self._drop()
 
     def _drop(self) -> None:
@@ -298,8 +293,7 @@ class Instance:
         for _ in range(MOST_WAITS):
             units = [unit for unit in self._units if unit.alliance in (SELF, ENEMY)]
             have = sum(unit.alliance == SELF for unit in units), sum(unit.alliance == ENEMY for unit in units)
-            known = any(unit.tag in self._columns for unit in units)
-            if known or (have == sides and any(unit.health < WHOLE * unit.health_max for unit in units)):
+            if any(unit.tag in self._columns for unit in units):
                 kill = debug.DebugCommand(kill_unit=debug.DebugKillUnit(tag=[unit.tag for unit in units]))
                 self._observe(api.Request(debug=api.RequestDebug(debug=[kill])), 2)
             elif have == sides:
@@ -327,14 +321,17 @@ class Instance:
             real[SHOWN, np.array(columns)[:, None]] = rows
 
     def _save_replay(self) -> None:
+        """Write what has been played since the last new game; a replay that fails is not worth a run."""
         folder = self._opening.replay_dir
         if folder is None or self._game is None or not self._stepped:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self._replays += 1
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
         name = f"{self._opening.map.name}-{stamp}-{os.getpid()}-{self._index}-{self._replays}.SC2Replay"
-        (folder / name).write_bytes(self._game.save_replay())
+        try:
+            (folder / name).write_bytes(self._game.save_replay())
+        except (GameError, OSError) as error:
+            getLogger("marl").warning("smac/%s: no replay is saved: %s", self._opening.map.name, error)
 
 
 class Opening:
@@ -344,7 +341,7 @@ class Opening:
         self.install, self.map = install, battle_map
         self.path = f"{FOLDER}/{battle_map.name}.SC2Map"
         self.sides = battle_map.num_agents, battle_map.num_enemies
-        self.replay_dir = None if options.replay_dir is None else Path(options.replay_dir).expanduser()
+        self.replay_dir = None if options.replay_dir is None else _make_folder(options.replay_dir)
         self._data = install.read_map(self.path, GET_MAPS)
         self._difficulty = int(options.difficulty, 16)
         units = (DATA["units"][battle_map.types[index]] for index in (0, -1))
@@ -397,6 +394,15 @@ class Opening:
     def complain(self, what: str) -> str:
         """The message that the map is not SMAC's."""
         return f"smac/{self.map.name}: the map {self.path} {what}. Put SMAC's own map in its place: {GET_MAPS}"
+
+
+def _make_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"replay_dir is {name!r}, which cannot be made: {error}; name another folder") from error
+    return folder
 
 
 def _tell(sides: Mapping[tuple[int, str], Any]) -> str:

@@ -24,12 +24,26 @@ def compiled(function: Callable[..., Any], inline: bool = True) -> Any:
     counts of arrays, which would cost more than the battle: compiled functions allocate nothing. Numba's cache
     knows the file of a function only, not those of the functions that it calls; here a change in any counts.
     """
-    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
-    dispatcher = numba.njit(**options, forceinline=inline)(function)
-    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if cache_file is not None:
-        cache_file._source_stamp = _SOURCES
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inline, "_nrt": False}
+    try:
+        dispatcher = numba.njit(**options, cache=True)(function)
+    except RuntimeError:  # no folder to write to; NUMBA_CACHE_DIR can name one
+        dispatcher = numba.njit(**options)(function)
+    if (file := _cache_file(dispatcher)) is not None:
+        file._source_stamp = _SOURCES
     return dispatcher
+
+
+def _cache_file(dispatcher: Any) -> Any:
+    return getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+
+
+def must_compile(dispatcher: Any) -> bool:
+    """Whether the first call will compile the function, because no earlier process left it on disc."""
+    if numba.config.DISABLE_JIT or dispatcher.signatures:
+        return False
+    file = _cache_file(dispatcher)
+    return file is None or not file._load_index()
 
 
 def entry(function: Callable[..., Any]) -> Any:

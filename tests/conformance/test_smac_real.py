@@ -29,6 +29,7 @@ from envs.pettingzoo import as_parallel_env
 from envs.sc2.game import GameError
 from envs.sc2.install import find_install
 from envs.smac import TASKS, SmacOptions, batch, make
+from envs.smac import real as real_module
 from envs.smac.maps import load_map
 from envs.smac.real import Opening, api, read_ground
 from envs.testing import check_env, check_vector_env
@@ -91,6 +92,31 @@ def test_both_backends_agree_on_every_map(task):
 )
 def test_both_backends_agree_with_other_options(options):
     compare(make("MMM", **options), make_real("MMM", **options), [5], 120)
+
+
+def test_ignored_actions_are_counted_for_each_episode():
+    options = {"unavailable_action": "ignore", "max_steps": 2}
+    embedded, other = make("3m", **options), make_real("3m", **options)
+    for ignored in (3, 1, 0):
+        embedded.reset(0), other.reset(0)
+        for action in (np.array([6] * ignored + [1] * (3 - ignored)), np.ones(3, int)):
+            left, right = embedded.step(action), other.step(action)
+            same_obs(left.obs, right.obs)
+        assert left.info == right.info
+        assert right.info["ignored_actions"] == ignored
+    other.close()
+
+
+def test_moves_are_offered_where_the_game_says_that_one_can_walk(monkeypatch):
+    ground = np.zeros((32, 32), bool)
+    ground[:, 16:] = True
+    monkeypatch.setattr(real_module, "read_ground", lambda _: ground)
+    env = make_real("3m")
+    obs = env.reset(0)
+    y = env._battles.battle.real[0, 1, :3]
+    np.testing.assert_array_equal(obs.action_mask[:, 3], y - 1 >= 16)
+    assert obs.action_mask[:, 2].all()
+    env.close()
 
 
 def test_a_battle_that_nobody_survives_is_followed_by_the_one_that_the_map_made():

@@ -24,6 +24,7 @@ from envs.sc2 import game as game_module
 from envs.sc2.game import Game, GameError
 from envs.sc2.install import find_install
 from envs.smac import batch, make
+from envs.smac import real as real_module
 from envs.smac.real import api
 from envs.smac.serve import make_install
 from marl.errors import ConfigError, MissingDependencyError
@@ -81,6 +82,7 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog, kind):
     seen = {name: getattr(before, name).copy() for name in ("agents", "alive", "action_mask", "state")}
     first = env._battles._instances[0]._game.pid
     (mischief / "once").write_text(kind)
+    env._battles.view.reward[:] = 9
     started = time.monotonic()
     step = env.step(np.array([4, 4, 4]))
     assert time.monotonic() - started < 12
@@ -94,6 +96,7 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog, kind):
         assert f"mischief: {kind.split()[0]}" in message, "the game's own log is shown"
     with pytest.raises(RuntimeError, match="no running episode"):
         env.step(np.array([4, 4, 4]))
+    assert env._battles._instances[0]._wire_seed() not in (4, 5, 6), "the same battle would only be lost again"
     again = env.reset()
     assert env._battles._instances[0]._game.pid != first
     assert again.alive.all()
@@ -147,6 +150,19 @@ def test_a_game_that_always_fails_is_given_up_with_its_own_words(mischief):
             assert env.step(np.array([4, 4, 4])).truncated
     with pytest.raises(GameError, match="lost 3 times without a step in between"):
         env.step(np.array([4, 4, 4]))
+    env.close()
+
+
+@pytest.mark.usefixtures("install")
+def test_losses_with_a_step_in_between_do_not_add_up(monkeypatch):
+    monkeypatch.setattr(real_module, "MOST_FAILURES", 2)
+    env = make_real("3m")
+    env.reset(0)
+    for _ in range(3):
+        assert not env.step(np.array([4, 4, 4])).truncated
+        os.kill(env._battles._instances[0]._game.pid, signal.SIGKILL)
+        assert env.step(np.array([4, 4, 4])).truncated
+        env.reset()
     env.close()
 
 
@@ -249,7 +265,7 @@ def test_replays_are_saved_and_can_be_opened(tmp_path):
     env = make_real("3m", replay_dir=str(folder), max_steps=5)
     env.reset(1)
     env.reset(2)
-    assert not folder.exists(), "nothing was played"
+    assert not list(folder.iterdir()), "nothing was played"
     for _ in range(5):
         env.step(np.ones(3, int))
     env.reset()
@@ -272,13 +288,17 @@ def test_replays_are_saved_and_can_be_opened(tmp_path):
 
 
 @pytest.mark.usefixtures("install")
-def test_a_replay_that_cannot_be_written_does_not_stop_the_end(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    env = make_real("3m", replay_dir=str(tmp_path / "file"))
+def test_a_replay_that_cannot_be_written_does_not_stop_a_run(tmp_path, caplog):
+    env = make_real("3m", replay_dir=str(tmp_path / "folder"))
     env.reset(0)
     env.step(np.ones(3, int))
-    env.close()
+    (tmp_path / "folder").rmdir()
+    same_obs(env.reset(4), make("3m").reset(4))
     assert "smac/3m: no replay is saved" in caplog.text
+    env.close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"replay_dir is '.*file/deeper', which cannot be made"):
+        make_real("3m", replay_dir=str(tmp_path / "file" / "deeper"))
 
 
 RUN = """

@@ -28,8 +28,7 @@ def processes(word):
 
 def guards():
     """The shells of this process that watch over its games."""
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    children = path.read_text().split() if path.exists() else []
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
     return [pid for pid in children if b"kill -9" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 

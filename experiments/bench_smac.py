@@ -1,0 +1,101 @@
+"""The SMAC part of `marl bench`: battle steps a second of the embedded engine."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from marl.threads import usable_cores
+from marl.types import VectorStep
+
+MAPS = ("3m", "8m", "27m_vs_30m", "MMM2", "bane_vs_bane", "corridor")
+COUNTS = (1, 64, 1024)
+
+
+def random_choice(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(E, N) an available action each."""
+    return (rng.random(mask.shape, dtype=np.float32) * mask).argmax(-1)
+
+
+class Player:
+    """A vector of battles and random play; only the environment's own time counts."""
+
+    def __init__(self, task: str, num_envs: int, threads: int) -> None:
+        from envs.smac import batch
+
+        self.env: Any = batch(task, num_envs, threads)
+        self._rng = np.random.default_rng(0)
+        self._mask: Any = self.env.reset(list(range(num_envs))).action_mask
+
+    def rate(self, seconds: float) -> float:
+        """Steps a second, all of them together, over about so many seconds."""
+        done, spent = 0, 0.0
+        while spent < seconds:
+            action = random_choice(self._mask, self._rng)
+            start = time.perf_counter()
+            step: VectorStep = self.env.step(action)
+            spent += time.perf_counter() - start
+            done += self.env.num_envs
+            self._mask = step.obs.action_mask
+        return done / spent
+
+    @property
+    def kibibytes(self) -> float:
+        """Memory of one environment."""
+        battles = self.env._battles
+        arrays = [array for part in (battles.battle, battles.view) for array in part]
+        return sum(array.nbytes for array in arrays) / self.env.num_envs / 1024
+
+
+def compile_seconds() -> float:
+    """From an empty cache to the end of the first step, in a process of its own."""
+    code = (
+        "import os, tempfile, time\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    os.environ['NUMBA_CACHE_DIR'] = folder\n"
+        "    import numpy as np\n"
+        "    from envs.smac import make\n"
+        "    start = time.perf_counter()\n"
+        "    env = make('3m')\n"
+        "    env.reset(0)\n"
+        "    env.step(np.ones(3, int))\n"
+        "    print(time.perf_counter() - start)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def uncompiled_rate() -> float:
+    """Steps a second of the same functions run by Python, one battle on 8m, in a process of its own."""
+    code = "from experiments.bench_smac import Player; print(Player('8m', 1, 1).rate(3.0))"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
+def smac_part(config: Any) -> Group:
+    """Battle steps a second with observations, states, masks, rewards and resets, against one battle on one thread."""
+    cores = usable_cores()
+    columns = ["map", "battles", *(f"{n} thread{'s' * (n > 1)}" for n in sorted({1, cores}))]
+    table = Table(*columns, "times one battle", "second thread", "spread", "KiB a battle", title="SMAC: steps a second")
+    for task in MAPS:
+        base = 0.0
+        for count in COUNTS:
+            players = [Player(task, count, threads) for threads in sorted({1, cores})]
+            rounds = [[player.rate(config.seconds) for player in players] for _ in range(config.rounds)]
+            rates = [statistics.median(rate) for rate in zip(*rounds, strict=True)]
+            base = base or rates[0]
+            spread = max((max(r) - min(r)) / statistics.median(r) for r in zip(*rounds, strict=True))
+            gain = f"+{rates[-1] / rates[0] - 1:.0%}" if len(rates) > 1 and count > 1 else ""
+            cells = [task, str(count), *(f"{rate:,.0f}" for rate in rates)]
+            table.add_row(*cells, f"{rates[0] / base:.2f}", gain, f"{spread:.0%}", f"{players[0].kibibytes:.1f}")
+            for player in players:
+                player.env.close()
+    slow = uncompiled_rate()
+    return Group(table, f"8m without compilation: {slow:.0f} steps/s; compiling, once: {compile_seconds():.0f} s")
