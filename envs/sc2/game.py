@@ -193,7 +193,7 @@ class GameProcess(StarcraftProcess):
                 start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends the game
             )
         if os.name == "posix":
-            self._guard = _watch(process.pid)
+            self._guard = _watch(process.pid, self._tmp_dir)
         return process
 
     def _shutdown(self) -> None:
@@ -221,13 +221,11 @@ class GameProcess(StarcraftProcess):
             return log.read().decode("utf-8", "replace").strip()
 
 
-def _watch(pid: int) -> subprocess.Popen:
-    """A shell that waits for the end of a pipe, which comes with the end of this process, and then ends `pid`."""
-    script = 'read -r _; kill -9 "$0"'
+def _watch(pid: int, folder: str) -> subprocess.Popen:
+    """A shell that waits for the end of a pipe, which comes with the end of this process, and then cleans up."""
+    command = ["/bin/sh", "-c", 'read -r _; kill -9 "$0"; rm -rf "$1"', str(pid), folder]
     quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        ["/bin/sh", "-c", script, str(pid)], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
-    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def _pick_port() -> int:

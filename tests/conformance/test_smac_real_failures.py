@@ -313,11 +313,13 @@ print("ready", flush=True)
 
 
 @pytest.mark.parametrize("end", ["", "raise ValueError", "del vector", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_no_process_is_left_behind(install, end):
-    code = RUN.format(end=end)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_nothing_is_left_behind(install, tmp_path, end):
+    command, environment = [sys.executable, "-c", RUN.format(end=end)], {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "ready\n", done.stderr
     wait_until_gone(install)
+    wait_until_gone(tmp_path)
+    assert list(tmp_path.glob("sc-*")) == []
 
 
 @pytest.mark.usefixtures("install")
