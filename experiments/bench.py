@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from tyro.conf import Positional
 
-from experiments.bench_smac import smac_part
+from experiments.bench_smac import random_choice, smac_part
 from marl.config import override
 from marl.errors import ConfigError
 from marl.objective import Batch, ClippedPPO
@@ -136,7 +136,7 @@ def stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
 def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarray:
     if spec.discrete:
         mask = np.ones((*obs.alive.shape, spec.action_size)) if obs.action_mask is None else obs.action_mask
-        return (rng.random(mask.shape) * mask).argmax(-1)
+        return random_choice(mask, rng)
     space: Any = spec.action_space
     return rng.uniform(space.low, space.high, (*obs.alive.shape, spec.action_size)).astype(np.float32)
 

@@ -83,7 +83,8 @@ def smac_part(config: Any) -> Group:
     """Battle steps a second with observations, states, masks, rewards and resets, against one battle on one thread."""
     cores = usable_cores()
     columns = ["map", "battles", *(f"{n} thread{'s' * (n > 1)}" for n in sorted({1, cores}))]
-    table = Table(*columns, "times one battle", "second thread", "spread", "KiB a battle", title="SMAC: steps a second")
+    columns += ["times one battle", "gain of threads", "spread", "KiB a battle"]
+    table = Table(*columns, title="SMAC: steps a second")
     for task in MAPS:
         base = 0.0
         for count in COUNTS:
@@ -92,7 +93,7 @@ def smac_part(config: Any) -> Group:
             rates = [statistics.median(rate) for rate in zip(*rounds, strict=True)]
             base = base or rates[0]
             spread = max((max(r) - min(r)) / statistics.median(r) for r in zip(*rounds, strict=True))
-            gain = f"+{rates[-1] / rates[0] - 1:.0%}" if len(rates) > 1 and count > 1 else ""
+            gain = f"{rates[-1] / rates[0] - 1:+.0%}" if len(rates) > 1 and count > 1 else ""
             cells = [task, str(count), *(f"{rate:,.0f}" for rate in rates)]
             table.add_row(*cells, f"{rates[0] / base:.2f}", gain, f"{spread:.0%}", f"{players[0].kibibytes:.1f}")
             for player in players:

@@ -118,7 +118,8 @@ class Record:
         self._parts: list[bytes] = []
 
     def add(self, **request: Any) -> None:
-        self._parts.append(self._packer.compress(_packed(api.Request(**request))))
+        if part := self._packer.compress(_packed(api.Request(**request))):
+            self._parts.append(part)
 
     def data(self) -> bytes:
         return b"".join(self._parts) + self._packer.copy().flush()

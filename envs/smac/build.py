@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from envs.smac import SmacOptions, rules
-from envs.smac.combat import ATTACK_MOVING, BURST, HUNTING, IDLE, INSTANT, LINE, World
+from envs.smac.combat import ATTACK_MOVING, BURST, CROWD, HUNTING, IDLE, INSTANT, LINE, World
 from envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, waypoints
 from envs.smac.rules import Rules
 
@@ -67,6 +67,8 @@ def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
     stats[rules.AGENTS] = battle_map.num_agents
     damage = np.array([[_damage(a, b) for b in battle_map.types] for a in battle_map.types])
     _confine(stats, battle_map)
+    if len(battle_map.types) >= CROWD:
+        raise ValueError(f"{battle_map.name} has {len(battle_map.types)} units; the engine takes fewer than {CROWD}")
     convex = battle_map.convex
     return World(
         agents=battle_map.num_agents,

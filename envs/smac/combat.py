@@ -140,7 +140,7 @@ def rank_of(number, index):
 
     The least of many is then found by vector instructions, which comparisons of floats do not become.
     """
-    return np.int32(min(number + SHIFT, LARGEST) * FINENESS) * CROWD + np.int32(index)
+    return np.int32(np.int32(min(number + SHIFT, LARGEST) * FINENESS) * CROWD + np.int32(index))
 
 
 @compiled
@@ -300,7 +300,7 @@ def attack(stats, real, whole, tally, unit, target, away):
 
 @compiled
 def walk(stats, way, real, whole, spots, unit, x, y, most):
-    """One loop's way towards a point, at most `most`, around walls and units that stand. True on arrival."""
+    """One loop's way towards a point, at most `most`, around walls and units in the way. True on arrival."""
     straight = True
     step = min(stats[STEP, unit], most)
     if stats[ACCELERATION, unit] > 0.0:
@@ -308,7 +308,7 @@ def walk(stats, way, real, whole, spots, unit, x, y, most):
         step = min(step, real[PACE, unit])
     if way.shape[0] > 1 and stats[WALKS, unit] > 0.0:
         here = int(real[X, unit]) * SIZE + int(real[Y, unit])
-        there = int(x) * SIZE + int(y)
+        there = min(max(int(x), 0), SIZE - 1) * SIZE + min(max(int(y), 0), SIZE - 1)
         via = way[here, there]
         if via != there:
             straight = False
@@ -337,7 +337,7 @@ def put(real, spots, unit, x, y):
 
 @compiled
 def obstructed(spots, unit, dx, dy):
-    """Whether a step of (dx, dy) would run into a unit that stands, deeper than now."""
+    """Whether a step of (dx, dy) would run into the solid part of a unit, deeper than now."""
     xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
     x, y, step_x, step_y = xs[unit], ys[unit], np.float32(dx), np.float32(dy)
     step = step_x * step_x + step_y * step_y
@@ -351,7 +351,7 @@ def obstructed(spots, unit, dx, dy):
 
 @compiled
 def step_aside(real, whole, spots, unit, dx, dy):
-    """Instead of a step of (dx, dy), one as long past the unit that stands most in the way, on the side that leads
+    """Instead of a step of (dx, dy), one as long past the unit most in the way, on the side that leads
     onwards or else on the other; or none."""
     xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
     next_x, next_y = xs[unit] + np.float32(dx), ys[unit] + np.float32(dy)
@@ -402,6 +402,9 @@ def bury(spots, unit):
 def separate(stats, real, whole, spots):
     """Push overlapping ground units apart: one that stands makes one that walks yield, two of a kind give half each."""
     xs, ys, width = spots[SPOT_X], spots[SPOT_Y], spots[WIDTH]
+    for unit in range(xs.shape[0]):
+        if real[HEALTH, unit] <= 0.0:
+            bury(spots, unit)
     for a in range(xs.shape[0]):
         x, y, radius, touching = xs[a], ys[a], width[a], False
         for b in range(a):  # becomes vector instructions: it begins at 0 and has no branch

@@ -271,7 +271,7 @@ def act_ally(stats, real, whole, tally, spots, unit):
 
 
 @compiled
-def choose_target(stats, real, spots, unit):
+def choose_target(stats, spots, unit):
     """The nearest opponent in scan range, those that fight or heal before those that do neither; or -1."""
     xs, ys, rank = spots[SPOT_X], spots[SPOT_Y], spots[RANK]
     body = spots[BODY if stats[HITS_AIR, unit] > 0.0 else GROUND_BODY]
@@ -283,8 +283,7 @@ def choose_target(stats, real, spots, unit):
         best = min(best, rank_of(apart + rank[other], other) if apart <= far * abs(far) else NOBODY)
     if best == NOBODY:
         return -1
-    found = best % CROWD
-    return found if real[HEALTH, found] > 0.0 else -1
+    return best % CROWD
 
 
 @compiled
@@ -331,7 +330,10 @@ def act_enemy(stats, real, whole, tally, spots, unit):
             target = -1
         away = gap(stats, real, unit, target) if target >= 0 else FAR
         if away > stats[RANGE, unit] + stats[SLOP, unit]:
-            found = choose_target(stats, real, spots, unit)
+            found = choose_target(stats, spots, unit)
+            while found >= 0 and real[HEALTH, found] <= 0.0:  # died in this loop
+                bury(spots, found)
+                found = choose_target(stats, spots, unit)
             if found >= 0:
                 target = found
                 away = gap(stats, real, unit, target)
@@ -347,6 +349,8 @@ def act_enemy(stats, real, whole, tally, spots, unit):
 def take_turn(stats, way, real, whole, tally, spots, unit):
     """What a living unit does in a game loop."""
     age(stats, real, whole, spots, unit)
+    if real[HEALTH, unit] <= 0.0:
+        return
     ally = unit < stats[AGENTS, 0]
     if ally:
         friend, most = act_ally(stats, real, whole, tally, spots, unit)
@@ -358,7 +362,7 @@ def take_turn(stats, way, real, whole, tally, spots, unit):
         arrived = walk(stats, way, real, whole, spots, unit, x, y, most)
         if arrived and friend < 0 and whole[ORDER, unit] != HUNTING:
             whole[ORDER, unit] = IDLE
-    if ally and whole[MOVED, unit] == 0:
+    if whole[MOVED, unit] == 0:
         real[PACE, unit] = 0.0
     spots[SOLID, unit] = spots[WIDTH, unit] * (GIVE if whole[MOVED, unit] == 1 else ALL)
 

@@ -131,7 +131,12 @@ class Battles(BattleBuffers):
         self._plain = tuple(tuple(part) for part in (self.rules, self.world, self.battle, self.view))
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        engine.restart(*self._plain, np.asarray(indices, np.int64))
+        indices = np.asarray(indices, np.int64)
+        if len(outside := indices[(indices < 0) | (indices >= len(self.battle.tally))]):
+            raise ConfigError(
+                f"{self.spec.name}: there is no environment {outside[0]}; there are {len(self.battle.tally)}, from 0"
+            )
+        engine.restart(*self._plain, indices)
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
@@ -142,18 +147,20 @@ class Battles(BattleBuffers):
         return engine.advance(*self._plain, action, *self._chunks[0]) + sum(other.result() for other in others)
 
     def get_state(self, index: int) -> State:
-        return {name: array[index].copy() for name, array in self.battle._asdict().items()}
+        arrays = {name: array[index].copy() for name, array in self.battle._asdict().items()}
+        return {"map": self.map.name, **arrays}
 
     def set_state(self, index: int, state: State) -> None:
         """Raises CheckpointError for a state of another map. Call `refresh` before reading `obs`."""
+        arrays = {name: np.asarray(state[name]) for name in self.battle._fields if name in state}
         for name, array in self.battle._asdict().items():
-            given = np.asarray(state[name])
-            if given.shape != array[index].shape:
+            if state.get("map") != self.map.name or name not in arrays or arrays[name].shape != array[index].shape:
                 raise CheckpointError(
-                    f"{self.spec.name}: the state's {name} has the shape {given.shape}, not {array[index].shape}; it "
-                    "was saved on another map or by another version"
+                    f"{self.spec.name}: the state was saved on the map {state.get('map')} or by another version; "
+                    "begin a new episode"
                 )
-            array[index] = given
+        for name, array in self.battle._asdict().items():
+            array[index] = arrays[name]
 
     def close(self) -> None:
         if self._pool is not None:
@@ -258,12 +265,13 @@ class SmacEnv:
     def render(self) -> str:
         return self._battles.render(0)
 
-    def film(self) -> "Film":
-        """Moving pictures of the battle from now on; see there. Raises MissingDependencyError without Pillow."""
+    def film(self) -> "Film | None":
+        """Moving pictures of the battle from now on; see there. None for StarCraft II, which keeps replays instead.
+
+        Raises MissingDependencyError without Pillow.
+        """
         if not isinstance(self._battles, Battles):
-            raise ConfigError(
-                f"{self.spec.name}: StarCraft II shows its own pictures: save replays with replay_dir, or watch text"
-            )
+            return None
         from envs.smac.film import Film
 
         return Film(self._battles)

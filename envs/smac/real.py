@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.sc2 import ids
 from envs.sc2.game import Game, GameError
 from envs.sc2.install import Install, find_install
 from envs.smac import SmacOptions, engine
@@ -57,24 +58,11 @@ GET_MAPS = (
     f"so that it holds the folder {FOLDER}"
 )
 
-ENEMY_TYPES = {
-    4: "colossus",
-    9: "baneling",
-    48: "marine",
-    51: "marauder",
-    54: "medivac",
-    73: "zealot",
-    74: "stalker",
-    98: "spine_crawler",
-    105: "zergling",
-    107: "hydralisk",
-}
-"""The game's numbers of unit types. Agents have types of the map's own, numbered in the order of their names."""
+ENEMY_TYPES = {number: name for name, number in ids.UNITS.items()}
+"""Agents have types of the map's own, numbered in the order of their names."""
 
 SELF, ENEMY = 1, 4
 """The game's numbers of alliances."""
-
-ABILITY_STOP, ABILITY_MOVE, ABILITY_ATTACK, ABILITY_HEAL = 4, 16, 23, 386
 
 SHOWN = [X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN]
 """The fields that the game reports."""
@@ -169,17 +157,17 @@ class Games(BattleBuffers):
             command = actions.add().action_raw.unit_command
             command.unit_tags.append(tags[agent])
             if choice == STOP:
-                command.ability_id = ABILITY_STOP
+                command.ability_id = ids.STOP
             elif choice < FIRST_TARGET:
-                command.ability_id = ABILITY_MOVE
+                command.ability_id = ids.MOVE
                 x, y = real[X, agent], real[Y, agent]
                 command.target_world_space_pos.x = x + self.rules.move * ((choice == EAST) - (choice == WEST))
                 command.target_world_space_pos.y = y + self.rules.move * ((choice == NORTH) - (choice == SOUTH))
             elif self.rules.healers and healers[agent]:
-                command.ability_id = ABILITY_HEAL
+                command.ability_id = ids.HEAL
                 command.target_unit_tag = tags[choice - FIRST_TARGET]
             else:
-                command.ability_id = ABILITY_ATTACK
+                command.ability_id = ids.ATTACK
                 command.target_unit_tag = tags[self.rules.agents + choice - FIRST_TARGET]
         return request
 

@@ -40,7 +40,7 @@ def _cache_file(dispatcher: Any) -> Any:
 
 def must_compile(dispatcher: Any) -> bool:
     """Whether the first call will compile the function, because no earlier process left it on disc."""
-    if numba.config.DISABLE_JIT or dispatcher.signatures:
+    if getattr(dispatcher, "signatures", True):  # a plain function has none: compilation is switched off
         return False
     file = _cache_file(dispatcher)
     return file is None or not file._load_index()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
 from envs.sc2.match import COMPUTER, PLAYER
 from envs.smac import SmacOptions, engine
 from envs.smac.build import build_world, random_stream
@@ -44,24 +45,9 @@ error: Any = import_module("s2clientprotocol.error_pb2")
 raw_pb: Any = import_module("s2clientprotocol.raw_pb2")
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
 
-UNIT_TYPES = {
-    "marine": 48,
-    "marauder": 51,
-    "medivac": 54,
-    "zealot": 73,
-    "stalker": 74,
-    "colossus": 4,
-    "baneling": 9,
-    "zergling": 105,
-    "hydralisk": 107,
-    "spine_crawler": 98,
-}
-"""The game's ids of unit types, which the enemy's units have."""
-
 FIRST_AGENT_TYPE = 1970
 """SMAC's maps define types of their own for the agents' units: this id and the next ones, in alphabetical order."""
 
-SMART, STOP, MOVE, ATTACK, HEAL = 1, 4, 16, 23, 386
 ABILITIES = {
     SMART: ("Smart", "PointOrUnit", 0),
     STOP: ("Stop", "None", 3665),
@@ -123,7 +109,7 @@ class Skirmish:
         message = raw_pb.Unit(
             display_type=raw_pb.Visible,
             alliance=raw_pb.Self if own else raw_pb.Enemy,
-            unit_type=self.agent_types[kind] if own else UNIT_TYPES[kind],
+            unit_type=self.agent_types[kind] if own else UNITS[kind],
             owner=PLAYER if own else COMPUTER,
             radius=stats[RADIUS],
             build_progress=1.0,
@@ -298,6 +284,7 @@ class Skirmish:
             debug.DebugSetUnitValue.Energy: (ENERGY, engine.MOST_ENERGY * (self.world.stats[HEALER] > 0.0)),
         }
         field, most = fields[kind]
+        value = value if math.isfinite(value) else 0.0
         for unit in self._known([tag]):
             if self.real[HEALTH, unit] > 0.0:
                 self.real[field, unit] = np.float32(min(max(value, 0.0), most[unit]))
@@ -355,10 +342,10 @@ class Skirmish:
         if request.ability_id:
             tables.abilities.extend(draw_ability(number) for number in [*ABILITIES, *_SPECIFIC])
         if request.unit_type_id:
-            tables.units.extend(draw_type(kind, number) for kind, number in UNIT_TYPES.items())
+            tables.units.extend(draw_type(kind, number) for kind, number in UNITS.items())
             for kind, number in self.agent_types.items():
                 own = draw_type(kind, number)
-                own.name, own.unit_alias = f"{own.name}Agent", UNIT_TYPES[kind]
+                own.name, own.unit_alias = f"{own.name}Agent", UNITS[kind]
                 tables.units.append(own)
         return tables
 

@@ -157,7 +157,7 @@ def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):
 @pytest.mark.parametrize("key", PRESETS, ids="+".join)
 def test_every_preset_constructs_and_survives_yaml(key):
     env, agent = key
-    tasks = {"toy": "toy/copy", "mamujoco": "mamujoco/HalfCheetah-6x1"}
+    tasks = {"toy": "toy/copy", "mamujoco": "mamujoco/HalfCheetah-6x1", "smac": "smac/3m"}
     config, source = choose(tasks.get(env, env), agent)
     assert "preset" in source
     assert from_yaml(to_yaml(config)) == config
@@ -199,6 +199,8 @@ def test_readme_commands_run(monkeypatch, capsys, folder):
             args = args[:drop] + args[drop + 2 :] + short
         if args[0] == "resume":
             args[args.index("--steps") + 1] = "96"
+        if args[0] == "bench":
+            continue
         code, out, err = call(monkeypatch, capsys, *args)
         assert code == 0, f"{line}\n{out}{err}"
     names = {"observation": np.zeros((2, marl.load_policy("runs/climb").spec.observation_size), dtype=np.float32)}

@@ -380,6 +380,10 @@ def test_wrong_names_counts_and_states_are_refused():
     with pytest.raises(ConfigError, match="'noop'"):
         SmacOptions(unavailable_action="noop")
     state = make("3m").get_state()
+    with pytest.raises(CheckpointError, match="3m"):
+        make("3s_vs_3z").set_state(state)
+    with pytest.raises(ConfigError, match=r"environment 2;.* 2, from 0"):
+        batch("3m", 2).reset_at(2)
     with pytest.raises(CheckpointError, match="8m"):
         make("8m").set_state(state)
     env = make("3m")
@@ -397,3 +401,16 @@ def test_the_picture_shows_who_is_where():
     assert "stalker 80+80" in text
     assert text.count("S") == 2
     assert "smac/2s3z, step 0 of 120" in text
+
+
+@pytest.mark.parametrize("name", ["corridor", "2m_vs_1z"])
+def test_moves_beyond_the_map_end_at_its_edge(name):
+    env = make(name, move_amount=30, unavailable_action="error")
+    for way, (axis, sign) in {2: (Y, 1), 3: (Y, -1), 4: (X, 1), 5: (X, -1)}.items():
+        obs = env.reset(0)
+        real = env._battles.battle.real[0]
+        for _ in range(3):
+            before = real[axis, 0]
+            if obs.action_mask[0, way]:
+                obs = env.step(np.where(obs.action_mask[:, way], way, 1)).obs
+                assert sign * (real[axis, 0] - before) >= 0

@@ -10,11 +10,13 @@ from envs.smac.maps import DATA, TASKS, load_map, waypoints
 from envs.smac.rules import (
     COOLDOWN,
     ENERGY,
+    HEALING,
     HEALTH,
     IMPACT,
     ORDER,
     SHIELD,
     TARGET,
+    WINDUP,
     X,
     Y,
 )
@@ -301,13 +303,25 @@ def test_the_enemy_shoots_the_nearest_that_fights():
 
 def test_a_healer_at_work_counts_as_one_that_fights():
     arena = Arena([("marine", 12.5, 10), ("medivac", 15, 10)], [("marine", 16.5, 10)] * 2)
-    arena.real[HEALTH, 0] = 10
-    arena.command(1, FIRST)
-    arena.play(2)
-    engine.play(arena.world, arena.scratch, arena.real, arena.whole, arena.tally)
-    arena.whole[4, 1] = 0
-    found = engine.choose_target(arena.world.stats, arena.real, arena.whole, 2)
-    assert found == 1
+    for healing, expected in ((-1, 0), (0, 1)):
+        arena.whole[HEALING, 1] = healing
+        combat.mark(arena.world.stats, arena.real, arena.whole, arena.scratch.spots)
+        assert engine.choose_target(arena.world.stats, arena.scratch.spots, 2) == expected
+
+
+def test_who_dies_in_a_loop_is_no_target_and_does_not_act_any_more():
+    arena = Arena([("marine", 12, 10), ("marine", 11.5, 10)], [("marine", 16.5, 10), ("marine", 16.5, 11)])
+    state = arena.world.stats, arena.real, arena.whole
+    combat.mark(*state, arena.scratch.spots)
+    arena.real[HEALTH, 0] = 0
+    engine.act_enemy(*state, arena.tally, arena.scratch.spots, 2)
+    assert arena.whole[TARGET, 2] == 1, "not the one that has just died, but the next"
+    arena = Arena([("stalker", 10, 10)], [("spine_crawler", 16, 10)], creep_decay=True)
+    arena.play(3)
+    arena.real[[HEALTH, WINDUP], 1] = 0.01, 0.5
+    arena.play(3)
+    assert arena.health.tolist() == [80, 0]
+    assert arena.shield[0] == 80
 
 
 def test_an_attack_move_stops_to_fight_and_goes_on():
