@@ -33,16 +33,21 @@ class SmacOptions:
     replay_dir: str | None = None
     """Where replays are saved, one of each game: all battles from a seeded reset to the next one or to the end. None
     saves none. Only for sc2."""
+    layout: Literal["smac", "mappo"] = "smac"
+    """What observations and the state hold, in which order: as SMAC does, or the forks of it that MAPPO and MAT were
+    published with. These give every agent a state of its own: the state is all of them, agent i's the i-th of N parts
+    of equal width."""
     obs_all_health: bool = True
     """Show the health and shield of every unit in sight, and the agent's own."""
     obs_own_health: bool = True
     """Show the agent its own health and shield. With obs_all_health it is always shown."""
-    obs_last_action: bool = False
-    """Show the last action of every ally in sight."""
+    obs_last_action: bool | None = None
+    """Show the last action of every ally in sight, with layout=mappo the agent's own too. None means with that layout
+    only."""
     obs_pathing_grid: bool = False
     """Show which of eight points around the agent can be walked on."""
-    obs_agent_id: bool = False
-    """Append the agent's index, one-hot (MAPPO's fork)."""
+    obs_agent_id: bool | None = None
+    """Append the agent's index, one-hot. None means with layout=mappo only, whose state shows it always."""
     obs_timestep_number: bool = False
     """Append the fraction of the episode limit that has passed."""
     obs_instead_of_state: bool = False
@@ -92,7 +97,7 @@ class SmacOptions:
         for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0")
-        for name in ("unavailable_action", "backend", "difficulty"):
+        for name in ("unavailable_action", "backend", "difficulty", "layout"):
             allowed, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}")

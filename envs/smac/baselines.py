@@ -410,8 +410,8 @@ class ScriptedTeam:
         if given != known or spec.action_size != self.facts.rules.actions:
             raise ConfigError(
                 f"{spec.name}: the state has {given} numbers and there are {spec.action_size} actions, but this agent "
-                f"reads {known} and {self.facts.rules.actions}; leave state_last_action, state_timestep_number and "
-                "obs_instead_of_state at their defaults"
+                f"reads {known} and {self.facts.rules.actions}; leave layout, state_last_action, "
+                "state_timestep_number and obs_instead_of_state at their defaults"
             )
 
     def encode(self, obs: Obs) -> Inputs:

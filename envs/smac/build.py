@@ -21,6 +21,7 @@ def random_stream(seed: int | None) -> int:
 
 
 def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
+    mappo = options.layout == "mappo"
     units = DATA["units"]
     allies = battle_map.types[: battle_map.num_agents]
     enemies = battle_map.types[battle_map.num_agents :]
@@ -37,11 +38,12 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         healers=int("medivac" in allies),
         all_health=int(options.obs_all_health),
         own_health=int(options.obs_all_health or options.obs_own_health),
-        last_action=int(options.obs_last_action),
+        last_action=int(mappo if options.obs_last_action is None else options.obs_last_action),
         pathing=int(options.obs_pathing_grid),
-        agent_id=int(options.obs_agent_id),
+        agent_id=int(mappo if options.obs_agent_id is None else options.obs_agent_id),
         timestep=int(options.obs_timestep_number),
         joined=int(options.obs_instead_of_state),
+        mappo=int(mappo),
         state_last_action=int(options.state_last_action),
         state_timestep=int(options.state_timestep_number),
         sparse=int(options.reward_sparse),

@@ -45,6 +45,7 @@ from envs.smac.combat import (
     single,
     walk,
 )
+from envs.smac.fork import observe_as_fork, survey_as_fork
 from envs.smac.rules import (
     AGENTS,
     AGES,
@@ -413,8 +414,14 @@ def show(rules, world, battle, view, env):
     for agent in range(rules.agents):
         view.alive[env, agent] = real[HEALTH, agent] > 0.0
     offer_actions(rules, world.stats, world.walkable, real, mask)
-    observe(rules, world.stats, world.walkable, real, whole, tally, mask, seen)
-    survey(rules, world.stats, real, whole, tally, seen, view.state[env])
+    if rules.mappo:
+        observe_as_fork(rules, world.stats, world.walkable, real, whole, tally, mask, seen)
+    else:
+        observe(rules, world.stats, world.walkable, real, whole, tally, mask, seen)
+    if rules.mappo and not rules.joined:
+        survey_as_fork(rules, world.stats, real, whole, tally, mask, view.state[env])
+    else:
+        survey(rules, world.stats, real, whole, tally, seen, view.state[env])
 
 
 @entry

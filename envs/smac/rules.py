@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-_FILES = ("rules.py", "combat.py", "engine.py")
+_FILES = ("rules.py", "combat.py", "fork.py", "engine.py")
 _SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
 
 
@@ -133,6 +133,8 @@ class Rules(NamedTuple):
     agent_id: int
     timestep: int
     joined: int
+    mappo: int
+    """Whether observations and states are laid out as in MAPPO's fork, see `envs.smac.fork`."""
     state_last_action: int
     state_timestep: int
     sparse: int
@@ -160,10 +162,22 @@ class Rules(NamedTuple):
     def observation_size(self) -> int:
         own = self.type_bits + self.own_health * (1 + self.ally_shield)
         others = self.enemies * self.enemy_width + (self.agents - 1) * self.ally_width
+        own += self.mappo * (4 + self.last_action * self.actions)
         return 4 + 8 * self.pathing + others + own + self.agent_id * self.agents + self.timestep
 
     @property
+    def viewpoint_size(self) -> int:
+        """The width of one agent's part of the state in the layout of MAPPO's fork."""
+        last = self.state_last_action * self.actions
+        ally = 7 + self.type_bits + self.all_health * (1 + self.ally_shield) + last
+        enemy = 7 + self.type_bits + self.all_health * (1 + self.enemy_shield)
+        own = 6 + self.type_bits + self.own_health * (1 + self.ally_shield) + last
+        return (self.agents - 1) * ally + self.enemies * enemy + 4 + own + self.agents + self.state_timestep
+
+    @property
     def state_size(self) -> int:
+        if self.mappo and not self.joined:
+            return self.agents * self.viewpoint_size
         if self.joined:
             return self.agents * self.observation_size
         allies = self.agents * (4 + self.ally_shield + self.type_bits)
@@ -317,6 +331,14 @@ def observe(rules, stats, walkable, real, whole, tally, mask, seen):
 
 
 @compiled
+def charge(rules, stats, real, unit):
+    """The share of an agent's cooldown that is left, or of a healer's energy."""
+    healer = rules.healers and stats[HEALER, unit] > 0.0
+    level = real[ENERGY, unit] if healer else max(0.0, real[COOLDOWN, unit])
+    return level / stats[COOLDOWN_SCALE, unit]
+
+
+@compiled
 def survey(rules, stats, real, whole, tally, seen, state):
     """Fill `state` (S,) float32: allies, enemies, last actions, time; or all observations."""
     if rules.joined:
@@ -335,9 +357,7 @@ def survey(rules, stats, real, whole, tally, seen, state):
             state[at] = real[HEALTH_SHARE, unit]
             end = at + 1
             if ally:
-                healer = rules.healers and stats[HEALER, unit] > 0.0
-                level = real[ENERGY, unit] if healer else max(0.0, real[COOLDOWN, unit])
-                state[end] = level / stats[COOLDOWN_SCALE, unit]
+                state[end] = charge(rules, stats, real, unit)
                 end += 1
             state[end] = (real[X, unit] - size / 2.0) / size
             state[end + 1] = (real[Y, unit] - size / 2.0) / size

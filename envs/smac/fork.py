@@ -1,0 +1,165 @@
+"""Observations and states as MAPPO's fork of SMAC lays them out, which MAT took over (Yu et al. 2022, Wen et al. 2022).
+
+The observation is SMAC's in another order, with the last actions of all and the agent's index. The state is not one of
+the team: each agent has its own, which shows the whole battle from its place, with what it could see of it. Here they
+stand one after another. Of the dead nothing is shown but their index and the time ("death masking").
+"""
+
+import math
+
+from envs.smac.rules import (
+    ALLY_TYPE,
+    ENEMY_TYPE,
+    FIRST_TARGET,
+    HEALTH,
+    LAST,
+    NORTH,
+    STEPS,
+    X,
+    Y,
+    charge,
+    compiled,
+    observe_allies,
+    observe_enemies,
+    show_ground,
+    show_health,
+)
+
+SIZE = 32.0
+
+
+@compiled
+def sign(rules, tally, agent, named, timed, row, end):
+    """Write who sees a row and when into its last places, before `end`."""
+    if timed:
+        end -= 1
+        row[end] = tally[STEPS] / rules.limit
+    if named:
+        row[end - rules.agents + agent] = 1.0
+
+
+@compiled
+def show_moves(mask, row, at):
+    for move in range(4):
+        row[at + move] = 1.0 if mask[NORTH + move] else 0.0
+    return at + 4
+
+
+@compiled
+def show_place(real, unit, row, at):
+    """Write where a unit is, from the middle of the map."""
+    row[at] = (real[X, unit] - SIZE / 2.0) / SIZE
+    row[at + 1] = (real[Y, unit] - SIZE / 2.0) / SIZE
+    return at + 2
+
+
+@compiled
+def show_offset(rules, real, agent, other, row, at):
+    """Write how far and where a unit is from an agent, in parts of its sight; returns whether the agent sees it."""
+    sight = rules.sight
+    dx, dy = real[X, other] - real[X, agent], real[Y, other] - real[Y, agent]
+    apart, scale = dx * dx + dy * dy, 1.0 / sight
+    row[at] = math.sqrt(apart) * scale
+    row[at + 1] = dx * scale
+    row[at + 2] = dy * scale
+    return apart < sight * sight
+
+
+@compiled
+def show_kind(rules, stats, row_of_types, unit, row, at):
+    if rules.type_bits:
+        row[at + int(stats[row_of_types, unit])] = 1.0
+    return at + rules.type_bits
+
+
+@compiled
+def show_last(rules, whole, unit, row, at):
+    if whole[LAST, unit] >= 0:
+        row[at + whole[LAST, unit]] = 1.0
+    return at + rules.actions
+
+
+@compiled
+def show_self(rules, stats, real, whole, agent, placed, last, row, at):
+    """Write what an agent knows of itself, which starts as an ally's part does: visible, and no distance."""
+    row[at] = 1.0
+    at += 4
+    if rules.own_health:
+        at = show_health(real, agent, rules.ally_shield, row, at)
+    if placed:
+        at = show_place(real, agent, row, at)
+    at = show_kind(rules, stats, ALLY_TYPE, agent, row, at)
+    if last:
+        at = show_last(rules, whole, agent, row, at)
+    return at
+
+
+@compiled
+def observe_as_fork(rules, stats, walkable, real, whole, tally, mask, seen):
+    """Fill `seen` (N, D) float32: allies, enemies, own moves, self, index, time."""
+    seen[:] = 0.0
+    for agent in range(rules.agents):
+        row = seen[agent]
+        sign(rules, tally, agent, rules.agent_id, rules.timestep, row, row.shape[0])
+        if real[HEALTH, agent] <= 0.0:
+            continue
+        at = observe_allies(rules, stats, real, whole, agent, row, 0)
+        at = observe_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = show_moves(mask[agent], row, at)
+        if rules.pathing:
+            at = show_ground(rules, walkable, real[X, agent], real[Y, agent], row, at)
+        show_self(rules, stats, real, whole, agent, 0, rules.last_action, row, at)
+
+
+@compiled
+def survey_allies(rules, stats, real, whole, agent, row, at):
+    last = rules.state_last_action
+    width = 7 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + last * rules.actions
+    for other in range(rules.agents):
+        if other == agent:
+            continue
+        if real[HEALTH, other] > 0.0:
+            row[at] = 1.0 if show_offset(rules, real, agent, other, row, at + 1) else 0.0
+            row[at + 4] = charge(rules, stats, real, other)
+            end = at + 5
+            if rules.all_health:
+                end = show_health(real, other, rules.ally_shield, row, end)
+            end = show_place(real, other, row, end)
+            end = show_kind(rules, stats, ALLY_TYPE, other, row, end)
+            if last:
+                show_last(rules, whole, other, row, end)
+        at += width
+    return at
+
+
+@compiled
+def survey_enemies(rules, stats, real, agent, mask, row, at):
+    width = 7 + rules.type_bits + rules.all_health * (1 + rules.enemy_shield)
+    for enemy in range(rules.enemies):
+        other = rules.agents + enemy
+        if real[HEALTH, other] > 0.0:
+            row[at] = 1.0 if mask[FIRST_TARGET + enemy] else 0.0
+            row[at + 4] = 1.0 if show_offset(rules, real, agent, other, row, at + 1) else 0.0
+            end = at + 5
+            if rules.all_health:
+                end = show_health(real, other, rules.enemy_shield, row, end)
+            end = show_kind(rules, stats, ENEMY_TYPE, other, row, end)
+            show_place(real, other, row, end)
+        at += width
+    return at
+
+
+@compiled
+def survey_as_fork(rules, stats, real, whole, tally, mask, state):
+    """Fill `state` (N * S',) float32: for each agent allies, enemies, own moves, self, index, time; all that live."""
+    state[:] = 0.0
+    width = state.shape[0] // rules.agents
+    for agent in range(rules.agents):
+        row = state[agent * width : (agent + 1) * width]
+        sign(rules, tally, agent, 1, rules.state_timestep, row, width)
+        if real[HEALTH, agent] <= 0.0:
+            continue
+        at = survey_allies(rules, stats, real, whole, agent, row, 0)
+        at = survey_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = show_moves(mask[agent], row, at)
+        show_self(rules, stats, real, whole, agent, 1, rules.state_last_action, row, at)
