@@ -10,6 +10,9 @@ from marl.protocols import Policy, VectorEnv
 from marl.seeding import Streams
 from marl.stats import mean_interval
 
+MOST_REPEATS = 3
+"""How often an episode is played again because its environment died."""
+
 
 @dataclass(frozen=True)
 class EpisodeRow:
@@ -29,12 +32,13 @@ def evaluate(
     """One row per seed, in the order of `seeds`.
 
     Every seed is played to its end, whatever its length, so that short episodes are not favoured:
-    environment e plays episodes e, e + E, e + 2 E, ...
+    environment e plays episodes e, e + E, e + 2 E, ... An episode that a dying environment cut short is played again,
+    some times at most.
     """
     generator = torch.Generator(device=policy_device(policy)).manual_seed(generator_seed)
     count = env.num_envs
     playing = np.arange(count)
-    totals, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    totals, lengths, lost = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     rows: dict[int, EpisodeRow] = {}
     obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
     playing[len(seeds) :] = -1
@@ -51,13 +55,17 @@ def evaluate(
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
         for e in np.flatnonzero(ended):
             episode = int(playing[e])
-            if episode >= 0:
+            if episode >= 0 and step.restarted is not None and step.restarted[e] and lost[e] < MOST_REPEATS:
+                lost[e] += 1
+                obs = env.reset_at(int(e), seeds[episode])
+            elif episode >= 0:
                 info = {k: float(v) for k, v in infos.get(int(e), {}).items()}
                 rows[episode] = EpisodeRow(
                     episode, seeds[episode], float(totals[e]), int(lengths[e]), bool(step.terminated[e]), info
                 )
                 following = episode + count
                 playing[e] = following if following < len(seeds) else -1
+                lost[e] = 0
                 if playing[e] >= 0:
                     obs = env.reset_at(int(e), seeds[following])
             totals[e], lengths[e] = 0.0, 0

@@ -5,6 +5,7 @@ GameError that ends with what the game itself wrote.
 """
 
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -31,10 +32,10 @@ from pysc2.lib.sc_process import SC2LaunchError, StarcraftProcess  # noqa: E402
 
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
 
-LAUNCH_SECONDS = 180.0
+LAUNCH_SECONDS = 360.0
 """How long a game may take from its start to its first answer."""
 
-REPLY_SECONDS = 120.0
+REPLY_SECONDS = 180.0
 """How long a game may take to answer; loading a map is the slowest."""
 
 LOG_CHARACTERS = 2000
@@ -44,6 +45,9 @@ HOST = "127.0.0.1"
 
 NONSENSE = (ValueError, TypeError)
 """What pysc2 stumbles over in an answer that is text, or has a status that does not exist."""
+
+_launching = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
+"""Games that start at the same time slow each other beyond every time limit."""
 
 _ports: set[int] = set()
 _ports_lock = threading.Lock()
@@ -63,18 +67,22 @@ class Game:
         except portpicker.NoFreePortFoundError as error:
             raise GameError(f"StarCraft II cannot be started: {error}; free a port of this machine") from error
         self._title = "StarCraft II"
-        self._socket: Any = None
         self._protocol: StarcraftProtocol | None = None
         self._requests = 0
+        with _launching:
+            self._open()
+
+    def _open(self) -> None:
         self._process = self._start()
-        self._finalizer = weakref.finalize(self, self._process.close)
+        sockets: list[Any] = []
+        self._finalizer = weakref.finalize(self, _end, self._process, sockets)
         try:
-            self._socket = self._connect()
-            self._protocol = StarcraftProtocol(self._socket)
+            sockets.append(self._connect())
+            self._protocol = StarcraftProtocol(sockets[0])
             ping = self.ask(api.Request(ping=api.RequestPing()))[0].ping
             self._title = f"StarCraft II {ping.game_version}"
-            if ping.base_build != install.build:
-                raise GameError(self._failure(f"is Base{ping.base_build}, not Base{install.build} as its folder says"))
+            if ping.base_build != (build := self.install.build):
+                raise GameError(self._failure(f"is Base{ping.base_build}, not Base{build} as its folder says"))
         except BaseException:
             self.close()
             raise
@@ -104,10 +112,11 @@ class Game:
         with self._translated("did not accept a connection"):
             while self._process.running:
                 try:
-                    return websocket.create_connection(f"ws://{HOST}:{self.port}/sc2api", timeout=REPLY_SECONDS)
+                    return _open_websocket(self.port)
                 except (OSError, websocket.WebSocketBadStatusException) as error:
                     if time.monotonic() > deadline:
-                        raise GameError(self._failure(f"did not listen within {LAUNCH_SECONDS:.0f} s")) from error
+                        what = f"did not listen within {LAUNCH_SECONDS:.0f} s: {error}"
+                        raise GameError(self._failure(what)) from error
                 time.sleep(0.1)
         raise GameError(self._failure("ended before it listened; is the port taken, or a library missing?"))
 
@@ -148,10 +157,8 @@ class Game:
             with suppress(PeerError, websocket.WebSocketException, OSError):
                 self._protocol.write(api.Request(quit=api.RequestQuit()))
             self._protocol = None
-        if self._socket is not None:
-            self._socket.shutdown()  # its polite `close` waits for a game that may hang, and leaks if that hung up
-        _return_port(self.port)
         self._finalizer()
+        _return_port(self.port)
 
     def _check(self, response: Any, errors: Any) -> None:
         try:
@@ -192,8 +199,13 @@ class GameProcess(StarcraftProcess):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends the game
             )
-        if os.name == "posix":
-            self._guard = _watch(process.pid, self._tmp_dir)
+        try:
+            if os.name == "posix":
+                self._guard = _watch(process.pid, self._tmp_dir)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return process
 
     def _shutdown(self) -> None:
@@ -219,6 +231,22 @@ class GameProcess(StarcraftProcess):
         with self._log.open("rb") as log:
             log.seek(max(0, self._log.stat().st_size - LOG_CHARACTERS))
             return log.read().decode("utf-8", "replace").strip()
+
+
+def _open_websocket(port: int) -> Any:
+    """A connection of our own, because the library would ask the proxy that the environment names for the web."""
+    connection = socket.create_connection((HOST, port), REPLY_SECONDS)
+    try:
+        return websocket.create_connection(f"ws://{HOST}:{port}/sc2api", timeout=REPLY_SECONDS, socket=connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _end(process: GameProcess, sockets: list[Any]) -> None:
+    for each in sockets:
+        each.shutdown()  # its polite `close` waits for a game that may hang, and leaks if that hung up
+    process.close()
 
 
 def _watch(pid: int, folder: str) -> subprocess.Popen:

@@ -101,6 +101,8 @@ class SmacOptions:
             allowed, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}")
+        if self.game_version is not None and not isinstance(self.game_version, str):
+            raise ConfigError(f"game_version is {self.game_version!r}, a number; put it in quotes, such as '4.10'")
         self._refuse_idle_options()
 
     def _refuse_idle_options(self) -> None:

@@ -89,6 +89,13 @@ class BattleBuffers:
             )
         return action
 
+    def known(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(K,) int64 indices of environments. Raises ConfigError where there is no such one."""
+        indices, count = np.asarray(indices, np.int64), len(self.battle.tally)
+        if len(outside := indices[(indices < 0) | (indices >= count)]):
+            raise ConfigError(f"{self.spec.name}: there is no environment {outside[0]}; there are {count}, from 0")
+        return indices
+
     def info(self, index: int) -> dict[str, float]:
         """Of an episode that has just ended."""
         health, agents = self.battle.real[index, HEALTH], self.rules.agents
@@ -131,12 +138,7 @@ class Battles(BattleBuffers):
         self._plain = tuple(tuple(part) for part in (self.rules, self.world, self.battle, self.view))
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        indices = np.asarray(indices, np.int64)
-        if len(outside := indices[(indices < 0) | (indices >= len(self.battle.tally))]):
-            raise ConfigError(
-                f"{self.spec.name}: there is no environment {outside[0]}; there are {len(self.battle.tally)}, from 0"
-            )
-        engine.restart(*self._plain, indices)
+        engine.restart(*self._plain, self.known(indices))
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""

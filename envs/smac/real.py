@@ -51,6 +51,7 @@ from marl.protocols import State
 api: Any = import_module("s2clientprotocol.sc2api_pb2")  # what envs.sc2.game has made importable
 common: Any = import_module("s2clientprotocol.common_pb2")
 debug: Any = import_module("s2clientprotocol.debug_pb2")
+raw: Any = import_module("s2clientprotocol.raw_pb2")
 
 FOLDER = "SMAC_Maps"
 GET_MAPS = (
@@ -86,6 +87,7 @@ class Games(BattleBuffers):
         opening = Opening(find_install(options.game_version), self.map, options)
         self._instances = [Instance(opening, index) for index in range(num_envs)]
         self._worlds = [self.world] * num_envs
+        self._closed = False
         self._pool = ThreadPoolExecutor(num_envs)
 
     def seed(self, index: int, seed: int | None) -> None:
@@ -93,7 +95,9 @@ class Games(BattleBuffers):
         self._instances[index].seed(seed)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        self._each(self._begin, indices)
+        if self._closed:
+            raise RuntimeError(f"{self.spec.name} is closed; make a new environment")
+        self._each(self._begin, self.known(indices))
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
@@ -178,10 +182,11 @@ class Games(BattleBuffers):
         raise RuntimeError(f"{self.spec.name}: StarCraft II cannot restore a state; get_state gives None")
 
     def close(self) -> None:
-        self._pool.shutdown()
-        self.battle.tally[:, RUNNING] = 0
-        for instance in self._instances:
-            instance.close()
+        if not self._closed:
+            self._closed = True
+            self.battle.tally[:, RUNNING] = 0
+            self._each(lambda index: self._instances[index].close(), range(len(self._instances)))
+            self._pool.shutdown()
 
 
 class Instance:
@@ -272,7 +277,8 @@ class Instance:
         response = self._game.ask(*requests)[-1]
         if response.status != api.in_game or response.observation.observation.game_loop == STUB:
             raise GameError(f"StarCraft II ended the game by itself, its status is {api.Status.Name(response.status)}")
-        self._units = response.observation.observation.raw_data.units
+        units = response.observation.observation.raw_data.units
+        self._units = [unit for unit in units if unit.display_type == raw.Visible]
 
     def _assemble(self) -> list[Any]:
         """The units of a battle that has not been fought: the map creates both sides where both are dead."""

@@ -244,11 +244,9 @@ def test_a_peer_without_the_game_s_address_is_given_up(monkeypatch):
 @pytest.mark.usefixtures("install")
 def test_a_port_in_use_is_named_and_another_one_taken(monkeypatch, caplog):
     pick = game_module._pick_port
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        taken.close()  # known to be taken by what follows, not by a listener that swallows the connection
-        blocker = socket.socket()
-        blocker.bind(("127.0.0.1", port))
+    with socket.socket() as blocker:
+        blocker.bind(("127.0.0.1", 0))  # it does not listen, so that it does not swallow the connection
+        port = blocker.getsockname()[1]
         ports = iter([port])
         monkeypatch.setattr(game_module, "_pick_port", lambda: next(ports, None) or pick())
         env = make_real("3m")
@@ -256,7 +254,6 @@ def test_a_port_in_use_is_named_and_another_one_taken(monkeypatch, caplog):
         assert f"port {port}, ended with code 1" in caplog.text
         assert f"cannot listen at 127.0.0.1:{port}" in caplog.text
         env.close()
-        blocker.close()
 
 
 @pytest.mark.usefixtures("install")
@@ -315,11 +312,31 @@ print("ready", flush=True)
 @pytest.mark.parametrize("end", ["", "raise ValueError", "del vector", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_nothing_is_left_behind(install, tmp_path, end):
     command, environment = [sys.executable, "-c", RUN.format(end=end)], {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "ready\n", done.stderr
     wait_until_gone(install)
     wait_until_gone(tmp_path)
     assert list(tmp_path.glob("sc-*")) == []
+
+
+def test_a_proxy_for_the_web_is_not_asked(install, monkeypatch):  # noqa: ARG001
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.com")
+    monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 30.0)
+    env = make_real("3m")
+    env.reset(0)
+    env.close()
+
+
+def test_a_game_that_nobody_watches_over_is_ended(install, monkeypatch):
+    def refuse(*_):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(game_module, "_watch", refuse)
+    env = make_real("3m")
+    with pytest.raises(GameError, match="no more processes"):
+        env.reset(0)
+    wait_until_gone(install)
 
 
 @pytest.mark.usefixtures("install")

@@ -29,7 +29,15 @@ def processes(word):
 def guards():
     """The shells of this process that watch over its games."""
     children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    return [pid for pid in children if b"kill -9" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if b"kill -9" in command_of(pid)]
+
+
+def command_of(pid):
+    """The command line of a process, empty if it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def wait_until_gone(word):
