@@ -12,7 +12,6 @@ pytest.importorskip("numba")
 from envs.smac import TASKS, TEAM_TASKS, SmacOptions, batch, make
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.combat import ATTACKING, GOING, HUNTING, IDLE, WAITING
-from envs.smac.maps import DATA
 from envs.smac.rules import (
     LAST,
     ORDER,
@@ -144,6 +143,29 @@ def test_the_cone_of_sight_by_hand():
     obs = env.step(np.array([6 + 9, 1, 1])).obs
     obs, _ = place(env, units)
     assert seen() == ([False, False, False], [False, False, False], [0, 1])
+
+
+def test_the_layout_of_mappo_shows_place_and_cone_too():
+    env = make("zerg_5_vs_5", layout="mappo", conic_fov=True, num_fov_actions=4, prob_obs_enemy=0.0)
+    find_team(env, ("baneling", "hydralisk"))
+    units = {0: (8, 16, 15, 0), 1: (10, 16, 80, 0), 5: (12, 16, 30, 0), 6: (8, 20, 30, 0)}
+    obs, _ = place(env, units)
+    actions = env.spec.action_size
+    own = [1, 0, 0, 0, 0.5, 8 / 32, 16 / 32, 1, 0, 0, 0, 1] + [0] * actions + [1, 0, 0, 0, 0]
+    np.testing.assert_allclose(obs.agents[0, -len(own) :], own, atol=1e-7)
+    ally, enemy = 4 + 1 + 3 + actions, 4 + 1 + 3
+    assert env.spec.observation_size == 4 * ally + 5 * enemy + 4 + len(own)
+    owner = env._battles.battle.whole[0, OWNER, 5]
+    assert owner in (0, 1)
+    assert env._battles.battle.whole[0, OWNER, 6] == -1
+    ally, enemy = 7 + 1 + 2 + 3 + actions, 7 + 1 + 3
+    parts = obs.state.reshape(5, -1)
+    assert parts.shape[1] == 4 * ally + 5 * enemy + 4 + 6 + 1 + 2 + 3 + actions + 5
+    np.testing.assert_allclose(parts[0, :13], [1, 0.25, 0.25, 0, 0, 1, -6 / 32, 0, 1, 0, 0, 1, 0], atol=1e-7)
+    for agent in (0, 1):
+        foes = parts[agent, 4 * ally :][: 5 * enemy].reshape(5, enemy)
+        assert foes[:, 4].tolist() == [agent == owner, 0, 0, 0, 0], "who sees them"
+        assert (foes[:2, 5] > 0.3).all(), "the state shows them all the same"
 
 
 def test_turning_the_cone_leaves_the_order():
@@ -329,6 +351,7 @@ def test_a_won_battle_pays_twenty(race):
 OPTIONS = [
     {},
     {"conic_fov": True, "num_fov_actions": 5, "prob_obs_enemy": 0.4, "obs_last_action": True},
+    {"layout": "mappo", "conic_fov": True, "prob_obs_enemy": 0.4},
     {"action_mask": False, "prob_obs_enemy": 0.0, "obs_instead_of_state": True, "obs_timestep_number": True},
 ]
 
@@ -435,27 +458,6 @@ def test_the_uncompiled_engine_gives_the_same_bits():
         assert not done.returncode, done.stderr
         digests.append(done.stdout)
     assert digests[0] == digests[1]
-
-
-def test_pictures_show_the_drawn_teams():
-    pytest.importorskip("PIL")
-    env = make("zerg_10_vs_11")
-    env.reset(0)
-    film, teams = env.film(), []
-    for seed in range(3):
-        env.reset(seed)
-        (frame,) = film.draw()
-        assert frame.shape[2] == 3
-        teams.append(film._painter.map.types)
-        assert teams[-1] == env._battles.map_at(0).types
-        (radius,) = {DATA["units"][teams[-1][0]]["radius"]}
-        assert film._painter.stats[4, 0] == radius
-        env.step(np.ones(10, int))
-        assert len(film.draw()) == 4
-        text = env.render()
-        for kind in TYPES["zerg"]:
-            assert text.count(f"{kind} ") == teams[-1].count(kind)
-    assert len(set(teams)) == 3
 
 
 def test_what_makes_no_sense_is_refused():

@@ -173,3 +173,24 @@ def test_unit_ranges_are_the_units_own(race):
     assert (fixed._battles.stats[:, [SIGHT, SHOOT], 0] == [9, 6]).all()
     chosen = make("3m", use_unit_ranges=True, sight_range=7.5)._battles.world.stats
     assert (chosen[[SIGHT, SHOOT], 0] == [7.5, 5]).all()
+
+
+def test_pictures_show_the_drawn_teams():
+    pytest.importorskip("PIL")
+    env = make("zerg_10_vs_11")
+    env.reset(0)
+    film, teams = env.film(), []
+    for seed in range(3):
+        env.reset(seed)
+        (frame,) = film.draw()
+        assert frame.shape[2] == 3
+        teams.append(film._painter.map.types)
+        assert teams[-1] == env._battles.map_at(0).types
+        (radius,) = {DATA["units"][teams[-1][0]]["radius"]}
+        assert film._painter.stats[4, 0] == radius
+        env.step(np.ones(10, int))
+        assert len(film.draw()) == 4
+        text = env.render()
+        for kind in TYPES["zerg"]:
+            assert text.count(f"{kind} ") == teams[-1].count(kind)
+    assert len(set(teams)) == 3
