@@ -89,7 +89,8 @@ class SmacOptions:
     reward_sparse: bool = False
     """Pay 1 for a win, -1 for a defeat and nothing else (scaled where reward_scale is set, as SMAC does)."""
     reward_only_positive: bool = True
-    """Pay the absolute value of the damage done and of the kills; without it, losses are charged too."""
+    """Pay the absolute value of the damage done and of the kills, in SMACv2's tasks never less than nothing; without
+    it, losses are charged too."""
     reward_death_value: float = 10.0
     """Paid for a kill, and charged for a loss where losses are charged."""
     reward_win: float = 200.0
