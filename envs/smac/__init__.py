@@ -1,8 +1,9 @@
-"""SMAC: StarCraft II micromanagement on the 23 maps of the challenge, by an embedded battle engine or by the game.
+"""SMAC and SMACv2: StarCraft II micromanagement by an embedded battle engine or by the game.
 
-A task is a map, such as `3m`. What agents see, may do and are paid follows SMAC (Samvelyan et al. 2019) for every
-option; `FIDELITY.md` lists what the engine models of the game and what it does not. `envs.smac.env` holds the classes,
-`envs.smac.real` what plays in StarCraft II itself.
+A task is one of SMAC's 23 maps, such as `3m`, or one of SMACv2's 15 scenarios, such as `terran_5_vs_5`, whose teams and
+starts are drawn anew in every episode. What agents see, may do and are paid follows SMAC (Samvelyan et al. 2019) and
+SMACv2 (Ellis et al. 2023) for every option; `FIDELITY.md` lists what the engine models of the game and what it does
+not. `envs.smac.env` holds the classes, `envs.smac.real` what plays in StarCraft II itself.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from envs.smac.maps import TASKS
+from envs.smac.maps import TASKS, TEAM_TASKS
 from marl.errors import ConfigError
 from marl.registry import register_env
 
 if TYPE_CHECKING:
     from envs.smac.env import SmacEnv, SmacVector
 
-__all__ = ["TASKS", "SmacOptions", "batch", "make"]
+__all__ = ["TASKS", "TEAM_TASKS", "SmacOptions", "batch", "make"]
+
+_ONLY_EMBEDDED = ("creep_decay", "conic_fov", "num_fov_actions", "prob_obs_enemy", "action_mask")
+_ONLY_SC2 = ("game_version", "difficulty", "replay_dir")
 
 
 @dataclass(frozen=True)
 class SmacOptions:
-    """What agents see, what they are paid, and how the game runs. The defaults are SMAC's."""
+    """What agents see, what they are paid, and how the game runs. The defaults are SMAC's, or SMACv2's in its tasks."""
 
     backend: Literal["embedded", "sc2"] = "embedded"
     """What plays the battles: the embedded engine, or StarCraft II itself, found at SC2PATH."""
@@ -56,10 +60,26 @@ class SmacOptions:
     """The state holds the last action of every agent."""
     state_timestep_number: bool = False
     """The state ends with the fraction of the episode limit that has passed."""
-    sight_range: float = 9.0
-    """How far an agent sees, in map units between centres."""
-    shoot_range: float = 6.0
-    """How near a target must be to be offered, in map units between centres."""
+    obs_own_pos: bool | None = None
+    """Show the agent its place on the map. None does so in SMACv2's tasks only."""
+    use_unit_ranges: bool | None = None
+    """Every unit has its own sight, and the range of its own weapon, at least 2. None means in SMACv2's tasks only."""
+    sight_range: float | None = None
+    """How far every agent sees, in map units between centres. None is 9, or the unit's own with use_unit_ranges."""
+    shoot_range: float | None = None
+    """How near a target must be to be offered, in map units between centres. None is 6, or the unit's own with
+    use_unit_ranges."""
+    conic_fov: bool = False
+    """Agents see, and are offered targets, only in a cone, which further actions turn. Only for embedded."""
+    num_fov_actions: int = 12
+    """The directions to which the cone can be turned, the first one east; its angle is a full turn divided by them.
+    With conic_fov only."""
+    prob_obs_enemy: float = 1.0
+    """The probability with which an agent may see an enemy that another agent has seen first, drawn once for as long as
+    both of these live (SMACv2's extended partial observability). Only for embedded."""
+    action_mask: bool = True
+    """Offer only targets within reach. Without it attacks on all living enemies are offered, and one out of reach is
+    not carried out. Only for embedded."""
     move_amount: float = 2.0
     """How far away a unit is sent by one move action."""
     step_mul: int = 8
@@ -69,7 +89,8 @@ class SmacOptions:
     reward_sparse: bool = False
     """Pay 1 for a win, -1 for a defeat and nothing else (scaled where reward_scale is set, as SMAC does)."""
     reward_only_positive: bool = True
-    """Pay the absolute value of the damage done and of the kills; without it, losses are charged too."""
+    """Pay the absolute value of the damage done and of the kills, in SMACv2's tasks never less than nothing; without
+    it, losses are charged too."""
     reward_death_value: float = 10.0
     """Paid for a kill, and charged for a loss where losses are charged."""
     reward_win: float = 200.0
@@ -90,13 +111,21 @@ class SmacOptions:
     known whether the game does so on 2s_vs_1sc."""
 
     def __post_init__(self) -> None:
-        for name in ("step_mul", "max_steps"):
+        for name in ("step_mul", "max_steps", "num_fov_actions"):
             value = getattr(self, name)
             if value is not None and (value != int(value) or value < 1):
                 raise ConfigError(f"{name} is {value}; give a whole number of 1 or more")
         for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0")
+        if not 0 <= self.prob_obs_enemy <= 1:
+            raise ConfigError(f"prob_obs_enemy is {self.prob_obs_enemy}; give a probability from 0 to 1")
+        if self.num_fov_actions != 12 and not self.conic_fov:
+            raise ConfigError(
+                f"num_fov_actions is {self.num_fov_actions}, which has no effect without conic_fov; leave it out or "
+                "set conic_fov"
+            )
         for name in ("unavailable_action", "backend", "difficulty", "layout"):
             allowed, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
             if value not in allowed:
@@ -107,7 +136,7 @@ class SmacOptions:
 
     def _refuse_idle_options(self) -> None:
         """Options that the chosen backend would not read."""
-        idle = ("creep_decay",) if self.backend == "sc2" else ("game_version", "difficulty", "replay_dir")
+        idle = _ONLY_EMBEDDED if self.backend == "sc2" else _ONLY_SC2
         for option in fields(self):
             value = getattr(self, option.name)
             if option.name in idle and value != option.default:
@@ -118,7 +147,7 @@ class SmacOptions:
 
 
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVector:
-    """`num_envs` battles on a map, stepped by `threads` threads. The results do not depend on `threads`.
+    """`num_envs` battles, stepped by `threads` threads. The results do not depend on `threads`.
 
     StarCraft II runs as one process for each battle, with a thread of its own here whatever `threads` is.
     """
@@ -131,13 +160,13 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
     "smac",
     options=SmacOptions,
     batch=batch,
-    tasks=TASKS,
+    tasks=(*TASKS, *TEAM_TASKS),
     requires=("numba",),
     install="pip install 'seqmarl[smac]'",
-    summary="SMAC: StarCraft II micromanagement on 23 maps, embedded engine or the game itself; discrete actions",
+    summary="SMAC and SMACv2: StarCraft II micromanagement, embedded engine or the game itself; discrete actions",
 )
 def make(task: str, **options: Any) -> SmacEnv:
-    """One battle on a map."""
+    """One battle."""
     from envs.smac.env import SmacEnv
 
     return SmacEnv(task, SmacOptions(**options))

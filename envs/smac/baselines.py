@@ -90,6 +90,11 @@ class Facts:
         from envs.smac.maps import load_map
 
         battle_map = load_map(task)
+        if battle_map.kinds:
+            raise ConfigError(
+                f"smac/{task}: this agent knows its team and the enemy's from the map, and SMACv2 draws them anew in "
+                "every episode; choose one of SMAC's maps, such as smac/3m, or --agent random"
+            )
         self.rules = build_rules(battle_map, SmacOptions())
         world = build_world(battle_map, SmacOptions())
         stats = world.stats

@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 
 from envs.smac import SmacOptions, rules
-from envs.smac.combat import ATTACK_MOVING, BURST, CROWD, HUNTING, IDLE, INSTANT, LINE, World
-from envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, waypoints
+from envs.smac.combat import ATTACK_MOVING, BURST, CROWD, HUNTING, IDLE, INSTANT, LINE, WAITING, World
+from envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, lattice, waypoints
 from envs.smac.rules import Rules
 
-_ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING}
+_ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING, "nearest": WAITING}
 _KINDS = {"line": LINE, "circle": BURST}
+
+SIGHT_RANGE, SHOOT_RANGE, LEAST_SHOOT_RANGE = 9.0, 6.0, 2.0
+"""SMAC's for every unit; with the units' own, the least at which a target is offered."""
 
 
 def random_stream(seed: int | None) -> int:
@@ -25,17 +28,18 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
     units = DATA["units"]
     allies = battle_map.types[: battle_map.num_agents]
     enemies = battle_map.types[battle_map.num_agents :]
-    health = sum(units[name]["hp"] + units[name]["shield"] for name in enemies)
-    best = options.reward_death_value * len(enemies) + options.reward_win + health
+    healers = "medivac" in (battle_map.kinds or allies)
+    looks = options.num_fov_actions if options.conic_fov else 0
+    targets = max(len(allies), len(enemies)) if battle_map.kinds and healers else len(enemies)
     return Rules(
         agents=len(allies),
         enemies=len(enemies),
-        actions=rules.FIRST_TARGET + len(enemies),
+        actions=rules.FIRST_TARGET + looks + targets,
         limit=options.max_steps or battle_map.limit,
         ally_shield=int(units[allies[0]]["race"] == "protoss"),
         enemy_shield=int(units[enemies[0]]["race"] == "protoss"),
         type_bits=len(battle_map.ally_types),
-        healers=int("medivac" in allies),
+        healers=int(healers),
         all_health=int(options.obs_all_health),
         own_health=int(options.obs_all_health or options.obs_own_health),
         last_action=int(mappo if options.obs_last_action is None else options.obs_last_action),
@@ -48,42 +52,77 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         state_timestep=int(options.state_timestep_number),
         sparse=int(options.reward_sparse),
         only_positive=int(options.reward_only_positive),
-        sight=float(options.sight_range),
-        shoot=float(options.shoot_range),
+        own_place=int(_chosen(options.obs_own_pos, battle_map)),
+        looks=looks,
+        masked=int(options.action_mask),
+        drawn=int(bool(battle_map.kinds)),
+        half_cone=float(np.cos(np.pi / looks)) if looks else -1.0,
+        sharing=float(options.prob_obs_enemy),
         move=float(options.move_amount),
         death_value=float(options.reward_death_value),
         win=float(options.reward_win),
         defeat=float(options.reward_defeat),
         negative_scale=float(options.reward_negative_scale),
-        scale=float(options.reward_scale_rate / best if options.reward_scale else 1.0),
+        rate=float(options.reward_scale_rate if options.reward_scale else 0.0),
     )
 
 
+def _chosen(option: bool | None, battle_map: BattleMap) -> bool:
+    """An option that is on by default where teams are drawn, and off elsewhere."""
+    return bool(battle_map.kinds) if option is None else option
+
+
 def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
-    stats = np.zeros((rules.STAT_FIELDS, len(battle_map.types)))
-    for index, name in enumerate(battle_map.types):
-        _fill(stats[:, index], name, options)
-        if battle_map.ally_types:
-            stats[rules.ALLY_TYPE, index] = battle_map.ally_types.index(name)
-            stats[rules.ENEMY_TYPE, index] = battle_map.enemy_types.index(name)
-    stats[rules.AGENTS] = battle_map.num_agents
-    damage = np.array([[_damage(a, b) for b in battle_map.types] for a in battle_map.types])
-    _confine(stats, battle_map)
     if len(battle_map.types) >= CROWD:
         raise ValueError(f"{battle_map.name} has {len(battle_map.types)} units; the engine takes fewer than {CROWD}")
+    stats = _stats(battle_map.types, battle_map, options)
     convex = battle_map.convex
+    kinds, angles = battle_map.kinds, np.arange(options.num_fov_actions) * (2 * np.pi / options.num_fov_actions)
     return World(
         agents=battle_map.num_agents,
         units=len(battle_map.types),
         order=_ORDERS[battle_map.order],
         loops=int(options.step_mul),
-        stats=np.concatenate([stats, damage]),
+        stats=stats,
         walkable=np.ascontiguousarray(battle_map.walkable),
         near_wall=_near_wall(battle_map.walkable) & (not convex),
         way=np.zeros((1, 1), np.int16) if convex else waypoints(battle_map.name),
         start=np.ascontiguousarray(battle_map.start.T),
         goals=battle_map.goals,
+        traits=_stats(kinds, battle_map, options) if kinds else np.zeros((1, 0)),
+        odds=np.cumsum(battle_map.weights, dtype=np.int64),
+        dependent=kinds.index(battle_map.dependent) if battle_map.dependent else -1,
+        lattice=lattice((0.0, 0.0), (1.0, 0.0)) if kinds else np.zeros((0, 2)),
+        looks=np.stack([np.cos(angles), np.sin(angles)], axis=1),
     )
+
+
+def _stats(types: tuple[str, ...], battle_map: BattleMap, options: SmacOptions) -> np.ndarray:
+    """The statistics of units of these types, and their damage of one hit to each other; see `combat.World`."""
+    stats = np.zeros((rules.STAT_FIELDS, len(types)))
+    own = _chosen(options.use_unit_ranges, battle_map)
+    for index, name in enumerate(types):
+        _fill(stats[:, index], name, options)
+        sight, shoot = _ranges(name) if own else (SIGHT_RANGE, SHOOT_RANGE)
+        stats[rules.SIGHT, index] = options.sight_range or sight
+        stats[rules.SHOOT, index] = options.shoot_range or shoot
+        if battle_map.ally_types:
+            stats[rules.ALLY_TYPE, index] = battle_map.ally_types.index(name)
+            stats[rules.ENEMY_TYPE, index] = battle_map.enemy_types.index(name)
+    stats[rules.AGENTS] = battle_map.num_agents
+    units, enemies = DATA["units"], battle_map.types[battle_map.num_agents :]
+    health = sum(units[name]["hp"] + units[name]["shield"] for name in enemies)
+    best = options.reward_death_value * len(enemies) + options.reward_win + health
+    stats[rules.SCALE] = options.reward_scale_rate / best if options.reward_scale else 1.0
+    _confine(stats, battle_map)
+    return np.concatenate([stats, np.array([[_damage(a, b) for b in types] for a in types])])
+
+
+def _ranges(name: str) -> tuple[float, float]:
+    """A unit's own sight, and the range at which it is offered targets, between centres."""
+    unit: dict[str, Any] = DATA["units"][name]
+    reach = unit.get("shoot_range") or unit.get("heal", {}).get("range") or unit["weapons"][0]["range"]
+    return float(unit["sight"]), max(float(reach), LEAST_SHOOT_RANGE)
 
 
 def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:

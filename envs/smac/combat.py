@@ -79,8 +79,7 @@ GRAZE = np.float32(1e-5)
 SPOT_X, SPOT_Y, WIDTH, SOLID, BODY, GROUND_BODY, RANK = range(7)
 SPOT_ROWS = 7
 """WIDTH is the separation radius, of a flyer and of the dead ABSENT; SOLID is the same of those that stand still, and
-GIVE of it of those that walk. BODY is the radius, GROUND_BODY too but of a flyer
-ABSENT; RANK sets a target behind others."""
+GIVE of it of those that walk. BODY is the radius, GROUND_BODY too but of a flyer ABSENT; RANK sets a target behind."""
 FAR_AWAY = np.float32(1e6)
 ABSENT = np.float32(-10.0)
 HARMLESS = np.float32(1024.0)
@@ -94,17 +93,23 @@ CROWD, FINENESS, SHIFT = np.int32(128), np.float32(1024.0), np.float32(16.0)
 LARGEST = np.float32(16000.0)
 NOBODY = np.int32(2**31 - 1)
 
-IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING = range(6)
-"""Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side."""
+IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING, WAITING = range(7)
+"""Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side;
+stand until the map's trigger sends it against the nearest agent."""
 
 
 class World(NamedTuple):
     """What does not change in a battle.
 
-    `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour;
+    `stats` (fields + U, U): the statistics, then row by row each unit's damage of one hit before armour; `traits`
+    (fields + K, K): the same of the K types of which teams are drawn, K = 0 where they are not; `odds` (K,) the sums of
+    the types' weights up to each of them; `dependent`: the type of which no team consists alone, or -1; `lattice`
+    (L, 2): where a unit may stand around its start, nearest first; `looks` (K, 2): where a cone of sight may point;
     `walkable` (x, y); `near_wall` (x, y): a wall touches the cell; `way` (cells, cells), see `maps.waypoints`, or
     (1, 1) where the ground is one rectangle; `start` (2, U) and `goals` (2, 2) of the map; `order`: what the enemy
     is told; `loops` of one step.
+
+    For several environments whose teams differ, `stats` and `start` have a leading axis E; see `one_world`.
     """
 
     agents: int
@@ -117,6 +122,20 @@ class World(NamedTuple):
     way: np.ndarray
     start: np.ndarray
     goals: np.ndarray
+    traits: np.ndarray
+    odds: np.ndarray
+    dependent: int
+    lattice: np.ndarray
+    looks: np.ndarray
+
+
+@compiled
+def one_world(world, env):
+    """One environment's part of a world whose `stats` and `start` have a leading axis, E or 1 for all."""
+    row = env if world.stats.shape[0] > 1 else 0
+    parts = world.order, world.loops, world.stats[row], world.walkable, world.near_wall, world.way, world.start[row]
+    rest = world.goals, world.traits, world.odds, world.dependent, world.lattice, world.looks
+    return World(world.agents, world.units, *parts, *rest)
 
 
 @compiled
@@ -266,7 +285,7 @@ def pursue_attack(stats, real, whole, unit):
     """Go on with an attack that has begun. True where the unit is busy with it and does nothing else."""
     if real[WINDUP, unit] > 0.0:
         target = whole[AIM, unit]
-        reach = stats[RANGE, unit] + stats[SLOP, unit]
+        reach = stats[RANGE, unit] + stats[SLOP, unit] + TOUCH  # as where it began: at its very edge it goes on
         if real[HEALTH, target] <= 0.0 or gap(stats, real, unit, target) > reach:
             real[WINDUP, unit] = 0.0
             real[COOLDOWN, unit] = 0.0

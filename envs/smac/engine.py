@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from envs.smac.chance import notice
 from envs.smac.combat import (
     ALL,
     ATTACKING,
@@ -29,16 +30,17 @@ from envs.smac.combat import (
     SPOT_X,
     SPOT_Y,
     TOUCH,
+    WAITING,
     WIDTH,
     World,
     attack,
     bury,
-    can_hit,
     confine,
     draw,
     gap,
     land,
     mark,
+    one_world,
     pursue_attack,
     rank_of,
     separate,
@@ -46,6 +48,7 @@ from envs.smac.combat import (
     walk,
 )
 from envs.smac.fork import observe_as_fork, survey_as_fork
+from envs.smac.orders import FAR, command, rouse
 from envs.smac.rules import (
     AGENTS,
     AGES,
@@ -54,9 +57,7 @@ from envs.smac.rules import (
     COOLDOWN,
     COUNTED,
     DECAY,
-    EAST,
     ENERGY,
-    FIRST_TARGET,
     GOAL_X,
     GOAL_Y,
     HEALER,
@@ -64,41 +65,38 @@ from envs.smac.rules import (
     HEALTH,
     HITS_AIR,
     IGNORED,
+    KIND,
     LAST,
+    LOOK_X,
     MAX_HEALTH,
     MAX_SHIELD,
     MOVED,
     NO_ACTION,
-    NORTH,
     ORDER,
     PACE,
     QUIET,
     RADIUS,
     RANGE,
-    RECOVER,
     REGENERATION,
     RUNNING,
     RUNNING_ON,
     SCAN,
     SHIELD,
     SLOP,
-    SOUTH,
     STEPS,
     TARGET,
-    WEST,
-    WINDUP,
     Rules,
     X,
     Y,
-    battle_outcome,
     compiled,
     entry,
     observe,
     offer_actions,
-    pay,
+    offer_targets,
     share_health,
     survey,
 )
+from envs.smac.verdict import battle_outcome, pay
 
 SHIELD_REGENERATION = 2.0 / SECOND
 ENERGY_REGENERATION = 0.5625 / SECOND
@@ -109,7 +107,8 @@ HEAL_SCAN = 6.0
 HEAL_STEP = 9.0 / SECOND
 ENERGY_PER_HEALTH = 0.33
 LEAST_ENERGY = 5.0
-FAR = 1e9
+TRIGGER_LOOPS = 8
+"""Every so many loops SMACv2's map sends units that wait against the nearest agent."""
 
 
 class Battle(NamedTuple):
@@ -149,13 +148,14 @@ def new_scratch(units: int) -> Scratch:
 def begin(world, real, whole, tally):
     """The first moment of an episode."""
     real[:] = 0.0
-    whole[:] = -1
+    whole[:KIND] = -1
     share = draw(tally, 1 << 20) / (1 << 20)
     for unit in range(world.units):
         real[X, unit], real[Y, unit] = world.start[0, unit], world.start[1, unit]
         real[HEALTH, unit] = world.stats[MAX_HEALTH, unit]
         real[SHIELD, unit] = world.stats[MAX_SHIELD, unit]
         real[ENERGY, unit] = START_ENERGY if world.stats[HEALER, unit] > 0.0 else 0.0
+        real[LOOK_X, unit] = 1.0
         report(real, unit)
         real[COUNTED, unit] = real[HEALTH, unit] + real[SHIELD, unit]
         whole[ORDER, unit] = IDLE if unit < world.agents else world.order
@@ -165,46 +165,6 @@ def begin(world, real, whole, tally):
     tally[CLOCK] = 0
     tally[RUNNING] = 1
     tally[IGNORED] = 0
-
-
-@compiled
-def command(rules, world, real, whole, agent, action):
-    """Give an agent the order of its action."""
-    order, target = IDLE, -1
-    x, y = real[X, agent], real[Y, agent]
-    if NORTH <= action <= WEST:
-        order = GOING
-        x += rules.move * ((1.0 if action == EAST else 0.0) - (1.0 if action == WEST else 0.0))
-        y += rules.move * ((1.0 if action == NORTH else 0.0) - (1.0 if action == SOUTH else 0.0))
-    elif action >= FIRST_TARGET and rules.healers and world.stats[HEALER, agent] > 0.0:
-        order, target = MENDING, action - FIRST_TARGET
-    elif action >= FIRST_TARGET:
-        order, target = ATTACKING, rules.agents + action - FIRST_TARGET
-    give_order(world.stats, real, whole, agent, order, target, x, y)
-
-
-@compiled
-def give_order(stats, real, whole, unit, order, target, x, y):
-    """Replace a unit's order; False where the game refuses it and the unit keeps the old one."""
-    if order == MENDING and (
-        stats[HEALER, unit] == 0.0
-        or real[HEALTH, target] >= stats[MAX_HEALTH, target]
-        or stats[BIOLOGICAL, target] == 0.0
-    ):
-        return False
-    if order == ATTACKING:
-        if not can_hit(stats, unit, target):
-            return False
-        if whole[ORDER, unit] == ATTACKING and whole[TARGET, unit] == target:
-            return True
-    if real[WINDUP, unit] > 0.0:
-        real[COOLDOWN, unit] = 0.0
-    real[WINDUP, unit] = 0.0
-    real[RECOVER, unit] = 0.0
-    whole[ORDER, unit] = order
-    whole[TARGET, unit] = target
-    real[GOAL_X, unit], real[GOAL_Y, unit] = single(x), single(y)
-    return True
 
 
 @compiled
@@ -312,7 +272,7 @@ def march(stats, real, whole, unit):
             if real[HEALTH, other] > 0.0 and away < least:
                 least = away
                 real[GOAL_X, unit], real[GOAL_Y, unit] = real[X, other], real[Y, other]
-    return -1, FAR if whole[ORDER, unit] != IDLE else 0.0
+    return -1, 0.0 if whole[ORDER, unit] in (IDLE, WAITING) else FAR
 
 
 @compiled
@@ -320,6 +280,8 @@ def act_enemy(stats, real, whole, tally, spots, unit):
     """The game's own control of an attack-moving or idle unit; returns as `act_ally` does."""
     if pursue_attack(stats, real, whole, unit):
         return -1, 0.0
+    if whole[ORDER, unit] == WAITING and whole[TARGET, unit] < 0 and tally[CLOCK] % TRIGGER_LOOPS == 0:
+        rouse(stats, real, whole, unit)
     target = whole[TARGET, unit]
     if stats[HEALER, unit] > 0.0:
         if target < 0 or real[HEALTH, target] >= stats[MAX_HEALTH, target] or real[HEALTH, target] <= 0.0:
@@ -329,8 +291,10 @@ def act_enemy(stats, real, whole, tally, spots, unit):
     else:
         if target >= 0 and real[HEALTH, target] <= 0.0:
             target = -1
+            if whole[ORDER, unit] == ATTACKING:
+                whole[ORDER, unit] = WAITING
         away = gap(stats, real, unit, target) if target >= 0 else FAR
-        if away > stats[RANGE, unit] + stats[SLOP, unit]:
+        if away > stats[RANGE, unit] + stats[SLOP, unit] and whole[ORDER, unit] != ATTACKING:
             found = choose_target(stats, spots, unit)
             while found >= 0 and real[HEALTH, found] <= 0.0:  # died in this loop
                 bury(spots, found)
@@ -413,6 +377,8 @@ def show(rules, world, battle, view, env):
     share_health(world.stats, real)
     for agent in range(rules.agents):
         view.alive[env, agent] = real[HEALTH, agent] > 0.0
+    if rules.sharing < 1.0:
+        notice(rules, world.stats, real, whole, tally)
     offer_actions(rules, world.stats, world.walkable, real, mask)
     if rules.mappo:
         observe_as_fork(rules, world.stats, world.walkable, real, whole, tally, mask, seen)
@@ -422,6 +388,8 @@ def show(rules, world, battle, view, env):
         survey_as_fork(rules, world.stats, real, whole, tally, mask, view.state[env])
     else:
         survey(rules, world.stats, real, whole, tally, seen, view.state[env])
+    if not rules.masked:
+        offer_targets(rules, world.stats, real, mask)
 
 
 @entry
@@ -463,7 +431,7 @@ def settle(rules, world, battle, view, env):
     tally[STEPS] += 1
     outcome = battle_outcome(rules, world.stats, real)
     view.outcome[env] = outcome
-    view.reward[env] = pay(rules, real, outcome)
+    view.reward[env] = pay(rules, world.stats, real, outcome)
     view.terminated[env] = outcome != RUNNING_ON
     view.truncated[env] = outcome == RUNNING_ON and tally[STEPS] >= rules.limit
     if view.terminated[env] or view.truncated[env]:
@@ -475,27 +443,29 @@ def settle(rules, world, battle, view, env):
 def advance(rules, world, battle, view, action, scratch, first, last):
     """Play one step in environments [first, last): orders, loops, reward, end, observations; returns how many ended.
 
-    The first four and `scratch` are plain tuples of the fields of Rules, World, Battle, View and Scratch. `action`
-    (E, N) holds actions within range; those of the dead are not read.
+    The first four and `scratch` are plain tuples of the fields of Rules, World, Battle, View and Scratch, the World's
+    with the leading axis of `one_world`. `action` (E, N) holds actions within range; those of the dead are not read.
     """
     rules, world, battle, view, scratch = Rules(*rules), World(*world), Battle(*battle), View(*view), Scratch(*scratch)
     ended = 0
     for env in range(first, last):
         real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
+        here = one_world(world, env)
         take(rules, battle, view, action[env], env)
         for agent in range(rules.agents):
             if whole[LAST, agent] != NO_ACTION:
-                command(rules, world, real, whole, agent, whole[LAST, agent])
-        play(world, scratch, real, whole, tally)
-        settle(rules, world, battle, view, env)
+                command(rules, here, real, whole, agent, whole[LAST, agent])
+        play(here, scratch, real, whole, tally)
+        settle(rules, here, battle, view, env)
         ended += 1 - tally[RUNNING]
     return ended
 
 
 @entry
 def restart(rules, world, battle, view, chosen):
-    """Begin an episode in each of the chosen environments, from their random streams."""
+    """Begin an episode in each of the chosen environments, from their random streams; see `advance`."""
     rules, world, battle, view = Rules(*rules), World(*world), Battle(*battle), View(*view)
     for env in chosen:
-        begin(world, battle.real[env], battle.whole[env], battle.tally[env])
-        show(rules, world, battle, view, env)
+        here = one_world(world, env)
+        begin(here, battle.real[env], battle.whole[env], battle.tally[env])
+        show(rules, here, battle, view, env)

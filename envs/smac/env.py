@@ -3,17 +3,30 @@
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 
-from envs.smac import SmacOptions, engine
+from envs.smac import SmacOptions, chance, engine
 from envs.smac.build import build_rules, build_world, random_stream
-from envs.smac.maps import load_map
+from envs.smac.combat import World
+from envs.smac.maps import TEAM_TASKS, BattleMap, load_map
 from envs.smac.picture import draw_text
-from envs.smac.rules import HEALTH, IGNORED, RANDOM, REAL_FIELDS, STEPS, TALLY_FIELDS, WHOLE_FIELDS, WON, must_compile
+from envs.smac.rules import (
+    HEALTH,
+    IGNORED,
+    KIND,
+    RANDOM,
+    REAL_FIELDS,
+    STEPS,
+    TALLY_FIELDS,
+    WHOLE_FIELDS,
+    WON,
+    must_compile,
+)
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
@@ -32,6 +45,9 @@ class BattleBuffers:
         self.map = load_map(task)
         self.rules = build_rules(self.map, options)
         self.world = build_world(self.map, options)
+        count = num_envs if self.map.kinds else 1
+        self.stats, self.starts = (np.stack([part] * count) for part in (self.world.stats, self.world.start))
+        """Those of each environment where teams are drawn, else (1, ...) of all; see `combat.one_world`."""
         self.ignore = options.unavailable_action == "ignore"
         self.spec = self._spec()
         agents, units = self.rules.agents, self.world.units
@@ -56,9 +72,12 @@ class BattleBuffers:
 
     def _spec(self) -> EnvSpec:
         groups = self.map.types[: self.map.num_agents]
+        names = groups
+        if self.map.kinds:
+            groups, names = ("unit",) * len(groups), ("agent",) * len(groups)
         return EnvSpec(
             name=f"smac/{self.map.name}",
-            agents=tuple(f"{kind}_{index}" for index, kind in enumerate(groups)),
+            agents=tuple(f"{name}_{index}" for index, name in enumerate(names)),
             observation_space=gymnasium.spaces.Box(-1.0, 1.0, (self.rules.observation_size,), np.float32),
             action_space=gymnasium.spaces.Discrete(self.rules.actions),
             max_steps=self.rules.limit,
@@ -66,10 +85,21 @@ class BattleBuffers:
             groups=groups,
         )
 
+    def map_at(self, index: int) -> BattleMap:
+        """The map, with the types of one environment's units."""
+        if not self.map.kinds:
+            return self.map
+        return replace(self.map, types=tuple(self.map.kinds[kind] for kind in self.battle.whole[index, KIND]))
+
+    def world_at(self, index: int) -> World:
+        """The world of one environment."""
+        row = index if self.map.kinds else 0
+        return self.world._replace(stats=self.stats[row], start=self.starts[row])
+
     def refresh(self) -> None:
         """Bring the observations up to date with the units."""
         for index in range(len(self.battle.tally)):
-            engine.show(self.rules, self.world, self.battle, self.view, index)
+            engine.show(self.rules, self.world_at(index), self.battle, self.view, index)
 
     def check(self, action: np.ndarray) -> np.ndarray:
         """The actions (E, N) as int64. Raises where one cannot be taken, before anything has moved."""
@@ -109,7 +139,7 @@ class BattleBuffers:
 
     def render(self, index: int) -> str:
         real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
-        return draw_text(self.map, real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
+        return draw_text(self.map_at(index), real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
 
 
 class Battles(BattleBuffers):
@@ -135,10 +165,14 @@ class Battles(BattleBuffers):
     def set_loops(self, loops: int) -> None:
         """How many game loops a step lasts."""
         self.world = self.world._replace(loops=loops)
-        self._plain = tuple(tuple(part) for part in (self.rules, self.world, self.battle, self.view))
+        worlds = self.world._replace(stats=self.stats, start=self.starts)
+        self._plain = tuple(tuple(part) for part in (self.rules, worlds, self.battle, self.view))
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        engine.restart(*self._plain, self.known(indices))
+        indices = self.known(indices)
+        if self.map.kinds:
+            chance.muster(*self._plain[:2], self.battle.whole, self.battle.tally, indices)
+        engine.restart(*self._plain, indices)
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
@@ -163,6 +197,8 @@ class Battles(BattleBuffers):
                 )
         for name, array in self.battle._asdict().items():
             array[index] = arrays[name]
+        if self.map.kinds:
+            chance.equip(self.rules, self.world_at(index), self.battle.whole[index])
 
     def close(self) -> None:
         if self._pool is not None:
@@ -173,6 +209,11 @@ def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -
     """The battles of the backend that the options name."""
     if options.backend == "embedded":
         return Battles(task, num_envs, threads, options)
+    if task in TEAM_TASKS:
+        raise ConfigError(
+            f"smac/{task}: backend sc2 plays SMAC's own maps, and only the embedded engine draws SMACv2's teams; "
+            "choose backend=embedded"
+        )
     from envs.smac.real import Games
 
     return Games(task, num_envs, options)

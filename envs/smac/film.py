@@ -32,7 +32,7 @@ class Film:
 
     def __init__(self, battles: Battles) -> None:
         self._battles, self._replica = battles, copy.deepcopy(battles)
-        self._painter = Painter(battles.map, battles.world.stats)
+        self._painter = Painter(battles.map_at(0), battles.world_at(0).stats)
         self._before = battles.get_state(0)
         self._alive = np.zeros(battles.world.units, bool)
         self._dead_for = np.full(battles.world.units, np.inf)
@@ -52,6 +52,8 @@ class Film:
             if self._total is not None:
                 self._total += float(battles.view.reward[0].mean())
         else:
+            if battles.map_at(0).types != self._painter.map.types:
+                self._painter = Painter(battles.map_at(0), battles.world_at(0).stats)
             self._total = None if tally[STEPS] else 0.0
             self._alive[:], self._dead_for[:], attention = False, np.inf, None
         result = "" if tally[RUNNING] or not tally[STEPS] else RESULTS.get(int(battles.view.outcome[0]), "time is up")

@@ -13,16 +13,22 @@ from envs.smac.rules import (
     FIRST_TARGET,
     HEALTH,
     LAST,
+    LOOK_X,
+    LOOK_Y,
     NORTH,
+    SIGHT,
     STEPS,
     X,
     Y,
     charge,
     compiled,
+    in_cone,
+    may_watch,
     observe_allies,
     observe_enemies,
     show_ground,
     show_health,
+    show_look,
 )
 
 SIZE = 32.0
@@ -54,15 +60,15 @@ def show_place(real, unit, row, at):
 
 
 @compiled
-def show_offset(rules, real, agent, other, row, at):
-    """Write how far and where a unit is from an agent, in parts of its sight; returns whether the agent sees it."""
-    sight = rules.sight
+def show_offset(rules, stats, real, agent, other, row, at):
+    """Write how far and where a unit is from an agent, in parts of its sight; returns whether it is in its sight."""
+    sight = stats[SIGHT, agent]
     dx, dy = real[X, other] - real[X, agent], real[Y, other] - real[Y, agent]
     apart, scale = dx * dx + dy * dy, 1.0 / sight
     row[at] = math.sqrt(apart) * scale
     row[at + 1] = dx * scale
     row[at + 2] = dy * scale
-    return apart < sight * sight
+    return apart < sight * sight and in_cone(rules, real[LOOK_X, agent], real[LOOK_Y, agent], dx, dy, apart)
 
 
 @compiled
@@ -88,6 +94,10 @@ def show_self(rules, stats, real, whole, agent, placed, last, row, at):
         at = show_health(real, agent, rules.ally_shield, row, at)
     if placed:
         at = show_place(real, agent, row, at)
+    elif rules.own_place:
+        row[at], row[at + 1] = real[X, agent] / SIZE, real[Y, agent] / SIZE
+        at += 2
+    at = show_look(rules, real, agent, row, at)
     at = show_kind(rules, stats, ALLY_TYPE, agent, row, at)
     if last:
         at = show_last(rules, whole, agent, row, at)
@@ -104,7 +114,7 @@ def observe_as_fork(rules, stats, walkable, real, whole, tally, mask, seen):
         if real[HEALTH, agent] <= 0.0:
             continue
         at = observe_allies(rules, stats, real, whole, agent, row, 0)
-        at = observe_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = observe_enemies(rules, stats, real, whole, agent, mask[agent], row, at)
         at = show_moves(mask[agent], row, at)
         if rules.pathing:
             at = show_ground(rules, walkable, real[X, agent], real[Y, agent], row, at)
@@ -115,16 +125,18 @@ def observe_as_fork(rules, stats, walkable, real, whole, tally, mask, seen):
 def survey_allies(rules, stats, real, whole, agent, row, at):
     last = rules.state_last_action
     width = 7 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + last * rules.actions
+    width += 2 * (rules.looks > 0)
     for other in range(rules.agents):
         if other == agent:
             continue
         if real[HEALTH, other] > 0.0:
-            row[at] = 1.0 if show_offset(rules, real, agent, other, row, at + 1) else 0.0
+            row[at] = 1.0 if show_offset(rules, stats, real, agent, other, row, at + 1) else 0.0
             row[at + 4] = charge(rules, stats, real, other)
             end = at + 5
             if rules.all_health:
                 end = show_health(real, other, rules.ally_shield, row, end)
             end = show_place(real, other, row, end)
+            end = show_look(rules, real, other, row, end)
             end = show_kind(rules, stats, ALLY_TYPE, other, row, end)
             if last:
                 show_last(rules, whole, other, row, end)
@@ -133,13 +145,14 @@ def survey_allies(rules, stats, real, whole, agent, row, at):
 
 
 @compiled
-def survey_enemies(rules, stats, real, agent, mask, row, at):
+def survey_enemies(rules, stats, real, whole, agent, mask, row, at):
     width = 7 + rules.type_bits + rules.all_health * (1 + rules.enemy_shield)
     for enemy in range(rules.enemies):
         other = rules.agents + enemy
         if real[HEALTH, other] > 0.0:
-            row[at] = 1.0 if mask[FIRST_TARGET + enemy] else 0.0
-            row[at + 4] = 1.0 if show_offset(rules, real, agent, other, row, at + 1) else 0.0
+            row[at] = 1.0 if mask[FIRST_TARGET + rules.looks + enemy] else 0.0
+            seen = show_offset(rules, stats, real, agent, other, row, at + 1) and may_watch(rules, whole, agent, other)
+            row[at + 4] = 1.0 if seen else 0.0
             end = at + 5
             if rules.all_health:
                 end = show_health(real, other, rules.enemy_shield, row, end)
@@ -160,6 +173,6 @@ def survey_as_fork(rules, stats, real, whole, tally, mask, state):
         if real[HEALTH, agent] <= 0.0:
             continue
         at = survey_allies(rules, stats, real, whole, agent, row, 0)
-        at = survey_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = survey_enemies(rules, stats, real, whole, agent, mask[agent], row, at)
         at = show_moves(mask[agent], row, at)
         show_self(rules, stats, real, whole, agent, 1, rules.state_last_action, row, at)

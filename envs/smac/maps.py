@@ -15,7 +15,14 @@ DATA: dict[str, Any] = json.loads(files("envs.smac").joinpath("data.json").read_
 """`units`, `terrain`, `maps` and the game's own defaults; see its `note` for units of measure."""
 
 TASKS: tuple[str, ...] = tuple(DATA["maps"])
-"""The names of the maps."""
+"""The names of SMAC's maps."""
+
+TEAM_TASKS: dict[str, tuple[str, int, int]] = {
+    f"{race}_{agents}_vs_{enemies}": (race, agents, enemies)
+    for race in DATA["teams"]["races"]
+    for agents, enemies in DATA["teams"]["sizes"]
+}
+"""The names of SMACv2's scenarios: their race and how many agents and enemies are drawn."""
 
 SIZE = 32
 """Width and height of every map, in cells."""
@@ -31,6 +38,10 @@ class BattleMap:
     `types` (U,) names; `start` (U, 2) x and y; `walkable` (x, y) bool; `goals` (2, 2) the ends of the line
     on which the enemy's destination is drawn; `order` is what the enemy is told: none, point or units.
     `ally_types`, `enemy_types` give the order of the one-hot unit types, empty where there are none.
+
+    `kinds` (K,) are the types of which teams are drawn, in the order by which agents are numbered, with `weights`;
+    `dependent` is the one of which no team consists alone, or "". Where there are kinds, `types` and `start` hold only
+    until an episode begins.
     """
 
     name: str
@@ -43,6 +54,9 @@ class BattleMap:
     goals: np.ndarray
     ally_types: tuple[str, ...]
     enemy_types: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    weights: tuple[int, ...] = ()
+    dependent: str = ""
 
     @property
     def num_enemies(self) -> int:
@@ -58,11 +72,12 @@ class BattleMap:
 @functools.lru_cache
 def load_map(name: str) -> BattleMap:
     """Raises UnknownNameError with the closest names."""
+    if name in TEAM_TASKS:
+        return _team_map(name)
     if name not in DATA["maps"]:
-        raise UnknownNameError(closest("task of smac", name, TASKS))
+        raise UnknownNameError(closest("task of smac", name, (*TASKS, *TEAM_TASKS)))
     data = DATA["maps"][name]
-    rows = DATA["terrain"][data["terrain"]]
-    walkable = np.array([[cell == "." for cell in row] for row in reversed(rows)]).T
+    walkable = _ground(data["terrain"])
     centre = {side: _centre(data["spawns"], side) for side in ("ally", "enemy")}
     placed = {side: _place(data["spawns"], side, centre, walkable) for side in centre}
     allies = sorted(placed["ally"])  # by type, then x, then y: unit ids follow the alphabet
@@ -80,6 +95,35 @@ def load_map(name: str) -> BattleMap:
         goals=goals[[0, -1]],
         ally_types=ally_types,
         enemy_types=enemy_types,
+    )
+
+
+def _ground(terrain: str) -> np.ndarray:
+    """(x, y) bool."""
+    return np.array([[cell == "." for cell in row] for row in reversed(DATA["terrain"][terrain])]).T
+
+
+def _team_map(name: str) -> BattleMap:
+    """The map of a SMACv2 scenario."""
+    race, agents, enemies = TEAM_TASKS[name]
+    teams, data = DATA["teams"], DATA["teams"]["races"][race]
+    weights = dict(zip(data["types"], data["weights"], strict=True))
+    kinds, types = tuple(sorted(weights)), tuple(data["types"])
+    centre = np.full((agents + enemies, 2), SIZE / 2.0)
+    return BattleMap(
+        name=name,
+        limit=teams["limit"],
+        types=kinds[:1] * len(centre),
+        num_agents=agents,
+        start=centre,
+        walkable=_ground(teams["terrain"]),
+        order="nearest",
+        goals=centre[:2],
+        ally_types=types,
+        enemy_types=types,
+        kinds=kinds,
+        weights=tuple(weights[kind] for kind in kinds),
+        dependent=data["dependent"],
     )
 
 
@@ -110,16 +154,16 @@ def _place(
     Spots are those of a hexagonal lattice, nearest first and towards the opponent first, so that the two sides of
     a symmetric map mirror each other.
     """
-    lattice = _lattice(centre[side], centre["enemy" if side == "ally" else "ally"])
+    offsets = lattice(centre[side], centre["enemy" if side == "ally" else "ally"])
     placed: list[Unit] = []
     for spawn in spawns:
         if spawn["side"] == side:
             for _ in range(spawn["count"]):
-                placed.append(_nearest_free(spawn["unit"], np.array(spawn["point"]) + lattice, placed, walkable))
+                placed.append(_nearest_free(spawn["unit"], np.array(spawn["point"]) + offsets, placed, walkable))
     return placed
 
 
-def _lattice(own: tuple[float, float], other: tuple[float, float]) -> np.ndarray:
+def lattice(own: tuple[float, float], other: tuple[float, float]) -> np.ndarray:
     """(K, 2) offsets, nearest first, of a hexagonal lattice that faces from `own` to `other`."""
     pitch = 0.375
     i, j = (axis.ravel() for axis in np.meshgrid(np.arange(-30, 31), np.arange(-30, 31)))

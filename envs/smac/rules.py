@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-_FILES = ("rules.py", "combat.py", "fork.py", "engine.py")
+_FILES = ("rules.py", "combat.py", "chance.py", "fork.py", "orders.py", "verdict.py", "engine.py")
 _SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
 
 
@@ -47,28 +47,33 @@ def must_compile(dispatcher: Any) -> bool:
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls. Give it plain tuples: named ones take microseconds to hand over."""
+    """Compile a function that Python calls, or that stays one of its own because others call it rarely.
+
+    Let Python give it plain tuples: named ones take microseconds to hand over.
+    """
     return compiled(function, inline=False)
 
 
 # Fields of `real`. Distances in map units, times in game loops.
 X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN, WINDUP, RECOVER, IMPACT, QUIET, PACE, GOAL_X, GOAL_Y, COUNTED = range(14)
-HEALTH_SHARE, SHIELD_SHARE = 14, 15
-REAL_FIELDS = 16
+HEALTH_SHARE, SHIELD_SHARE, LOOK_X, LOOK_Y = 14, 15, 16, 17
+REAL_FIELDS = 18
 """COUNTED is the health and shield that the last reward saw; QUIET the loops until shields regenerate; the shares are
-what is shown of health and shield."""
+what is shown of health and shield; LOOK is the direction of an agent's cone of sight, of length 1."""
 
 # Fields of `whole`. A unit's index, or -1 for none.
-ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED = range(7)
-WHOLE_FIELDS = 7
-"""LAST is an agent's last action, -1 before the first."""
+ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED, OWNER, WATCHERS, KIND = range(10)
+WHOLE_FIELDS = 10
+"""LAST is an agent's last action, -1 before the first. OWNER is the agent that saw an enemy first, and the bits of
+WATCHERS are the agents that may see it too. KIND is a unit's type where teams are drawn, see `maps.BattleMap.kinds`."""
 
 # Fields of `tally` (fields,) int64: one environment's counters.
 STEPS, RUNNING, RANDOM, IGNORED, CLOCK = range(5)
 TALLY_FIELDS = 5
 """CLOCK counts the game loops of an episode."""
 
-# Rows of `stats` (fields, U) float64. AGES: something regenerates or decays.
+# Rows of `stats` (fields, U) float64. AGES: something regenerates or decays. SIGHT and SHOOT are the distances between
+# centres within which an agent sees and is offered a target; SCALE is what a reward is multiplied by, for every unit.
 (
     MAX_HEALTH,
     MAX_SHIELD,
@@ -106,8 +111,11 @@ TALLY_FIELDS = 5
     LEAST_Y,
     MOST_Y,
     AGES,
-) = range(36)
-STAT_FIELDS = 36
+    SIGHT,
+    SHOOT,
+    SCALE,
+) = range(39)
+STAT_FIELDS = 39
 
 NO_ACTION, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)
 
@@ -139,15 +147,24 @@ class Rules(NamedTuple):
     state_timestep: int
     sparse: int
     only_positive: int
-    sight: float
-    shoot: float
+    own_place: int
+    looks: int
+    """Directions in which a cone of sight can be turned, 0 where agents see all around."""
+    masked: int
+    """Whether only targets within reach are offered."""
+    drawn: int
+    """Whether teams are drawn, which is SMACv2 and not SMAC."""
+    half_cone: float
+    """The cosine of half a cone's angle."""
+    sharing: float
+    """The probability that an agent may see an enemy that another one has seen first."""
     move: float
     death_value: float
     win: float
     defeat: float
     negative_scale: float
-    scale: float
-    """What a reward is multiplied by."""
+    rate: float
+    """What the best episode pays, 0 where rewards are not scaled."""
 
     @property
     def enemy_width(self) -> int:
@@ -160,7 +177,7 @@ class Rules(NamedTuple):
 
     @property
     def observation_size(self) -> int:
-        own = self.type_bits + self.own_health * (1 + self.ally_shield)
+        own = self.type_bits + self.own_health * (1 + self.ally_shield) + 2 * self.own_place + 2 * (self.looks > 0)
         others = self.enemies * self.enemy_width + (self.agents - 1) * self.ally_width
         own += self.mappo * (4 + self.last_action * self.actions)
         return 4 + 8 * self.pathing + others + own + self.agent_id * self.agents + self.timestep
@@ -169,9 +186,10 @@ class Rules(NamedTuple):
     def viewpoint_size(self) -> int:
         """The width of one agent's part of the state in the layout of MAPPO's fork."""
         last = self.state_last_action * self.actions
-        ally = 7 + self.type_bits + self.all_health * (1 + self.ally_shield) + last
+        looks = 2 * (self.looks > 0)
+        ally = 7 + self.type_bits + self.all_health * (1 + self.ally_shield) + looks + last
         enemy = 7 + self.type_bits + self.all_health * (1 + self.enemy_shield)
-        own = 6 + self.type_bits + self.own_health * (1 + self.ally_shield) + last
+        own = 6 + self.type_bits + self.own_health * (1 + self.ally_shield) + looks + last
         return (self.agents - 1) * ally + self.enemies * enemy + 4 + own + self.agents + self.state_timestep
 
     @property
@@ -180,7 +198,7 @@ class Rules(NamedTuple):
             return self.agents * self.viewpoint_size
         if self.joined:
             return self.agents * self.observation_size
-        allies = self.agents * (4 + self.ally_shield + self.type_bits)
+        allies = self.agents * (4 + self.ally_shield + self.type_bits + 2 * (self.looks > 0))
         enemies = self.enemies * (3 + self.enemy_shield + self.type_bits)
         return allies + enemies + self.state_last_action * self.agents * self.actions + self.state_timestep
 
@@ -192,31 +210,58 @@ def open_ground(walkable, x, y):
 
 
 @compiled
+def in_cone(rules, look_x, look_y, dx, dy, apart):
+    """Whether a point at (dx, dy) from an agent, `apart` being its squared distance, is in its cone of sight."""
+    return rules.looks == 0 or dx * look_x + dy * look_y >= rules.half_cone * math.sqrt(apart)
+
+
+@compiled
+def reaches(rules, stats, real, agent, other):
+    """Whether another unit is within an agent's reach, and in its cone of sight."""
+    dx, dy = real[X, other] - real[X, agent], real[Y, other] - real[Y, agent]
+    apart, reach = dx * dx + dy * dy, stats[SHOOT, agent]
+    return apart <= reach * reach and in_cone(rules, real[LOOK_X, agent], real[LOOK_Y, agent], dx, dy, apart)
+
+
+@compiled
 def offer_actions(rules, stats, walkable, real, mask):
-    """Fill `mask` (N, A) bool: what each agent may do now. A dead agent may only do nothing."""
-    n = rules.agents
+    """Fill `mask` (N, A) bool: what each agent can do now. A dead agent can only do nothing."""
+    n, first = rules.agents, FIRST_TARGET + rules.looks
     reach = rules.move / 2.0
-    near = rules.shoot * rules.shoot
     mask[:] = False
     for agent in range(n):
         if real[HEALTH, agent] <= 0.0:
             mask[agent, NO_ACTION] = True
             continue
         x, y = real[X, agent], real[Y, agent]
+        look_x, look_y, near = real[LOOK_X, agent], real[LOOK_Y, agent], stats[SHOOT, agent] * stats[SHOOT, agent]
         mask[agent, STOP] = True
         mask[agent, NORTH] = open_ground(walkable, x, y + reach)
         mask[agent, SOUTH] = open_ground(walkable, x, y - reach)
         mask[agent, EAST] = open_ground(walkable, x + reach, y)
         mask[agent, WEST] = open_ground(walkable, x - reach, y)
+        mask[agent, FIRST_TARGET:first] = True
         if rules.healers and stats[HEALER, agent] > 0.0:
-            for other in range(min(n, rules.enemies)):
-                dx, dy = real[X, other] - x, real[Y, other] - y
-                if stats[HEALER, other] == 0.0 and real[HEALTH, other] > 0.0 and dx * dx + dy * dy <= near:
-                    mask[agent, FIRST_TARGET + other] = True
+            for other in range(min(n, rules.actions - first)):
+                if stats[HEALER, other] == 0.0 and real[HEALTH, other] > 0.0:
+                    mask[agent, first + other] = reaches(rules, stats, real, agent, other)
         else:
             for enemy in range(rules.enemies):
                 dx, dy = real[X, n + enemy] - x, real[Y, n + enemy] - y
-                mask[agent, FIRST_TARGET + enemy] = real[HEALTH, n + enemy] > 0.0 and dx * dx + dy * dy <= near
+                apart = dx * dx + dy * dy
+                close = apart <= near and in_cone(rules, look_x, look_y, dx, dy, apart)
+                mask[agent, first + enemy] = real[HEALTH, n + enemy] > 0.0 and close
+
+
+@entry
+def offer_targets(rules, stats, real, mask):
+    """Offer living agents all living targets, whether or not they are within reach."""
+    for agent in range(rules.agents):
+        for number in range(rules.actions - FIRST_TARGET - rules.looks):
+            unit = target_of(rules, stats, agent, number)
+            wrong = unit >= rules.agents + rules.enemies or (unit < rules.agents and stats[HEALER, unit] > 0.0)
+            if real[HEALTH, agent] > 0.0 and not wrong and real[HEALTH, unit] > 0.0:
+                mask[agent, FIRST_TARGET + rules.looks + number] = True
 
 
 @compiled
@@ -237,6 +282,15 @@ def show_health(real, unit, shields, row, at):
 
 
 @compiled
+def show_look(rules, real, agent, row, at):
+    """Write where an agent's cone of sight points, where there are cones; returns where to go on."""
+    if rules.looks == 0:
+        return at
+    row[at], row[at + 1] = real[LOOK_X, agent], real[LOOK_Y, agent]
+    return at + 2
+
+
+@compiled
 def show_ground(rules, walkable, x, y, row, at):
     """Write which of the eight points around can be walked on; points off the map count as ground."""
     column, line, move = int(x), int(y), rules.move
@@ -251,16 +305,30 @@ def show_ground(rules, walkable, x, y, row, at):
 
 
 @compiled
-def observe_enemies(rules, stats, real, agent, mask, row, at):
+def target_of(rules, stats, agent, number):
+    """The unit that an agent's action against a target means: a healer's targets are agents."""
+    return number if rules.healers and stats[HEALER, agent] > 0.0 else rules.agents + number
+
+
+@compiled
+def may_watch(rules, whole, agent, enemy):
+    """Whether an agent may see an enemy that is in its sight."""
+    return rules.sharing >= 1.0 or (whole[WATCHERS, enemy] >> agent) & 1 == 1
+
+
+@compiled
+def observe_enemies(rules, stats, real, whole, agent, mask, row, at):
     x, y = real[X, agent], real[Y, agent]
-    sight, n, scale = rules.sight, rules.agents, 1.0 / rules.sight
+    look_x, look_y, sight, n = real[LOOK_X, agent], real[LOOK_Y, agent], stats[SIGHT, agent], rules.agents
+    scale = 1.0 / sight
     width = 4 + rules.type_bits + rules.all_health * (1 + rules.enemy_shield)
     for enemy in range(rules.enemies):
         other = n + enemy
         dx, dy = real[X, other] - x, real[Y, other] - y
         apart = dx * dx + dy * dy
-        if apart < sight * sight and real[HEALTH, other] > 0.0:
-            row[at] = 1.0 if mask[FIRST_TARGET + enemy] else 0.0
+        seen = apart < sight * sight and real[HEALTH, other] > 0.0 and in_cone(rules, look_x, look_y, dx, dy, apart)
+        if seen and may_watch(rules, whole, agent, other):
+            row[at] = 1.0 if mask[FIRST_TARGET + rules.looks + enemy] else 0.0
             row[at + 1] = math.sqrt(apart) * scale
             row[at + 2] = dx * scale
             row[at + 3] = dy * scale
@@ -276,14 +344,16 @@ def observe_enemies(rules, stats, real, agent, mask, row, at):
 @compiled
 def observe_allies(rules, stats, real, whole, agent, row, at):
     x, y = real[X, agent], real[Y, agent]
-    sight, scale = rules.sight, 1.0 / rules.sight
+    look_x, look_y, sight = real[LOOK_X, agent], real[LOOK_Y, agent], stats[SIGHT, agent]
+    scale = 1.0 / sight
     width = 4 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + rules.last_action * rules.actions
     for other in range(rules.agents):
         if other == agent:
             continue
         dx, dy = real[X, other] - x, real[Y, other] - y
         apart = dx * dx + dy * dy
-        if apart < sight * sight and real[HEALTH, other] > 0.0:
+        seen = apart < sight * sight and real[HEALTH, other] > 0.0 and in_cone(rules, look_x, look_y, dx, dy, apart)
+        if seen:
             row[at] = 1.0
             row[at + 1] = math.sqrt(apart) * scale
             row[at + 2] = dx * scale
@@ -322,10 +392,14 @@ def observe(rules, stats, walkable, real, whole, tally, mask, seen):
         at = 4
         if rules.pathing:
             at = show_ground(rules, walkable, real[X, agent], real[Y, agent], row, at)
-        at = observe_enemies(rules, stats, real, agent, mask[agent], row, at)
+        at = observe_enemies(rules, stats, real, whole, agent, mask[agent], row, at)
         at = observe_allies(rules, stats, real, whole, agent, row, at)
         if rules.own_health:
             at = show_health(real, agent, rules.ally_shield, row, at)
+        if rules.own_place:
+            row[at], row[at + 1] = real[X, agent] / 32.0, real[Y, agent] / 32.0
+            at += 2
+        at = show_look(rules, real, agent, row, at)
         if rules.type_bits:
             row[at + int(stats[ALLY_TYPE, agent])] = 1.0
 
@@ -352,7 +426,7 @@ def survey(rules, stats, real, whole, tally, seen, state):
     for unit in range(n + rules.enemies):
         ally = unit < n
         shields = rules.ally_shield if ally else rules.enemy_shield
-        width = 3 + ally + shields + rules.type_bits
+        width = 3 + ally + shields + 2 * (ally and rules.looks > 0) + rules.type_bits
         if real[HEALTH, unit] > 0.0:
             state[at] = real[HEALTH_SHARE, unit]
             end = at + 1
@@ -365,6 +439,8 @@ def survey(rules, stats, real, whole, tally, seen, state):
             if shields:
                 state[end] = real[SHIELD_SHARE, unit]
                 end += 1
+            if ally:
+                end = show_look(rules, real, unit, state, end)
             if rules.type_bits:
                 state[end + int(stats[ALLY_TYPE if ally else ENEMY_TYPE, unit])] = 1.0
         at += width
@@ -375,48 +451,3 @@ def survey(rules, stats, real, whole, tally, seen, state):
             at += rules.actions
     if rules.state_timestep:
         state[at] = tally[STEPS] / rules.limit
-
-
-@compiled
-def battle_outcome(rules, stats, real):
-    """WON, LOST, DRAWN (nobody is left) or RUNNING_ON.
-
-    With healers, allies that are only healers have lost, and an enemy that is one single healer has too.
-    """
-    allies, fighters, enemies, healers = 0, 0, 0, 0
-    for unit in range(rules.agents + rules.enemies):
-        if real[HEALTH, unit] > 0.0:
-            heals = rules.healers and stats[HEALER, unit] > 0.0
-            if unit < rules.agents:
-                allies += 1
-                fighters += 0 if heals else 1
-            else:
-                enemies += 1
-                healers += 1 if heals else 0
-    if (allies == 0 and enemies > 0) or (rules.healers and fighters == 0):
-        return LOST
-    if (allies > 0 and enemies == 0) or (enemies == 1 and healers == 1):
-        return WON
-    return DRAWN if allies == 0 else RUNNING_ON
-
-
-@compiled
-def pay(rules, real, outcome):
-    """The reward of a step that ended with `outcome`; brings COUNTED up to date."""
-    damage, kills, lost = 0.0, 0.0, 0.0
-    for unit in range(rules.agents + rules.enemies):
-        before = real[COUNTED, unit]
-        after = real[HEALTH, unit] + real[SHIELD, unit] if real[HEALTH, unit] > 0.0 else 0.0
-        real[COUNTED, unit] = after
-        died = before > 0.0 and after == 0.0
-        if unit >= rules.agents:
-            damage += before - after
-            kills += rules.death_value if died else 0.0
-        else:
-            lost += before - after + (rules.death_value if died else 0.0)
-    if rules.sparse:
-        reward = 1.0 if outcome == WON else -1.0 if outcome == LOST else 0.0
-    else:
-        reward = abs(damage + kills) if rules.only_positive else damage + kills - rules.negative_scale * lost
-        reward += rules.win if outcome == WON else rules.defeat if outcome == LOST else 0.0
-    return reward * rules.scale

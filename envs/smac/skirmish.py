@@ -13,7 +13,7 @@ import numpy as np
 
 from envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
 from envs.sc2.match import COMPUTER, PLAYER
-from envs.smac import SmacOptions, engine
+from envs.smac import SmacOptions, engine, orders
 from envs.smac.build import build_world, random_stream
 from envs.smac.combat import ATTACKING, GOING, IDLE, MENDING
 from envs.smac.maps import DATA, SIZE, load_map
@@ -253,7 +253,7 @@ class Skirmish:
     def _give(self, unit: int, order: int, target: int = -1, x: float | None = None, y: float | None = None) -> int:
         here_x, here_y = self.real[X, unit], self.real[Y, unit]
         goal = (here_x if x is None else float(x), here_y if y is None else float(y))
-        taken = engine.give_order(self.world.stats, self.real, self.whole, unit, order, target, *goal)
+        taken = orders.give_order(self.world.stats, self.real, self.whole, unit, order, target, *goal)
         return error.Success if taken else error.CantTargetThatUnit
 
     def _abilities(self, unit: int) -> tuple[int, ...]:

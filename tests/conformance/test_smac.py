@@ -12,10 +12,11 @@ pytest.importorskip("numba")
 from envs.smac import TASKS, SmacOptions, batch, make
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.env import SmacEnv, SmacVector
-from envs.smac.rules import COOLDOWN, COUNTED, ENERGY, HEALTH, LAST, SHIELD, STEPS, X, Y
+from envs.smac.rules import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
 from envs.testing import check_env, check_vector_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.registry import find_env
+from tests.support.smac import place
 
 SIZES = {
     "3m": (60, 9, 30, 48, 365),
@@ -51,7 +52,7 @@ def test_sizes_are_those_of_smac(name):
     spec = env.spec
     got = (spec.max_steps, spec.action_size, spec.observation_size, spec.state_size)
     assert got == SIZES[name][:4]
-    assert 20 / env._battles.rules.scale == pytest.approx(SIZES[name][4])
+    assert 20 / env._battles.world.stats[SCALE, 0] == pytest.approx(SIZES[name][4])
     assert set(SIZES) == set(TASKS)
     assert spec.name == f"smac/{name}"
 
@@ -61,18 +62,6 @@ def test_passes_the_conformance_suite(name):
     limit = min(SIZES[name][0], 60)
     assert check_env(lambda: make(name, max_steps=limit))
     assert check_vector_env(lambda: batch(name, 3, 2), [1, 2, 3], lambda: make(name), steps=70)
-
-
-def place(env, units):
-    """Put units (index: x, y, health, shield) and show them; the rest are dead."""
-    battles = env._battles
-    real = battles.battle.real[0]
-    real[HEALTH] = real[SHIELD] = 0.0
-    for unit, values in units.items():
-        real[X, unit], real[Y, unit], real[HEALTH, unit], real[SHIELD, unit] = values
-    real[COUNTED] = np.where(real[HEALTH] > 0, real[HEALTH] + real[SHIELD], 0)
-    battles.refresh()
-    return env._obs(), real
 
 
 def test_an_observation_by_hand():

@@ -1,4 +1,4 @@
-"""A battlefield of our own choosing for the tests of the battle engine."""
+"""Battles of our own choosing for the tests of SMAC."""
 
 import numpy as np
 
@@ -7,6 +7,7 @@ from envs.smac.build import build_rules, build_world
 from envs.smac.combat import ATTACK_MOVING, IDLE
 from envs.smac.maps import BattleMap
 from envs.smac.rules import (
+    COUNTED,
     HEALTH,
     ORDER,
     REAL_FIELDS,
@@ -70,3 +71,15 @@ class Arena:
 
     def march(self, unit, marching=True):
         self.whole[ORDER, unit] = ATTACK_MOVING if marching else IDLE
+
+
+def place(env, units):
+    """Put units (index: x, y, health, shield) and show them; the rest are dead."""
+    battles = env._battles
+    real = battles.battle.real[0]
+    real[HEALTH] = real[SHIELD] = 0.0
+    for unit, values in units.items():
+        real[X, unit], real[Y, unit], real[HEALTH, unit], real[SHIELD, unit] = values
+    real[COUNTED] = np.where(real[HEALTH] > 0, real[HEALTH] + real[SHIELD], 0)
+    battles.refresh()
+    return env._obs(), real

@@ -252,6 +252,15 @@ def test_a_killed_baneling_explodes_and_so_does_the_next():
     assert arena.health[0] == 45
 
 
+@pytest.mark.parametrize("start", [(16, 20), (20, 25), (16.3, 16.7), (28.1, 3.3)])
+def test_who_has_come_to_the_very_edge_of_its_range_shoots(start):
+    arena = Arena([("zealot", 2.18497753, 27.89221191)], [("colossus", *start)])
+    arena.world = arena.world._replace(loops=8)
+    arena.whole[[ORDER, TARGET], 1] = combat.ATTACKING, 0
+    arena.play(60)
+    assert arena.health[0] == 0
+
+
 def test_a_colossus_sweeps_a_line_across_the_shot():
     reach = 0.15 + 0.375
     zerglings = [(21, 16), (21, 16 + 1.25 + reach - 0.01), (21, 16 - 1.25 - reach - 0.03), (21 + reach + 0.03, 16.8)]
