@@ -203,8 +203,19 @@ def evaluate(args: list[str]) -> None:
         out: Path | None = None
         """Write one JSON line an episode to this file."""
 
-    parsed = tyro.cli(Eval, prog="marl eval", args=args)
-    report(parsed)
+    report(watched(Eval, "marl eval", args))
+
+
+def watched(kind: type, prog: str, args: list[str]) -> Any:
+    """Parse `args`, in which the options of the environment are flat fields too where the subject is one."""
+    subject = args[0] if args and not args[0].startswith("-") else ""
+    if not subject or Path(subject).exists() or subject.startswith(("runs/", "/")):
+        return tyro.cli(kind, prog=prog, args=args)
+    options = find_env(subject)[0].options
+    field = ("env_options", options, dataclasses.field(default_factory=options))
+    typed = dataclasses.make_dataclass(kind.__name__, [field], bases=(kind,), frozen=True)
+    flat = (OmitArgPrefixes,)
+    return tyro.cli(typed, prog=prog, args=args, config=flat, description=kind.__doc__, registry=KEYWORDS)
 
 
 def play(args: list[str]) -> None:
@@ -225,7 +236,7 @@ def play(args: list[str]) -> None:
         attention: bool = False
         """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 
-    parsed = tyro.cli(Play, prog="marl play", args=args)
+    parsed = watched(Play, "marl play", args)
     for name in ("fps", "max_steps", "episodes"):
         if getattr(parsed, name) < 1:
             raise ConfigError(f"{name} is {getattr(parsed, name)}; give 1 or more")

@@ -32,8 +32,9 @@ class Subject:
     folder: Path | None
 
 
-def resolve(subject: str, agent: str, which: str) -> Subject:
-    """The run, checkpoint or environment that `subject` names."""
+def resolve(parsed: Any) -> Subject:
+    """The run, checkpoint or environment that the subject names."""
+    subject, agent, which = parsed.subject, parsed.agent, parsed.which
     path = Path(subject)
     if path.is_dir():
         checkpoint_only = not (path / "config.yaml").exists() and (path / "manifest.json").exists()
@@ -50,7 +51,8 @@ def resolve(subject: str, agent: str, which: str) -> Subject:
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
             "or an environment with --agent random"
         )
-    return Subject(default_config(subject, agent), None, f"{agent} on {subject}", None)
+    config = dataclasses.replace(default_config(subject, agent), env_options=parsed.env_options)
+    return Subject(config, None, f"{agent} on {subject}", None)
 
 
 def policy_for(subject: Subject, spec: Any) -> Policy:
@@ -63,7 +65,7 @@ def report(parsed: Any) -> None:
     """`marl eval`: the mean return with its interval, and what the episodes ended with."""
     if parsed.episodes < 1 or parsed.num_envs < 1:
         raise ConfigError(f"episodes is {parsed.episodes} and num_envs {parsed.num_envs}; give 1 or more of each")
-    subject = resolve(parsed.subject, parsed.agent, parsed.which)
+    subject = resolve(parsed)
     config = subject.config
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
@@ -147,7 +149,7 @@ class Screen:
 
 def show(parsed: Any) -> None:
     """`marl play`: a video beside the run, or text on the terminal."""
-    subject = resolve(parsed.subject, parsed.agent, parsed.which)
+    subject = resolve(parsed)
     name = subject.config.env
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ LAUNCH_SECONDS = 360.0
 REPLY_SECONDS = 180.0
 """How long a game may take to answer; loading a map is the slowest."""
 
+PATIENT_SECONDS = 15.0
+"""How long a start may take before the user is told of the wait."""
+
 LOG_CHARACTERS = 2000
 """How much of the end of the game's own log an error shows."""
 
@@ -55,6 +59,10 @@ _ports_lock = threading.Lock()
 
 class GameError(MarlError):
     """StarCraft II did not start, crashed, hung, ended by itself or broke its protocol."""
+
+
+class GameNotListeningError(GameError):
+    """StarCraft II runs, but accepts no connection."""
 
 
 class Game:
@@ -108,15 +116,20 @@ class Game:
 
     def _connect(self) -> Any:
         """The websocket, as soon as the game listens."""
-        deadline = time.monotonic() + LAUNCH_SECONDS
+        started, told = time.monotonic(), False
         with self._translated("did not accept a connection"):
             while self._process.running:
                 try:
                     return _open_websocket(self.port)
                 except (OSError, websocket.WebSocketBadStatusException) as error:
-                    if time.monotonic() > deadline:
+                    waited = time.monotonic() - started
+                    if waited > LAUNCH_SECONDS:
                         what = f"did not listen within {LAUNCH_SECONDS:.0f} s: {error}"
-                        raise GameError(self._failure(what)) from error
+                        raise GameNotListeningError(self._failure(what)) from error
+                    if waited > PATIENT_SECONDS and not told:
+                        told = True
+                        title = f"{self._title} ({self.install.binary}, port {self.port})"
+                        getLogger("marl").warning("waiting for %s to listen, up to %.0f s", title, LAUNCH_SECONDS)
                 time.sleep(0.1)
         raise GameError(self._failure("ended before it listened; is the port taken, or a library missing?"))
 

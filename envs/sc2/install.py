@@ -81,6 +81,10 @@ def _check_path() -> None:
     root = os.environ.get("SC2PATH")
     if root is None:
         return
+    if not root:
+        raise MissingDependencyError(
+            f"SC2PATH is set, but empty; name the folder of StarCraft II, or unset it. {GET_GAME}"
+        )
     if not Path(root).expanduser().is_dir():
         raise MissingDependencyError(f"no StarCraft II at SC2PATH, which is {root!r}: no such folder. {GET_GAME}")
     if not _builds(Path(root).expanduser()):

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from importlib import import_module
@@ -312,8 +313,10 @@ class Session:
             raise Failed(part.ParsingError, str(problem)) from problem
 
 
-def listen(handler: Handler, host: str, port: int, patience: float = 600.0) -> None:
-    """Serve one client after another at `ws://host:port/sc2api` until the handler is over.
+def listen(
+    handler: Handler, host: str, port: int, patience: float = 600.0, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve one client after another at `ws://host:port/sc2api` until the handler is over; `ready` is called first.
 
     Ends as well when nobody has been connected for `patience` seconds. Raises OSError where the port is taken.
     """
@@ -341,6 +344,7 @@ def listen(handler: Handler, host: str, port: int, patience: float = 600.0) -> N
     options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None, "family": family}
     with serve(talk, host, port, process_request=_check_path, **options) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        ready()
         while not over.wait(1.0) and (talking.locked() or time.monotonic() - heard < patience):
             pass
 

@@ -8,12 +8,14 @@ not. `envs.smac.env` holds the classes, `envs.smac.real` what plays in StarCraft
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from envs.smac.maps import TASKS, TEAM_TASKS
-from marl.errors import ConfigError
-from marl.registry import register_env
+from marl.errors import ConfigError, UnknownNameError
+from marl.registry import closest, register_env
 
 if TYPE_CHECKING:
     from envs.smac.env import SmacEnv, SmacVector
@@ -111,14 +113,20 @@ class SmacOptions:
     known whether the game does so on 2s_vs_1sc."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("step_mul", "max_steps", "num_fov_actions"):
             value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; give a whole number of 1 or more")
         for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0")
+                raise ConfigError(f"{name} is {value}; give more than 0")
+        for name in ("reward_death_value", "reward_win", "reward_negative_scale"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.reward_defeat > 0:
+            raise ConfigError(f"reward_defeat is {self.reward_defeat}; give 0 or less")
         if not 0 <= self.prob_obs_enemy <= 1:
             raise ConfigError(f"prob_obs_enemy is {self.prob_obs_enemy}; give a probability from 0 to 1")
         if self.num_fov_actions != 12 and not self.conic_fov:
@@ -126,13 +134,22 @@ class SmacOptions:
                 f"num_fov_actions is {self.num_fov_actions}, which has no effect without conic_fov; leave it out or "
                 "set conic_fov"
             )
-        for name in ("unavailable_action", "backend", "difficulty", "layout"):
-            allowed, value = get_args(get_type_hints(type(self))[name]), getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}")
-        if self.game_version is not None and not isinstance(self.game_version, str):
-            raise ConfigError(f"game_version is {self.game_version!r}, a number; put it in quotes, such as '4.10'")
         self._refuse_idle_options()
+
+    def _check_types(self) -> None:
+        """Numbers are finite, and everything is of its declared type."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, kinds = getattr(self, name), get_args(hint) or (hint,)
+            if get_origin(hint) is Literal:
+                fits, wanted = value in kinds, " or ".join(map(repr, kinds))
+            elif float in kinds and isinstance(value, Real) and not isinstance(value, bool):
+                fits, wanted = math.isfinite(value), "a finite number"
+            elif int in kinds and isinstance(value, Integral):
+                fits, wanted = not isinstance(value, bool), "a whole number"
+            else:
+                fits, wanted = isinstance(value, kinds), " or ".join(kind.__name__ for kind in kinds)
+            if not fits:
+                raise ConfigError(f"{name} is {value!r}; give {wanted.replace('NoneType', 'None')}")
 
     def _refuse_idle_options(self) -> None:
         """Options that the chosen backend would not read."""
@@ -146,6 +163,15 @@ class SmacOptions:
                 )
 
 
+def _options(given: dict[str, Any]) -> SmacOptions:
+    """Raises UnknownNameError with the closest names."""
+    names = [option.name for option in fields(SmacOptions)]
+    for name in given:
+        if name not in names:
+            raise UnknownNameError(closest("option of smac", name, names))
+    return SmacOptions(**given)
+
+
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVector:
     """`num_envs` battles, stepped by `threads` threads. The results do not depend on `threads`.
 
@@ -153,7 +179,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
     """
     from envs.smac.env import SmacVector
 
-    return SmacVector(task, num_envs, threads, SmacOptions(**options))
+    return SmacVector(task, num_envs, threads, _options(options))
 
 
 @register_env(
@@ -169,4 +195,4 @@ def make(task: str, **options: Any) -> SmacEnv:
     """One battle."""
     from envs.smac.env import SmacEnv
 
-    return SmacEnv(task, SmacOptions(**options))
+    return SmacEnv(task, _options(options))

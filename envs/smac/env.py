@@ -40,8 +40,8 @@ class BattleBuffers:
     """E battles on one map under SMAC's rules, whoever plays them: buffers, spec, the check of actions, infos."""
 
     def __init__(self, task: str, num_envs: int, options: SmacOptions) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"smac/{task}: {num_envs} environments; give 1 or more")
+        if num_envs < 1 or num_envs != int(num_envs):
+            raise ConfigError(f"smac/{task}: {num_envs} environments; give a whole number of 1 or more")
         self.map = load_map(task)
         self.rules = build_rules(self.map, options)
         self.world = build_world(self.map, options)
@@ -106,6 +106,8 @@ class BattleBuffers:
         expected = self.view.alive.shape
         if action.shape != expected:
             raise EnvironmentContractError(f"{self.spec.name}: the action's shape is {action.shape}; give {expected}")
+        if action.dtype.kind not in "iu":
+            raise EnvironmentContractError(f"{self.spec.name}: actions are of type {action.dtype}; give whole numbers")
         action = np.ascontiguousarray(action, np.int64)
         view = self.view
         env, agent = engine.find_unavailable(view.mask, view.alive, self.battle.tally, action, self.ignore)

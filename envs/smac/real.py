@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from envs.sc2 import ids
-from envs.sc2.game import Game, GameError
+from envs.sc2.game import Game, GameError, GameNotListeningError
 from envs.sc2.install import Install, find_install
 from envs.smac import SmacOptions, engine
 from envs.smac.env import BattleBuffers
@@ -200,7 +200,7 @@ class Instance:
         self._units: Any = ()
         self._columns: dict[int, int] = {}
         self._new_game = True
-        self._stepped = False
+        self._stepped = self._played = False
         self._failures = 0
         self._replays = 0
         self.seed(None)
@@ -226,7 +226,7 @@ class Instance:
         self._observe(orders, loops)
         self._fill(real)
         self._failures = 0
-        self._stepped = True
+        self._stepped = self._played = True
 
     def lose(self, error: GameError) -> None:
         """Give the game up; the next battle begins a new one. Raises GameError where that has failed too often."""
@@ -236,6 +236,8 @@ class Instance:
             self._restarts += 1
             self._new_game = True
         name = f"smac/{self._opening.map.name}, environment {self._index}"
+        if isinstance(error, GameNotListeningError) and not self._played:
+            raise GameError(f"{name}: {error}") from error
         if self._failures >= MOST_FAILURES:
             raise GameError(
                 f"{name}: lost {self._failures} times without a step in between, at last: {error}"

@@ -86,11 +86,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def run_server(handler: Handler, host: str, port: int) -> int:
     """Serve until a client says quit, nobody comes, or the process is told to end; returns its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    print(f"embedded battle engine (not StarCraft II) at {host}:{port}", file=sys.stderr, flush=True)
+
+    def announce() -> None:
+        print(f"embedded battle engine (not StarCraft II) at {host}:{port}", file=sys.stderr, flush=True)
+
     try:
-        listen(handler, host, port)
-    except OSError as problem:
-        print(f"cannot listen at {host}:{port}: {problem}; choose another port", file=sys.stderr, flush=True)
+        listen(handler, host, port, ready=announce)
+    except (OSError, OverflowError) as problem:
+        print(f"cannot listen at {host}:{port}: {problem}; choose another", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -101,7 +104,11 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument("folder", type=Path)
         parser.add_argument("--build", type=int, default=BUILD, choices=sorted(VERSIONS))
         options = parser.parse_args(arguments[1:])
-        folder = make_install(options.folder, options.build).resolve()
+        try:
+            folder = make_install(options.folder, options.build).resolve()
+        except OSError as problem:
+            print(f"cannot write into {options.folder}: {problem}; name another folder", file=sys.stderr)
+            return 1
         print(f"export SC2PATH={shlex.quote(str(folder))}")
         return 0
     parsed = parse_arguments(arguments)
