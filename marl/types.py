@@ -30,7 +30,8 @@ class EnvSpec:
     `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
     `state_space` is a Box (S,) or None. `max_steps` is the length at which an episode is truncated.
     `team_reward` says that every agent always receives the same reward.
-    `groups` (N,) names each agent's type; agents of one group are interchangeable.
+    `groups` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
+    an environment of text speaks and understands, for models whose vocabulary is made of them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class EnvSpec:
     groups: tuple[str, ...] = ()
     observation_sizes: tuple[int, ...] = ()
     action_sizes: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.agents)
@@ -108,13 +110,18 @@ class Obs:
 
 @dataclass(frozen=True)
 class Step:
-    """One transition of one environment: `reward` (N,) float32, flat scalar `info`."""
+    """One transition of one environment: `reward` (N,) float32, flat scalar `info`.
+
+    `duration`: how many primitive steps a macro action took; the link to the next step is discounted
+    that many times (semi-Markov decision process).
+    """
 
     obs: Obs
     reward: np.ndarray
     terminated: bool
     truncated: bool
     info: Mapping[str, float] = field(default_factory=dict)
+    duration: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ class VectorStep:
     `reward`: (E, N) float32. `terminated`, `truncated`: (E,) bool. `final`: None where none ended.
     `restarted`: (E,) bool, or None: environments whose worker died and was started anew in this
     step; their transition is a truncation whose final observation is the last one before.
+    `duration`: (E,) int64 primitive steps, or None where every step is one.
     """
 
     obs: Obs
@@ -145,6 +153,7 @@ class VectorStep:
     truncated: np.ndarray
     final: Final | None = None
     restarted: np.ndarray | None = None
+    duration: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -167,19 +176,28 @@ class Decision:
     """What a policy decided: the environment's `action`, (E, N) int64 or (E, N, A) float32, and its nodes.
 
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
-    in the critic's own (normalised) units.
+    in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
+    that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
+    a frozen reference policy, or None.
     """
 
     action: Any
     nodes: Nodes
     log_prob: Tensor
     value: Tensor
+    behaviour: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's present view of stored nodes: `log_prob`, `entropy` (E, N, L); `value` as in Decision."""
+    """A policy's present view of stored nodes: `log_prob`, `entropy` (E, N, L); `value` as in Decision.
+
+    `expected`: (E, N, L) a loss of the whole distribution at each node, for objectives that take an
+    expectation over the actions instead of the sampled one; None for the others.
+    """
 
     log_prob: Tensor
     entropy: Tensor
     value: Tensor
+    expected: Tensor | None = None
