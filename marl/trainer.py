@@ -142,6 +142,7 @@ class Trainer:
             rollout.truncated,
             self.value_norm.denormalise(rollout.bootstrap),
             rollout.order,
+            rollout.discount(self.links.gamma),
         )
         explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
