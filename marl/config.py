@@ -92,6 +92,14 @@ class LearnConfig:
     """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
     clip: float = 0.2
     """PPO clip range of the importance ratio."""
+    clip_high: float | None = None
+    """Upper clip range where it differs from the lower one; None takes clip for both."""
+    behaviour_cap: float = 2.0
+    """Largest weight of a unit that was sampled from another distribution than the policy's."""
+    reference_coef: float = 0.0
+    """Weight in the loss of the divergence from a frozen reference policy, for agents that have one."""
+    reference_reward_coef: float = 0.0
+    """Weight of the same divergence in the reward, token by token."""
     ratio: Unit = "agent"
     """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
     entropy_coef: float = 0.01
@@ -111,7 +119,9 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "minibatches")
-        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate")
+        _not_negative(
+            self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
+        )
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")

@@ -18,7 +18,7 @@ Estimator = Literal["k1", "k2", "k3"]
 class Batch:
     """B rows of a rollout: `inputs` and `nodes` (B, ...), the rest (B, N, L) or (B, N, 1).
 
-    `value` and `returns` are in the critic's units, `advantage` is standardised.
+    `value` and `returns` are in the critic's units. `behaviour` and `reference` as in Decision.
     """
 
     inputs: Inputs
@@ -27,22 +27,25 @@ class Batch:
     value: Tensor
     advantage: Tensor
     returns: Tensor
+    behaviour: Tensor | None = None
+    reference: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Batch":
         """The rows at `index`."""
         nodes = self.nodes
+
+        def take(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index]
+
         return Batch(
             inputs={name: x[index] for name, x in self.inputs.items()},
-            nodes=Nodes(
-                nodes.action[index],
-                nodes.mask[index],
-                nodes.trained[index],
-                None if nodes.order is None else nodes.order[index],
-            ),
+            nodes=Nodes(nodes.action[index], nodes.mask[index], nodes.trained[index], take(nodes.order)),
             log_prob=self.log_prob[index],
             value=self.value[index],
             advantage=self.advantage[index],
             returns=self.returns[index],
+            behaviour=take(self.behaviour),
+            reference=take(self.reference),
         )
 
 
@@ -52,10 +55,19 @@ class ClippedPPO:
 
     `ratio` says what the importance ratio, and with it the clip, belongs to: each "node" (one torque,
     one token), each "agent" (the product over its slots), or the whole "step" (the product over all
-    agents). Losses, entropy and KL are means over these units.
+    agents). Losses, entropy and KL are means over these units. `clip_high` is the upper range where it differs
+    (Yu et al. 2025, eq. 10).
+
+    Where something else than the policy sampled, each unit weighs in with the probability of the old policy
+    over that of the sampler, cut at `behaviour_cap` (Espeholt et al. 2018, eq. 1: a truncated importance weight).
+    `reference_coef` weighs the divergence from the reference policy, estimated by k3 at each node
+    (Shao et al. 2024, eq. 4).
     """
 
     clip: float = 0.2
+    clip_high: float | None = None
+    behaviour_cap: float = 2.0
+    reference_coef: float = 0.0
     ratio: Unit = "agent"
     entropy_coef: float = 0.01
     value_coef: float = 1.0
@@ -67,7 +79,11 @@ class ClippedPPO:
     def __post_init__(self) -> None:
         if not 0.0 < self.clip < 1.0:
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
-        for name in ("entropy_coef", "value_coef", "value_clip"):
+        if self.clip_high is not None and not 0.0 < self.clip_high < float("inf"):
+            raise ConfigError(f"clip_high is {self.clip_high}; give a positive number, or None for that of clip")
+        if not 1.0 <= self.behaviour_cap < float("inf"):
+            raise ConfigError(f"behaviour_cap is {self.behaviour_cap}; a cap of importance weights is 1 or more")
+        for name in ("entropy_coef", "value_coef", "value_clip", "reference_coef"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
         if not self.huber_delta > 0.0:
@@ -93,11 +109,24 @@ class ClippedPPO:
         # exp(88) is infinite in float32, and infinity times a zero gradient is NaN.
         log_ratio = log_ratio.clamp(-20.0, 20.0)
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1.0 - self.clip, 1.0 + self.clip)
-        policy_loss = -masked_sum(torch.minimum(ratio * advantage, clipped * advantage), mask) / units
+        low, high = 1.0 - self.clip, 1.0 + (self.clip if self.clip_high is None else self.clip_high)
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+        extra: dict[str, Tensor] = {}
+        if batch.behaviour is not None:
+            gap = unit_sum(batch.log_prob - batch.behaviour, trained, self.ratio)
+            surrogate = surrogate * gap.clamp(-20.0, 20.0).exp().clamp(max=self.behaviour_cap)
+            extra["policy/behaviour_gap"] = masked_sum(gap.abs(), mask) / units
+        policy_loss = -masked_sum(surrogate, mask) / units
         entropy_mean = masked_sum(entropy, mask) / units
         value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
         loss = policy_loss - self.entropy_coef * entropy_mean + self.value_coef * value_loss
+        if batch.reference is None and self.reference_coef:
+            raise no_reference("reference_coef", self.reference_coef)
+        if batch.reference is not None:
+            distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+            divergence = masked_sum(unit_sum(kl_estimate(distance, "k3"), trained, self.ratio), mask) / units
+            loss = loss + self.reference_coef * divergence
+            extra["policy/reference_kl"] = divergence.detach()
         with torch.no_grad():
             parts = {
                 "loss/total": loss.detach(),
@@ -105,9 +134,9 @@ class ClippedPPO:
                 "loss/value": value_loss.detach(),
                 "policy/entropy": entropy_mean.detach(),
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), mask) / units,
-                "policy/clip_fraction": masked_sum(((ratio - 1.0).abs() > self.clip).float(), mask) / units,
+                "policy/clip_fraction": masked_sum(((ratio < low) | (ratio > high)).float(), mask) / units,
             }
-        return loss, parts
+        return loss, parts | extra
 
     def value_error(self, value: Tensor, batch: Batch) -> Tensor:
         """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
@@ -121,6 +150,10 @@ class ClippedPPO:
         if self.value_loss == "mse":
             return 0.5 * difference.square()
         return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+
+def no_reference(name: str, value: float) -> ConfigError:
+    return ConfigError(f"{name} is {value}, but this agent has no reference policy; leave it 0")
 
 
 def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:

@@ -143,6 +143,7 @@ class Trainer:
             self.value_norm.denormalise(rollout.bootstrap),
             rollout.order,
             rollout.discount(self.links.gamma),
+            rollout.penalty(learn.reference_reward_coef),
         )
         explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
