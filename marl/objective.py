@@ -1,4 +1,4 @@
-"""Clipped PPO over masked nodes. Every reduction takes a mask."""
+"""Clipped PPO and soft Q over masked nodes. Every reduction takes a mask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -50,7 +50,28 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ClippedPPO:
+class ValueLoss:
+    """The error of values against returns, and the estimate of how far a policy moved."""
+
+    value_coef: float = 1.0
+    value_loss: Literal["huber", "mse"] = "huber"
+    huber_delta: float = 10.0
+    kl_estimator: Estimator = "k3"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.value_coef < float("inf"):
+            raise ConfigError(f"value_coef is {self.value_coef}; give 0 or more")
+        if not self.huber_delta > 0.0:
+            raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
+
+    def error(self, difference: Tensor) -> Tensor:
+        if self.value_loss == "mse":
+            return 0.5 * difference.square()
+        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+
+@dataclass(frozen=True)
+class ClippedPPO(ValueLoss):
     """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with a value loss and an entropy bonus.
 
     `ratio` says what the importance ratio, and with it the clip, belongs to: each "node" (one torque,
@@ -70,24 +91,19 @@ class ClippedPPO:
     reference_coef: float = 0.0
     ratio: Unit = "agent"
     entropy_coef: float = 0.01
-    value_coef: float = 1.0
-    value_loss: Literal["huber", "mse"] = "huber"
-    huber_delta: float = 10.0
     value_clip: float = 0.0
-    kl_estimator: Estimator = "k3"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.clip < 1.0:
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
         if self.clip_high is not None and not 0.0 < self.clip_high < float("inf"):
             raise ConfigError(f"clip_high is {self.clip_high}; give a positive number, or None for that of clip")
         if not 1.0 <= self.behaviour_cap < float("inf"):
             raise ConfigError(f"behaviour_cap is {self.behaviour_cap}; a cap of importance weights is 1 or more")
-        for name in ("entropy_coef", "value_coef", "value_clip", "reference_coef"):
+        for name in ("entropy_coef", "value_clip", "reference_coef"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if not self.huber_delta > 0.0:
-            raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
 
     def counts(self, batch: Batch) -> Tensor:
         """(2,): policy units and value nodes of a batch, the denominators of its means."""
@@ -140,16 +156,48 @@ class ClippedPPO:
 
     def value_error(self, value: Tensor, batch: Batch) -> Tensor:
         """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
-        error = self._error(value - batch.returns)
+        error = self.error(value - batch.returns)
         if self.value_clip == 0.0:
             return error
         near = batch.value + (value - batch.value).clamp(-self.value_clip, self.value_clip)
-        return torch.maximum(error, self._error(near - batch.returns))
+        return torch.maximum(error, self.error(near - batch.returns))
 
-    def _error(self, difference: Tensor) -> Tensor:
-        if self.value_loss == "mse":
-            return 0.5 * difference.square()
-        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+@dataclass(frozen=True)
+class SoftQ(ValueLoss):
+    """Entropy-regularised policy optimisation node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
+    Optimization", eq. 12 and 13).
+
+    Returns are one-step: the reward and the soft value of the next node. `Evaluation.value` is the Q of the action
+    taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
+    """
+
+    def counts(self, batch: Batch) -> Tensor:
+        """(2,): trained nodes and value nodes of a batch, the denominators of its means."""
+        return torch.stack([batch.nodes.trained.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
+
+    def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ClippedPPO. Raises ConfigError where the policy gives no expected loss."""
+        if evaluation.expected is None:
+            raise ConfigError("objective is 'soft_q', which this agent does not compute; take 'ppo', or the agent etpo")
+        units, nodes = counts.clamp(min=1.0).unbind()
+        trained = batch.nodes.trained
+        policy_loss = masked_sum(evaluation.expected, trained) / units
+        value_loss = masked_sum(self.error(evaluation.value - batch.returns), value_mask(batch)) / nodes
+        loss = policy_loss + self.value_coef * value_loss
+        with torch.no_grad():
+            log_ratio = (evaluation.log_prob - batch.log_prob).masked_fill(~trained, 0.0).clamp(-20.0, 20.0)
+            parts = {
+                "loss/total": loss.detach(),
+                "loss/policy": policy_loss.detach(),
+                "loss/value": value_loss.detach(),
+                "policy/entropy": masked_sum(evaluation.entropy, trained) / units,
+                "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), trained) / units,
+            }
+            if batch.reference is not None:
+                distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+                parts["policy/reference_kl"] = masked_sum(kl_estimate(distance, "k3"), trained) / units
+        return loss, parts
 
 
 def no_reference(name: str, value: float) -> ConfigError:
