@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
-from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, ask, causal_bias, living_bias
+from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
 from agents.decode import Stepper
 from agents.nn import RELU_GAIN, SMALL_GAIN, GaussianHead, VectorPolicy, fingerprint, linear, make_head, plain_kernels
 from marl.errors import ConfigError
@@ -54,6 +54,8 @@ class Folds(NamedTuple):
     embed: tuple[Tensor, Tensor]
     encoder: tuple[Fold, ...]
     decoder: tuple[DecoderFold, ...]
+    table: TokenTable | None
+    """Self-attention among discrete actions in the first block."""
 
 
 class MAT(VectorPolicy):
@@ -94,7 +96,8 @@ class MAT(VectorPolicy):
         embed = (first.weight * norm.weight, first.bias + first.weight @ norm.bias)
         encoder: Any = self.encoder
         decoder: Any = self.decoder
-        return Folds(embed, tuple(b.attention.fold() for b in encoder), tuple(b.fold() for b in decoder))
+        folds = tuple(block.fold() for block in decoder)
+        return Folds(embed, tuple(block.attention.fold() for block in encoder), folds, self.table(folds[0].own))
 
     def kept(self) -> tuple[Folds, Stepper]:
         """What acting needs, made anew only when the weights have changed."""
@@ -103,8 +106,7 @@ class MAT(VectorPolicy):
         mark = fingerprint(self._all)
         if self._kept is None or self._kept[0] != mark:
             folds = self.fold()
-            tokens = None if isinstance(self.head, GaussianHead) else self.all_tokens()
-            stepper = Stepper(self.decoder, folds.decoder, self.actor, self.head, tokens, self.embed_tokens)
+            stepper = Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, self.embed_tokens)
             self._kept = (mark, folds, stepper)
         return self._kept[1:]
 
@@ -127,31 +129,33 @@ class MAT(VectorPolicy):
             key = torch.arange(alive.shape[-1], device=alive.device).expand(alive.shape) / alive.shape[-1]
         return (key + (~alive).to(key.dtype)).argsort(-1)
 
-    def all_tokens(self) -> Tensor:
-        """(A + 1, D): the start, then each discrete action."""
-        return self.token_norm(F.gelu(cast(nn.Embedding, self.token).weight))
+    def table(self, fold: Fold) -> TokenTable | None:
+        if isinstance(self.token, nn.Embedding):
+            kinds = self.token_norm(F.gelu(self.token.weight))
+            return TokenTable(fold, self.options.heads, kinds)
+        return None
 
-    def embed_tokens(self, action: Tensor) -> Tensor:
-        """Tokens (E, K, D) of continuous actions (E, K, A)."""
-        return self.token_norm(F.gelu(self.token(action)))
+    def embed_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (..., D) of continuous actions (..., A), or of kinds (...): 0 the start, 1 + a the action a."""
+        return self.token_norm(F.gelu(self.token(x)))
 
-    def tokens(self, action: Tensor, fold: Fold) -> tuple[Tensor, Tensor]:
-        """What each of N positions (E, N, D) knows of actions (E, N, L), the one before it; and its queries."""
-        before = F.pad(action[:, :-1], (0, 0, 1, 0))
-        if isinstance(self.head, GaussianHead):
-            x = self.embed_tokens(before)
-            return x, ask(fold, x)
-        table = self.all_tokens()
-        kind = (before + 1).squeeze(-1)
-        kind[:, 0] = 0
-        return F.embedding(kind, table), F.embedding(kind, ask(fold, table))
+    def before(self, action: Tensor) -> Tensor:
+        """What `embed_tokens` takes for each position, of the action before it: (E, N, A), or kinds (E, N)."""
+        if isinstance(self.token, nn.Embedding):
+            return F.pad(action[:, :-1, 0] + 1, (1, 0))
+        return F.pad(action[:, :-1], (0, 0, 1, 0))
 
     def decode(self, representation: Tensor, action: Tensor, folds: Folds) -> Tensor:
         """Parameters (E, N, A) of every agent's distribution given the `action` (E, N, L) of those before it."""
-        x, query = self.tokens(action, folds.decoder[0].own)
-        bias = causal_bias(x.shape[1], self.options.heads, x)
-        for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
-            x = block(x, query if number == 0 else ask(fold.own, x), representation, fold, bias)
+        x = before = self.before(action)
+        bias = causal_bias(action.shape[1], self.options.heads, representation)
+        blocks: Any = self.decoder
+        for number, (block, fold) in enumerate(zip(blocks, folds.decoder, strict=True)):
+            if number == 0 and folds.table is not None:
+                x = folds.table.attend(before)
+            else:
+                x = block.attend(self.embed_tokens(before) if number == 0 else x, fold, bias)
+            x = block.finish(x, representation, fold, bias)
         return self.actor(x)
 
     def search(
@@ -210,13 +214,13 @@ class MAT(VectorPolicy):
         """
         folds, order = self.fold(), nodes.order
         representation = reorder(self.represent(inputs, folds)[0], order)
-        x = self.tokens(reorder(nodes.action, order), folds.decoder[0].own)[0]
+        x = self.embed_tokens(self.before(reorder(nodes.action, order)))
         total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)
         bias = causal_bias(x.shape[1], self.options.heads, x)
         blocks: Any = self.decoder
         for block, fold in zip(blocks, folds.decoder, strict=True):
             total += block.own.weights(x) / len(blocks)
-            x = block(x, ask(fold.own, x), representation, fold, bias)
+            x = block(x, representation, fold, bias)
         # Position p holds the action decided at p - 1, and position 0 the beginning.
         looked = F.pad(total[:, :, 1:], (0, 1)) + torch.diag_embed(total[:, :, 0])
         looked = restore(restore(looked, order).mT, order).mT

@@ -12,11 +12,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
-from marl.objective import consecutive
+from marl.objective import Rows, consecutive
 from marl.types import EnvSpec, Inputs, Nodes, Obs
 
 RELU_GAIN = 2.0**0.5
 SMALL_GAIN = 0.01
+CACHED_ROWS = 8192
+"""Agent rows of a forward pass whose features stay in a CPU's cache; more take longer and only cost memory."""
 
 
 def linear(inputs: int, outputs: int, gain: float = RELU_GAIN, bias: bool = True) -> nn.Linear:
@@ -64,8 +66,10 @@ class CategoricalHead(nn.Module):
 
     def evaluate(self, logits: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of `action` and entropy, each (..., 1)."""
-        log_probs = masked_log_softmax(logits, mask)
-        entropy = -(log_probs.exp() * log_probs.masked_fill(~mask, 0.0)).sum(-1, keepdim=True)
+        # A finite fill instead of minus infinity: zero times it is zero, in the entropy and in its gradient.
+        logits = logits.masked_fill(~mask, -1e9)
+        log_probs = F.log_softmax(logits, -1)
+        entropy = -(logits.softmax(-1) * log_probs).sum(-1, keepdim=True)
         return log_probs.gather(-1, action), entropy
 
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the shape is the Gaussian head's
@@ -245,7 +249,9 @@ class VectorPolicy(nn.Module):
         if self.moments is not None:
             self.moments.update(inputs["agents"], mask)
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:  # noqa: ARG002
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
+        if not rows and nodes.mask.device.type == "cpu":
+            rows = max(1, CACHED_ROWS // nodes.mask.shape[1])
         return consecutive(nodes.mask, rows, divisor)
 
     def after_update(self) -> None:

@@ -72,7 +72,7 @@ class LearnConfig:
     minibatches: int = 1
     """Parts of nearly equal size into which each pass splits the rollout."""
     micro_batch: int = 0
-    """Rows (steps x environments) per forward pass; 0 takes a minibatch whole. The gradient does not depend on it."""
+    """Rows (steps x environments) per forward pass; 0 leaves it to the agent. The gradient does not depend on it."""
     max_grad_norm: float = 10.0
     """Norm to which gradients are clipped; 0 leaves them."""
     target_kl: float = 0.0

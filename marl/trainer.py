@@ -14,7 +14,7 @@ from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng
 from marl.config import LearnConfig, RunConfig
 from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch, masked_mean, masked_sum
+from marl.objective import Batch, Rows, masked_mean, masked_sum, row_count
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
@@ -229,7 +229,7 @@ class Trainer:
                     raise
                 reason = str(error).partition("\n")[0]
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
-            largest = max(map(len, passes))
+            largest = max(map(row_count, passes))
             if largest == 1:
                 raise MemoryLimitError(
                     f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
@@ -246,7 +246,7 @@ class Trainer:
                 reason,
             )
 
-    def accumulate(self, minibatch: Batch, passes: Sequence[Tensor], counts: Tensor) -> dict[str, Tensor]:
+    def accumulate(self, minibatch: Batch, passes: Sequence[Rows], counts: Tensor) -> dict[str, Tensor]:
         """Add up the gradients of the forward passes, and the parts of their losses."""
         total: dict[str, Tensor] = {}
         for index in passes:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.attention import Attention, ask, causal_bias, mix
-from agents.decode import Bag, TokenTable
+from agents.attention import Attention, TokenTable, ask, causal_bias, mix
+from agents.decode import Bag
 from agents.mat import MAT, MATOptions, parallel_passes, reorder
 from agents.mlp import MLPOptions, MLPPolicy
 from agents.nn import GaussianHead
@@ -231,10 +231,12 @@ def test_a_bag_of_tokens_is_attention_over_them():
         for parameter in layer.parameters():
             parameter.copy_(4.0 * torch.randn_like(parameter))
         tokens, actions = torch.randn(4, 8), torch.randint(0, 3, (5, 12, 1))
-        bag = Bag(TokenTable(layer.fold(), 2, tokens), 5)
+        table = TokenTable(layer.fold(), 2, tokens)
+        bag = Bag(table, 5)
         kinds = torch.nn.functional.pad(actions[:, :, 0] + 1, (1, 0))
         x = tokens[kinds]
         expected = x + mix(layer.fold(), ask(layer.fold(), x), x, causal_bias(13, 2, x))
+        torch.testing.assert_close(table.attend(kinds), expected, atol=1e-4, rtol=1e-4)
         for i in range(13):
             row = bag.attend(actions[:, i - 1] if i else None)
             torch.testing.assert_close(row, expected[:, i], atol=1e-4, rtol=1e-4)
