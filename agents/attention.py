@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from agents.nn import SMALL_GAIN, linear
+from agents.nn import SMALL_GAIN, SOFTMAX_WIDTH, linear, softmax
 
 
 class Fold(NamedTuple):
@@ -68,7 +68,7 @@ def mix(fold: Fold, query: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     score = torch.bmm(query.view(len(y), -1, width), y.mT)  # (B, N H, M)
     if bias is not None:
         score = score.add_(bias)
-    mixture = torch.bmm(score.softmax(-1), y)
+    mixture = torch.bmm(softmax(score), y)
     return F.linear(mixture.view(query.shape), fold.out, fold.bias)
 
 
@@ -145,6 +145,8 @@ class TokenTable:
     """
 
     def __init__(self, fold: Fold, heads: int, tokens: Tensor) -> None:
+        # Kinds that never occur make the softmax wide enough to be fast.
+        tokens = F.pad(tokens, (0, 0, 0, max(0, SOFTMAX_WIDTH - len(tokens))))
         kinds, width = tokens.shape
         self.heads, self.kinds = heads, kinds
         self.score = (ask(fold, tokens).view(-1, width) @ tokens.mT).view(kinds, heads * kinds)
@@ -154,10 +156,14 @@ class TokenTable:
 
     def attend(self, kind: Tensor) -> Tensor:
         """Tokens (B, N, D) of `kind` (B, N) with self-attention added."""
-        count = self.value.new_zeros(*kind.shape, self.kinds).scatter_(-1, kind.unsqueeze(-1), 1.0)
-        weights = self.weigh(F.embedding(kind, self.score), count.cumsum_(1).log_())
+        count = kind.new_zeros(*kind.shape, self.kinds).scatter_(-1, kind.unsqueeze(-1), 1).cumsum_(1)
+        weights = self.weigh(F.embedding(kind, self.score), self.logs(kind.shape[1]).take(count))
         token = F.embedding(kind, self.token)
         return torch.addmm(token.flatten(0, 1), weights.flatten(0, 1), self.value).view_as(token)
+
+    def logs(self, agents: int) -> Tensor:
+        """log c for c of 0 to N: a CPU takes ten times as long for the logarithm of zero as for another."""
+        return torch.arange(agents + 1, dtype=self.value.dtype, device=self.value.device).log()
 
     def weigh(self, score: Tensor, log_count: Tensor) -> Tensor:
         """(..., H V): how much is looked at all tokens of a kind, from scores (..., H V) and log counts (..., V)."""

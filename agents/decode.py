@@ -43,7 +43,7 @@ class Stepper:
     def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Actions (E, N, L), each given those before it, and the parameters (E, N, A) they were drawn with."""
         envs, agents, _ = representation.shape
-        bag = None if self.table is None else Bag(self.table, envs)
+        bag = None if self.table is None else Bag(self.table, envs, agents)
         layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
         offsets = (self.head.offset(mask, noise) + self.last[0]).unbind(1)
         masks = mask.unbind(1)
@@ -131,19 +131,20 @@ class Seen:
 class Bag:
     """What each environment's agents have chosen so far: how often each token is there, (E, V)."""
 
-    def __init__(self, table: TokenTable, envs: int) -> None:
-        self.table = table
-        identity = torch.eye(table.kinds, dtype=table.value.dtype, device=table.value.device)
-        parts = (table.score, identity, table.token)
-        rows = torch.cat(parts, -1)
+    def __init__(self, table: TokenTable, envs: int, agents: int) -> None:
+        self.table, self.logs = table, table.logs(agents)
+        rows = torch.cat([table.score, table.token], -1)
         self.actions = rows[1:]
-        self.count = identity.new_zeros(envs, table.kinds)
         self.row = rows[0].expand(envs, -1).contiguous()
-        self.score, self.kind, self.token = self.row.split([part.shape[1] for part in parts], 1)
+        self.score, self.token = self.row.split([table.score.shape[1], table.token.shape[1]], 1)
+        self.count = torch.zeros(envs, table.kinds, dtype=torch.long, device=rows.device)
+        self.count[:, 0] = 1
+        self.chosen, self.one = self.count[:, 1:], self.count[:, :1].clone()
 
     def attend(self, action: Tensor | None) -> Tensor:
         """Tokens (E, D) of the last actions (E, 1), or of the start, with self-attention added."""
         if action is not None:
+            self.chosen.scatter_add_(1, action, self.one)
             torch.index_select(self.actions, 0, action.view(-1), out=self.row)
-        weights = self.table.weigh(self.score, self.count.add_(self.kind).log())
+        weights = self.table.weigh(self.score, self.logs.take(self.count))
         return torch.addmm(self.token, weights, self.table.value)

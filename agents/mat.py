@@ -113,7 +113,10 @@ class MAT(VectorPolicy):
     def represent(self, inputs: Inputs, folds: Folds) -> tuple[Tensor, Tensor]:
         """The encoder: representation (E, N, D) and value (E, N, 1)."""
         x = self.features(inputs)
-        x = self.embed[3](F.gelu(F.linear(F.layer_norm(x, x.shape[-1:]), *folds.embed)))
+        # Given a gain and a bias, a CPU normalises twice as fast as without.
+        width = x.shape[-1]
+        x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
+        x = self.embed[3](F.gelu(F.linear(x, *folds.embed)))
         bias = living_bias(inputs["alive"], self.options.heads, x)
         for block, fold in zip(self.encoder, folds.encoder, strict=True):
             x = block(x, fold, bias)

@@ -232,7 +232,7 @@ def test_a_bag_of_tokens_is_attention_over_them():
             parameter.copy_(4.0 * torch.randn_like(parameter))
         tokens, actions = torch.randn(4, 8), torch.randint(0, 3, (5, 12, 1))
         table = TokenTable(layer.fold(), 2, tokens)
-        bag = Bag(table, 5)
+        bag = Bag(table, 5, 13)
         kinds = torch.nn.functional.pad(actions[:, :, 0] + 1, (1, 0))
         x = tokens[kinds]
         expected = x + mix(layer.fold(), ask(layer.fold(), x), x, causal_bias(13, 2, x))
