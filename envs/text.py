@@ -102,6 +102,7 @@ class TextEnv:
         )
         self._random = np.random.default_rng()
         self._actions: list[list[str]] | None = None
+        self.state: Any = None
         self.over = True
 
     def reset(self, seed: int | None = None) -> Obs:

@@ -96,7 +96,7 @@ def _run_vector(vector: VectorEnv, obs: Obs, generators: list[np.random.Generato
         if not isinstance(step, VectorStep):
             fail(Promise.BATCH, where, f"step returned a {type(step).__name__}; expected marl.types.VectorStep")
         obs = _checked_batch(vector, step.obs, where)
-        elapsed += 1
+        elapsed += 1 if step.duration is None else step.duration
         _check_vector_step(vector, step, elapsed, where)
         elapsed[step.terminated | step.truncated] = 0
         trace.append((np.stack(rows), copy.deepcopy(step)))
@@ -108,6 +108,8 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
     check_array(Promise.BATCH, where, "reward", step.reward, (count, spec.num_agents), np.float32)
     check_array(Promise.BATCH, where, "terminated", step.terminated, (count,), np.bool_)
     check_array(Promise.BATCH, where, "truncated", step.truncated, (count,), np.bool_)
+    if step.duration is not None:
+        check_array(Promise.BATCH, where, "duration", step.duration, (count,), np.int64)
     if step.restarted is not None and step.restarted.any():
         fail(Promise.BATCH, where, f"restarted is {step.restarted.tolist()}; expected no environment to be lost")
     for index in range(count):
@@ -140,6 +142,8 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
         alone = env.step(action[index])
         obs = copy.deepcopy(alone.obs)
         flags = (bool(step.terminated[index]), bool(step.truncated[index]))
+        duration = 1 if step.duration is None else int(step.duration[index])
+        same(Promise.AUTORESET, f"{at}, duration", alone.duration, duration)
         same(Promise.AUTORESET, f"{at}, reward", alone.reward, step.reward[index])
         same(Promise.AUTORESET, f"{at}, (terminated, truncated)", (alone.terminated, alone.truncated), flags)
         if any(flags):
