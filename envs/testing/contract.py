@@ -211,9 +211,10 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
         if not isinstance(value, bool | np.bool_):
             fail(Promise.ENDING, where, f"{field} is {value!r} ({type(value).__name__}); expected True or False")
     check_ending(bool(step.terminated), bool(step.truncated), where)
+    if not isinstance(step.duration, int | np.integer) or step.duration < 1:
+        expected = "expected a whole number of primitive steps, 1 or more"
+        fail(Promise.DURATION, where, f"duration is {step.duration!r}; {expected}")
     check_info(step.info, where)
-    if type(step.duration) is not int or step.duration < 1:
-        fail(Promise.DURATION, where, f"duration is {step.duration!r}; expected an int of 1 or more, primitive steps")
 
 
 def check_reward(spec: EnvSpec, reward: Any, where: str) -> None:
