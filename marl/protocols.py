@@ -1,6 +1,6 @@
 """The interfaces that environments, policies, trackers and callbacks fill."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -104,7 +104,7 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[Rows]:
         """The indices of the rows of each forward pass of an update; together they hold every row once.
 
         A pass takes at most `rows` rows, 0 for as many as the policy likes, and where memory ran out before, a
@@ -132,6 +132,10 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def text(self, step: int, tag: str, value: str) -> None: ...
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Show a picture (height, width, 3) uint8."""
+        ...
 
     def close(self) -> None: ...
 
