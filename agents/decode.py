@@ -8,7 +8,7 @@ Shape legend: E environments, N agents, D embedding, H heads, A actions, V = A +
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
@@ -16,6 +16,14 @@ from torch import Tensor
 
 from agents.attention import DecoderBlock, DecoderFold, TokenTable, ask
 from agents.nn import Head
+
+
+class Decoded(NamedTuple):
+    """The decision of E environments, in the order of decisions."""
+
+    action: Tensor  # (E, N, L)
+    parameters: Tensor  # (E, N, A), of the distributions that the actions were drawn from
+    features: Tensor  # (E, N, D), the decoder's output
 
 
 class Stepper:
@@ -40,8 +48,8 @@ class Stepper:
         self.last = (last.bias, last.weight.mT)
         self.head, self.table, self.embed = head, table, embed
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions (E, N, L), each given those before it, and the parameters (E, N, A) they were drawn with."""
+    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> Decoded:
+        """Actions, each given those before it."""
         envs, agents, _ = representation.shape
         bag = None if self.table is None else Bag(self.table, envs, agents)
         layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
@@ -49,7 +57,7 @@ class Stepper:
         masks = mask.unbind(1)
         start = representation.new_zeros(envs, self.head.slots)
         action: Tensor | None = None
-        actions, features = [], []
+        actions, hidden, features = [], [], []
         for i in range(agents):
             if bag is not None:
                 x = bag.attend(action)
@@ -58,11 +66,13 @@ class Stepper:
             x = layers[0].finish(i, x)
             for layer in layers[1:]:
                 x = layer.finish(i, layer.attend(i, x))
+            features.append(x)
             x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
+            hidden.append(x)
             action = self.head.pick(torch.addmm(offsets[i], x, self.last[1]), masks[i])
             actions.append(action)
-            features.append(x)
-        return torch.stack(actions, 1), F.linear(torch.stack(features, 1), self.last[1].mT, self.last[0])
+        parameters = F.linear(torch.stack(hidden, 1), self.last[1].mT, self.last[0])
+        return Decoded(torch.stack(actions, 1), parameters, torch.stack(features, 1))
 
 
 class BlockStep:

@@ -1,6 +1,6 @@
 """Parts that the agents share: initialisation, attention, action heads, and the base of policies over vectors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,41 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float) -> nn.S
         layers += [linear(inputs, width), nn.GELU(), nn.LayerNorm(width)]
         inputs = width
     return nn.Sequential(*layers, linear(inputs, outputs, gain))
+
+
+class Separate(nn.Module):
+    """A network for each agent, from (..., N, D) to (..., N, A)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor, present: Sequence[bool] | None = None) -> Tensor:
+        """The rows of agents that are not `present` are zero and their networks rest, where some are."""
+        if present is None or not any(present):
+            present = [True] * len(self.networks)
+        rows = [network(x[..., i, :]) if present[i] else None for i, network in enumerate(self.networks)]
+        nothing = torch.zeros_like(next(row for row in rows if row is not None))
+        return torch.stack([nothing if row is None else row for row in rows], -2)
+
+
+class Shared(nn.Sequential):
+    """One network for all agents."""
+
+    def forward(self, input: Tensor, present: Sequence[bool] | None = None) -> Tensor:  # noqa: A002, ARG002
+        return super().forward(input)
+
+
+def make_actors(spec: EnvSpec, inputs: int, hidden: tuple[int, ...], shared: bool) -> Shared | Separate:
+    """Actors from features (..., N, D) to the parameters of their distributions, (..., N, A)."""
+    if shared:
+        return Shared(*mlp(inputs, hidden, spec.action_size, SMALL_GAIN))
+    return Separate(mlp(inputs, hidden, spec.action_size, SMALL_GAIN) for _ in spec.agents)
+
+
+def present_agents(mask: Tensor | None) -> list[bool] | None:
+    """Which agents have a node in `mask` (B, N, L); None where it is not given."""
+    return None if mask is None else mask.any(-1).any(0).tolist()
 
 
 class CategoricalHead(nn.Module):

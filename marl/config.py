@@ -78,6 +78,9 @@ class LearnConfig:
     """Epsilon of Adam."""
     epochs: int = 10
     """Passes over each rollout."""
+    agent_updates: Literal["together", "sequential"] = "together"
+    """Whether a pass updates all agents, or all passes are made for one agent after another, in random order, each
+    with advantages weighed by how much likelier the agents before it have made what they did (HAPPO)."""
     minibatches: int = 1
     """Parts of nearly equal size into which each pass splits the rollout."""
     micro_batch: int = 0

@@ -1,6 +1,6 @@
 """Clipped PPO and soft Q over masked nodes. Every reduction takes a mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,6 +49,13 @@ class Batch:
             behaviour=take(self.behaviour),
             reference=take(self.reference),
         )
+
+    def of_agent(self, agent: int, weight: Tensor) -> "Batch":
+        """The same rows with no node but one agent's, and its advantages times `weight` (B, 1, 1)."""
+        mine = torch.zeros_like(self.nodes.mask[:1])
+        mine[:, agent] = True
+        nodes = replace(self.nodes, mask=self.nodes.mask & mine, trained=self.nodes.trained & mine)
+        return replace(self, nodes=nodes, advantage=self.advantage * weight)
 
 
 @dataclass(frozen=True)

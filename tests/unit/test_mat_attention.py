@@ -100,7 +100,7 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
     inputs, nodes = decide(policy)
     with torch.no_grad():
         folds = policy.fold()
-        representation = policy.represent(inputs, folds)[0]
+        representation = policy.represent(inputs, folds, None)
         x = policy.embed_tokens(policy.before(nodes.action))
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
         for block in policy.decoder:
