@@ -54,19 +54,13 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
+ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
+AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
+FAMILIES = {"toy": TOY, "mamujoco": MUJOCO, "smac": SMAC}
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("toy/climbing", "mat"): COORDINATION,
-    ("toy/penalty", "mat"): COORDINATION,
-    ("toy", "mat"): TOY,
-    ("toy", "mappo"): TOY,
-    ("toy", "ippo"): TOY,
-    ("mamujoco", "mat"): MUJOCO,
-    ("mamujoco", "mappo"): MUJOCO,
-    ("mamujoco", "ippo"): MUJOCO,
-    ("smac", "mat"): SMAC,
-    ("smac", "mappo"): SMAC,
-    ("smac", "ippo"): SMAC,
-}
+    (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
+} | {(family, agent): settings for family, settings in FAMILIES.items() for agent in AGENTS}
 
 
 def choose(env: str, agent: str) -> tuple[RunConfig, str]:
