@@ -274,7 +274,7 @@ def test_a_bag_of_tokens_is_attention_over_them():
             torch.testing.assert_close(row, expected[:, i], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("envs", "agents", "passes"), [(8, 8, 0), (32, 27, 0), (8, 27, 2), (1, 27, 5), (1, 1, 0)])
+@pytest.mark.parametrize(("envs", "agents", "passes"), [(8, 8, 0), (32, 27, 0), (8, 27, 4), (1, 27, 10), (1, 1, 0)])
 def test_passes_over_all_agents_are_tried_where_they_cost_less(envs, agents, passes):
     assert parallel_passes(envs, agents, "cpu") == passes
     assert parallel_passes(envs, agents, "cuda") == agents
