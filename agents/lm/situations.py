@@ -46,6 +46,7 @@ class Situations:
         # Two prompts agree in what the chat template puts behind them.
         self.tail = _agree(tokenizer.prompt("a")[::-1], tokenizer.prompt("b")[::-1])
         self.prompts: dict[int, Tokens] = {}
+        self.texts: dict[int, str] = {}
         self.tries: dict[int, Trie] = {}
         self.cut = 0
         self._known: dict[Any, int] = {}
@@ -60,6 +61,7 @@ class Situations:
                 self.cut += 1
                 LOGGER.warning("prompt %d that is too long: its first %d characters were cut off", self.cut, cut)
             number = self._add(text, self.prompts, ids)
+            self.texts[number] = text
         return number
 
     def extend(self, prompt: int, said: tuple[Said, ...]) -> int:
@@ -71,6 +73,7 @@ class Situations:
             middle = len(ids) - self.tail
             lines = [token for agent, tokens in said for token in (*self.labels[agent], *self._open(tokens))]
             number = self._add(key, self.prompts, (*ids[:middle], *lines, *ids[middle:]))
+            self.texts[number] = self.texts[prompt] + self.tokenizer.decode(lines)
         return number
 
     def choices(self, texts: Iterable[str] | None) -> int:
@@ -91,6 +94,7 @@ class Situations:
     def keep(self, prompts: set[int], choices: set[int]) -> None:
         """Forget every other number; they are not given again."""
         self.prompts = {n: ids for n, ids in self.prompts.items() if n in prompts}
+        self.texts = {n: text for n, text in self.texts.items() if n in prompts}
         self.tries = {n: trie for n, trie in self.tries.items() if n in choices}
         self._known = {key: n for key, n in self._known.items() if n in self.prompts or n in self.tries}
 

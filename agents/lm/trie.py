@@ -99,20 +99,20 @@ class Forest:
     """P tries laid out flat: states (S,) and edges (M,) of all, one trie after the other.
 
     `source` (M,): the flat state that an edge leaves. `root` (P,): the flat state at the end of each prompt.
-    `tree` (S,): whose state it is. `free` (S,): states where every token of the vocabulary is allowed.
+    `free` (S,): states where every token of the vocabulary is allowed. `branching` (S,): states with a choice.
     """
 
     tries: tuple[Trie, ...]
     token: Tensor
     source: Tensor
     root: Tensor
-    tree: Tensor
     free: Tensor
+    branching: Tensor
     first_edge: np.ndarray
 
     @property
     def states(self) -> int:
-        return self.tree.shape[0]
+        return self.free.shape[0]
 
     def rows(self, tree: np.ndarray, candidate: np.ndarray, slots: int) -> tuple[Tensor, Tensor]:
         """Flat edges (K, L) of K paths, candidate `candidate[k]` of trie `tree[k]`, and where they exist."""
@@ -133,9 +133,9 @@ def plant(tries: Sequence[Trie], device: torch.device) -> Forest:
     first_state = np.concatenate([[0], states.cumsum()])[:-1]
     first_edge = np.concatenate([[0], np.cumsum([len(trie.token) for trie in tries])])[:-1]
     source = np.concatenate([trie.source + first for trie, first in zip(tries, first_state, strict=True)])
-    tree = np.arange(len(tries)).repeat(states)
-    free = np.array([trie.free for trie in tries])[tree]
-    flat = (np.concatenate([trie.token for trie in tries]), source, first_state, tree, free)
+    free = np.array([trie.free for trie in tries]).repeat(states)
+    branching = free | (np.bincount(source, minlength=len(free)) > 1)
+    flat = (np.concatenate([trie.token for trie in tries]), source, first_state, free, branching)
     return Forest(tuple(tries), *(torch.from_numpy(x).to(device) for x in flat), first_edge)
 
 

@@ -80,8 +80,8 @@ def test_a_forest_keeps_tries_apart():
     tries = [trie_of((1, 2), (1, 3)), trie_of((5,)), trie_of((1, 2), (2, 2), (3,))]
     forest = plant(tries, torch.device("cpu"))
     assert forest.root.tolist() == [0, 2, 3]
-    assert forest.tree.tolist() == [0, 0, 1, 2, 2, 2]
+    assert forest.branching.tolist() == [False, True, False, True, False, False]
     edges, mask = forest.rows(np.array([2, 0, 1]), np.array([1, 1, 0]), 3)
     said = [forest.token[e][m].tolist() for e, m in zip(edges, mask, strict=True)]
     assert said == [[2, 2], [1, 3], [5]]
-    assert forest.tree[forest.source].tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    assert forest.source.tolist() == [0, 1, 1, 2, 3, 4, 3, 5, 3]
