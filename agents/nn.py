@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
+from marl.objective import consecutive
 from marl.types import EnvSpec, Inputs, Nodes, Obs
 
 RELU_GAIN = 2.0**0.5
@@ -203,6 +204,12 @@ class VectorPolicy(nn.Module):
         """Take a rollout's observations (T, E, N, D) into the running moments where `mask` (T, E, N) is True."""
         if self.moments is not None:
             self.moments.update(inputs["agents"], mask)
+
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:  # noqa: ARG002
+        return consecutive(nodes.mask, rows, divisor)
+
+    def after_update(self) -> None:
+        pass
 
     def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
         mask = head.slot_mask(inputs["alive"], inputs["action_mask"])

@@ -273,10 +273,11 @@ def env_table() -> Table:
 
 
 def agent_table() -> Table:
-    table = Table("agent", "what it is", "learns", title="Agents")
+    table = Table("agent", "what it is", "learns", "settings that define it", title="Agents")
     for name in AGENTS.names():
         entry = AGENTS.entries[name]
-        table.add_row(name, entry.summary, "yes" if entry.trains else "no")
+        settings = "  ".join(f"{name}={value}" for name, value in entry.defaults.items())
+        table.add_row(name, entry.summary, "yes" if entry.trains else "no", settings)
     return table
 
 

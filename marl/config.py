@@ -14,7 +14,7 @@ import dacite
 import yaml
 from tyro.conf import Positional
 
-from marl.backup import Links
+from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, Unit
@@ -61,8 +61,10 @@ class LearnConfig:
 
     learning_rate: float = 5e-4
     """Step size of Adam."""
+    critic_learning_rate: float = 0.0
+    """Step size for the parameters whose name begins with "critic"; 0 takes learning_rate."""
     anneal_learning_rate: bool = False
-    """Lower the learning rate linearly to zero over the run."""
+    """Lower the learning rates linearly to zero over the run."""
     adam_epsilon: float = 1e-5
     """Epsilon of Adam."""
     epochs: int = 10
@@ -79,6 +81,15 @@ class LearnConfig:
     """Discount between two steps."""
     gae_lambda: float = 0.95
     """Weight of longer returns in generalised advantage estimation."""
+    agent_links: Axis = "parallel"
+    """How credit runs within a step: parallel gives each agent its own chain through time, sequential threads one
+    chain through the agents in the order in which they decide."""
+    slot_links: Axis = "parallel"
+    """The same for the slots (torques, tokens) of an agent's action."""
+    gamma_intra: float | None = 1.0
+    """Discount between two nodes of a step; None takes gamma."""
+    lambda_intra: float | None = 1.0
+    """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
     clip: float = 0.2
     """PPO clip range of the importance ratio."""
     ratio: Unit = "agent"
@@ -100,7 +111,7 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "minibatches")
-        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl")
+        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate")
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
@@ -109,7 +120,14 @@ class LearnConfig:
         self.objective()
 
     def links(self) -> Links:
-        return Links(gamma=self.gamma, gae_lambda=self.gae_lambda)
+        return Links(
+            self.agent_links,
+            self.slot_links,
+            self.gamma,
+            self.gae_lambda,
+            self.gamma if self.gamma_intra is None else self.gamma_intra,
+            self.gae_lambda if self.lambda_intra is None else self.lambda_intra,
+        )
 
     def objective(self) -> ClippedPPO:
         names = [f.name for f in dataclasses.fields(ClippedPPO)]
@@ -211,16 +229,16 @@ FREE_TO_CHANGE = frozenset(
 
 
 def default_config(env: str, agent: str) -> RunConfig:
-    """The defaults for an environment and an agent, with the options that both declare."""
-    entry, _ = find_env(env)
-    config = RunConfig(env=env, agent=agent, agent_options=AGENTS.get(agent).options(), env_options=entry.options())
+    """The defaults for an environment and an agent: the options that both declare, and what defines the agent."""
+    entry, known = find_env(env)[0], AGENTS.get(agent)
+    config = RunConfig(env=env, agent=agent, agent_options=known.options(), env_options=entry.options())
     taken: dict[str, str] = {f.name: "the run" for f in dataclasses.fields(config)}
     for part in PARTS:
         for f in dataclasses.fields(getattr(config, part)):
             if f.name in taken:
                 raise ConfigError(f"option {f.name!r} of {part} is one of {taken[f.name]} too; rename it")
             taken[f.name] = part
-    return config
+    return override(config, known.defaults)
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -278,7 +296,10 @@ def _number(value: Any) -> Any:
 
 
 def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
-    """The inverse of `to_yaml`; ConfigError names the file, the field and what is wrong with it."""
+    """The inverse of `to_yaml`; what is left out takes the default for the environment and the agent.
+
+    ConfigError names the file, the field and what is wrong with it.
+    """
     try:
         data = yaml.safe_load(text)
         for name in ("env", "agent"):
@@ -287,8 +308,12 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         entry, _ = find_env(data["env"])
         options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
+        usual = dataclasses.asdict(default_config(data["env"], data["agent"]))
+        for name in PARTS:
+            if isinstance(given := data.get(name) or {}, dict):
+                data[name] = usual[name] | given
         for name, kind in options.items():
-            data[name] = dacite.from_dict(kind, data.get(name) or {}, hooks)
-        return dacite.from_dict(RunConfig, data, hooks)
+            data[name] = dacite.from_dict(kind, data[name], hooks)
+        return dacite.from_dict(RunConfig, usual | data, hooks)
     except (yaml.YAMLError, dacite.DaciteError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error

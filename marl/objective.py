@@ -28,12 +28,7 @@ class Batch:
     advantage: Tensor
     returns: Tensor
 
-    def split(self, size: int) -> list["Batch"]:
-        """Consecutive parts of at most `size` rows."""
-        count = self.log_prob.shape[0]
-        return [self.rows(slice(start, start + size)) for start in range(0, count, size)]
-
-    def rows(self, index: slice | Tensor) -> "Batch":
+    def rows(self, index: Tensor) -> "Batch":
         """The rows at `index`."""
         nodes = self.nodes
         return Batch(
@@ -139,6 +134,13 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     if kind == "k2":
         return 0.5 * log_ratio.square()
     return torch.expm1(log_ratio) - log_ratio
+
+
+def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Tensor]:
+    """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says."""
+    count = mask.shape[0]
+    size = min(rows, count) if rows else count
+    return list(torch.arange(count, device=mask.device).split(max(1, -(-size // divisor))))
 
 
 def value_mask(batch: Batch) -> Tensor:

@@ -26,7 +26,7 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `order`: (T, E, N) or None.
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
@@ -45,6 +45,7 @@ class Rollout:
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
         self.truncated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
+        self.duration = torch.ones((steps, envs), dtype=torch.long, device=device)
 
     def write(self, t: int, inputs: Inputs, decision: Decision) -> None:
         nodes = decision.nodes
@@ -57,6 +58,10 @@ class Rollout:
             self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
         if self.order is not None:
             self.order[t] = torch.arange(self.mask.shape[2]) if nodes.order is None else nodes.order
+
+    def discount(self, gamma: float) -> Tensor | None:
+        """(T, E): the discount of each step, None where every step is one primitive step."""
+        return gamma**self.duration if bool((self.duration > 1).any()) else None
 
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
@@ -176,6 +181,7 @@ class Collector:
         rollout.reward[t] = torch.as_tensor(reward)
         rollout.terminated[t] = torch.as_tensor(terminated)
         rollout.truncated[t] = torch.as_tensor(truncated)
+        rollout.duration[t] = 1 if step.duration is None else torch.as_tensor(step.duration)
         self.episode_return += reward.mean(-1)
         self.episode_length += 1
         if step.final is not None:

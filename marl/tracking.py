@@ -39,6 +39,7 @@ TAGS: dict[str, str] = {
     "policy/entropy": "Mean entropy of a unit of the ratio (a node, an agent's action or a step), in nats.",
     "policy/epochs": "Passes over the data in this iteration, before the KL limit stopped them.",
     "policy/learning_rate": "Learning rate of the policy's optimiser.",
+    "value/learning_rate": "Learning rate of the critic's parameters, where it is their own.",
     "value/explained_variance": "1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant.",
     "value/mean": "Mean predicted value of the visited states, in units of reward.",
     "value/norm_mean": "Running mean of the returns that the value normaliser subtracts.",

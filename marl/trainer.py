@@ -1,23 +1,26 @@
 """collect -> backup -> learn -> callbacks."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl import distributed
 from marl.backup import backup
 from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng_state, unpack, unpack_optimiser
-from marl.config import RunConfig
-from marl.errors import CheckpointError, NonFiniteError
+from marl.config import LearnConfig, RunConfig
+from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
 from marl.normalise import ValueNorm
 from marl.objective import Batch, masked_mean, masked_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
+
+LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -48,8 +51,9 @@ class Trainer:
         distributed.broadcast_module(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(
-            self.parameters, lr=config.learn.learning_rate, eps=config.learn.adam_epsilon, fused=True
+            parameter_groups(module, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
         self.links, self.objective = config.learn.links(), config.learn.objective()
         self.generators = {
@@ -66,6 +70,7 @@ class Trainer:
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
         )
+        self.divisor = 1
         self.iteration = 0
         self.last_score: float | None = None
         self.stop_reason: str | None = None
@@ -137,16 +142,17 @@ class Trainer:
             rollout.truncated,
             self.value_norm.denormalise(rollout.bootstrap),
             rollout.order,
+            rollout.discount(self.links.gamma),
         )
         explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
         self.value_norm.update(returns, mask)
         batch = rollout.flat(standardise(advantage, mask), self.value_norm.normalise(returns))
-        rate = learn.learning_rate
+        left = 1.0
         if learn.anneal_learning_rate:
-            rate *= max(0.0, 1.0 - self.iteration / self.config.iterations)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            left = max(0.0, 1.0 - self.iteration / self.config.iterations)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * left
 
         try:
             metrics = self.epochs(batch)
@@ -155,8 +161,10 @@ class Trainer:
             raise
         self.policy.observe(rollout.inputs, rollout.mask.any(-1))
         mean, std = self.value_norm.moments()
+        if len(self.rates) > 1:
+            metrics["value/learning_rate"] = self.rates[1] * left
         return metrics | {
-            "policy/learning_rate": rate,
+            "policy/learning_rate": self.rates[0] * left,
             "value/explained_variance": explained,
             "value/mean": float(masked_mean(value, mask)),
             "value/norm_mean": float(mean),
@@ -187,15 +195,7 @@ class Trainer:
         """One gradient step; returns the parts of the loss over all ranks, and the gradient norm."""
         learn = self.config.learn
         counts = distributed.all_reduce(self.objective.counts(minibatch))
-        self.optimiser.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        size = learn.micro_batch or minibatch.log_prob.shape[0]
-        for micro in minibatch.split(size):
-            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
-            loss, parts = self.objective(evaluation, micro, counts)
-            loss.backward()
-            for name, part in parts.items():
-                total[name] = total[name] + part if name in total else part
+        total = self.gradient(minibatch, counts)
         distributed.sum_gradients(self.parameters)
         reduced = distributed.all_reduce(torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
@@ -209,7 +209,53 @@ class Trainer:
                 "--max-grad-norm, or look at the observations and rewards"
             )
         self.optimiser.step()
+        self.policy.after_update()
         return total | {"gradient/norm": norm}
+
+    def gradient(self, minibatch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        """Fill the gradients; returns the parts of the loss on this rank.
+
+        Where memory runs out, this minibatch and those that follow take forward passes of half the size. Raises
+        MemoryLimitError where one row is too much.
+        """
+        while True:
+            self.optimiser.zero_grad(set_to_none=True)
+            passes = self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, self.divisor)
+            try:
+                return self.accumulate(minibatch, passes, counts)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+            largest = max(map(len, passes))
+            if largest == 1:
+                raise MemoryLimitError(
+                    f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
+                    "observations"
+                )
+            self.divisor *= 2
+            self.optimiser.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            LOGGER.warning(
+                "out of memory in a forward pass of %d rows (%s); from now on they are half as big. Set --micro-batch "
+                "to begin with fewer",
+                largest,
+                reason,
+            )
+
+    def accumulate(self, minibatch: Batch, passes: Sequence[Tensor], counts: Tensor) -> dict[str, Tensor]:
+        """Add up the gradients of the forward passes, and the parts of their losses."""
+        total: dict[str, Tensor] = {}
+        for index in passes:
+            micro = minibatch if len(passes) == 1 else minibatch.rows(index)
+            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
+            loss, parts = self.objective(evaluation, micro, counts)
+            loss.backward()
+            for name, part in parts.items():
+                total[name] = total[name] + part if name in total else part
+        return total
 
     def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that the future depends on, as groups of tensors and JSON data.
@@ -217,7 +263,11 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
         """
         optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
-        local = {"collector": self.collector.get_state(environments), "rng": rng_state(self.generators)}
+        local = {
+            "collector": self.collector.get_state(environments),
+            "rng": rng_state(self.generators),
+            "divisor": self.divisor,
+        }
         tensors = {
             "model": dict(self.module.state_dict()),
             "optimiser": optimiser_tensors,
@@ -256,12 +306,36 @@ class Trainer:
             self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
+        self.divisor = local.get("divisor", 1)
         if self.collector.set_state(local["collector"]):
             return notes
         first = rank * self.env.num_envs
         seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(self.env.num_envs)]
         self.collector.obs = self.env.reset(seeds)
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
+
+
+def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, Any]]:
+    """What Adam takes: the parameters that learn, those of the critic apart where it has its own rate.
+
+    Raises ConfigError where it has one, and there is no critic.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not learn.critic_learning_rate:
+        return [{"params": [p for _, p in named], "lr": learn.learning_rate}]
+    critic = [p for name, p in named if name.startswith("critic")]
+    if not critic:
+        raise ConfigError(
+            f"critic_learning_rate is {learn.critic_learning_rate}, but this agent has no parameters of a critic; "
+            "leave it 0"
+        )
+    others = [p for name, p in named if not name.startswith("critic")]
+    return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator, of a GPU or of the CPU, refused."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, float]:

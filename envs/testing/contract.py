@@ -33,6 +33,7 @@ class Promise(IntEnum):
     BATCH = 15
     AUTORESET = 16
     INDEPENDENCE = 17
+    DURATION = 18
 
 
 def fail(promise: Promise, where: str, text: str) -> NoReturn:
@@ -174,6 +175,9 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
         if not isinstance(value, bool | np.bool_):
             fail(Promise.ENDING, where, f"{field} is {value!r} ({type(value).__name__}); expected True or False")
     check_ending(bool(step.terminated), bool(step.truncated), where)
+    if not isinstance(step.duration, int | np.integer) or step.duration < 1:
+        expected = "expected a whole number of primitive steps, 1 or more"
+        fail(Promise.DURATION, where, f"duration is {step.duration!r}; {expected}")
     check_info(step.info, where)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl.errors import ConfigError
-from marl.objective import Batch, ClippedPPO, kl_estimate, masked_mean
+from marl.objective import Batch, ClippedPPO, consecutive, kl_estimate, masked_mean
 from marl.types import Evaluation, Nodes
 
 
@@ -83,7 +83,18 @@ def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
         return weight.grad.clone()
 
     counts = objective.counts(batch)
-    torch.testing.assert_close(gradient(batch.split(size)), gradient([batch]), rtol=1e-4, atol=1e-6)
+    parts = [batch.rows(index) for index in consecutive(batch.nodes.mask, size, 1)]
+    torch.testing.assert_close(gradient(parts), gradient([batch]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "divisor", "sizes"),
+    [(0, 1, [7]), (3, 1, [3, 3, 1]), (0, 2, [4, 3]), (3, 2, [2, 2, 2, 1]), (9, 99, [1] * 7)],
+)
+def test_passes_hold_every_row_once(rows, divisor, sizes):
+    parts = consecutive(torch.ones(7, 2, 1), rows, divisor)
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts).tolist() == list(range(7))
 
 
 def test_what_is_masked_cannot_matter_even_as_nan():
