@@ -45,6 +45,7 @@ def backup(
     bootstrap: Tensor,  # (T, E, N)
     order: Tensor | None = None,  # (T, E, N)
     discount: Tensor | None = None,  # (T, E)
+    node_reward: Tensor | None = None,  # (T, E, N, L)
 ) -> tuple[Tensor, Tensor]:
     """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
 
@@ -55,13 +56,15 @@ def backup(
     over: its reward counts, its discount counts, and the whole link carries one lambda. `order` is
     the order in which sequential agents decided. `discount` stands for gamma on the link that leaves
     a step, to the next step or to the bootstrap: gamma ** k after an action of k primitive steps (Sutton, Precup
-    and Singh 1999, section 3).
+    and Singh 1999, section 3). `node_reward` arrives at once, on the link that leaves the node itself.
     """
     sequential_agents = links.agents == "sequential"
     if sequential_agents and order is not None:
         index = order.unsqueeze(-1).expand_as(value)
         value, mask = value.gather(2, index), mask.gather(2, index)
+        node_reward = None if node_reward is None else node_reward.gather(2, index)
     chains, exists = _to_chains(links, value), _to_chains(links, mask)  # (T, M, *chain)
+    earned = None if node_reward is None else _to_chains(links, node_reward)
     if sequential_agents:
         reward, bootstrap = reward.mean(-1), bootstrap[..., 0]
     if links.slots == "parallel":
@@ -86,6 +89,8 @@ def backup(
             here = exists[t, m]
             node_value = chains[t, m]
             node_advantage = link_value - node_value + link_advantage
+            if earned is not None:
+                node_advantage = node_advantage + earned[t, m]
             advantage[t, m] = node_advantage.masked_fill(~here, 0.0)
             next_value = torch.where(here, node_value, next_value)
             next_advantage = torch.where(here, node_advantage, next_advantage)

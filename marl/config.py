@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
-from marl.objective import ClippedPPO, Estimator, Unit
+from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
 from marl.registry import AGENTS, NoOptions, closest, find_env
 
 
@@ -90,8 +90,18 @@ class LearnConfig:
     """Discount between two nodes of a step; None takes gamma."""
     lambda_intra: float | None = 1.0
     """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
+    objective: Literal["ppo", "soft_q"] = "ppo"
+    """What is optimised: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
     clip: float = 0.2
     """PPO clip range of the importance ratio."""
+    clip_high: float | None = None
+    """Upper clip range where it differs from the lower one; None takes clip for both."""
+    behaviour_cap: float = 2.0
+    """Largest weight of a unit that was sampled from another distribution than the policy's."""
+    reference_coef: float = 0.0
+    """Weight in the loss of the divergence from a frozen reference policy, for agents that have one."""
+    reference_reward_coef: float = 0.0
+    """Weight of the same divergence in the reward, token by token."""
     ratio: Unit = "agent"
     """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
     entropy_coef: float = 0.01
@@ -111,13 +121,17 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "minibatches")
-        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate")
+        _not_negative(
+            self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
+        )
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
         ValueNorm(self.value_norm_decay)
         self.links()
-        self.objective()
+        self.make_objective()
+        if self.objective == "soft_q":
+            self._require_one_step_returns()
 
     def links(self) -> Links:
         return Links(
@@ -129,9 +143,20 @@ class LearnConfig:
             self.gae_lambda if self.lambda_intra is None else self.lambda_intra,
         )
 
-    def objective(self) -> ClippedPPO:
-        names = [f.name for f in dataclasses.fields(ClippedPPO)]
-        return ClippedPPO(**{name: getattr(self, name) for name in names})
+    def make_objective(self) -> ClippedPPO | SoftQ:
+        kind = ClippedPPO if self.objective == "ppo" else SoftQ
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
+
+    def _require_one_step_returns(self) -> None:
+        """Longer returns leave out the divergence that soft values hold, and Q values keep the unit of the reward."""
+        links = self.links()
+        for name, value in (
+            ("gae_lambda", links.gae_lambda),
+            ("lambda_intra", links.lambda_intra),
+            ("value_norm_decay", self.value_norm_decay),
+        ):
+            if value != 0.0:
+                raise ConfigError(f"{name} is {value}; objective 'soft_q' needs it to be 0")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from marl.errors import EnvironmentContractError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch
+from marl.objective import Batch, no_reference
 from marl.protocols import Policy, State, VectorEnv
 from marl.types import Decision, EnvSpec, Inputs, Nodes, Obs, VectorStep
 
@@ -26,7 +26,8 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None.
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference`:
+    (T, E, N, L), or None where the policy does not give them.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
@@ -41,6 +42,8 @@ class Rollout:
         self.action, self.mask, self.trained = like(nodes.action), like(nodes.mask), like(nodes.trained)
         self.order: Tensor | None = None
         self.log_prob, self.value = like(decision.log_prob), like(decision.value)
+        self.behaviour = None if decision.behaviour is None else like(decision.behaviour)
+        self.reference = None if decision.reference is None else like(decision.reference)
         self.reward = torch.zeros((steps, envs, num_agents), device=device)
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
@@ -53,6 +56,10 @@ class Rollout:
             self.inputs[name][t] = x
         self.action[t], self.mask[t], self.trained[t] = nodes.action, nodes.mask, nodes.trained
         self.log_prob[t], self.value[t] = decision.log_prob, decision.value
+        if self.behaviour is not None and decision.behaviour is not None:
+            self.behaviour[t] = decision.behaviour
+        if self.reference is not None and decision.reference is not None:
+            self.reference[t] = decision.reference
         if nodes.order is not None and self.order is None:
             # Until some agent died everyone decided in the order 0..N-1.
             self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
@@ -63,24 +70,40 @@ class Rollout:
         """(T, E): the discount of each step, None where every step is one primitive step."""
         return gamma**self.duration if bool((self.duration > 1).any()) else None
 
+    def penalty(self, coef: float) -> Tensor | None:
+        """`coef` times the log-ratio of reference to policy at each node that is trained: a reward for staying near.
+
+        (T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action; None for a coefficient of 0. Raises
+        ConfigError where the policy has no reference.
+        """
+        if coef == 0.0:
+            return None
+        if self.reference is None:
+            raise no_reference("reference_reward_coef", coef)
+        reward = coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
+        return reward if self.value.shape == self.mask.shape else reward.sum(-1, keepdim=True)
+
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
         return self.mask if self.value.shape == self.mask.shape else self.mask.any(-1, keepdim=True)
 
     def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
         """All T x E rows as one batch; views, nothing is copied."""
+
+        def flat(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.flatten(0, 1)
+
         return Batch(
             inputs={name: x.flatten(0, 1) for name, x in self.inputs.items()},
             nodes=Nodes(
-                self.action.flatten(0, 1),
-                self.mask.flatten(0, 1),
-                self.trained.flatten(0, 1),
-                None if self.order is None else self.order.flatten(0, 1),
+                self.action.flatten(0, 1), self.mask.flatten(0, 1), self.trained.flatten(0, 1), flat(self.order)
             ),
             log_prob=self.log_prob.flatten(0, 1),
             value=self.value.flatten(0, 1),
             advantage=advantage.flatten(0, 1),
             returns=returns.flatten(0, 1),
+            behaviour=flat(self.behaviour),
+            reference=flat(self.reference),
         )
 
 

@@ -36,6 +36,8 @@ TAGS: dict[str, str] = {
     "loss/total": "Weighted sum of the losses: what the optimiser sees.",
     "policy/kl": "Mean KL divergence from the policy that collected the data to the updated one, in nats.",
     "policy/clip_fraction": "Fraction of the probability ratios that left the clip range.",
+    "policy/behaviour_gap": "Mean absolute log-ratio, in a unit, of the old policy to what really sampled, in nats.",
+    "policy/reference_kl": "Mean KL divergence from the policy to its frozen reference (k3 estimate), in nats.",
     "policy/entropy": "Mean entropy of a unit of the ratio (a node, an agent's action or a step), in nats.",
     "policy/epochs": "Passes over the data in this iteration, before the KL limit stopped them.",
     "policy/learning_rate": "Learning rate of the policy's optimiser.",

@@ -55,7 +55,7 @@ class Trainer:
         )
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
-        self.links, self.objective = config.learn.links(), config.learn.objective()
+        self.links, self.objective = config.learn.links(), config.learn.make_objective()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
@@ -129,7 +129,7 @@ class Trainer:
         return self.free_threads if rows * rollout.mask.shape[2] >= SMALL_UPDATE else 1
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
-        """Backup, then epochs of clipped PPO over minibatches."""
+        """Backup, then epochs over minibatches."""
         learn = self.config.learn
         mask = rollout.value_mask()
         value = self.value_norm.denormalise(rollout.value)
@@ -143,6 +143,7 @@ class Trainer:
             self.value_norm.denormalise(rollout.bootstrap),
             rollout.order,
             rollout.discount(self.links.gamma),
+            rollout.penalty(learn.reference_reward_coef),
         )
         explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}

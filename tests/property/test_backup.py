@@ -57,7 +57,7 @@ def solve_segment(links, p, result, e, chain, start, end):
         for i, node in enumerate(here):
             nodes.append(node)
             inside = i + 1 < len(here)
-            rewards.append(0.0)
+            rewards.append(float(p["node_reward"][t, e][node[1:]]) if "node_reward" in p else 0.0)
             gammas.append(links.gamma_intra if inside else 1.0)
             lambdas.append(links.lambda_intra if inside else links.gae_lambda)
         if nodes:
@@ -86,13 +86,16 @@ def solve_segment(links, p, result, e, chain, start, end):
     slots=st.sampled_from(AXES),
     factors=st.tuples(*(st.floats(0, 1) for _ in range(4))),
     macro=st.booleans(),
+    extra=st.booleans(),
 )
-def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors, macro):
-    """With and without actions of several primitive steps."""
+def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors, macro, extra):
+    """With and without actions of several primitive steps, and rewards of single nodes."""
     links, rng = Links(agents, slots, *factors), np.random.default_rng(seed)
     problem = random_problem(rng, shape)
     if macro:
         problem["discount"] = links.gamma ** torch.as_tensor(rng.integers(1, 9, shape[:2])).double()
+    if extra:
+        problem["node_reward"] = torch.as_tensor(rng.normal(size=shape))
     advantage, returns = backup(links, **problem)
     torch.testing.assert_close(advantage, brute_force(links, problem), rtol=1e-9, atol=1e-9)
     expected = (advantage + problem["value"]).masked_fill(~problem["mask"], 0.0)

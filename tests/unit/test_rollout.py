@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from agents.mlp import MLPOptions, MLPPolicy
@@ -10,6 +11,7 @@ from envs.toy import make as make_toy
 from envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl import run
 from marl.checkpoint import load
+from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.rollout import Collector
 from marl.vector import SyncVector
@@ -30,10 +32,10 @@ class Macro(EnvWrapper):
         return replace(super().step(action), duration=self.count)
 
 
-def collector(make, envs=3, steps=8):
+def collector(make, envs=3, steps=8, kind=MLPPolicy):
     env = SyncVector([make] * envs)
     torch.manual_seed(0)
-    policy = MLPPolicy(env.spec, MLPOptions(hidden=(8,)), central=False)
+    policy = kind(env.spec, MLPOptions(hidden=(8,)), central=False)
     return Collector(env, policy, ValueNorm(0.0), steps, torch.Generator().manual_seed(0), list(range(envs)))
 
 
@@ -67,3 +69,30 @@ class Slow(EnvWrapper):
 
 def slow():
     return Slow(make_toy("chain"))
+
+
+class Sampler(MLPPolicy):
+    """Samples from a flatter distribution than its own, and knows a reference."""
+
+    def act(self, inputs, generator=None, deterministic=False):
+        decision = super().act(inputs, generator, deterministic)
+        return replace(decision, behaviour=decision.log_prob - 0.25, reference=2.0 * decision.log_prob)
+
+
+def test_behaviour_and_reference_are_kept_where_a_policy_gives_them():
+    plain = collector(lambda: make_toy("chain"))
+    rollout, _ = plain.collect()
+    assert rollout.behaviour is None
+    assert rollout.penalty(0.0) is None
+    with pytest.raises(ConfigError, match="reference_reward_coef is"):
+        rollout.penalty(0.5)
+    sampling = collector(lambda: make_toy("chain"), kind=Sampler)
+    rollout, _ = sampling.collect()
+    assert rollout.behaviour is not None
+    torch.testing.assert_close(rollout.behaviour, rollout.log_prob - 0.25)
+    penalty = rollout.penalty(0.5)
+    assert penalty is not None
+    torch.testing.assert_close(penalty, 0.5 * rollout.log_prob)
+    batch = rollout.flat(rollout.value, rollout.value).rows(torch.tensor([5, 1]))
+    assert batch.reference is not None
+    torch.testing.assert_close(batch.reference, 2.0 * batch.log_prob)
