@@ -19,7 +19,7 @@ class Backbone(nn.Module):
     are none. The rest belongs to `model`, which is no submodule, moves with this module between devices and stays in
     evaluation mode. The *reference* is the model before training: the adapters switched off, or a frozen copy.
 
-    `tokenizer`, `context` (tokens, prompt and action together), `feature_size` (H), `token_budget` (tokens of a forward).
+    `tokenizer`; `context`: tokens of prompt plus action; `feature_size`: H; `token_budget`: tokens of a forward.
     """
 
     def __init__(

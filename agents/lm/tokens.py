@@ -5,7 +5,6 @@ from typing import Any, Literal, Protocol
 
 from marl.errors import ConfigError
 
-
 Overflow = Literal["error", "cut"]
 """A prompt that is longer than there is room for: an error, or its beginning is cut off."""
 
@@ -87,8 +86,8 @@ def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -
         return ids, 0
     if overflow == "error":
         raise ConfigError(
-            f"a prompt has {len(ids)} tokens and the model has room for {room}; shorten what the environment writes, "
-            f"take a model of longer context, or cut prompts from the left (prompt_overflow cut). It starts: {text[:80]!r}"
+            f"a prompt has {len(ids)} tokens and the model has room for {room}; let the environment write less, take a "
+            f"model of longer context, or cut prompts from the left (prompt_overflow cut). It starts: {text[:80]!r}"
         )
     cut = _least(lambda start: len(tokenizer.prompt(text[start:])) <= room, len(text))
     ids = tokenizer.prompt(text[cut:])
