@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from agents.lm.backbone import Backbone
+from agents.lm.generate import generate
 from agents.lm.situations import FREE, Situations
 from agents.lm.tokens import Overflow
 from agents.lm.tree import Tree, batches
@@ -137,6 +138,8 @@ class TokenPolicy(nn.Module):
 
     closes = True
     """Candidates that begin others are closed by an end token."""
+    samples_freely = True
+    """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
 
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
         super().__init__()
@@ -250,18 +253,43 @@ class TokenPolicy(nn.Module):
         """Free text: for each prompt a menu of the one action that was sampled."""
         if not prompts:
             return []
-        raise NotImplementedError
+        options = self.options
+        answers = generate(
+            self.backbone,
+            [self.situations.prompts[prompt] for prompt in prompts],
+            max_tokens=self.slots,
+            temperature=options.temperature,
+            top_p=options.top_p if isinstance(options, TokenOptions) else 1.0,
+            greedy=greedy,
+            generator=generator,
+        )
+        behaviour = answers.behaviour.cpu().numpy()
+        keys: list[Key] = [(prompt, FREE, answers.ids(row)) for row, prompt in enumerate(prompts)]
+        said: dict[Key, tuple[str, dict[str, np.ndarray]]] = {}
+        for group in self.groups(list(dict.fromkeys(keys))):
+            tries = [self.trie(key) for key in group]
+            rows = self.rows(group, tries, np.arange(len(group)), np.zeros(len(group), np.int64))
+            for k, (key, trie) in enumerate(zip(group, tries, strict=True)):
+                said[key] = trie.texts[0], {name: x[k : k + 1] for name, x in rows.items()}
+        menus = []
+        for key, sampled in zip(keys, behaviour, strict=True):
+            text, rows = said[key]
+            padded = np.pad(sampled, (0, self.slots - len(sampled)))[None]
+            menus.append(Menu((text,), np.ones(1), rows | ({"behaviour": padded} if "behaviour" in rows else {})))
+        return menus
 
     def rows(self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray) -> dict[str, np.ndarray]:
         """What a decision stores of K actions, candidate `candidate[k]` in situation `tree[k]`; (K, L) each."""
         with torch.no_grad():
-            judged = self.judge(keys, tries, tree, candidate, acting=True)
+            judged = self.judge(self.grove(keys, tries), tree, candidate, acting=True)
         action = np.zeros(judged.mask.shape, np.int64)
         for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
             tokens = self.action(tries[t], c)
             action[k, : len(tokens)] = tokens
-        names = [name for name in ("mask", "trained", "log_prob", "value", "reference") if getattr(judged, name) is not None]
-        return {"action": action} | {name: getattr(judged, name).cpu().numpy() for name in names}
+        parts = {name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference")}
+        if self.samples_freely:
+            parts["behaviour"] = judged.log_prob
+        return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
 
     def groups(self, keys: Sequence[Key]) -> list[list[Key]]:
         """Keys that are computed together in acting. On a CPU each alone: there company gains little, and alone the
@@ -280,7 +308,8 @@ class TokenPolicy(nn.Module):
         keys = {key: t for t, key in enumerate(dict.fromkeys(key for key, _ in wanted))}
         tree = np.array([keys[key] for key, _ in wanted], dtype=np.int64)
         candidate = np.array([c for _, c in wanted], dtype=np.int64)
-        judged = self.judge(list(keys), [self.trie(key) for key in keys], tree, candidate, acting=False)
+        grove = self.grove(list(keys), [self.trie(key) for key in keys])
+        judged = self.judge(grove, tree, candidate, acting=False)
         rows = torch.from_numpy(living).to(self.device)
         source = torch.tensor([wanted[place] for place in located], device=self.device)
         shape = nodes.mask.shape
@@ -355,11 +384,8 @@ class TokenPolicy(nn.Module):
 
     # The model
 
-    def judge(
-        self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray, acting: bool
-    ) -> Judgement:
-        """Judge K actions, candidate `candidate[k]` in situation `keys[tree[k]]`."""
-        grove = self.grove(keys, tries)
+    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+        """Judge K actions, candidate `candidate[k]` of trie `tree[k]`, as a decision stores them or an update reads."""
         forest = grove.forest
         edges, mask = forest.rows(tree, candidate, self.slots)
         state = forest.source[edges]

@@ -5,6 +5,7 @@ from typing import Any
 from agents.lm.backbone import Backbone
 from agents.lm.models import load_backbone
 from agents.lm.policy import LanguageOptions, TokenOptions, TokenPolicy
+from agents.lm.soft import SoftOptions, SoftPolicy
 from agents.lm.twosome import Twosome, TwosomeOptions
 from marl.registry import register_agent
 from marl.types import EnvSpec
@@ -47,3 +48,21 @@ for _name, _summary, _defaults in (
 )
 def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
     return Twosome(spec, options, open_backbone(spec, options))
+
+
+@register_agent(
+    "etpo",
+    options=SoftOptions,
+    defaults={
+        "objective": "soft_q",
+        "slot_links": "sequential",
+        "gamma_intra": 1.0,
+        "lambda_intra": 0.0,
+        "gae_lambda": 0.0,
+        "value_norm_decay": 0.0,
+        "max_grad_norm": 1.0,
+    },
+    summary="soft Q values of tokens beside a frozen reference (Wen et al. 2024)",
+)
+def make_soft(spec: EnvSpec, options: SoftOptions) -> SoftPolicy:
+    return SoftPolicy(spec, options, open_backbone(spec, options))

@@ -1,6 +1,5 @@
 """TWOSOME (Tan et al. 2024): the candidate actions compete by the log-probability of their tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.lm.backbone import Backbone
-from agents.lm.policy import Judgement, Key, LanguageOptions, TokenPolicy
+from agents.lm.policy import Grove, Judgement, Key, LanguageOptions, TokenPolicy
 from agents.lm.situations import FREE
 from agents.lm.trie import Forest, Tokens, Trie, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
@@ -34,6 +33,7 @@ class Twosome(TokenPolicy):
     """
 
     closes = False
+    samples_freely = False
 
     def __init__(self, spec: EnvSpec, options: TwosomeOptions, backbone: Backbone) -> None:
         super().__init__(spec, options, backbone)
@@ -48,10 +48,8 @@ class Twosome(TokenPolicy):
             )
         return inputs
 
-    def judge(
-        self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray, acting: bool
-    ) -> Judgement:
-        grove = self.grove(keys, tries)
+    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+        tries = grove.forest.tries
         sizes = np.array([len(trie.paths) for trie in tries])
         owner = torch.from_numpy(np.arange(len(tries)).repeat(sizes)).to(self.device)
         whose = torch.from_numpy(tree).to(self.device)
