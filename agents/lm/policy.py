@@ -6,7 +6,7 @@ the tries of several situations, H features.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class LanguageOptions:
     """A language model that acts in text."""
 
     model: str = "tiny"
-    """Model: tiny (random, of the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
+    """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the frozen weights."""
     lora_rank: int = 0
@@ -145,6 +145,7 @@ class TokenPolicy(nn.Module):
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
         self.slots = options.max_action_tokens
+        self.reads_frozen = options.critic == "frozen" or options.reference
         self.situations = Situations(
             backbone.tokenizer,
             backbone.context,
@@ -171,11 +172,6 @@ class TokenPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
-    @property
-    def reads_frozen(self) -> bool:
-        """Whether features of the frozen model are needed."""
-        return self.options.critic == "frozen" or self.options.reference
-
     # Acting
 
     def encode(self, obs: Obs) -> Inputs:
@@ -201,15 +197,15 @@ class TokenPolicy(nn.Module):
             if column.start:
                 action, mask = (np.concatenate([part[name] for part in parts], 1) for name in ("action", "mask"))
                 prompt = self.extended(prompt, choices, action, mask, column.start)
-            said, rows = self.decide(*(x[:, column].ravel() for x in (prompt, choices, alive)), generator, deterministic)
+            said, rows = self.decide(
+                *(x[:, column].ravel() for x in (prompt, choices, alive)), generator, deterministic
+            )
             texts[:, column] = said.reshape(envs, -1)
             parts.append({name: x.reshape(envs, -1, x.shape[-1]) for name, x in rows.items()})
         joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
         whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
         nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
-        return Decision(
-            texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference")
-        )
+        return Decision(texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference"))
 
     def decide(
         self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
@@ -230,8 +226,17 @@ class TokenPolicy(nn.Module):
                 picked[k] = {name: x[choice] for name, x in menus[k].rows.items()}
             else:
                 texts[k] = "" if c == FREE else self.situations.tries[c].texts[0]
-        blank = {name: np.zeros_like(x) for name, x in next(iter(picked.values())).items()}
+        blank = self.blank()
         return texts, {name: np.stack([picked.get(k, blank)[name] for k in range(len(pairs))]) for name in blank}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """The row of an agent without nodes."""
+        width = self.slots
+        kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
+        kinds |= {"behaviour": np.float32} if self.samples_freely else {}
+        kinds |= {"reference": np.float32} if self.options.reference else {}
+        row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
+        return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
 
     def menus(self, pairs: Sequence[tuple[int, int]]) -> list[Menu]:
         """The menus of situations with candidates, from memory where the policy has not changed since."""
@@ -242,7 +247,9 @@ class TokenPolicy(nn.Module):
         for group in self.groups([(*pair, ()) for pair in new]):
             tries = [self.trie(key) for key in group]
             sizes = [len(trie.paths) for trie in tries]
-            rows = self.rows(group, tries, np.arange(len(group)).repeat(sizes), np.concatenate(list(map(np.arange, sizes))))
+            rows = self.rows(
+                group, tries, np.arange(len(group)).repeat(sizes), np.concatenate(list(map(np.arange, sizes)))
+            )
             for trie, (prompt, choices, _), part in zip(tries, group, np.cumsum(sizes), strict=True):
                 mine = {name: x[part - len(trie.paths) : part] for name, x in rows.items()}
                 share = np.exp(mine["log_prob"].astype(np.float64).sum(-1))
@@ -269,8 +276,8 @@ class TokenPolicy(nn.Module):
         for group in self.groups(list(dict.fromkeys(keys))):
             tries = [self.trie(key) for key in group]
             rows = self.rows(group, tries, np.arange(len(group)), np.zeros(len(group), np.int64))
-            for k, (key, trie) in enumerate(zip(group, tries, strict=True)):
-                said[key] = trie.texts[0], {name: x[k : k + 1] for name, x in rows.items()}
+            for k, key in enumerate(group):
+                said[key] = self.backbone.tokenizer.decode(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
         menus = []
         for key, sampled in zip(keys, behaviour, strict=True):
             text, rows = said[key]
@@ -278,7 +285,9 @@ class TokenPolicy(nn.Module):
             menus.append(Menu((text,), np.ones(1), rows | ({"behaviour": padded} if "behaviour" in rows else {})))
         return menus
 
-    def rows(self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(
+        self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """What a decision stores of K actions, candidate `candidate[k]` in situation `tree[k]`; (K, L) each."""
         with torch.no_grad():
             judged = self.judge(self.grove(keys, tries), tree, candidate, acting=True)
@@ -304,6 +313,9 @@ class TokenPolicy(nn.Module):
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         living, located = self.locate(inputs, nodes)
+        if not located:
+            nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * nodes.mask.float()
+            return Evaluation(nothing, nothing, nothing if self.critic is not None else nothing[..., :1], nothing)
         wanted = {place: k for k, place in enumerate(dict.fromkeys(located))}
         keys = {key: t for t, key in enumerate(dict.fromkeys(key for key, _ in wanted))}
         tree = np.array([keys[key] for key, _ in wanted], dtype=np.int64)
@@ -352,7 +364,7 @@ class TokenPolicy(nn.Module):
         met: set[Key] = set()
         for index in sorted(range(count), key=lambda i: (longest[i], groups[i], i)):
             tokens = sum(lengths[key] for key in met | keys[index])
-            if parts[-1] and (len(parts[-1]) >= most or tokens > budget):
+            if parts[-1] and (len(parts[-1]) >= most or (tokens > budget and not keys[index] <= met)):
                 parts.append([])
                 met = set()
             parts[-1].append(index)
@@ -455,9 +467,8 @@ class TokenPolicy(nn.Module):
         _, choices, tokens = key
         if choices != FREE:
             return self.situations.tries[choices]
-        if not tokens:
-            return build_trie((), (), None, self.slots, free=True)
-        return build_trie([self.backbone.tokenizer.decode(tokens)], [tokens], None, self.slots, free=True)
+        said = [tokens] if tokens else []
+        return build_trie([""] * len(said), said, None, self.slots, free=True)
 
     def action(self, trie: Trie, candidate: int) -> Tokens:
         """What is stored as the action of a candidate."""

@@ -35,7 +35,8 @@ class Situations:
         overflow: Overflow,
         speakers: Sequence[str] = (),
     ) -> None:
-        self.tokenizer, self.slots, self.end, self.overflow = tokenizer, slots, end, overflow
+        self.tokenizer, self.slots, self.end = tokenizer, slots, end
+        self.overflow: Overflow = overflow
         self.labels = [tokenizer.action(f"\n{name}: ") for name in speakers]
         self.room = context - slots - sum(len(label) + slots for label in self.labels[:-1])
         if self.room < 1:

@@ -70,11 +70,11 @@ class SoftPolicy(TokenPolicy):
     """`Decision.value` is V, `Evaluation.value` the Q of the token taken, `expected` the policy loss."""
 
     samples_freely = False
-    reads_frozen = True
     critic: QHead
 
     def __init__(self, spec: EnvSpec, options: SoftOptions, backbone: Backbone) -> None:
         super().__init__(spec, options, backbone)
+        self.reads_frozen = True
         self.beta, self.decay = options.beta, options.target_decay
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
 

@@ -135,8 +135,9 @@ def plant(tries: Sequence[Trie], device: torch.device) -> Forest:
     source = np.concatenate([trie.source + first for trie, first in zip(tries, first_state, strict=True)])
     free = np.array([trie.free for trie in tries]).repeat(states)
     branching = free | (np.bincount(source, minlength=len(free)) > 1)
-    flat = (np.concatenate([trie.token for trie in tries]), source, first_state, free, branching)
-    return Forest(tuple(tries), *(torch.from_numpy(x).to(device) for x in flat), first_edge)
+    token = np.concatenate([trie.token for trie in tries])
+    flat = [torch.from_numpy(x).to(device) for x in (token, source, first_state, free, branching)]
+    return Forest(tuple(tries), flat[0], flat[1], flat[2], flat[3], flat[4], first_edge)
 
 
 def segment_sum(x: Tensor, segment: Tensor, count: int) -> Tensor:

@@ -80,7 +80,11 @@ class Twosome(TokenPolicy):
         """(C,): the normalised score of every candidate of every trie."""
         lengths = [len(path) for trie in forest.tries for path in trie.paths]
         edges = np.concatenate(
-            [np.array(path) + first for trie, first in zip(forest.tries, forest.first_edge, strict=True) for path in trie.paths]
+            [
+                np.array(path) + first
+                for trie, first in zip(forest.tries, forest.first_edge, strict=True)
+                for path in trie.paths
+            ]
         )
         edge = torch.from_numpy(edges).to(self.device)
         candidate = torch.from_numpy(np.arange(len(lengths)).repeat(lengths)).to(self.device)

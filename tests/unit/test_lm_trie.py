@@ -13,9 +13,7 @@ from marl.errors import ConfigError
 
 END = 99
 
-candidates = st.lists(
-    st.lists(st.integers(0, 3), max_size=5).map(tuple), min_size=1, max_size=7, unique=True
-)
+candidates = st.lists(st.lists(st.integers(0, 3), max_size=5).map(tuple), min_size=1, max_size=7, unique=True)
 
 
 def trie_of(*tokens, end=END, limit=10):
@@ -51,7 +49,7 @@ def test_a_trie_holds_each_prefix_once_and_ends_only_where_one_action_begins_ano
     trie = trie_of(*tokens)
     for c, ids in enumerate(tokens):
         begins_another = any(other[: len(ids)] == ids for other in tokens if other != ids)
-        assert trie.tokens(c) == (ids + (END,) if begins_another or not ids else ids)
+        assert trie.tokens(c) == ((*ids, END) if begins_another or not ids else ids)
         assert trie.index[trie.tokens(c)] == c
     prefixes = {trie.tokens(c)[:n] for c in range(len(tokens)) for n in range(len(trie.tokens(c)))}
     assert trie.states == len(prefixes)
