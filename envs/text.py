@@ -53,7 +53,7 @@ class TextEnv:
     `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
     a step, is answered under the next prompt, and does not reach `play`. `alive(state)` -> N booleans (default: all).
     `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
-    for models whose vocabulary is made of them. `characters`: all that prompts and candidates are written with.
+    for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.
 
     `invalid`: what a living agent's action does that is blank or not among its candidates. "error" raises ValueError;
     "ignore" lets a step pass in which nobody acts, and counts it in `info["invalid"]`. Default: an error where there
@@ -81,11 +81,12 @@ class TextEnv:
         gamma: float = 1.0,
         optimum: float | None = None,
         words: Iterable[str] = (),
-        characters: str = string.printable,
+        characters: str = "",
         invalid: Invalid | None = None,
     ) -> None:
         if tools and len(agents) > 1:
             raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
+        charset = frozenset(string.printable + characters)
         self._start, self._prompt, self._play, self._candidates = start, prompt, play, candidates
         self._alive = alive
         self.toolbox = Toolbox(tools)
@@ -94,14 +95,15 @@ class TextEnv:
         self.spec = EnvSpec(
             name=name,
             agents=tuple(agents),
-            observation_space=spaces.Text(LONGEST_PROMPT, charset=characters),
-            action_space=spaces.Text(LONGEST_ACTION, charset=characters),
+            observation_space=spaces.Text(LONGEST_PROMPT, charset=charset),
+            action_space=spaces.Text(LONGEST_ACTION, charset=charset),
             max_steps=max_steps,
             team_reward=team_reward,
             words=words_of(*words, REST, self.toolbox.manual()),
         )
         self._random = np.random.default_rng()
         self._actions: list[list[str]] | None = None
+        self.state: Any = None
         self.over = True
 
     def reset(self, seed: int | None = None) -> Obs:

@@ -45,7 +45,7 @@ def backup(
     bootstrap: Tensor,  # (T, E, N)
     order: Tensor | None = None,  # (T, E, N)
     discount: Tensor | None = None,  # (T, E)
-    node_reward: Tensor | None = None,  # (T, E, N, L)
+    node_reward: Tensor | None = None,  # (T, E, N, any)
 ) -> tuple[Tensor, Tensor]:
     """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
 
@@ -56,8 +56,11 @@ def backup(
     over: its reward counts, its discount counts, and the whole link carries one lambda. `order` is
     the order in which sequential agents decided. `discount` stands for gamma on the link that leaves
     a step, to the next step or to the bootstrap: gamma ** k after an action of k primitive steps (Sutton, Precup
-    and Singh 1999, section 3). `node_reward` arrives at once, on the link that leaves the node itself.
+    and Singh 1999, section 3). `node_reward` arrives on the link that leaves the node itself; where values belong
+    to whole actions, so do the rewards of their nodes.
     """
+    if node_reward is not None and node_reward.shape != value.shape:
+        node_reward = node_reward.sum(-1, keepdim=True)
     sequential_agents = links.agents == "sequential"
     if sequential_agents and order is not None:
         index = order.unsqueeze(-1).expand_as(value)

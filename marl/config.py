@@ -47,12 +47,21 @@ class CollectConfig:
     """Start a dead or raising environment worker anew instead of stopping the run."""
     on_nonfinite: Literal["stop", "drop"] = "stop"
     """What to do with a NaN or infinite observation or reward: stop the run, or leave the episode out."""
+    whole_episodes: bool = False
+    """Begin every rollout with a new episode in each environment and learn from that one alone; those that have not
+    ended after rollout_steps are cut there."""
+    group_size: int = 1
+    """Environments whose episodes begin alike, from one seed, for whole episodes."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_envs", "rollout_steps")
+        _positive(self, "num_envs", "rollout_steps", "group_size")
         _not_negative(self, "workers")
         if self.workers > self.num_envs:
             raise ConfigError(f"workers is {self.workers}, more than num_envs, {self.num_envs}")
+        if self.group_size > 1 and not self.whole_episodes:
+            raise ConfigError(f"group_size is {self.group_size}; groups need whole episodes, add --whole-episodes")
+        if self.num_envs % self.group_size:
+            raise ConfigError(f"group_size is {self.group_size}, which does not divide num_envs, {self.num_envs}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,12 @@ class LearnConfig:
     """Discount between two nodes of a step; None takes gamma."""
     lambda_intra: float | None = 1.0
     """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
+    advantage: Literal["gae", "return", "rloo", "group", "gigpo"] = "gae"
+    """Where advantages come from: gae from a critic; the rest do without one. return: what follows a node, against
+    the whole batch; rloo and group: the score of an episode, against the other episodes of its group; gigpo: that,
+    and what follows a step, against the steps of the group with the same observation."""
+    anchor_weight: float = 1.0
+    """Weight of the steps with the same observation in gigpo."""
     objective: Literal["ppo", "soft_q"] = "ppo"
     """What is optimised: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
     clip: float = 0.2
@@ -124,6 +139,7 @@ class LearnConfig:
         _not_negative(
             self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
         )
+        _not_negative(self, "anchor_weight")
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
@@ -132,6 +148,11 @@ class LearnConfig:
         self.make_objective()
         if self.objective == "soft_q":
             self._require_one_step_returns()
+        if self.advantage != "gae" and (self.objective != "ppo" or self.value_coef != 0.0):
+            raise ConfigError(
+                f"advantage is {self.advantage!r}, which has no critic; set value_coef, {self.value_coef}, to 0 and "
+                f"objective, {self.objective!r}, to 'ppo'"
+            )
 
     def links(self) -> Links:
         return Links(
@@ -210,7 +231,7 @@ class RunConfig:
     agent: str = "mat"
     """Agent."""
     steps: int = 1_000_000
-    """Environment steps to train for, over all environments and ranks; rounded up to whole iterations."""
+    """Environment steps to train for, over all environments and ranks; the last iteration is a whole one."""
     seed: int = 1
     """Seed of every random stream of the run."""
     runs: str = "runs"
@@ -226,6 +247,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps")
+        if self.learn.advantage != "gae" and not self.collect.whole_episodes:
+            raise ConfigError(
+                f"advantage is {self.learn.advantage!r}, which needs whole episodes; add --whole-episodes"
+            )
+        if self.learn.advantage in ("rloo", "group", "gigpo") and self.collect.group_size < 2:
+            raise ConfigError(f"advantage is {self.learn.advantage!r}, but group_size is 1; give 2 or more")
         _not_negative(self, "seed")
         if Path(self.name).name != self.name:
             raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
@@ -242,6 +269,7 @@ class RunConfig:
 
     @property
     def iterations(self) -> int:
+        """The fewest that may be needed: with whole episodes some steps of an iteration are left out."""
         return -(-self.steps // self.steps_per_iteration)
 
 

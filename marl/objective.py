@@ -134,8 +134,11 @@ class ClippedPPO(ValueLoss):
             extra["policy/behaviour_gap"] = masked_sum(gap.abs(), mask) / units
         policy_loss = -masked_sum(surrogate, mask) / units
         entropy_mean = masked_sum(entropy, mask) / units
-        value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
-        loss = policy_loss - self.entropy_coef * entropy_mean + self.value_coef * value_loss
+        loss = policy_loss - self.entropy_coef * entropy_mean
+        if self.value_coef:
+            value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
+            loss = loss + self.value_coef * value_loss
+            extra["loss/value"] = value_loss.detach()
         if batch.reference is None and self.reference_coef:
             raise no_reference("reference_coef", self.reference_coef)
         if batch.reference is not None:
@@ -147,7 +150,6 @@ class ClippedPPO(ValueLoss):
             parts = {
                 "loss/total": loss.detach(),
                 "loss/policy": policy_loss.detach(),
-                "loss/value": value_loss.detach(),
                 "policy/entropy": entropy_mean.detach(),
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), mask) / units,
                 "policy/clip_fraction": masked_sum(((ratio < low) | (ratio > high)).float(), mask) / units,

@@ -46,6 +46,8 @@ TAGS: dict[str, str] = {
     "value/mean": "Mean predicted value of the visited states, in units of reward.",
     "value/norm_mean": "Running mean of the returns that the value normaliser subtracts.",
     "value/norm_std": "Running standard deviation of the returns that the value normaliser divides by.",
+    "group/spread": "Mean standard deviation of the scores inside a group of episodes that began alike.",
+    "group/silent_fraction": "Fraction of those groups whose episodes all scored the same: they teach nothing.",
     "gradient/norm": "Mean L2 norm of the gradient before clipping.",
     "speed/steps_per_second": "Environment steps a second, everything included.",
     "speed/env_fraction": "Fraction of the iteration's time spent in the environments.",

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from marl import distributed
-from marl.backup import backup
 from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng_state, unpack, unpack_optimiser
 from marl.config import LearnConfig, RunConfig
+from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch, masked_mean, masked_sum
+from marl.objective import Batch
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
@@ -27,7 +27,10 @@ SMALL_UPDATE = 32768
 
 
 class Trainer:
-    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress."""
+    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress.
+
+    `steps` counts the environment steps that were learned from, over all ranks.
+    """
 
     def __init__(
         self,
@@ -72,17 +75,17 @@ class Trainer:
         )
         self.divisor = 1
         self.iteration = 0
+        self.steps = 0
         self.last_score: float | None = None
         self.stop_reason: str | None = None
 
     @property
-    def steps(self) -> int:
-        """Environment steps that have been learned from, over all ranks."""
-        return self.iteration * self.config.steps_per_iteration
+    def finished(self) -> bool:
+        return self.steps >= self.config.steps
 
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
-        stopped = self.iteration >= self.config.iterations
+        stopped = self.finished
         while not stopped:
             metrics = self.iterate()
             for callback in self.callbacks:
@@ -90,10 +93,9 @@ class Trainer:
             self.tracker.log(self.steps, metrics)
             for callback in self.callbacks:
                 callback.on_logged(self)
-            finished = self.iteration >= self.config.iterations
             # A signal may set the reason on one rank at any moment, so the ranks vote once an iteration.
-            stopped = distributed.any_rank(finished or self.stop_reason is not None, self.device)
-        if self.iteration >= self.config.iterations:
+            stopped = distributed.any_rank(self.finished or self.stop_reason is not None, self.device)
+        if self.finished:
             self.stop_reason = "finished"
         for callback in self.callbacks:
             callback.on_stop(self)
@@ -104,20 +106,32 @@ class Trainer:
         start = time.perf_counter()
         seconds = dict(self.collector.seconds)
         torch.set_num_threads(1)
-        rollout, episodes = self.collector.collect()
+        before = self.collector.total
+        rollout, episodes = self.collector.collect(self.episode_seeds())
+        steps = distributed.all_reduce(torch.tensor(self.collector.total - before))
         collected = time.perf_counter()
         torch.set_num_threads(self.learn_threads(rollout))
         metrics = self.learn(rollout)
         torch.set_num_threads(1)
         end = time.perf_counter()
         self.iteration += 1
+        self.steps += int(steps)
         spent = {name: self.collector.seconds[name] - before for name, before in seconds.items()}
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
         metrics["speed/memory_mb"] = peak_memory_mb()
-        metrics["speed/steps_per_second"] = self.config.steps_per_iteration / (end - start)
+        metrics["speed/steps_per_second"] = int(steps) / (end - start)
         return metrics | episode_metrics(episodes)
+
+    def episode_seeds(self) -> list[int] | None:
+        """The seeds of a rollout of whole episodes, equal inside a group; None where episodes simply go on."""
+        collect = self.config.collect
+        if not collect.whole_episodes:
+            return None
+        first = distributed.rank() * self.env.num_envs
+        groups = [(first + i) // collect.group_size for i in range(self.env.num_envs)]
+        return [self.streams.integer("episode", self.iteration, group) for group in groups]
 
     def learn_threads(self, rollout: Rollout) -> int:
         """Threads of this update: as configured, else 1 for small passes and the free cores for others."""
@@ -131,27 +145,12 @@ class Trainer:
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """Backup, then epochs over minibatches."""
         learn = self.config.learn
-        mask = rollout.value_mask()
-        value = self.value_norm.denormalise(rollout.value)
-        advantage, returns = backup(
-            self.links,
-            rollout.reward,
-            value,
-            mask,
-            rollout.terminated,
-            rollout.truncated,
-            self.value_norm.denormalise(rollout.bootstrap),
-            rollout.order,
-            rollout.discount(self.links.gamma),
-            rollout.penalty(learn.reference_reward_coef),
-        )
-        explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
-        self.value_norm.update(returns, mask)
-        batch = rollout.flat(standardise(advantage, mask), self.value_norm.normalise(returns))
+        batch, credit = self.credit(rollout)
         left = 1.0
         if learn.anneal_learning_rate:
-            left = max(0.0, 1.0 - self.iteration / self.config.iterations)
+            total = self.config.iterations * self.config.steps_per_iteration
+            left = max(0.0, 1.0 - self.steps / total)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * left
 
@@ -161,16 +160,25 @@ class Trainer:
             self.value_norm.load_state_dict(norm_before)
             raise
         self.policy.observe(rollout.inputs, rollout.mask.any(-1))
-        mean, std = self.value_norm.moments()
         if len(self.rates) > 1:
             metrics["value/learning_rate"] = self.rates[1] * left
-        return metrics | {
-            "policy/learning_rate": self.rates[0] * left,
-            "value/explained_variance": explained,
-            "value/mean": float(masked_mean(value, mask)),
-            "value/norm_mean": float(mean),
-            "value/norm_std": float(std),
-        }
+        return metrics | credit | {"policy/learning_rate": self.rates[0] * left}
+
+    def credit(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
+        """The rows to learn from, with their advantages, and what there is to say about them."""
+        learn = self.config.learn
+        if learn.advantage == "gae":
+            advantage, returns, metrics = against_critic(
+                rollout, self.links, self.value_norm, learn.reference_reward_coef
+            )
+        else:
+            advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
+            returns = rollout.value
+        batch = rollout.flat(advantage, returns)
+        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
+            batch = batch.rows(played)
+        return batch, metrics
 
     def epochs(self, batch: Batch) -> dict[str, float]:
         """Passes over the rollout until they are done or the KL limit ends them; the means of what they report."""
@@ -264,6 +272,7 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
         """
         optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
+        environments = environments and not self.config.collect.whole_episodes
         local = {
             "collector": self.collector.get_state(environments),
             "rng": rng_state(self.generators),
@@ -298,7 +307,7 @@ class Trainer:
         self.module.load_state_dict(tensors["model"])
         self.value_norm.load_state_dict(tensors["value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
-        self.iteration = data["iteration"]
+        self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
         # The number of threads is part of the arithmetic, so it is kept where the cores are there.
         if data["free_threads"] > usable_cores():
@@ -308,7 +317,7 @@ class Trainer:
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
         self.divisor = local.get("divisor", 1)
-        if self.collector.set_state(local["collector"]):
+        if self.collector.set_state(local["collector"]) or self.config.collect.whole_episodes:
             return notes
         first = rank * self.env.num_envs
         seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(self.env.num_envs)]
@@ -362,21 +371,3 @@ def episode_metrics(episodes: Episodes) -> dict[str, float]:
     if dropped:
         metrics["episode/dropped"] = dropped
     return metrics
-
-
-def standardise(x: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
-    y = x.double()
-    total, count = distributed.all_reduce(torch.stack([masked_sum(y, mask), mask.sum().double()])).unbind()
-    y = y - total / count.clamp(min=1)
-    variance = distributed.all_reduce(masked_sum(y.square(), mask)) / count.clamp(min=1)
-    return (y / (variance.sqrt() + 1e-5)).to(x.dtype).masked_fill(~mask, 0.0)
-
-
-def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
-    if not mask.any():
-        return 0.0
-    y, error = returns[mask].double(), (returns - value)[mask].double()
-    spread = y.var(correction=0)
-    return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0

@@ -96,7 +96,7 @@ def _run_vector(vector: VectorEnv, obs: Obs, generators: list[np.random.Generato
         if not isinstance(step, VectorStep):
             fail(Promise.BATCH, where, f"step returned a {type(step).__name__}; expected marl.types.VectorStep")
         obs = _checked_batch(vector, step.obs, where)
-        elapsed += 1
+        elapsed += _durations(step)
         _check_vector_step(vector, step, elapsed, where)
         elapsed[step.terminated | step.truncated] = 0
         trace.append((np.stack(rows), copy.deepcopy(step)))

@@ -61,6 +61,45 @@ class Graph:
     def start_options(self, value, each_word=False):
         return self.options(self.start, value, each_word)
 
+    @property
+    def live(self):
+        """The states in which there is something to do."""
+        return [state for state in self.states if self.turns[state]]
+
+    def prompts(self):
+        return {self.prompt[state] for state in self.live}
+
+    def unknown_pieces(self):
+        """What is read or said and is not among the words that the environment declares."""
+        texts = [text for state in self.states for text in (self.prompt[state], *self.candidates[state])]
+        return {piece for text in texts for piece in pieces(text)} - set(self.env.spec.words)
+
+    def idle(self):
+        """Pairs of a state and an action that leads back to it."""
+        return {(state, action) for state in self.live for action, turn in self.turns[state].items()
+                if turn.state == state}  # fmt: skip
+
+    def chance(self, limit):
+        """Of uniform choices: the probability of success within `limit` primitive steps, the mean discounted return and
+        its standard deviation; exact."""
+        gamma, play = self.env.gamma, {(self.start, 0, 0.0): 1.0}
+        success = mean = square = 0.0
+        while play:
+            following = {}
+            for (state, time, total), weight in play.items():
+                for turn in self.turns[state].values():
+                    share = weight / len(self.turns[state])
+                    now, later = total + gamma**time * turn.reward, time + turn.duration
+                    if turn.ended or later >= limit:
+                        success += share * turn.success
+                        mean += share * now
+                        square += share * now**2
+                    else:
+                        key = (turn.state, later, now)
+                        following[key] = following.get(key, 0.0) + share
+            play = following
+        return success, mean, (square - mean**2) ** 0.5
+
     def optimum(self):
         return self.values()[self.start]
 

@@ -15,6 +15,7 @@ from marl import run
 from marl.backup import Links
 from marl.checkpoint import load, save
 from marl.config import LearnConfig, default_config, digest, from_yaml, override, to_yaml
+from marl.credit import explained_variance, standardise
 from marl.errors import (
     CheckpointError,
     ConfigError,
@@ -28,7 +29,7 @@ from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
 from marl.objective import Batch
 from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import minibatches
-from marl.trainer import explained_variance, parameter_groups, standardise
+from marl.trainer import parameter_groups
 from marl.types import Nodes
 from marl.vector import make_vector
 
