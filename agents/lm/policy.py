@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from agents.lm import story
 from agents.lm.backbone import Backbone
 from agents.lm.generate import generate
 from agents.lm.situations import FREE, Situations
@@ -22,6 +23,7 @@ from agents.lm.trie import Forest, Tokens, Trie, build_trie, plant, segment_logs
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, mlp
 from marl.errors import ConfigError
+from marl.transcript import Turn
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
 Key = tuple[int, int, Tokens]
@@ -244,7 +246,7 @@ class TokenPolicy(nn.Module):
         if version != self._version:
             self._menus, self._version = {}, version
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._menus]
-        for group in self.groups([(*pair, ()) for pair in new]):
+        for group in self.alone([(*pair, ()) for pair in new]):
             tries = [self.trie(key) for key in group]
             sizes = [len(trie.paths) for trie in tries]
             rows = self.rows(
@@ -301,13 +303,15 @@ class TokenPolicy(nn.Module):
         return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
 
     def groups(self, keys: Sequence[Key]) -> list[list[Key]]:
-        """Keys that are computed together in acting. On a CPU each alone: there company gains little, and alone the
-        numbers of a situation cannot depend, by rounding, on what else was asked at that moment.
-        """
-        if self.device.type == "cpu":
-            return [[key] for key in keys]
+        """Keys that are computed together in acting, by the token budget."""
         lengths = [self.tree(key, self.trie(key)).length for key in keys]
         return [[keys[i] for i in group] for group in batches(lengths, self.options.token_budget)]
+
+    def alone(self, keys: Sequence[Key]) -> list[list[Key]]:
+        """The same for what is remembered: on a CPU each alone. There company gains little, and the numbers of a
+        situation must not depend, by rounding, on what else was new at that moment.
+        """
+        return [[key] for key in keys] if self.device.type == "cpu" else self.groups(keys)
 
     # Learning
 
@@ -338,11 +342,8 @@ class TokenPolicy(nn.Module):
 
     def locate(self, inputs: Inputs, nodes: Nodes) -> tuple[np.ndarray, list[tuple[Key, int]]]:
         """The rows (of E x N) that have nodes, and for each its situation and which candidate was taken."""
-        prompt, choices = (inputs[name].cpu().numpy() for name in ("prompt", "choices"))
+        prompt, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
         action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
-        if self.options.team == "sequential":
-            for agent in range(1, prompt.shape[1]):
-                prompt = self.extended(prompt, choices, action, mask, agent)
         lengths = mask.sum(-1).ravel()
         living = np.flatnonzero(lengths)
         flat = (prompt.ravel(), choices.ravel(), action.reshape(len(lengths), -1), lengths)
@@ -393,6 +394,28 @@ class TokenPolicy(nn.Module):
 
     def after_update(self) -> None:
         self._updates += 1
+
+    # Telling
+
+    def transcript(self, episode: Sequence[Turn]) -> str:
+        return story.transcript(self, episode)
+
+    def picture(self, episode: Sequence[Turn]) -> np.ndarray:
+        return story.picture(self, episode)
+
+    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - for policies over whole actions
+        """The texts of an action's nodes."""
+        end = self.backbone.tokenizer.end
+        return ["(end)" if token == end else self.backbone.tokenizer.decode((token,)) for token in action]
+
+    def read(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
+        """(E, N): the numbers of the prompts that the agents read before they did what `nodes` says."""
+        prompt, choices = (inputs[name].cpu().numpy() for name in ("prompt", "choices"))
+        if self.options.team == "sequential":
+            action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
+            for agent in range(1, prompt.shape[1]):
+                prompt = self.extended(prompt, choices, action, mask, agent)
+        return prompt
 
     # The model
 
@@ -445,12 +468,12 @@ class TokenPolicy(nn.Module):
     def recall(self, keys: Sequence[Key], trees: Sequence[Tree]) -> Tensor:
         """(S, H) features of the frozen model, which are computed once as long as there is room to keep them."""
         known = {key: self._frozen[key] for key in keys if key in self._frozen}
-        new = [i for i, key in enumerate(keys) if key not in known]
-        alone = self.device.type == "cpu"
-        for group in [[i] for i in new] if alone else [new]:
-            features = self.backbone.features([trees[i] for i in group], reference=True)
-            for i, mine in zip(group, features.split([trees[i].rows for i in group]), strict=True):
-                known[keys[i]] = self._frozen[keys[i]] = mine.clone()
+        named = dict(zip(keys, trees, strict=True))
+        for group in self.alone([key for key in keys if key not in known]):
+            new = [named[key] for key in group]
+            features = self.backbone.features(new, reference=True)
+            for key, mine in zip(group, features.split([tree.rows for tree in new]), strict=True):
+                known[key] = self._frozen[key] = mine.clone()
                 self._frozen_bytes += mine.nbytes
         while self._frozen_bytes > REMEMBERED:
             self._frozen_bytes -= self._frozen.popitem(last=False)[1].nbytes

@@ -96,6 +96,9 @@ class Twosome(TokenPolicy):
         words = [max(1, len(text.split())) for trie in forest.tries for text in trie.texts]
         return total / total.new_tensor(lengths if self.normalisation == "token" else words)
 
+    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - the base's
+        return [text]
+
     def action(self, trie: Trie, candidate: int) -> Tokens:  # noqa: ARG002 - the base's
         return (candidate,)
 
