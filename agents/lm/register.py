@@ -73,6 +73,7 @@ def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
     summary="soft Q values of tokens beside a frozen reference (Wen et al. 2024)",
     defaults={
         "objective": "soft_q",
+        "epochs": 8,
         "slot_links": "sequential",
         "gamma_intra": 1.0,
         "lambda_intra": 0.0,

@@ -35,7 +35,7 @@ class SoftOptions(LanguageOptions):
 
     critic: Literal["shared", "frozen"] = "frozen"
     """Features that the Q values read: those of the model that learns, or of the frozen one."""
-    beta: float = 0.05
+    beta: float = 0.1
     """Weight of the divergence from the reference, in units of the reward."""
     target_decay: float = 0.9
     """Weight of the past in the slow copy of the Q values, at each update."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from marl.transcript import Turn
 WIDTH, MARGIN, LINE, CELL = 1000, 16, 22, 44
 """Pixels: of the picture, around it, of a line of text, of a row of tokens."""
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
+MOST = 60
+"""Actions that a picture shows, from the first."""
 GOOD, BAD = np.array([33, 102, 172]), np.array([214, 96, 77])
 
 
@@ -82,7 +85,7 @@ def picture(policy: Any, episode: Sequence[Turn]) -> np.ndarray:
         raise MissingDependencyError(f"the picture needs pillow ({error}); run: pip install 'seqmarl[lm]'") from error
 
     font, small = ImageFont.load_default(15), ImageFont.load_default(11)
-    said = list(speeches(policy, episode))
+    said = list(islice(speeches(policy, episode), MOST))
     top = max((abs(a) for each in said for a in each.advantage), default=0.0) or 1.0
     places = [_place(each, font) for each in said]
     height = 2 * MARGIN + LINE + sum(LINE + rows * CELL + 8 for rows, _ in places)
