@@ -345,9 +345,9 @@ class TokenPolicy(nn.Module):
         prompt, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
         action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
         lengths = mask.sum(-1).ravel()
-        living = np.flatnonzero(lengths)
-        flat = (prompt.ravel(), choices.ravel(), action.reshape(len(lengths), -1), lengths)
-        return living, [self.place(*(x[row].tolist() for x in flat)) for row in living]
+        said = action.reshape(len(lengths), -1)
+        rows = zip(*(x.tolist() for x in (prompt.ravel(), choices.ravel(), said, lengths)), strict=True)
+        return np.flatnonzero(lengths), [self.place(*row) for row in rows if row[-1]]
 
     def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
         """Rows of like length together, equal situations side by side, up to `rows` and the token budget a pass."""

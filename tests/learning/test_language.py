@@ -55,18 +55,18 @@ def test_other_algorithms_learn_a_simple_task(agent, iterations):
 
 def test_etpo_finds_the_exact_soft_optimal_policy():
     """pi ~ rho exp(Q / beta) of the soft Bellman equation, with rho the model before training."""
-    beta, mdp = 0.3, TextMdp()
-    changes = {"num_envs": 16, "rollout_steps": 32, "epochs": 8, "anneal_learning_rate": True, "seed": 1}
+    beta, mdp = 0.5, TextMdp()
     before, _ = policy_and_value(make_agent("etpo", mdp.spec), mdp)
     value = np.zeros(len(mdp.reward))
     for _ in range(300):
         q = mdp.reward + mdp.gamma * mdp.transition @ value
         value = beta * np.log((before * np.exp(q / beta)).sum(-1))
     optimal = before * np.exp((q - value[:, None]) / beta)
-    trainer, _ = train("mdp", "etpo", 40, beta=beta, gamma=mdp.gamma, **changes)
+    changes = {"num_envs": 16, "rollout_steps": 64, "anneal_learning_rate": True, "target_decay": 0.8, "seed": 1}
+    trainer, _ = train("mdp", "etpo", 35, beta=beta, gamma=mdp.gamma, **changes)
     policy, learned = policy_and_value(trainer.policy, mdp)
-    assert 0.5 * np.abs(policy - optimal).sum(-1).max() < 0.06
-    np.testing.assert_allclose(learned, value, atol=0.12)
+    assert 0.5 * np.abs(policy - optimal).sum(-1).max() < 0.05
+    np.testing.assert_allclose(learned, value, atol=0.08)
     assert 0.5 * np.abs(before - optimal).sum(-1).max() > 0.3
 
 
