@@ -126,7 +126,7 @@ def _adapt(model: Any, name: str, rank: int, targets: tuple[str, ...], seed: int
     if unknown or not targets:
         raise ConfigError(f"lora_targets are {targets}; model {name} has layers named {', '.join(endings)}")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads names that transformers is about to drop
+        warnings.simplefilter("ignore")  # of settings that peft then mends itself, and of names transformers drops
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)))
 
