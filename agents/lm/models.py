@@ -100,7 +100,6 @@ def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
         pad_token_id=tokenizer.pad,
         bos_token_id=None,
         eos_token_id=tokenizer.end,
-        attn_implementation="sdpa",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -33,11 +33,12 @@ def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, local_files_only=True, output_loading_info=True
             )
     except Exception as error:
         raise ConfigError(_unreadable(name, error)) from error
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"model {name} lacks weights that its config.json asks for ({missing}, ...); get it again")
