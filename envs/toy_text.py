@@ -53,6 +53,8 @@ class TextOptions:
     """Tell each agent its name, so that agents who share a policy can differ without seeing each other (chores)."""
     leaves: bool | None = None
     """The last agent goes home after the first round (chores)."""
+    gamma: float | None = None
+    """Discount of a step, in the summary and the optimum (chain, wording, mdp, oven)."""
     invalid: Invalid | None = None
     """What an action that is not offered does: an error, or nothing (default: error; nothing in say)."""
 
@@ -150,14 +152,14 @@ class TextMdp(TextEnv):
     """
 
     places = ("lake", "hill", "wood", "farm", "mill", "cave", "road", "gate")
-    phrases = ("look", "go north", "go south by boat", "go south on foot", "rest", "go south by boat again")
+    phrases = ("look", "go north", "go south by boat", "go south on foot", "rest")
     ending = 0.25
 
     def __init__(
         self, states: int = 4, actions: int = 4, table: int = 0, gamma: float = 0.9, invalid: Invalid = "error"
     ) -> None:
         _between("mdp", "states", states, 1, len(self.places))
-        _between("mdp", "actions", actions, 1, 5)
+        _between("mdp", "actions", actions, 1, len(self.phrases))
         random = np.random.default_rng(table)
         self.transition = (1 - self.ending) * random.dirichlet(np.full(states, 0.5), size=(states, actions))
         self.reward = random.uniform(size=(states, actions))
