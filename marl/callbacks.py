@@ -29,8 +29,7 @@ class Evaluate:
         self.rows: RecordFile | None = None
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
-        last = trainer.iteration >= trainer.config.iterations
-        if not last and (not self.interval or trainer.iteration % self.interval):
+        if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
             return
         if distributed.rank() == 0:
             metrics |= self.run(trainer)
@@ -66,6 +65,7 @@ class Checkpoints:
     def __init__(self, root: Path, interval: int, keep: int) -> None:
         self.root, self.interval, self.keep = root, interval, keep
         self.saved = -1
+        self.saved_steps = 0
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass
@@ -93,4 +93,4 @@ class Checkpoints:
         if distributed.rank() == 0:
             save(self.root, trainer.steps, tensors, data, keep=self.keep, score=trainer.last_score)
         trainer.last_score = None
-        self.saved = trainer.iteration
+        self.saved, self.saved_steps = trainer.iteration, trainer.steps

@@ -182,6 +182,12 @@ STEPS = [
         Promise.TIME_LIMIT,
         "truncated is True after 4 steps; expected max_steps=6",
     ),
+    (
+        from_step(2, lambda s: replace(s, duration=0)),
+        Promise.DURATION,
+        "step 1: duration is 0; expected a whole number",
+    ),
+    (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration is 1.5; expected a whole"),
     (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"info\['x'\] is \[1\]; expected a string and"),
     (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info\[3\] is 1.0; expected a string"),
     (from_step(1, lambda s: replace(s, info=None)), Promise.INFO, "info is a NoneType; expected a mapping"),

@@ -1,0 +1,130 @@
+"""A causal language model as the language agents use it: one forward over trees of tokens, for acting and learning."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.lm.tokens import Tokenizer
+from agents.lm.tree import Tree, batches, pack
+from agents.lm.vocabulary import OutputMatrix
+
+
+class Backbone(nn.Module):
+    """One copy of a model's weights, with whatever of them is trained.
+
+    What is trained is this module's parameters and its whole `state_dict`: the adapters, or all weights where there
+    are none. The rest belongs to `model`, which is no submodule, moves with this module between devices and stays in
+    evaluation mode. The *reference* is the model before training: the adapters switched off, or a frozen copy.
+
+    `tokenizer`; `context`: tokens of prompt plus action; `feature_size`: H; `token_budget`: tokens of a forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        context: int,
+        token_budget: int,
+        adapters: Any | None = None,
+        reference: Any | None = None,
+    ) -> None:
+        """`adapters` is the peft model around `model`; `reference` a frozen copy of a model that trains in full."""
+        super().__init__()
+        self._held = (model.eval(), adapters, reference)
+        self.tokenizer, self.context, self.token_budget = tokenizer, context, token_budget
+        self.feature_size = int(model.get_input_embeddings().weight.shape[1])
+        self.trained = nn.ParameterDict(
+            {name.replace(".", "/"): weight for name, weight in model.named_parameters() if weight.requires_grad}
+        )
+
+    @property
+    def model(self) -> Any:
+        return self._held[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def version(self) -> int:
+        """A number that grows whenever a trained weight is written to; what was computed under another is stale."""
+        return sum(weight._version for weight in self.trained.values())
+
+    @property
+    def output(self) -> OutputMatrix:
+        """The output matrix, in which features become logits. Of the trained model, if that trains in full."""
+        return _output(self.model)
+
+    @property
+    def reference_output(self) -> OutputMatrix:
+        """The output matrix that belongs to features of the reference."""
+        return _output(self._held[2] or self.model)
+
+    def features(self, trees: Sequence[Tree], reference: bool = False) -> Tensor:
+        """(M, H) float32: what the model knows at the last token of every prompt and at every node of its trie.
+
+        M is the sum of `tree.rows`, in order of the trees; a tree's first row is its prompt's last token, row k + 1
+        its node k: `features.split([tree.rows for tree in trees])`. Each is what the model computes for the prompt
+        and the node's ancestors alone; a tree's prefixes are computed once. Trees of like length share a forward of
+        at most `token_budget` tokens (a longer tree has its own).
+
+        With gradients wherever autograd is on, except of the `reference`, whose features are ordinary tensors even
+        in inference mode and can be kept for learning later.
+        """
+        if not trees:
+            return torch.zeros(0, self.feature_size, device=self.device)
+        if not reference:
+            return self._features(self.model, trees)
+        with torch.inference_mode(False), torch.no_grad(), self._adapters_off():
+            return self._features(self._held[2] or self.model, trees)
+
+    def _features(self, model: Any, trees: Sequence[Tree]) -> Tensor:
+        parts: dict[int, Tensor] = {}
+        for group in batches([tree.length for tree in trees], self.token_budget):
+            hidden = self._forward(model, [trees[index] for index in group])
+            for row, index in enumerate(group):
+                parts[index] = hidden[row, len(trees[index].prompt) - 1 : trees[index].length]
+        return torch.cat([parts[index] for index in range(len(trees))]).float()
+
+    def _forward(self, model: Any, trees: Sequence[Tree]) -> Tensor:
+        """(B, S, H) hidden states of trees padded on the right."""
+        ids, positions, visible = (torch.from_numpy(x).to(self.device) for x in pack(trees, self.tokenizer.pad))
+        decoder = model.get_decoder()
+        mask = attention_mask(visible, decoder.config, decoder.get_input_embeddings().weight.dtype)
+        return decoder(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        adapters = self._held[1]
+        if adapters is None:
+            yield
+            return
+        adapters.base_model.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            adapters.base_model.enable_adapter_layers()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":
+        """Take the weights that are not parameters of this module along to another device."""
+        super()._apply(fn, recurse)
+        for model in (self._held[0], self._held[2]):
+            if model is not None:
+                model._apply(fn)
+        return self
+
+
+def attention_mask(visible: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """(B, 1, S, S) in the form that the model's attention takes: bool, or numbers to add where it is the plain one."""
+    mask = visible.unsqueeze(1)
+    if config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _output(model: Any) -> OutputMatrix:
+    layer = model.get_output_embeddings()
+    return OutputMatrix(layer.weight, getattr(layer, "bias", None))

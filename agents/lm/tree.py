@@ -1,0 +1,101 @@
+"""Prompts with a trie of continuations, and how several of them share one forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One prompt and the tokens that may follow it, each shared prefix once.
+
+    `prompt`: P >= 1 token ids. `tokens`: the K ids of the trie's nodes. `parents`: K indices of nodes, each smaller
+    than its own, or -1 where a node follows the prompt. K = 0 is a prompt alone; a trie that is one path is plain
+    teacher forcing, see `path`.
+
+    A node's feature says what may follow the node, so the log-probability of a token needs its parent only. Leave
+    the leaves out (of a path, the last token), unless their features are read.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a tree's prompt is empty; the first token of an action needs one before it")
+        if len(self.tokens) != len(self.parents):
+            raise ValueError(f"a tree has {len(self.tokens)} tokens and {len(self.parents)} parents; give one each")
+        if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
+            raise ValueError(f"parents are {self.parents}; each is -1 or the index of an earlier node")
+
+    @classmethod
+    def path(cls, prompt: Sequence[int], tokens: Sequence[int]) -> "Tree":
+        """A prompt and one continuation."""
+        return cls(tuple(prompt), tuple(tokens), tuple(range(-1, len(tokens) - 1)))
+
+    @property
+    def length(self) -> int:
+        """P + K: the positions that a forward computes."""
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def rows(self) -> int:
+        """K + 1: the features that come back, of the last prompt token and of every node."""
+        return len(self.tokens) + 1
+
+    @cached_property
+    def ancestors(self) -> np.ndarray:
+        """(K, K) bool: row k is True at node k and at the nodes above it."""
+        seen = np.eye(len(self.parents), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(P + K,) int64: a node stands where it would stand behind the prompt and its ancestors alone."""
+        depth = self.ancestors.sum(-1, dtype=np.int64)
+        return np.concatenate([np.arange(len(self.prompt)), len(self.prompt) - 1 + depth])
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(P + K, P + K) bool: True where the row's token sees the column's."""
+        start = len(self.prompt)
+        mask = np.tri(self.length, dtype=bool)
+        mask[start:, start:] = self.ancestors
+        return mask
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in groups of like length: in each, its size times its longest is at most `budget` tokens.
+
+    One that is longer than the budget comes alone. Every index appears once; equal lengths keep their order.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        longest = max(longest, lengths[index])
+        if not groups or (len(groups[-1]) + 1) * longest > budget:
+            groups.append([])
+            longest = lengths[index]
+        groups[-1].append(index)
+    return groups
+
+
+def pack(trees: Sequence[Tree], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A batch of B trees padded on the right to S: ids (B, S), positions (B, S), visible (B, S, S).
+
+    Padding sees itself only, so that no row of the attention is empty, and nobody sees it.
+    """
+    size = (len(trees), max(tree.length for tree in trees))
+    ids, positions = np.full(size, pad, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    visible = np.tile(np.eye(size[1], dtype=bool), (size[0], 1, 1))
+    for row, tree in enumerate(trees):
+        ids[row, : tree.length] = tree.prompt + tree.tokens
+        positions[row, : tree.length] = tree.positions
+        visible[row, : tree.length, : tree.length] = tree.visible
+    return ids, positions, visible
