@@ -132,6 +132,10 @@ class Tracker(Protocol):
 
     def text(self, step: int, tag: str, value: str) -> None: ...
 
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Show a picture (height, width, 3) uint8."""
+        ...
+
     def close(self) -> None: ...
 
 

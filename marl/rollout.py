@@ -268,15 +268,7 @@ class Collector:
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
-        with torch.inference_mode():
-            value = self.policy.value(self.policy.encode(obs))  # (K, N)
-        alive = torch.as_tensor(obs.alive).to(value.device)
-        if self.env.spec.team_reward:
-            mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
-            value = torch.where(alive, value, mean)
-        # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
-        someone = alive.any(-1, keepdim=True) if self.env.spec.team_reward else alive
-        value = torch.where(someone, value, self.value_norm.normalise(torch.zeros_like(value)))
+        value = following_value(self.policy, self.value_norm, obs)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -333,6 +325,19 @@ class Collector:
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
+
+
+@torch.inference_mode()
+def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs) -> Tensor:
+    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`."""
+    value = policy.value(policy.encode(obs))
+    alive = torch.as_tensor(obs.alive).to(value.device)
+    if policy.spec.team_reward:
+        mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
+        value = torch.where(alive, value, mean)
+    # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
+    someone = alive.any(-1, keepdim=True) if policy.spec.team_reward else alive
+    return torch.where(someone, value, value_norm.normalise(torch.zeros_like(value)))
 
 
 def require_choice(spec: EnvSpec, obs: Obs) -> None:

@@ -106,9 +106,9 @@ class Trainer:
         start = time.perf_counter()
         seconds = dict(self.collector.seconds)
         torch.set_num_threads(1)
-        before = self.collector.total
+        total = self.collector.total
         rollout, episodes = self.collector.collect(self.episode_seeds())
-        steps = distributed.all_reduce(torch.tensor(self.collector.total - before))
+        steps = distributed.all_reduce(torch.tensor(self.collector.total - total))
         collected = time.perf_counter()
         torch.set_num_threads(self.learn_threads(rollout))
         metrics = self.learn(rollout)

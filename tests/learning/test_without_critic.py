@@ -28,7 +28,7 @@ def test_a_sequence_is_copied(advantage):
     config = override(default_config("toy/copy", "ippo"), SETTINGS | {"advantage": advantage})
     env = make_vector("toy/copy", {"agents": 1, "length": 3, "symbols": 3}, 32)
     trainer = build(config, env, torch.device("cpu"), 1)
-    returns = [trainer.iterate()["episode/return"] for _ in range(60)]
+    returns = [trainer.iterate()["episode/return"] for _ in range(100)]
     env.close()
     assert sum(returns[:5]) / 5 < 0.5
     assert sum(returns[-5:]) / 5 > 0.9, returns[::10]

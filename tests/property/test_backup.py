@@ -148,6 +148,20 @@ def test_token_example(intra, expected):
     torch.testing.assert_close(advantage[mask], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_action_example():
+    """The same two actions, each one node with the value of its first token: the advantages of BAD's first tokens."""
+    advantage, _ = backup(
+        Links("parallel", "parallel", 0.9, 0.8),
+        torch.tensor([0.2, 1.0], dtype=torch.float64)[:, None, None],
+        torch.tensor([0.5, 0.7], dtype=torch.float64)[:, None, None, None],
+        torch.ones(2, 1, 1, 1, dtype=torch.bool),
+        torch.tensor([[False], [True]]),
+        torch.zeros(2, 1, dtype=torch.bool),
+        torch.full((2, 1, 1), 5.0, dtype=torch.float64),
+    )
+    torch.testing.assert_close(advantage.flatten(), torch.tensor([0.546, 0.3], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_first_return_ignores_later_token_values_at_lambda_one(seed):

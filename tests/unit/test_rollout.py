@@ -40,7 +40,7 @@ def collector(make, envs=3, steps=8, kind=MLPPolicy):
 
 
 def test_durations_reach_the_rollout_through_wrappers():
-    rollout, _ = collector(lambda: EpisodeStatistics(TimeLimit(Macro(make_toy("chain", length=5)), 3))).collect()
+    rollout, _ = collector(lambda: EpisodeStatistics(TimeLimit(Macro(make_toy("chain", length=5)), 6))).collect()
     expected = np.array([1, 2, 3, 1, 2, 3, 1, 2])
     assert rollout.duration.tolist() == np.tile(expected, (3, 1)).T.tolist()
     discount = rollout.discount(0.9)

@@ -26,6 +26,7 @@ from marl.errors import (
     WorkerError,
 )
 from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
+from marl.loading import load_policy
 from marl.objective import Batch
 from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import minibatches
@@ -132,6 +133,56 @@ def test_evaluation_leaves_out_what_is_not_finite():
     summary = summarise([bad, good])
     assert summary["eval/return"] == 4.0
     assert summary["eval/dropped"] == 1.0
+
+
+def test_what_every_episode_says_of_itself_is_averaged():
+    infos = [{"success": 1.0, "dead_allies": 2.0, "rare": 1.0}, {"success": 0.0, "dead_allies": 3.0}]
+    noise = {"reward_ctrl": 1.0, "distance_penalty": 1.0, "agent_0/x": 1.0, "episode_return": 4.0, "odd": float("inf")}
+    rows = [EpisodeRow(i, i, 1.0, 3, True, {**info, **noise}) for i, info in enumerate(infos)]
+    summary = summarise(rows)
+    assert summary.keys() - {"eval/return", "eval/return_low", "eval/return_high", "eval/length"} == {
+        "eval/success",
+        "eval/dead_allies",
+    }
+    assert (summary["eval/success"], summary["eval/dead_allies"]) == (0.5, 2.5)
+
+
+class Adapter(MLPPolicy):
+    """Saves and trains its actor alone; the critic is part of a frozen backbone that is not the module's."""
+
+    def state_dict(self, *args, **options):
+        return {name: x for name, x in super().state_dict(*args, **options).items() if name.startswith("actor")}
+
+    def load_state_dict(self, state, strict=True, assign=False):  # noqa: ARG002
+        assert state
+        return super().load_state_dict(state, strict=False)
+
+
+def test_a_module_that_saves_adapters_only(small):
+    """The checkpoints hold them and no more, and the last and the best one load."""
+
+    def make(spec, options):
+        policy = Adapter(spec, options, central=False)
+        torch.manual_seed(0)
+        for parameter in policy.critic.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+            parameter.requires_grad = False
+        return policy
+
+    AGENTS.entries["adapter"] = replace(AGENTS.get("ippo"), name="adapter", make=make)
+    try:
+        config = small(agent="adapter")
+        folder = run.start(replace(config, steps=config.steps // 2))
+        run.resume(folder, {"steps": config.steps})
+        whole = run.start(replace(config, name="whole"))
+        models = [load(f / "checkpoints").tensors["model"] for f in (folder, whole)]
+        assert {name.split(".")[0] for name in models[0]} == {"actor"}
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+        seen = np.zeros((1, 6), dtype=np.float32)
+        for which in ("best", "last"):
+            assert load_policy(folder, which).act(seen).shape == (1,)
+    finally:
+        del AGENTS.entries["adapter"]
 
 
 def test_killed_before_the_first_checkpoint(small):
