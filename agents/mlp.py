@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from agents.nn import SMALL_GAIN, VectorPolicy, make_head, mlp
+from agents.nn import SMALL_GAIN, VectorPolicy, make_head, mlp, sample
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
 from marl.registry import register_agent
@@ -69,9 +69,9 @@ class MLPPolicy(VectorPolicy):
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         parameters = self.actor(self.features(inputs))
         noise = None if deterministic else self.head.noise(tuple(parameters.shape[:-1]), parameters.device, generator)
-        sample = self.head.sample(parameters, inputs["action_mask"], noise)
-        nodes = self.nodes(inputs, self.head, sample.action, None)
-        return Decision(self.head.to_env(sample.action), nodes, sample.log_prob, self.value(inputs).unsqueeze(-1))
+        action, log_prob = sample(self.head, parameters, inputs["action_mask"], noise)
+        nodes = self.nodes(inputs, self.head, action, None)
+        return Decision(self.head.to_env(action), nodes, log_prob, self.value(inputs).unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         parameters = self.actor(self.features(inputs))

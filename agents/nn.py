@@ -1,15 +1,18 @@
 """Parts that the agents share: initialisation, attention, action heads, and the base of policies over vectors."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
+from marl.objective import consecutive
 from marl.types import EnvSpec, Inputs, Nodes, Obs
 
 RELU_GAIN = 2.0**0.5
@@ -34,14 +37,6 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float) -> nn.S
     return nn.Sequential(*layers, linear(inputs, outputs, gain))
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Actions of some agents: `action`, `log_prob`, each (..., N, L)."""
-
-    action: Tensor
-    log_prob: Tensor
-
-
 class CategoricalHead(nn.Module):
     """One discrete action per agent, L = 1. Parameters of the distribution: logits (..., A)."""
 
@@ -55,11 +50,17 @@ class CategoricalHead(nn.Module):
         exponential = torch.empty((*shape, self.size), device=device).exponential_(generator=generator)
         return -exponential.log()
 
-    def sample(self, logits: Tensor, mask: Tensor, noise: Tensor | None) -> Sample:
-        """The Gumbel-max sample, or without noise the most probable action."""
-        log_probs = masked_log_softmax(logits, mask)
-        action = (log_probs if noise is None else log_probs + noise).argmax(-1, keepdim=True)
-        return Sample(action, log_probs.gather(-1, action))
+    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+        """(..., A): what the logits lack for `pick`; the Gumbel noise, or nothing, and -inf where unavailable."""
+        offset = torch.zeros(mask.shape, device=mask.device) if noise is None else noise
+        return offset.masked_fill(~mask, float("-inf"))
+
+    def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the shape is the Gaussian head's
+        """(..., 1): the Gumbel-max sample, or without noise the most probable action."""
+        return perturbed.argmax(-1, keepdim=True)
+
+    def log_prob(self, logits: Tensor, mask: Tensor, action: Tensor) -> Tensor:
+        return masked_log_softmax(logits, mask).gather(-1, action)
 
     def evaluate(self, logits: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of `action` and entropy, each (..., 1)."""
@@ -105,17 +106,18 @@ class GaussianHead(nn.Module):
     def std(self) -> Tensor:
         return self.std_limit * torch.sigmoid(self.log_std)
 
-    def sample(self, mean: Tensor, mask: Tensor, noise: Tensor | None) -> Sample:
-        action = mean if noise is None else mean + self.std() * noise
-        action = action.masked_fill(~mask, 0.0)
-        return Sample(action, self._log_prob(mean, mask, action))
+    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+        return torch.zeros(mask.shape, device=mask.device) if noise is None else self.std() * noise
+
+    def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:
+        return perturbed.masked_fill(~mask, 0.0)
 
     def evaluate(self, mean: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density of `action` and entropy per dimension, (..., A), zero where padded."""
         entropy = (0.5 + 0.5 * np.log(2 * np.pi) + self.std().log()).expand_as(mean)
-        return self._log_prob(mean, mask, action), entropy.masked_fill(~mask, 0.0)
+        return self.log_prob(mean, mask, action), entropy.masked_fill(~mask, 0.0)
 
-    def _log_prob(self, mean: Tensor, mask: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, mean: Tensor, mask: Tensor, action: Tensor) -> Tensor:
         std = self.std()
         log_prob = -0.5 * ((action - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
         return log_prob.masked_fill(~mask, 0.0)
@@ -133,6 +135,12 @@ class GaussianHead(nn.Module):
 Head = CategoricalHead | GaussianHead
 
 
+def sample(head: Head, parameters: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Actions and their log-probabilities, (..., L) each, of distributions (..., A); the likeliest without noise."""
+    action = head.pick(parameters + head.offset(mask, noise), mask)
+    return action, head.log_prob(parameters, mask, action)
+
+
 def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
     """The head that fits the action space; ConfigError for one that has none."""
     if spec.discrete:
@@ -146,6 +154,39 @@ def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
 def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Log-probabilities over the available actions, (..., A); -inf elsewhere."""
     return F.log_softmax(logits.masked_fill(~mask, float("-inf")), -1)
+
+
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def fingerprint(parameters: Iterable[nn.Parameter]) -> tuple[int, ...]:
+    """Differs once one of them was changed in place or replaced, by whatever but writing to `parameter.data`.
+
+    Fused optimisers do not count up the version of what they change, so the steps of all optimisers count too.
+    """
+    marks = [_steps]
+    for parameter in parameters:
+        marks += [parameter._version, parameter.data_ptr()]
+    return tuple(marks)
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Without oneDNN, whose GELU takes five times as long to call as a hundred rows take to compute."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class VectorPolicy(nn.Module):
@@ -203,6 +244,12 @@ class VectorPolicy(nn.Module):
         """Take a rollout's observations (T, E, N, D) into the running moments where `mask` (T, E, N) is True."""
         if self.moments is not None:
             self.moments.update(inputs["agents"], mask)
+
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:  # noqa: ARG002
+        return consecutive(nodes.mask, rows, divisor)
+
+    def after_update(self) -> None:
+        pass
 
     def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
         mask = head.slot_mask(inputs["alive"], inputs["action_mask"])

@@ -26,7 +26,7 @@ individually, the numbers are the mean over agents.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -449,14 +449,19 @@ TASKS = tuple(GAMES)
 @register_env("toy", tasks=TASKS, options=ToyOptions, summary="tiny games with known optima")
 def make(task: str, **options: Any) -> Toy:
     """The game `task`; an option of None is left at the task's default."""
-    if task not in GAMES:
-        raise UnknownNameError(closest("task of toy", task, TASKS))
+    return build("toy", GAMES, task, options)
+
+
+def build(family: str, games: Mapping[str, Callable[..., Any]], task: str, options: Mapping[str, Any]) -> Any:
+    """The game `task` of a family, with the options that are not None. Raises for one that the game does not take."""
+    if task not in games:
+        raise UnknownNameError(closest(f"task of {family}", task, games))
     given = {name: value for name, value in options.items() if value is not None}
-    accepted = inspect.signature(GAMES[task]).parameters
+    accepted = inspect.signature(games[task]).parameters
     for name in given:
         if name not in accepted:
-            raise ConfigError(f"toy/{task} has no option {name!r}; it takes: {', '.join(accepted) or 'none'}")
-    return GAMES[task](**given)
+            raise ConfigError(f"{family}/{task} has no option {name!r}; it takes: {', '.join(accepted) or 'none'}")
+    return games[task](**given)
 
 
 def optimum(task: str, **options: Any) -> float:

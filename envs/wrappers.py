@@ -61,7 +61,7 @@ class EnvWrapper:
 
 
 class TimeLimit(EnvWrapper):
-    """Truncates an episode after `max_steps` steps, or at the environment's own limit if that comes first."""
+    """Truncates an episode after `max_steps` primitive steps, or at the environment's own limit if that comes first."""
 
     memory = ("elapsed", "over")
 
@@ -89,7 +89,7 @@ class TimeLimit(EnvWrapper):
         if self.over:
             raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
         step = super().step(action)
-        self.elapsed += 1
+        self.elapsed += step.duration
         truncated = step.truncated or (self.elapsed >= self._limit and not step.terminated)
         self.over = step.terminated or truncated
         return replace(step, truncated=truncated)

@@ -32,6 +32,7 @@ USAGE = """usage: marl COMMAND ...
   resume RUN [--steps N]                          continue a run from its last checkpoint
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
+  report RUN ... [--metric success]               several seeds and agents side by side: table, JSON, picture
   list envs | agents | presets                    what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite
   bench [PART ...]                                measure speed on this machine
@@ -243,6 +244,24 @@ def play(args: list[str]) -> None:
     show(parsed)
 
 
+def report_runs(args: list[str]) -> None:
+    from experiments.report import report
+
+    @dataclass(frozen=True)
+    class Report:
+        """Runs of several seeds and agents side by side: what their evaluations showed, with intervals over seeds."""
+
+        runs: Positional[tuple[Path, ...]]
+        """Folders of runs."""
+        metric: str = "return"
+        """What to compare: return, length, or a number that the environment reports, such as success."""
+        out: Path | None = None
+        """Write OUT.json with every seed's curve, and OUT.png with the curves and their intervals."""
+
+    parsed = tyro.cli(Report, prog="marl report", args=args)
+    report(parsed.runs, parsed.metric, parsed.out)
+
+
 def list_things(args: list[str]) -> None:
     @dataclass(frozen=True)
     class List:
@@ -273,10 +292,11 @@ def env_table() -> Table:
 
 
 def agent_table() -> Table:
-    table = Table("agent", "what it is", "learns", title="Agents")
+    table = Table("agent", "what it is", "learns", "settings that define it", title="Agents")
     for name in AGENTS.names():
         entry = AGENTS.entries[name]
-        table.add_row(name, entry.summary, "yes" if entry.trains else "no")
+        settings = "  ".join(f"{name}={value}" for name, value in entry.defaults.items())
+        table.add_row(name, entry.summary, "yes" if entry.trains else "no", settings)
     return table
 
 
@@ -333,6 +353,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "eval": evaluate,
     "play": play,
+    "report": report_runs,
     "list": list_things,
     "check-env": check,
     "bench": bench,

@@ -83,8 +83,10 @@ def report(parsed: Any) -> None:
     interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
     table.add_row("return", f"{values['eval/return']:.6g}", interval, f"{min(returns):.4g}", f"{max(returns):.4g}")
     table.add_row("length", f"{values['eval/length']:.6g}", "", str(min(lengths)), str(max(lengths)))
-    if "eval/success" in values:
-        table.add_row("success", f"{values['eval/success']:.1%}", "", "", "")
+    shown = {"eval/return", "eval/return_low", "eval/return_high", "eval/length", "eval/dropped"}
+    for tag in sorted(values.keys() - shown):
+        name, mean = tag.removeprefix("eval/"), values[tag]
+        table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
     Console().print(table, f"{len(rows)} episodes, {'sampled' if parsed.stochastic else 'greedy'} actions")
     if parsed.out is not None:
         lines = [json.dumps(dataclasses.asdict(row)) for row in rows]

@@ -44,6 +44,8 @@ def backup(
     truncated: Tensor,  # (T, E) bool
     bootstrap: Tensor,  # (T, E, N)
     order: Tensor | None = None,  # (T, E, N)
+    discount: Tensor | None = None,  # (T, E)
+    node_reward: Tensor | None = None,  # (T, E, N, any)
 ) -> tuple[Tensor, Tensor]:
     """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
 
@@ -52,13 +54,20 @@ def backup(
     after the last row, the chain is cut and continues with `bootstrap`, the value of the chain's next
     node (for sequential agents the entry of agent 0). A step in which a chain has no node is passed
     over: its reward counts, its discount counts, and the whole link carries one lambda. `order` is
-    the order in which sequential agents decided.
+    the order in which sequential agents decided. `discount` stands for gamma on the link that leaves
+    a step, to the next step or to the bootstrap: gamma ** k after an action of k primitive steps (Sutton, Precup
+    and Singh 1999, section 3). `node_reward` arrives on the link that leaves the node itself; where values belong
+    to whole actions, so do the rewards of their nodes.
     """
+    if node_reward is not None and node_reward.shape != value.shape:
+        node_reward = node_reward.sum(-1, keepdim=True)
     sequential_agents = links.agents == "sequential"
     if sequential_agents and order is not None:
         index = order.unsqueeze(-1).expand_as(value)
         value, mask = value.gather(2, index), mask.gather(2, index)
+        node_reward = None if node_reward is None else node_reward.gather(2, index)
     chains, exists = _to_chains(links, value), _to_chains(links, mask)  # (T, M, *chain)
+    earned = None if node_reward is None else _to_chains(links, node_reward)
     if sequential_agents:
         reward, bootstrap = reward.mean(-1), bootstrap[..., 0]
     if links.slots == "parallel":
@@ -68,6 +77,7 @@ def backup(
     cut = (terminated | truncated.view(*truncated.shape, *extra)).clone()
     cut[-1] = True
     bootstrap = torch.where(terminated, torch.zeros_like(bootstrap), bootstrap)
+    gammas = [links.gamma] * len(cut) if discount is None else discount.view(*discount.shape, *extra).unbind()
 
     advantage = torch.zeros_like(chains)
     next_value = torch.zeros_like(chains[0, 0])
@@ -75,13 +85,15 @@ def backup(
     for t in reversed(range(chains.shape[0])):
         next_value = torch.where(cut[t], bootstrap[t], next_value)
         next_advantage = next_advantage.masked_fill(cut[t], 0.0)
-        link_value = reward[t] + links.gamma * next_value
-        link_advantage = links.gamma * links.gae_lambda * next_advantage
-        next_value, next_advantage = link_value, links.gamma * next_advantage
+        link_value = reward[t] + gammas[t] * next_value
+        link_advantage = gammas[t] * links.gae_lambda * next_advantage
+        next_value, next_advantage = link_value, gammas[t] * next_advantage
         for m in reversed(range(chains.shape[1])):
             here = exists[t, m]
             node_value = chains[t, m]
             node_advantage = link_value - node_value + link_advantage
+            if earned is not None:
+                node_advantage = node_advantage + earned[t, m]
             advantage[t, m] = node_advantage.masked_fill(~here, 0.0)
             next_value = torch.where(here, node_value, next_value)
             next_advantage = torch.where(here, node_advantage, next_advantage)

@@ -15,22 +15,24 @@ from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.protocols import VectorEnv
 from marl.spaces import spec_to_json
 from marl.tracking import RecordFile
+from marl.transcript import play
 
 
 class Evaluate:
     """Plays greedy episodes on fixed seeds every `interval` iterations and at the end; rank 0 only.
 
-    Rows go to `path` as JSON lines; their summary joins the metrics. The environment is made on first use.
+    Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
+    more episode, the first again. The environments are made on first use.
     """
 
     def __init__(self, make: Callable[[int], VectorEnv], episodes: int, interval: int, path: Path) -> None:
         self.make, self.episodes, self.interval, self.path = make, episodes, interval, path
         self.env: VectorEnv | None = None
+        self.stage: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
-        last = trainer.iteration >= trainer.config.iterations
-        if not last and (not self.interval or trainer.iteration % self.interval):
+        if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
             return
         if distributed.rank() == 0:
             metrics |= self.run(trainer)
@@ -46,7 +48,7 @@ class Evaluate:
         pass
 
     def close(self) -> None:
-        for part in (self.env, self.rows):
+        for part in (self.env, self.stage, self.rows):
             if part is not None:
                 part.close()
 
@@ -57,7 +59,16 @@ class Evaluate:
         rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes))
         for row in rows:
             self.rows.write((json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n").encode())
+        if hasattr(trainer.policy, "transcript"):
+            self.tell(trainer)
         return summarise(rows)
+
+    def tell(self, trainer: Any) -> None:
+        if self.stage is None:
+            self.stage = self.make(1)
+        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm)
+        trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
+        trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))
 
 
 class Checkpoints:
@@ -66,6 +77,7 @@ class Checkpoints:
     def __init__(self, root: Path, interval: int, keep: int) -> None:
         self.root, self.interval, self.keep = root, interval, keep
         self.saved = -1
+        self.saved_steps = 0
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass
@@ -93,4 +105,4 @@ class Checkpoints:
         if distributed.rank() == 0:
             save(self.root, trainer.steps, tensors, data, keep=self.keep, score=trainer.last_score)
         trainer.last_score = None
-        self.saved = trainer.iteration
+        self.saved, self.saved_steps = trainer.iteration, trainer.steps

@@ -14,10 +14,10 @@ import dacite
 import yaml
 from tyro.conf import Positional
 
-from marl.backup import Links
+from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
-from marl.objective import ClippedPPO, Estimator, Unit
+from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
 from marl.registry import AGENTS, NoOptions, closest, find_env
 
 
@@ -47,12 +47,21 @@ class CollectConfig:
     """Start a dead or raising environment worker anew instead of stopping the run."""
     on_nonfinite: Literal["stop", "drop"] = "stop"
     """What to do with a NaN or infinite observation or reward: stop the run, or leave the episode out."""
+    whole_episodes: bool = False
+    """Begin every rollout with a new episode in each environment and learn from that one alone; those that have not
+    ended after rollout_steps are cut there."""
+    group_size: int = 1
+    """Environments whose episodes begin alike, from one seed, for whole episodes."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_envs", "rollout_steps")
+        _positive(self, "num_envs", "rollout_steps", "group_size")
         _not_negative(self, "workers")
         if self.workers > self.num_envs:
             raise ConfigError(f"workers is {self.workers}, more than num_envs, {self.num_envs}")
+        if self.group_size > 1 and not self.whole_episodes:
+            raise ConfigError(f"group_size is {self.group_size}; groups need whole episodes, add --whole-episodes")
+        if self.num_envs % self.group_size:
+            raise ConfigError(f"group_size is {self.group_size}, which does not divide num_envs, {self.num_envs}")
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,10 @@ class LearnConfig:
 
     learning_rate: float = 5e-4
     """Step size of Adam."""
+    critic_learning_rate: float = 0.0
+    """Step size for the parameters whose name begins with "critic"; 0 takes learning_rate."""
     anneal_learning_rate: bool = False
-    """Lower the learning rate linearly to zero over the run."""
+    """Lower the learning rates linearly to zero over the run."""
     adam_epsilon: float = 1e-5
     """Epsilon of Adam."""
     epochs: int = 10
@@ -79,8 +90,33 @@ class LearnConfig:
     """Discount between two steps."""
     gae_lambda: float = 0.95
     """Weight of longer returns in generalised advantage estimation."""
+    agent_links: Axis = "parallel"
+    """How credit runs within a step: parallel gives each agent its own chain through time, sequential threads one
+    chain through the agents in the order in which they decide."""
+    slot_links: Axis = "parallel"
+    """The same for the slots (torques, tokens) of an agent's action."""
+    gamma_intra: float | None = 1.0
+    """Discount between two nodes of a step; None takes gamma."""
+    lambda_intra: float | None = 1.0
+    """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
+    advantage: Literal["gae", "return", "rloo", "group", "gigpo"] = "gae"
+    """Where advantages come from: gae from a critic; the rest do without one. return: what follows a node, against
+    the whole batch; rloo and group: the score of an episode, against the other episodes of its group; gigpo: that,
+    and what follows a step, against the steps of the group with the same observation."""
+    anchor_weight: float = 1.0
+    """Weight of the steps with the same observation in gigpo."""
+    objective: Literal["ppo", "soft_q"] = "ppo"
+    """What is optimised: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
     clip: float = 0.2
     """PPO clip range of the importance ratio."""
+    clip_high: float | None = None
+    """Upper clip range where it differs from the lower one; None takes clip for both."""
+    behaviour_cap: float = 2.0
+    """Largest weight of a unit that was sampled from another distribution than the policy's."""
+    reference_coef: float = 0.0
+    """Weight in the loss of the divergence from a frozen reference policy, for agents that have one."""
+    reference_reward_coef: float = 0.0
+    """Weight of the same divergence in the reward, token by token."""
     ratio: Unit = "agent"
     """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
     entropy_coef: float = 0.01
@@ -100,20 +136,48 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "minibatches")
-        _not_negative(self, "micro_batch", "max_grad_norm", "target_kl")
+        _not_negative(
+            self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
+        )
+        _not_negative(self, "anchor_weight")
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
         ValueNorm(self.value_norm_decay)
         self.links()
-        self.objective()
+        self.make_objective()
+        if self.objective == "soft_q":
+            self._require_one_step_returns()
+        if self.advantage != "gae" and (self.objective != "ppo" or self.value_coef != 0.0):
+            raise ConfigError(
+                f"advantage is {self.advantage!r}, which has no critic; set value_coef, {self.value_coef}, to 0 and "
+                f"objective, {self.objective!r}, to 'ppo'"
+            )
 
     def links(self) -> Links:
-        return Links(gamma=self.gamma, gae_lambda=self.gae_lambda)
+        return Links(
+            self.agent_links,
+            self.slot_links,
+            self.gamma,
+            self.gae_lambda,
+            self.gamma if self.gamma_intra is None else self.gamma_intra,
+            self.gae_lambda if self.lambda_intra is None else self.lambda_intra,
+        )
 
-    def objective(self) -> ClippedPPO:
-        names = [f.name for f in dataclasses.fields(ClippedPPO)]
-        return ClippedPPO(**{name: getattr(self, name) for name in names})
+    def make_objective(self) -> ClippedPPO | SoftQ:
+        kind = ClippedPPO if self.objective == "ppo" else SoftQ
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
+
+    def _require_one_step_returns(self) -> None:
+        """Longer returns leave out the divergence that soft values hold, and Q values keep the unit of the reward."""
+        links = self.links()
+        for name, value in (
+            ("gae_lambda", links.gae_lambda),
+            ("lambda_intra", links.lambda_intra),
+            ("value_norm_decay", self.value_norm_decay),
+        ):
+            if value != 0.0:
+                raise ConfigError(f"{name} is {value}; objective 'soft_q' needs it to be 0")
 
 
 @dataclass(frozen=True)
@@ -167,7 +231,7 @@ class RunConfig:
     agent: str = "mat"
     """Agent."""
     steps: int = 1_000_000
-    """Environment steps to train for, over all environments and ranks; rounded up to whole iterations."""
+    """Environment steps to train for, over all environments and ranks; the last iteration is a whole one."""
     seed: int = 1
     """Seed of every random stream of the run."""
     runs: str = "runs"
@@ -183,6 +247,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps")
+        if self.learn.advantage != "gae" and not self.collect.whole_episodes:
+            raise ConfigError(
+                f"advantage is {self.learn.advantage!r}, which needs whole episodes; add --whole-episodes"
+            )
+        if self.learn.advantage in ("rloo", "group", "gigpo") and self.collect.group_size < 2:
+            raise ConfigError(f"advantage is {self.learn.advantage!r}, but group_size is 1; give 2 or more")
         _not_negative(self, "seed")
         if Path(self.name).name != self.name:
             raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
@@ -199,6 +269,7 @@ class RunConfig:
 
     @property
     def iterations(self) -> int:
+        """The fewest that may be needed: with whole episodes some steps of an iteration are left out."""
         return -(-self.steps // self.steps_per_iteration)
 
 
@@ -211,16 +282,16 @@ FREE_TO_CHANGE = frozenset(
 
 
 def default_config(env: str, agent: str) -> RunConfig:
-    """The defaults for an environment and an agent, with the options that both declare."""
-    entry, _ = find_env(env)
-    config = RunConfig(env=env, agent=agent, agent_options=AGENTS.get(agent).options(), env_options=entry.options())
+    """The defaults for an environment and an agent: the options that both declare, and what defines the agent."""
+    entry, known = find_env(env)[0], AGENTS.get(agent)
+    config = RunConfig(env=env, agent=agent, agent_options=known.options(), env_options=entry.options())
     taken: dict[str, str] = {f.name: "the run" for f in dataclasses.fields(config)}
     for part in PARTS:
         for f in dataclasses.fields(getattr(config, part)):
             if f.name in taken:
                 raise ConfigError(f"option {f.name!r} of {part} is one of {taken[f.name]} too; rename it")
             taken[f.name] = part
-    return config
+    return override(config, known.defaults)
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -278,7 +349,10 @@ def _number(value: Any) -> Any:
 
 
 def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
-    """The inverse of `to_yaml`; ConfigError names the file, the field and what is wrong with it."""
+    """The inverse of `to_yaml`; what is left out takes the default for the environment and the agent.
+
+    ConfigError names the file, the field and what is wrong with it.
+    """
     try:
         data = yaml.safe_load(text)
         for name in ("env", "agent"):
@@ -287,8 +361,12 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         entry, _ = find_env(data["env"])
         options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
+        usual = dataclasses.asdict(default_config(data["env"], data["agent"]))
+        for name in PARTS:
+            if isinstance(given := data.get(name) or {}, dict):
+                data[name] = usual[name] | given
         for name, kind in options.items():
-            data[name] = dacite.from_dict(kind, data.get(name) or {}, hooks)
-        return dacite.from_dict(RunConfig, data, hooks)
+            data[name] = dacite.from_dict(kind, data[name], hooks)
+        return dacite.from_dict(RunConfig, usual | data, hooks)
     except (yaml.YAMLError, dacite.DaciteError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error

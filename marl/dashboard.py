@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
@@ -359,6 +360,9 @@ class ConsoleTracker:
         """Print the first line of `value`."""
         first = next(iter(value.strip().splitlines()), "")
         self.message(f"{tag} at {steps(step)}: {first}")
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Nothing: a terminal shows no pictures."""
 
     def message(self, text: str) -> None:
         """Print a line, above the dashboard where there is one. A signal handler may call it, too."""

@@ -32,5 +32,9 @@ class NonFiniteError(MarlError):
     """A NaN or an infinity in an observation, a reward, a loss or a gradient."""
 
 
+class MemoryLimitError(MarlError):
+    """A forward pass of a single row does not fit in memory."""
+
+
 class CheckpointError(MarlError):
     """No usable checkpoint, or one that does not fit the run."""

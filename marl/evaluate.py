@@ -81,7 +81,8 @@ def paired_seeds(count: int) -> list[int]:
 def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     """Means over episodes, with the 95 % Student interval of the mean return.
 
-    An episode whose return is not finite is left out and counted as `eval/dropped`.
+    What all infos hold is averaged too, as `eval/NAME`, where it speaks of the episode (see `of_episode`). An
+    episode whose return is not finite is left out and counted as `eval/dropped`.
     """
     count = len(rows)
     rows = [row for row in rows if np.isfinite(row.returns)]
@@ -96,9 +97,23 @@ def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
         "eval/return_high": high,
         "eval/length": float(np.mean([row.length for row in rows])),
     }
-    if all("success" in row.info for row in rows):
-        values["eval/success"] = float(np.mean([row.info["success"] for row in rows]))
+    shared = set.intersection(*(set(row.info) for row in rows))
+    for name in sorted(filter(of_episode, shared)):
+        mean = float(np.mean([row.info[name] for row in rows]))
+        if np.isfinite(mean):
+            values[f"eval/{name}"] = mean
     return values | dropped
+
+
+def of_episode(name: str) -> bool:
+    """Whether a scalar of an episode's last info speaks of the whole team and episode.
+
+    The terms of the last step's reward do not, nor does what belongs to one agent (AGENT/NAME); returns and lengths
+    that a wrapper adds are known already.
+    """
+    if "reward" in name or "penalty" in name or "/" in name:
+        return False
+    return name not in ("episode_return", "episode_length", "TimeLimit.truncated")
 
 
 def policy_device(policy: Policy) -> torch.device:

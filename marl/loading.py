@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import dacite
+import gymnasium
 import numpy as np
 import torch
 
@@ -28,16 +29,23 @@ class LoadedPolicy:
         return self.policy.spec
 
     def act(self, observation: Obs | np.ndarray, deterministic: bool = True) -> np.ndarray:
-        """Actions (N,) int64 or (N, A) float32 of an `Obs`, or of an array (N, D) in which all agents live.
+        """Actions (N,) int64, (N, A) float32 or N strings of an `Obs`, or of an array (N, D) in which all agents live.
 
-        Given leading axis E, the actions have it too. Raises ValueError for another shape.
+        Given leading axis E, the actions have it too. Raises ValueError for another shape, and where an agent that
+        reads text is given no `Obs`, which holds the actions to choose from.
         """
+        text = isinstance(self.spec.observation_space, gymnasium.spaces.Text)
         if not isinstance(observation, Obs):
+            if text:
+                raise ValueError(f"{self.spec.name} is read as text; give an Obs whose agents are strings")
             observation = self._all_alive(np.asarray(observation, dtype=np.float32))
         single = np.ndim(observation.alive) == 1
         if single:
             observation = batch_of_one(observation)
-        self._check(observation.agents)
+        if text:
+            self._check_text(observation.agents)
+        else:
+            self._check(observation.agents)
         with torch.inference_mode():
             action = self.policy.act(self.policy.encode(observation), self.generator, deterministic).action
         return action[0] if single else action
@@ -50,6 +58,12 @@ class LoadedPolicy:
         mask = np.broadcast_to(exists, (*leading, self.spec.action_size)).copy()
         state = np.zeros((*leading[:-1], self.spec.state_size), dtype=np.float32) if self.spec.state_size else None
         return Obs(agents, np.ones(leading, dtype=bool), mask, state)
+
+    def _check_text(self, rows: Any) -> None:
+        count = self.spec.num_agents
+        for row in rows:
+            if isinstance(row, str) or len(row) != count or not all(isinstance(text, str) for text in row):
+                raise ValueError(f"observation is {row!r:.80}; {self.spec.name} gives {count} strings, or E times that")
 
     def _check(self, agents: np.ndarray) -> None:
         expected = (self.spec.num_agents, self.spec.observation_size)

@@ -1,4 +1,4 @@
-"""Clipped PPO over masked nodes. Every reduction takes a mask."""
+"""Clipped PPO and soft Q over masked nodes. Every reduction takes a mask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ Estimator = Literal["k1", "k2", "k3"]
 class Batch:
     """B rows of a rollout: `inputs` and `nodes` (B, ...), the rest (B, N, L) or (B, N, 1).
 
-    `value` and `returns` are in the critic's units, `advantage` is standardised.
+    `value` and `returns` are in the critic's units. `behaviour` and `reference` as in Decision.
     """
 
     inputs: Inputs
@@ -27,56 +27,83 @@ class Batch:
     value: Tensor
     advantage: Tensor
     returns: Tensor
+    behaviour: Tensor | None = None
+    reference: Tensor | None = None
 
-    def split(self, size: int) -> list["Batch"]:
-        """Consecutive parts of at most `size` rows."""
-        count = self.log_prob.shape[0]
-        return [self.rows(slice(start, start + size)) for start in range(0, count, size)]
-
-    def rows(self, index: slice | Tensor) -> "Batch":
+    def rows(self, index: Tensor) -> "Batch":
         """The rows at `index`."""
         nodes = self.nodes
+
+        def take(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index]
+
         return Batch(
             inputs={name: x[index] for name, x in self.inputs.items()},
-            nodes=Nodes(
-                nodes.action[index],
-                nodes.mask[index],
-                nodes.trained[index],
-                None if nodes.order is None else nodes.order[index],
-            ),
+            nodes=Nodes(nodes.action[index], nodes.mask[index], nodes.trained[index], take(nodes.order)),
             log_prob=self.log_prob[index],
             value=self.value[index],
             advantage=self.advantage[index],
             returns=self.returns[index],
+            behaviour=take(self.behaviour),
+            reference=take(self.reference),
         )
 
 
 @dataclass(frozen=True)
-class ClippedPPO:
+class ValueLoss:
+    """The error of values against returns, and the estimate of how far a policy moved."""
+
+    value_coef: float = 1.0
+    value_loss: Literal["huber", "mse"] = "huber"
+    huber_delta: float = 10.0
+    kl_estimator: Estimator = "k3"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.value_coef < float("inf"):
+            raise ConfigError(f"value_coef is {self.value_coef}; give 0 or more")
+        if not self.huber_delta > 0.0:
+            raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
+
+    def error(self, difference: Tensor) -> Tensor:
+        if self.value_loss == "mse":
+            return 0.5 * difference.square()
+        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+
+@dataclass(frozen=True)
+class ClippedPPO(ValueLoss):
     """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with a value loss and an entropy bonus.
 
     `ratio` says what the importance ratio, and with it the clip, belongs to: each "node" (one torque,
     one token), each "agent" (the product over its slots), or the whole "step" (the product over all
-    agents). Losses, entropy and KL are means over these units.
+    agents). Losses, entropy and KL are means over these units. `clip_high` is the upper range where it differs
+    (Yu et al. 2025, eq. 10).
+
+    Where something else than the policy sampled, each unit weighs in with the probability of the old policy
+    over that of the sampler, cut at `behaviour_cap` (Espeholt et al. 2018, eq. 1: a truncated importance weight).
+    `reference_coef` weighs the divergence from the reference policy, estimated by k3 at each node
+    (Shao et al. 2024, eq. 4).
     """
 
     clip: float = 0.2
+    clip_high: float | None = None
+    behaviour_cap: float = 2.0
+    reference_coef: float = 0.0
     ratio: Unit = "agent"
     entropy_coef: float = 0.01
-    value_coef: float = 1.0
-    value_loss: Literal["huber", "mse"] = "huber"
-    huber_delta: float = 10.0
     value_clip: float = 0.0
-    kl_estimator: Estimator = "k3"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.clip < 1.0:
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
-        for name in ("entropy_coef", "value_coef", "value_clip"):
+        if self.clip_high is not None and not 0.0 < self.clip_high < float("inf"):
+            raise ConfigError(f"clip_high is {self.clip_high}; give a positive number, or None for that of clip")
+        if not 1.0 <= self.behaviour_cap < float("inf"):
+            raise ConfigError(f"behaviour_cap is {self.behaviour_cap}; a cap of importance weights is 1 or more")
+        for name in ("entropy_coef", "value_clip", "reference_coef"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if not self.huber_delta > 0.0:
-            raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
 
     def counts(self, batch: Batch) -> Tensor:
         """(2,): policy units and value nodes of a batch, the denominators of its means."""
@@ -98,34 +125,85 @@ class ClippedPPO:
         # exp(88) is infinite in float32, and infinity times a zero gradient is NaN.
         log_ratio = log_ratio.clamp(-20.0, 20.0)
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1.0 - self.clip, 1.0 + self.clip)
-        policy_loss = -masked_sum(torch.minimum(ratio * advantage, clipped * advantage), mask) / units
+        low, high = 1.0 - self.clip, 1.0 + (self.clip if self.clip_high is None else self.clip_high)
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+        extra: dict[str, Tensor] = {}
+        if batch.behaviour is not None:
+            gap = unit_sum(batch.log_prob - batch.behaviour, trained, self.ratio)
+            surrogate = surrogate * gap.clamp(-20.0, 20.0).exp().clamp(max=self.behaviour_cap)
+            extra["policy/behaviour_gap"] = masked_sum(gap.abs(), mask) / units
+        policy_loss = -masked_sum(surrogate, mask) / units
         entropy_mean = masked_sum(entropy, mask) / units
-        value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
-        loss = policy_loss - self.entropy_coef * entropy_mean + self.value_coef * value_loss
+        loss = policy_loss - self.entropy_coef * entropy_mean
+        if self.value_coef:
+            value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
+            loss = loss + self.value_coef * value_loss
+            extra["loss/value"] = value_loss.detach()
+        if batch.reference is None and self.reference_coef:
+            raise no_reference("reference_coef", self.reference_coef)
+        if batch.reference is not None:
+            distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+            divergence = masked_sum(unit_sum(kl_estimate(distance, "k3"), trained, self.ratio), mask) / units
+            loss = loss + self.reference_coef * divergence
+            extra["policy/reference_kl"] = divergence.detach()
         with torch.no_grad():
             parts = {
                 "loss/total": loss.detach(),
                 "loss/policy": policy_loss.detach(),
-                "loss/value": value_loss.detach(),
                 "policy/entropy": entropy_mean.detach(),
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), mask) / units,
-                "policy/clip_fraction": masked_sum(((ratio - 1.0).abs() > self.clip).float(), mask) / units,
+                "policy/clip_fraction": masked_sum(((ratio < low) | (ratio > high)).float(), mask) / units,
             }
-        return loss, parts
+        return loss, parts | extra
 
     def value_error(self, value: Tensor, batch: Batch) -> Tensor:
         """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
-        error = self._error(value - batch.returns)
+        error = self.error(value - batch.returns)
         if self.value_clip == 0.0:
             return error
         near = batch.value + (value - batch.value).clamp(-self.value_clip, self.value_clip)
-        return torch.maximum(error, self._error(near - batch.returns))
+        return torch.maximum(error, self.error(near - batch.returns))
 
-    def _error(self, difference: Tensor) -> Tensor:
-        if self.value_loss == "mse":
-            return 0.5 * difference.square()
-        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=self.huber_delta)
+
+@dataclass(frozen=True)
+class SoftQ(ValueLoss):
+    """Entropy-regularised policy optimisation node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
+    Optimization", eq. 12 and 13).
+
+    Returns are one-step: the reward and the soft value of the next node. `Evaluation.value` is the Q of the action
+    taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
+    """
+
+    def counts(self, batch: Batch) -> Tensor:
+        """(2,): trained nodes and value nodes of a batch, the denominators of its means."""
+        return torch.stack([batch.nodes.trained.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
+
+    def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ClippedPPO. Raises ConfigError where the policy gives no expected loss."""
+        if evaluation.expected is None:
+            raise ConfigError("objective is 'soft_q', which this agent does not compute; take 'ppo', or the agent etpo")
+        units, nodes = counts.clamp(min=1.0).unbind()
+        trained = batch.nodes.trained
+        policy_loss = masked_sum(evaluation.expected, trained) / units
+        value_loss = masked_sum(self.error(evaluation.value - batch.returns), value_mask(batch)) / nodes
+        loss = policy_loss + self.value_coef * value_loss
+        with torch.no_grad():
+            log_ratio = (evaluation.log_prob - batch.log_prob).masked_fill(~trained, 0.0).clamp(-20.0, 20.0)
+            parts = {
+                "loss/total": loss.detach(),
+                "loss/policy": policy_loss.detach(),
+                "loss/value": value_loss.detach(),
+                "policy/entropy": masked_sum(evaluation.entropy, trained) / units,
+                "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), trained) / units,
+            }
+            if batch.reference is not None:
+                distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+                parts["policy/reference_kl"] = masked_sum(kl_estimate(distance, "k3"), trained) / units
+        return loss, parts
+
+
+def no_reference(name: str, value: float) -> ConfigError:
+    return ConfigError(f"{name} is {value}, but this agent has no reference policy; leave it 0")
 
 
 def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
@@ -139,6 +217,13 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     if kind == "k2":
         return 0.5 * log_ratio.square()
     return torch.expm1(log_ratio) - log_ratio
+
+
+def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Tensor]:
+    """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says."""
+    count = mask.shape[0]
+    size = min(rows, count) if rows else count
+    return list(torch.arange(count, device=mask.device).split(max(1, -(-size // divisor))))
 
 
 def value_mask(batch: Batch) -> Tensor:

@@ -79,7 +79,8 @@ class VectorEnv(Protocol):
 class Policy(Protocol):
     """An agent: it sees inputs, decides nodes and values them.
 
-    `module` holds the parameters (None for an agent that does not learn). `slots` is L.
+    `module` holds the parameters (None for an agent that does not learn). `slots` is L. `evaluate`, `split`,
+    `observe` and `after_update` are called on agents that learn, alone.
     """
 
     spec: EnvSpec
@@ -102,6 +103,18 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
+        """The indices of the rows of each forward pass of an update; together they hold every row once.
+
+        A pass takes at most `rows` rows, 0 for as many as there are, and where memory ran out before, a
+        `divisor`-th of that. `marl.objective.consecutive` is the usual way.
+        """
+        ...
+
+    def after_update(self) -> None:
+        """Follow a gradient step: a moving average of weights, a memory that has become stale."""
+        ...
+
     def observe(self, inputs: Inputs, mask: Tensor) -> None:
         """Take the inputs of a rollout (T, E, ...) into running statistics, after learning from it.
 
@@ -118,6 +131,10 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def text(self, step: int, tag: str, value: str) -> None: ...
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Show a picture (height, width, 3) uint8."""
+        ...
 
     def close(self) -> None: ...
 

@@ -7,7 +7,7 @@ gives `batch(task, num_envs, threads, **options) -> VectorEnv`. Modules are impo
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -48,13 +48,17 @@ class EnvEntry:
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """An agent. `make(spec, options) -> Policy`; `trains` is False for random and scripted agents."""
+    """An agent. `make(spec, options) -> Policy`; `trains` is False for random and scripted agents.
+
+    `defaults`: the settings of a run, by their flat names, that make the algorithm what it is.
+    """
 
     name: str
     make: Callable[..., Any]
     options: type = NoOptions
     trains: bool = True
     summary: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from marl.errors import EnvironmentContractError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch
+from marl.objective import Batch, no_reference
 from marl.protocols import Policy, State, VectorEnv
 from marl.types import Decision, EnvSpec, Inputs, Nodes, Obs, VectorStep
 
@@ -26,7 +26,8 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `order`: (T, E, N) or None.
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference`:
+    (T, E, N, L), or None where the policy does not give them.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
@@ -41,10 +42,13 @@ class Rollout:
         self.action, self.mask, self.trained = like(nodes.action), like(nodes.mask), like(nodes.trained)
         self.order: Tensor | None = None
         self.log_prob, self.value = like(decision.log_prob), like(decision.value)
+        self.behaviour = None if decision.behaviour is None else like(decision.behaviour)
+        self.reference = None if decision.reference is None else like(decision.reference)
         self.reward = torch.zeros((steps, envs, num_agents), device=device)
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
         self.truncated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
+        self.duration = torch.ones((steps, envs), dtype=torch.long, device=device)
 
     def write(self, t: int, inputs: Inputs, decision: Decision) -> None:
         nodes = decision.nodes
@@ -52,11 +56,30 @@ class Rollout:
             self.inputs[name][t] = x
         self.action[t], self.mask[t], self.trained[t] = nodes.action, nodes.mask, nodes.trained
         self.log_prob[t], self.value[t] = decision.log_prob, decision.value
+        if self.behaviour is not None and decision.behaviour is not None:
+            self.behaviour[t] = decision.behaviour
+        if self.reference is not None and decision.reference is not None:
+            self.reference[t] = decision.reference
         if nodes.order is not None and self.order is None:
             # Until some agent died everyone decided in the order 0..N-1.
             self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
         if self.order is not None:
             self.order[t] = torch.arange(self.mask.shape[2]) if nodes.order is None else nodes.order
+
+    def discount(self, gamma: float) -> Tensor | None:
+        """(T, E): the discount of each step, None where every step is one primitive step."""
+        return gamma**self.duration if bool((self.duration > 1).any()) else None
+
+    def penalty(self, coef: float) -> Tensor | None:
+        """`coef` times the log-ratio of reference to policy at each node that is trained: a reward for staying near.
+
+        (T, E, N, L), None for a coefficient of 0. Raises ConfigError where the policy has no reference.
+        """
+        if coef == 0.0:
+            return None
+        if self.reference is None:
+            raise no_reference("reference_reward_coef", coef)
+        return coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
 
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
@@ -64,18 +87,21 @@ class Rollout:
 
     def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
         """All T x E rows as one batch; views, nothing is copied."""
+
+        def flat(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.flatten(0, 1)
+
         return Batch(
             inputs={name: x.flatten(0, 1) for name, x in self.inputs.items()},
             nodes=Nodes(
-                self.action.flatten(0, 1),
-                self.mask.flatten(0, 1),
-                self.trained.flatten(0, 1),
-                None if self.order is None else self.order.flatten(0, 1),
+                self.action.flatten(0, 1), self.mask.flatten(0, 1), self.trained.flatten(0, 1), flat(self.order)
             ),
             log_prob=self.log_prob.flatten(0, 1),
             value=self.value.flatten(0, 1),
             advantage=advantage.flatten(0, 1),
             returns=returns.flatten(0, 1),
+            behaviour=flat(self.behaviour),
+            reference=flat(self.reference),
         )
 
 
@@ -125,13 +151,19 @@ class Collector:
         require_promise(env.spec, self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
 
-    def collect(self) -> tuple[Rollout, Episodes]:
-        """The next T steps. The rollout's storage is used again by the next call."""
+    def collect(self, seeds: list[int] | None = None) -> tuple[Rollout, Episodes]:
+        """The next T steps. The rollout's storage is used again by the next call.
+
+        With `seeds`, one an environment, each begins an episode, and what follows that episode has no nodes.
+        """
         episodes = Episodes()
+        over = np.zeros(self.env.num_envs, dtype=bool)
+        if seeds is not None:
+            self._begin(seeds)
         for t in range(self.steps):
             clock = time.perf_counter()
             with torch.inference_mode():
-                inputs = self.policy.encode(self.obs)
+                inputs = self.policy.encode(without(self.obs, over) if over.any() else self.obs)
                 decision = self.policy.act(inputs, self.generator)
             if self.rollout is None:
                 self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
@@ -141,8 +173,13 @@ class Collector:
             step = self.env.step(decision.action)
             self.seconds["env"] += time.perf_counter() - acted
             self.seconds["act"] += acted - clock
-            self.total += self.env.num_envs
-            self._store(rollout, t, step, episodes)
+            self.total += int((~over).sum())
+            ended = self._store(rollout, t, step, episodes, over)
+            if seeds is not None:
+                over = over | ended
+                if over.all():
+                    self._leave_out(rollout, t + 1)
+                    break
         rollout = self.rollout
         assert rollout is not None
         if episodes.dropped and not rollout.trained.any():
@@ -150,15 +187,42 @@ class Collector:
                 f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
                 "nothing is left to learn from. Mend the environment"
             )
-        self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), self.obs, rollout.truncated[-1])
+        if not over.all():
+            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), self.obs, rollout.truncated[-1])
         return rollout, episodes
 
-    def _store(self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes) -> None:
-        """Keep one transition; `self.obs` moves on to the next observation."""
+    def _begin(self, seeds: list[int]) -> None:
+        """Start an episode in every environment."""
+        self.obs = self.env.reset(seeds)
+        require_choice(self.env.spec, self.obs)
+        self.episode_return[:] = 0.0
+        self.episode_length[:] = 0
+        if (bad := non_finite(self.obs)).any():
+            index = int(np.flatnonzero(bad.any(-1))[0])
+            raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
+
+    def _leave_out(self, rollout: Rollout, t: int) -> None:
+        """Rows `t` and later were not played."""
+        for x in (rollout.mask, rollout.trained, rollout.reward, rollout.terminated, rollout.truncated):
+            x[t:] = 0
+        rollout.duration[t:] = 1
+
+    def _store(self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes, over: np.ndarray) -> np.ndarray:
+        """Keep one transition; `self.obs` moves on to the next observation. Returns (E,) bool, where episodes ended.
+
+        Environments that are `over` play on for nothing.
+        """
         self.obs = step.obs
         require_choice(self.env.spec, step.obs)
         reward, terminated, truncated = step.reward, step.terminated, step.truncated
         bad = self._bad(step)
+        if over.any():
+            gone = torch.as_tensor(over, device=rollout.mask.device)
+            rollout.mask[t, gone] = False
+            rollout.trained[t, gone] = False
+            bad[over] = False
+            reward = np.where(over[:, None], np.float32(0), reward)
+            terminated, truncated = terminated & ~over, truncated & ~over
         lost: np.ndarray = np.any(bad, axis=-1)
         if lost.any():
             ended = terminated | truncated
@@ -176,6 +240,7 @@ class Collector:
         rollout.reward[t] = torch.as_tensor(reward)
         rollout.terminated[t] = torch.as_tensor(terminated)
         rollout.truncated[t] = torch.as_tensor(truncated)
+        rollout.duration[t] = 1 if step.duration is None else torch.as_tensor(step.duration)
         self.episode_return += reward.mean(-1)
         self.episode_length += 1
         if step.final is not None:
@@ -185,6 +250,7 @@ class Collector:
         if step.restarted is not None:
             lost = lost | step.restarted
         self._count(step, terminated | truncated, lost, episodes)
+        return terminated | truncated
 
     def _count(self, step: VectorStep, ended: np.ndarray, lost: np.ndarray, episodes: Episodes) -> None:
         """Book the episodes that ended; the lost ones are only counted as dropped."""
@@ -202,15 +268,7 @@ class Collector:
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
-        with torch.inference_mode():
-            value = self.policy.value(self.policy.encode(obs))  # (K, N)
-        alive = torch.as_tensor(obs.alive).to(value.device)
-        if self.env.spec.team_reward:
-            mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
-            value = torch.where(alive, value, mean)
-        # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
-        someone = alive.any(-1, keepdim=True) if self.env.spec.team_reward else alive
-        value = torch.where(someone, value, self.value_norm.normalise(torch.zeros_like(value)))
+        value = following_value(self.policy, self.value_norm, obs)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -269,6 +327,19 @@ class Collector:
         return True
 
 
+@torch.inference_mode()
+def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs) -> Tensor:
+    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`."""
+    value = policy.value(policy.encode(obs))
+    alive = torch.as_tensor(obs.alive).to(value.device)
+    if policy.spec.team_reward:
+        mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
+        value = torch.where(alive, value, mean)
+    # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
+    someone = alive.any(-1, keepdim=True) if policy.spec.team_reward else alive
+    return torch.where(someone, value, value_norm.normalise(torch.zeros_like(value)))
+
+
 def require_choice(spec: EnvSpec, obs: Obs) -> None:
     """EnvironmentContractError where an agent has no action to choose from."""
     if obs.action_mask is not None and not obs.action_mask.any(-1).all():
@@ -303,6 +374,11 @@ def non_finite(obs: Obs) -> np.ndarray:
     if obs.state is not None:
         bad |= np.any(~np.isfinite(obs.state), axis=-1)[:, None]
     return bad
+
+
+def without(obs: Obs, over: np.ndarray) -> Obs:
+    """The observation with nobody alive in the environments that are `over`, so that nobody decides there."""
+    return replace(obs, alive=obs.alive & ~over[:, None])
 
 
 def take(obs: Obs, index: np.ndarray) -> Obs:

@@ -60,7 +60,7 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
             "put the file back, or start a new run"
         )
     changed = override(config, changes)
-    if changed.iterations <= checkpoint.data["iteration"]:
+    if changed.steps <= checkpoint.step:
         raise ConfigError(
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
             f"train on with: marl resume {folder} --steps MORE"
@@ -94,7 +94,8 @@ def execute(
     try:
         trainer = build(config, env, device, free)
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
-        saver.saved = -1 if checkpoint is None else checkpoint.data["iteration"]
+        if checkpoint is not None:
+            saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         if distributed.rank() == 0:
             prepare_folder(folder, config, trainer.steps)
@@ -149,8 +150,8 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
             except MarlError as second:
                 error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
         if saver.saved > 0:
-            steps = saver.saved * trainer.config.steps_per_iteration
-            error.add_note(f"what was learned in {steps} steps is kept; continue with: marl resume {folder}")
+            kept = f"what was learned in {saver.saved_steps} steps is kept"
+            error.add_note(f"{kept}; continue with: marl resume {folder}")
         raise
 
 
@@ -160,6 +161,8 @@ def local_share(config: RunConfig) -> int:
     count, left = divmod(config.collect.num_envs, world)
     if left:
         raise ConfigError(f"num_envs is {config.collect.num_envs}, which {world} ranks do not divide; give a multiple")
+    if count % config.collect.group_size:
+        raise ConfigError(f"group_size is {config.collect.group_size}, which does not divide a rank's {count}")
     rows = count * config.collect.rollout_steps
     if config.learn.minibatches > rows:
         raise ConfigError(f"minibatches is {config.learn.minibatches}, more than the {rows} rows of each rank")

@@ -48,7 +48,7 @@ class Buffers:
     """Arrays with leading axis E. Fields of `obs` and `final` that have no array are None.
 
     `action`: (E, N) int64, (E, N, A) float32, or None for text. `masked`: (E,) bool, the environment
-    gives action masks.
+    gives action masks. `duration`: (E,) int64.
     """
 
     obs: Obs
@@ -58,6 +58,7 @@ class Buffers:
     terminated: np.ndarray
     truncated: np.ndarray
     masked: np.ndarray
+    duration: np.ndarray
 
     @classmethod
     def carve(cls, spec: EnvSpec, num_envs: int, memory: Any) -> "Buffers":
@@ -76,7 +77,7 @@ class Buffers:
             )
             for part in ("obs", "final")
         ]
-        names = ("reward", "terminated", "truncated", "masked")
+        names = ("reward", "terminated", "truncated", "masked", "duration")
         return cls(*parts, action=arrays.get("action"), **{name: arrays[name] for name in names})
 
     @staticmethod
@@ -108,6 +109,7 @@ def _layout(spec: EnvSpec, num_envs: int) -> dict[str, tuple[tuple[int, ...], ty
     layout = {f"{name}.{field}": value for name in ("obs", "final") for field, value in part.items()}
     layout |= {"reward": (rows, np.float32)}
     layout |= dict.fromkeys(("terminated", "truncated", "masked"), ((num_envs,), np.bool_))
+    layout["duration"] = ((num_envs,), np.int64)
     if spec.discrete:
         layout["action"] = (rows, np.int64)
     elif spec.continuous:
@@ -161,6 +163,11 @@ def _check_info(info: Any) -> dict[str, float]:
     return dict(info)
 
 
+def _check_duration(duration: Any) -> None:
+    if not isinstance(duration, int | np.integer) or duration < 1:
+        raise EnvironmentContractError(f"`duration` must be a whole number of 1 or more, got {duration!r:.80}")
+
+
 class Shard:
     """The environments [start, start + n) of a vector, and their rows of its buffers.
 
@@ -188,7 +195,7 @@ class Shard:
     def attach(self, buffers: Buffers) -> None:
         """Fill these buffers from now on."""
         rows = slice(self.start, self.start + len(self.envs))
-        names = ("action", "reward", "terminated", "truncated", "masked")
+        names = ("action", "reward", "terminated", "truncated", "masked", "duration")
         cut: dict[str, Any] = {
             name: None if (array := getattr(buffers, name)) is None else array[rows] for name in names
         }
@@ -344,6 +351,12 @@ class Shard:
             for index, obs in enumerate(observations):
                 with self._at(index):
                     self.words.append(self._words(obs))
+        durations = [step.duration for step in steps]
+        if durations.count(1) < len(durations):
+            for index, duration in enumerate(durations):
+                with self._at(index):
+                    _check_duration(duration)
+        self.buffers.duration[:] = durations
         self.buffers.terminated[:] = [step.terminated for step in steps]
         self.buffers.truncated[:] = [step.truncated for step in steps]
 

@@ -8,14 +8,18 @@ import json
 import math
 import os
 import socket
+import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from marl.protocols import Tracker
 
@@ -30,19 +34,26 @@ TAGS: dict[str, str] = {
     "eval/return_high": "Upper end of the 95 % Student interval of the mean evaluation return.",
     "eval/length": "Mean length of the evaluation episodes, in environment steps.",
     "eval/dropped": "Evaluation episodes left out because their return was not finite.",
+    "eval/discounted_return": "Mean discounted return of the evaluation episodes, as the environment counts it.",
+    "eval/normalised_return": "Mean of that as a fraction of the best that is possible.",
     "eval/success": "Fraction of the evaluation episodes that the environment calls a success.",
     "loss/policy": "Policy objective, to be minimised; near zero and noisy for clipped PPO.",
     "loss/value": "Value regression error, in the critic's own (normalised) units.",
     "loss/total": "Weighted sum of the losses: what the optimiser sees.",
     "policy/kl": "Mean KL divergence from the policy that collected the data to the updated one, in nats.",
     "policy/clip_fraction": "Fraction of the probability ratios that left the clip range.",
+    "policy/behaviour_gap": "Mean absolute log-ratio, in a unit, of the old policy to what really sampled, in nats.",
+    "policy/reference_kl": "Mean KL divergence from the policy to its frozen reference (k3 estimate), in nats.",
     "policy/entropy": "Mean entropy of a unit of the ratio (a node, an agent's action or a step), in nats.",
     "policy/epochs": "Passes over the data in this iteration, before the KL limit stopped them.",
     "policy/learning_rate": "Learning rate of the policy's optimiser.",
+    "value/learning_rate": "Learning rate of the critic's parameters, where it is their own.",
     "value/explained_variance": "1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant.",
     "value/mean": "Mean predicted value of the visited states, in units of reward.",
     "value/norm_mean": "Running mean of the returns that the value normaliser subtracts.",
     "value/norm_std": "Running standard deviation of the returns that the value normaliser divides by.",
+    "group/spread": "Mean standard deviation of the scores inside a group of episodes that began alike.",
+    "group/silent_fraction": "Fraction of those groups whose episodes all scored the same: they teach nothing.",
     "gradient/norm": "Mean L2 norm of the gradient before clipping.",
     "speed/steps_per_second": "Environment steps a second, everything included.",
     "speed/env_fraction": "Fraction of the iteration's time spent in the environments.",
@@ -57,6 +68,7 @@ CHARTS: dict[str, dict[str, Sequence[Any]]] = {
     "Return": {
         "evaluation return (95 % interval)": ("Margin", ["eval/return", "eval/return_low", "eval/return_high"]),
         "training episode return": ("Multiline", ["episode/return$"]),
+        "evaluation return, 1 is the optimum": ("Multiline", ["eval/normalised_return$"]),
     },
     "Success": {
         "evaluation success": ("Multiline", ["eval/success$"]),
@@ -190,6 +202,9 @@ class JsonlTracker:
     def text(self, step: int, tag: str, value: str) -> None:
         self._write(step, {tag: value})
 
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Nothing: pictures are for TensorBoard."""
+
     def close(self) -> None:
         self._file.close()
 
@@ -281,6 +296,12 @@ class TensorBoardTracker:
 
         self._add(step, summary=text_pb(tag, value))
 
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Show `picture` (height, width, 3) uint8 on the Images page."""
+        height, width, _ = picture.shape
+        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": png(picture)}
+        self._add(step, summary={"value": [{"tag": tag, "image": image}]})
+
     def close(self) -> None:
         self._file.close()
 
@@ -291,6 +312,21 @@ class TensorBoardTracker:
             wall_time=time.time(), step=int(step), **content
         )
         self._records.write(event.SerializeToString())
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture (height, width, 3) uint8 as the bytes of a PNG file: unfiltered rows of RGB, deflated."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"a picture must be (height, width, 3) uint8, got {picture.shape} {picture.dtype}")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width, _ = picture.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in picture)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def _columns(names: Sequence[str]) -> dict[str, Any]:
@@ -332,6 +368,10 @@ class MultiTracker:
     def text(self, step: int, tag: str, value: str) -> None:
         for tracker in self.trackers:
             tracker.text(step, tag, value)
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        for tracker in self.trackers:
+            tracker.image(step, tag, picture)
 
     def close(self) -> None:
         """Close every tracker, also where one of them raises."""

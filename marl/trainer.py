@@ -1,30 +1,36 @@
 """collect -> backup -> learn -> callbacks."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl import distributed
-from marl.backup import backup
 from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng_state, unpack, unpack_optimiser
-from marl.config import RunConfig
-from marl.errors import CheckpointError, NonFiniteError
+from marl.config import LearnConfig, RunConfig
+from marl.credit import against_critic, against_others
+from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch, masked_mean, masked_sum
+from marl.objective import Batch
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
+
+LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
 
 
 class Trainer:
-    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress."""
+    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress.
+
+    `steps` counts the environment steps that were learned from, over all ranks.
+    """
 
     def __init__(
         self,
@@ -48,10 +54,11 @@ class Trainer:
         distributed.broadcast_module(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(
-            self.parameters, lr=config.learn.learning_rate, eps=config.learn.adam_epsilon, fused=True
+            parameter_groups(module, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
-        self.links, self.objective = config.learn.links(), config.learn.objective()
+        self.links, self.objective = config.learn.links(), config.learn.make_objective()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
@@ -66,18 +73,19 @@ class Trainer:
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
         )
+        self.divisor = 1
         self.iteration = 0
+        self.steps = 0
         self.last_score: float | None = None
         self.stop_reason: str | None = None
 
     @property
-    def steps(self) -> int:
-        """Environment steps that have been learned from, over all ranks."""
-        return self.iteration * self.config.steps_per_iteration
+    def finished(self) -> bool:
+        return self.steps >= self.config.steps
 
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
-        stopped = self.iteration >= self.config.iterations
+        stopped = self.finished
         while not stopped:
             metrics = self.iterate()
             for callback in self.callbacks:
@@ -85,10 +93,9 @@ class Trainer:
             self.tracker.log(self.steps, metrics)
             for callback in self.callbacks:
                 callback.on_logged(self)
-            finished = self.iteration >= self.config.iterations
             # A signal may set the reason on one rank at any moment, so the ranks vote once an iteration.
-            stopped = distributed.any_rank(finished or self.stop_reason is not None, self.device)
-        if self.iteration >= self.config.iterations:
+            stopped = distributed.any_rank(self.finished or self.stop_reason is not None, self.device)
+        if self.finished:
             self.stop_reason = "finished"
         for callback in self.callbacks:
             callback.on_stop(self)
@@ -99,20 +106,32 @@ class Trainer:
         start = time.perf_counter()
         seconds = dict(self.collector.seconds)
         torch.set_num_threads(1)
-        rollout, episodes = self.collector.collect()
+        total = self.collector.total
+        rollout, episodes = self.collector.collect(self.episode_seeds())
+        steps = distributed.all_reduce(torch.tensor(self.collector.total - total))
         collected = time.perf_counter()
         torch.set_num_threads(self.learn_threads(rollout))
         metrics = self.learn(rollout)
         torch.set_num_threads(1)
         end = time.perf_counter()
         self.iteration += 1
+        self.steps += int(steps)
         spent = {name: self.collector.seconds[name] - before for name, before in seconds.items()}
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
         metrics["speed/memory_mb"] = peak_memory_mb()
-        metrics["speed/steps_per_second"] = self.config.steps_per_iteration / (end - start)
+        metrics["speed/steps_per_second"] = int(steps) / (end - start)
         return metrics | episode_metrics(episodes)
+
+    def episode_seeds(self) -> list[int] | None:
+        """The seeds of a rollout of whole episodes, equal inside a group; None where episodes simply go on."""
+        collect = self.config.collect
+        if not collect.whole_episodes:
+            return None
+        first = distributed.rank() * self.env.num_envs
+        groups = [(first + i) // collect.group_size for i in range(self.env.num_envs)]
+        return [self.streams.integer("episode", self.iteration, group) for group in groups]
 
     def learn_threads(self, rollout: Rollout) -> int:
         """Threads of this update: as configured, else 1 for small passes and the free cores for others."""
@@ -124,29 +143,16 @@ class Trainer:
         return self.free_threads if rows * rollout.mask.shape[2] >= SMALL_UPDATE else 1
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
-        """Backup, then epochs of clipped PPO over minibatches."""
+        """Backup, then epochs over minibatches."""
         learn = self.config.learn
-        mask = rollout.value_mask()
-        value = self.value_norm.denormalise(rollout.value)
-        advantage, returns = backup(
-            self.links,
-            rollout.reward,
-            value,
-            mask,
-            rollout.terminated,
-            rollout.truncated,
-            self.value_norm.denormalise(rollout.bootstrap),
-            rollout.order,
-        )
-        explained = explained_variance(value, returns, mask)
         norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
-        self.value_norm.update(returns, mask)
-        batch = rollout.flat(standardise(advantage, mask), self.value_norm.normalise(returns))
-        rate = learn.learning_rate
+        batch, credit = self.credit(rollout)
+        left = 1.0
         if learn.anneal_learning_rate:
-            rate *= max(0.0, 1.0 - self.iteration / self.config.iterations)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            total = self.config.iterations * self.config.steps_per_iteration
+            left = max(0.0, 1.0 - self.steps / total)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * left
 
         try:
             metrics = self.epochs(batch)
@@ -154,14 +160,25 @@ class Trainer:
             self.value_norm.load_state_dict(norm_before)
             raise
         self.policy.observe(rollout.inputs, rollout.mask.any(-1))
-        mean, std = self.value_norm.moments()
-        return metrics | {
-            "policy/learning_rate": rate,
-            "value/explained_variance": explained,
-            "value/mean": float(masked_mean(value, mask)),
-            "value/norm_mean": float(mean),
-            "value/norm_std": float(std),
-        }
+        if len(self.rates) > 1:
+            metrics["value/learning_rate"] = self.rates[1] * left
+        return metrics | credit | {"policy/learning_rate": self.rates[0] * left}
+
+    def credit(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
+        """The rows to learn from, with their advantages, and what there is to say about them."""
+        learn = self.config.learn
+        if learn.advantage == "gae":
+            advantage, returns, metrics = against_critic(
+                rollout, self.links, self.value_norm, learn.reference_reward_coef
+            )
+        else:
+            advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
+            returns = rollout.value
+        batch = rollout.flat(advantage, returns)
+        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
+            batch = batch.rows(played)
+        return batch, metrics
 
     def epochs(self, batch: Batch) -> dict[str, float]:
         """Passes over the rollout until they are done or the KL limit ends them; the means of what they report."""
@@ -187,15 +204,7 @@ class Trainer:
         """One gradient step; returns the parts of the loss over all ranks, and the gradient norm."""
         learn = self.config.learn
         counts = distributed.all_reduce(self.objective.counts(minibatch))
-        self.optimiser.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        size = learn.micro_batch or minibatch.log_prob.shape[0]
-        for micro in minibatch.split(size):
-            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
-            loss, parts = self.objective(evaluation, micro, counts)
-            loss.backward()
-            for name, part in parts.items():
-                total[name] = total[name] + part if name in total else part
+        total = self.gradient(minibatch, counts)
         distributed.sum_gradients(self.parameters)
         reduced = distributed.all_reduce(torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
@@ -209,7 +218,53 @@ class Trainer:
                 "--max-grad-norm, or look at the observations and rewards"
             )
         self.optimiser.step()
+        self.policy.after_update()
         return total | {"gradient/norm": norm}
+
+    def gradient(self, minibatch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        """Fill the gradients; returns the parts of the loss on this rank.
+
+        Where memory runs out, this minibatch and those that follow take forward passes of half the size. Raises
+        MemoryLimitError where one row is too much.
+        """
+        while True:
+            self.optimiser.zero_grad(set_to_none=True)
+            passes = self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, self.divisor)
+            try:
+                return self.accumulate(minibatch, passes, counts)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+            largest = max(map(len, passes))
+            if largest == 1:
+                raise MemoryLimitError(
+                    f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
+                    "observations"
+                )
+            self.divisor *= 2
+            self.optimiser.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            LOGGER.warning(
+                "out of memory in a forward pass of %d rows (%s); from now on they are half as big. Set --micro-batch "
+                "to begin with fewer",
+                largest,
+                reason,
+            )
+
+    def accumulate(self, minibatch: Batch, passes: Sequence[Tensor], counts: Tensor) -> dict[str, Tensor]:
+        """Add up the gradients of the forward passes, and the parts of their losses."""
+        total: dict[str, Tensor] = {}
+        for index in passes:
+            micro = minibatch if len(passes) == 1 else minibatch.rows(index)
+            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
+            loss, parts = self.objective(evaluation, micro, counts)
+            loss.backward()
+            for name, part in parts.items():
+                total[name] = total[name] + part if name in total else part
+        return total
 
     def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that the future depends on, as groups of tensors and JSON data.
@@ -217,7 +272,12 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
         """
         optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
-        local = {"collector": self.collector.get_state(environments), "rng": rng_state(self.generators)}
+        environments = environments and not self.config.collect.whole_episodes
+        local = {
+            "collector": self.collector.get_state(environments),
+            "rng": rng_state(self.generators),
+            "divisor": self.divisor,
+        }
         tensors = {
             "model": dict(self.module.state_dict()),
             "optimiser": optimiser_tensors,
@@ -247,7 +307,7 @@ class Trainer:
         self.module.load_state_dict(tensors["model"])
         self.value_norm.load_state_dict(tensors["value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
-        self.iteration = data["iteration"]
+        self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
         # The number of threads is part of the arithmetic, so it is kept where the cores are there.
         if data["free_threads"] > usable_cores():
@@ -256,12 +316,36 @@ class Trainer:
             self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
-        if self.collector.set_state(local["collector"]):
+        self.divisor = local.get("divisor", 1)
+        if self.collector.set_state(local["collector"]) or self.config.collect.whole_episodes:
             return notes
         first = rank * self.env.num_envs
         seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(self.env.num_envs)]
         self.collector.obs = self.env.reset(seeds)
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
+
+
+def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, Any]]:
+    """What Adam takes: the parameters that learn, those of the critic apart where it has its own rate.
+
+    Raises ConfigError where it has one, and there is no critic.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not learn.critic_learning_rate:
+        return [{"params": [p for _, p in named], "lr": learn.learning_rate}]
+    critic = [p for name, p in named if name.startswith("critic")]
+    if not critic:
+        raise ConfigError(
+            f"critic_learning_rate is {learn.critic_learning_rate}, but this agent has no parameters of a critic; "
+            "leave it 0"
+        )
+    others = [p for name, p in named if not name.startswith("critic")]
+    return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator, of a GPU or of the CPU, refused."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, float]:
@@ -287,21 +371,3 @@ def episode_metrics(episodes: Episodes) -> dict[str, float]:
     if dropped:
         metrics["episode/dropped"] = dropped
     return metrics
-
-
-def standardise(x: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
-    y = x.double()
-    total, count = distributed.all_reduce(torch.stack([masked_sum(y, mask), mask.sum().double()])).unbind()
-    y = y - total / count.clamp(min=1)
-    variance = distributed.all_reduce(masked_sum(y.square(), mask)) / count.clamp(min=1)
-    return (y / (variance.sqrt() + 1e-5)).to(x.dtype).masked_fill(~mask, 0.0)
-
-
-def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
-    if not mask.any():
-        return 0.0
-    y, error = returns[mask].double(), (returns - value)[mask].double()
-    spread = y.var(correction=0)
-    return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0

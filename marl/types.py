@@ -28,7 +28,7 @@ class EnvSpec:
     `observation_space` is one agent's: a Box (D,) padded to the widest agent, or Text.
     `action_space` is one agent's: Discrete(A), a Box (A,) padded to the widest agent, or Text.
     `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
-    `state_space` is a Box (S,) or None. `max_steps` is the length at which an episode is truncated.
+    `state_space` is a Box (S,) or None. `max_steps` primitive steps truncate an episode.
     `team_reward` says that every agent always receives the same reward.
     `groups` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
     an environment of text speaks and understands, for models whose vocabulary is made of them.

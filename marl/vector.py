@@ -97,6 +97,7 @@ class _Vector(ABC):
             truncated=self._buffers.truncated.copy(),
             final=self._final(ended) if ended else None,
             restarted=restarted,
+            duration=None if (self._buffers.duration == 1).all() else self._buffers.duration.copy(),
         )
 
     def render(self, index: int = 0) -> np.ndarray | str | None:
@@ -350,6 +351,7 @@ class ProcessVector(_Vector):
         self._buffers.reward[rows] = 0
         self._buffers.terminated[rows] = False
         self._buffers.truncated[rows] = True
+        self._buffers.duration[rows] = 1
         ended = tuple((index, {}, word) for index, word in zip(worker.held, words, strict=True))
         return Report(spoken.words, ended, restarted=True)
 

@@ -22,11 +22,11 @@ def blank_action(spec: EnvSpec) -> Any:
 
 
 def random_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> Any:
-    """Available actions: (N,) int64, (N, A) float32, or N strings (of the candidates, where there are any)."""
+    """Available actions: (N,) int64, (N, A) float32, or N strings: of the candidates, or else of the known words."""
     space = spec.action_space
     if isinstance(space, spaces.Text):
-        candidates = obs.candidates or (("wait",),) * spec.num_agents
-        texts = [str(generator.choice(each)) if each else "" for each in candidates]
+        candidates = obs.candidates or (spec.words or ("wait",),) * spec.num_agents
+        texts = [str(generator.choice(each)) for each in candidates]
         return np.array(texts, dtype=object)
     if isinstance(space, spaces.Box):
         low = np.where(np.isfinite(space.low), space.low, -1.0)

@@ -33,6 +33,7 @@ class Promise(IntEnum):
     BATCH = 15
     AUTORESET = 16
     INDEPENDENCE = 17
+    DURATION = 18
 
 
 def fail(promise: Promise, where: str, text: str) -> NoReturn:
@@ -65,10 +66,21 @@ def check_spec(env: Env | VectorEnv) -> str:
     limit = spec.max_steps
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         fail(Promise.SPEC, where, f"max_steps is {limit!r}; expected an int of 1 or more, or None")
+    for index, word in enumerate(spec.words):
+        if not isinstance(word, str) or not word.strip():
+            fail(Promise.SPEC, where, f"words[{index}] is {word!r}; expected a word")
     if env.spec != spec:
         fail(Promise.SPEC, where, "differs between two accesses; expected a constant")
     length = "without a declared limit" if limit is None else f"truncated at {limit} steps"
-    return f"spec: {spec.name}, {count} agents, {spec.observation_space} -> {spec.action_space}, {length}"
+    seen, done = described(spec.observation_space), described(spec.action_space)
+    return f"spec: {spec.name}, {count} agents, {seen} -> {done}, {length}"
+
+
+def described(space: Any) -> str:
+    """A space in short: one of text would print its whole alphabet."""
+    if isinstance(space, spaces.Text):
+        return f"Text(up to {space.max_length} of {len(space.character_set)} characters)"
+    return str(space)
 
 
 def _check_space(where: str, field: str, space: Any, kinds: tuple[type, ...]) -> None:
@@ -127,11 +139,10 @@ def check_obs(spec: EnvSpec, obs: Any, where: str) -> None:
         )
     else:
         _check_texts(where, "obs.agents", obs.agents, count)
+        for index in np.flatnonzero(obs.alive):
+            _check_text(where, f"obs.agents[{index}]", obs.agents[index], spec.observation_space)
     if obs.candidates is not None:
-        if len(obs.candidates) != count:
-            fail(Promise.OBSERVATION, where, f"obs.candidates has {len(obs.candidates)} entries; expected {count}")
-        for index, texts in enumerate(obs.candidates):
-            _check_texts(where, f"obs.candidates[{index}]", texts, None)
+        _check_candidates(spec, obs.candidates, where)
     _check_mask(spec, obs, where)
     if spec.state_space is None:
         if obs.state is not None:
@@ -147,6 +158,32 @@ def _check_texts(where: str, field: str, texts: Any, count: int | None) -> None:
         fail(Promise.OBSERVATION, where, f"{field} is {texts!r}; expected a tuple of strings")
     if count is not None and len(texts) != count:
         fail(Promise.OBSERVATION, where, f"{field} has {len(texts)} strings; expected {count}, one for each agent")
+
+
+def _check_text(where: str, field: str, text: str, space: Any) -> None:
+    """Whether a text is one of the space, and if not, why."""
+    if not space.min_length <= len(text) <= space.max_length:
+        expected = f"expected {space.min_length}..{space.max_length}, the space's bounds"
+        fail(Promise.OBSERVATION, where, f"{field} has {len(text)} characters; {expected}")
+    strange = sorted(set(text) - space.character_set)
+    if strange:
+        expected = "expected characters of the space's charset, as in Text(1000, charset=string.printable)"
+        fail(Promise.OBSERVATION, where, f"{field} holds {''.join(strange)!r}; {expected}")
+
+
+def _check_candidates(spec: EnvSpec, candidates: Any, where: str) -> None:
+    if len(candidates) != spec.num_agents:
+        fail(Promise.OBSERVATION, where, f"obs.candidates has {len(candidates)} entries; expected {spec.num_agents}")
+    for index, texts in enumerate(candidates):
+        field = f"obs.candidates[{index}]"
+        _check_texts(where, field, texts, None)
+        if not texts:
+            fail(Promise.OBSERVATION, where, f"{field} is empty; expected an action (a dead agent keeps one)")
+        if twice := [text for place, text in enumerate(texts) if text in texts[:place]]:
+            fail(Promise.OBSERVATION, where, f"{field} offers {twice[0]!r} twice; expected distinct actions")
+        if isinstance(spec.action_space, spaces.Text):
+            for place, text in enumerate(texts):
+                _check_text(where, f"{field}[{place}]", text, spec.action_space)
 
 
 def _check_mask(spec: EnvSpec, obs: Obs, where: str) -> None:
@@ -174,6 +211,9 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
         if not isinstance(value, bool | np.bool_):
             fail(Promise.ENDING, where, f"{field} is {value!r} ({type(value).__name__}); expected True or False")
     check_ending(bool(step.terminated), bool(step.truncated), where)
+    if not isinstance(step.duration, int | np.integer) or step.duration < 1:
+        expected = "expected a whole number of primitive steps, 1 or more"
+        fail(Promise.DURATION, where, f"duration is {step.duration!r}; {expected}")
     check_info(step.info, where)
 
 
@@ -189,6 +229,7 @@ def check_ending(terminated: bool, truncated: bool, where: str) -> None:
 
 
 def check_time(spec: EnvSpec, elapsed: int, terminated: bool, truncated: bool, where: str) -> None:
+    """`elapsed` counts primitive steps."""
     if spec.max_steps is None:
         return
     if elapsed >= spec.max_steps and not terminated and not truncated:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from envs.testing.compare import blank_action, random_action, same, through_storage
 from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
@@ -27,6 +28,10 @@ class Episode:
 
     def obs(self, index: int) -> Obs:
         return self.first if index == 0 else self.steps[index - 1].obs
+
+    @property
+    def duration(self) -> int:
+        return sum(step.duration for step in self.steps)
 
     @property
     def over(self) -> bool:
@@ -69,6 +74,7 @@ def _record(env: Env, episodes: int, seed: int) -> list[Episode]:
     spec, generator = env.spec, np.random.default_rng(seed)
     record = []
     for number in range(episodes):
+        elapsed = 0
         where = f"{spec.name}, episode {number}"
         first = env.reset(seed if number == 0 else None)
         check_obs(spec, first, f"{where}, reset")
@@ -82,7 +88,8 @@ def _record(env: Env, episodes: int, seed: int) -> list[Episode]:
             check_step(spec, step, at)
             episode.actions.append(action)
             episode.steps.append(copy.deepcopy(step))
-            check_time(spec, len(episode.steps), bool(step.terminated), bool(step.truncated), at)
+            elapsed += step.duration
+            check_time(spec, elapsed, bool(step.terminated), bool(step.truncated), at)
         if episode.over:
             must_refuse(env, blank_action(spec), f"{where}, after its end")
         record.append(episode)
@@ -104,9 +111,19 @@ def _describe(spec: EnvSpec, record: list[Episode]) -> list[str]:
     fields_seen = "observations, masks, rewards and flags agree with the spec"
     lines = [f"steps: {len(record)} episodes of {lengths} steps; {fields_seen}"]
     if spec.max_steps is not None:
-        reached = spec.max_steps in lengths
+        reached = spec.max_steps <= max(episode.duration for episode in record)
         lines.append(f"time limit: max_steps={spec.max_steps} was {'kept' if reached else 'not reached'}")
+    if isinstance(spec.observation_space, spaces.Text):
+        lines.append(_describe_texts([episode.obs(index) for episode in record for index in range(len(episode.steps))]))
     return lines
+
+
+def _describe_texts(seen: list[Obs]) -> str:
+    prompts = [text for obs in seen for text in obs.agents]
+    span = f"{min(map(len, prompts))} to {max(map(len, prompts))} characters, {len(set(prompts))} different"
+    offered = [len(texts) for obs in seen if obs.candidates is not None for texts in obs.candidates]
+    actions = f"{min(offered)} to {max(offered)} candidates" if offered else "actions in free text"
+    return f"text: prompts of {span}; {actions}"
 
 
 def _replay(env: Env, episodes: list[Episode], promise: Promise, label: str) -> None:

@@ -96,7 +96,7 @@ def _run_vector(vector: VectorEnv, obs: Obs, generators: list[np.random.Generato
         if not isinstance(step, VectorStep):
             fail(Promise.BATCH, where, f"step returned a {type(step).__name__}; expected marl.types.VectorStep")
         obs = _checked_batch(vector, step.obs, where)
-        elapsed += 1
+        elapsed += _durations(step)
         _check_vector_step(vector, step, elapsed, where)
         elapsed[step.terminated | step.truncated] = 0
         trace.append((np.stack(rows), copy.deepcopy(step)))
@@ -108,6 +108,10 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
     check_array(Promise.BATCH, where, "reward", step.reward, (count, spec.num_agents), np.float32)
     check_array(Promise.BATCH, where, "terminated", step.terminated, (count,), np.bool_)
     check_array(Promise.BATCH, where, "truncated", step.truncated, (count,), np.bool_)
+    if step.duration is not None:
+        check_array(Promise.DURATION, where, "duration", step.duration, (count,), np.int64)
+        if step.duration.min() < 1:
+            fail(Promise.DURATION, where, f"duration is {step.duration.tolist()}; expected 1 or more everywhere")
     if step.restarted is not None and step.restarted.any():
         fail(Promise.BATCH, where, f"restarted is {step.restarted.tolist()}; expected no environment to be lost")
     for index in range(count):
@@ -142,6 +146,7 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
         flags = (bool(step.terminated[index]), bool(step.truncated[index]))
         same(Promise.AUTORESET, f"{at}, reward", alone.reward, step.reward[index])
         same(Promise.AUTORESET, f"{at}, (terminated, truncated)", (alone.terminated, alone.truncated), flags)
+        same(Promise.AUTORESET, f"{at}, duration", int(alone.duration), int(_durations(step)[index]))
         if any(flags):
             assert step.final is not None
             place = np.asarray(step.final.env).tolist().index(index)
@@ -152,9 +157,15 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
     env.close()
 
 
+def _durations(step: VectorStep) -> np.ndarray:
+    """(E,) int64."""
+    return np.ones(len(step.terminated), dtype=np.int64) if step.duration is None else step.duration
+
+
 def _same_row(promise: Promise, where: str, expected: VectorStep, actual: VectorStep, index: int) -> None:
     for field in ("reward", "terminated", "truncated"):
         same(promise, f"{where}, {field}", getattr(expected, field)[index], getattr(actual, field)[index])
+    same(promise, f"{where}, duration", int(_durations(expected)[index]), int(_durations(actual)[index]))
     same(promise, where, _row(expected.obs, index), _row(actual.obs, index))
 
 

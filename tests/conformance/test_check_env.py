@@ -1,6 +1,7 @@
 """Environments that lie, each in one way, and the exact complaint that the conformance suite must make."""
 
 import re
+import string
 from dataclasses import replace
 
 import numpy as np
@@ -181,6 +182,12 @@ STEPS = [
         Promise.TIME_LIMIT,
         "truncated is True after 4 steps; expected max_steps=6",
     ),
+    (
+        from_step(2, lambda s: replace(s, duration=0)),
+        Promise.DURATION,
+        "step 1: duration is 0; expected a whole number",
+    ),
+    (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration is 1.5; expected a whole"),
     (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"info\['x'\] is \[1\]; expected a string and"),
     (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info\[3\] is 1.0; expected a string"),
     (from_step(1, lambda s: replace(s, info=None)), Promise.INFO, "info is a NoneType; expected a mapping"),
@@ -418,12 +425,13 @@ def test_close_must_be_harmless_twice():
 
 
 class Talk:
-    """Two agents talk; every text is welcome, `candidates` are suggestions."""
+    """Two agents talk; every text is welcome, `candidates` are suggestions. The clock runs `duration` a step."""
 
-    spec = EnvSpec("talk", ("a", "b"), spaces.Text(40), spaces.Text(40), max_steps=3)
+    letters = spaces.Text(40, charset=string.ascii_lowercase + " ")
 
-    def __init__(self, shown=None, candidates=None):
-        self.shown, self.candidates = shown, candidates
+    def __init__(self, shown=None, candidates=None, duration=1, words=("nothing",)):
+        self.spec = EnvSpec("talk", ("a", "b"), self.letters, self.letters, max_steps=3, words=words)
+        self.shown, self.candidates, self.duration = shown, candidates, duration
         self.heard = None
 
     def observe(self):
@@ -438,7 +446,7 @@ class Talk:
         if self.heard is None or self.time == 3:
             raise RuntimeError("call reset first")
         self.heard, self.time = [str(word) for word in action], self.time + 1
-        return Step(self.observe(), np.zeros(2, np.float32), False, self.time == 3)
+        return Step(self.observe(), np.zeros(2, np.float32), False, self.time == 3, duration=self.duration)
 
     def render(self):
         return None
@@ -451,7 +459,8 @@ class Talk:
 
 
 def test_text_is_checked_too():
-    lines = check_env(lambda: Talk(candidates=(("yes", "no"), ())))
+    lines = check_env(lambda: Talk(candidates=(("yes", "no"), ("maybe",))))
+    assert "text: prompts of 12 to 17 characters, 4 different; 1 to 2 candidates" in lines
     assert "get_state: None, this environment cannot be restored" in lines
     assert "render: nothing to show" in lines
     check_vector_env(lambda: SyncVector([Talk] * 2), [1, 2], Talk, steps=8)
@@ -459,6 +468,45 @@ def test_text_is_checked_too():
     assert (found, "obs.agents has 1 strings; expected 2" in text) == (Promise.OBSERVATION, True)
     found, text = complaint(lambda: Talk(shown=["one", "two"]))
     assert (found, "expected a tuple of strings" in text) == (Promise.OBSERVATION, True)
+
+
+TEXTS = [
+    ({"shown": ("one", "")}, r"obs.agents\[1\] has 0 characters; expected 1..40, the space's bounds"),
+    ({"shown": ("one", "t" * 41)}, r"obs.agents\[1\] has 41 characters; expected 1..40"),
+    ({"shown": ("one", "Zwölf")}, r"obs.agents\[1\] holds 'Zö'; expected characters of the space's charset.*charset="),
+    (
+        {"candidates": (("yes", "no"), ())},
+        r"obs.candidates\[1\] is empty; expected an action \(a dead agent keeps one\)",
+    ),
+    ({"candidates": (("yes", "no", "yes"), ("no",))}, r"obs.candidates\[0\] offers 'yes' twice; expected distinct"),
+    ({"candidates": (("yes", ""), ("no",))}, r"obs.candidates\[0\]\[1\] has 0 characters"),
+    ({"candidates": (("yes", "no!"), ("no",))}, r"obs.candidates\[0\]\[1\] holds '!'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), TEXTS)
+def test_lies_in_text(options, message):
+    found, text = complaint(lambda: Talk(**options))
+    assert re.search(message, text), text
+    assert found == Promise.OBSERVATION
+
+
+def test_words_of_the_spec_are_words():
+    found, text = complaint(lambda: Talk(words=("a", " ")))
+    assert (found, "words[1] is ' '; expected a word" in text) == (Promise.SPEC, True)
+
+
+def test_non_ascii_text_passes_where_it_is_declared():
+    class Umlauts(Talk):
+        letters = spaces.Text(40, charset="abcdefghijklmnopqrstuvwxyz äöü語")
+
+    check_env(lambda: Umlauts(shown=("zwölf", "語")))
+
+
+def test_the_time_limit_counts_primitive_steps():
+    found, text = complaint(lambda: Talk(duration=2))
+    assert "step 1: truncated is False after 4 steps; expected True at max_steps" in text
+    assert found == Promise.TIME_LIMIT
 
 
 def test_lines_tell_what_was_and_was_not_checked():

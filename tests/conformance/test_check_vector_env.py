@@ -86,6 +86,18 @@ class Restarted(Lying):
         return replace(step, restarted=np.array([False, True, False]))
 
 
+class Timeless(Lying):
+    def lie(self, step):
+        return replace(step, duration=np.array([2, 0, 1]))
+
+
+class Slow(Lying):
+    """Where episodes end, so that the time limit finds nothing amiss."""
+
+    def lie(self, step):
+        return step if step.final is None else replace(step, duration=np.array([1, 1, 2]))
+
+
 class Tied(SyncVector):
     """Every environment gets the first one's seed."""
 
@@ -139,6 +151,8 @@ class FirstReset(SyncVector):
             r"reward has shape \(3,\) and dtype float32; expected an array of shape \(3, 2\)",
         ),
         (Restarted, None, Promise.BATCH, r"restarted is \[False, True, False\]; expected no environment to be lost"),
+        (Timeless, None, Promise.DURATION, r"step 0: duration is \[2, 0, 1\]; expected 1 or more"),
+        (Slow, singles, Promise.AUTORESET, r"environment 2 .*, step 4, duration: value is 2, it was 1"),
         (Tied, singles, Promise.AUTORESET, r"environment 1 beside a single one with seed 2, reset: agents\["),
         (Coupled, None, Promise.INDEPENDENCE, r"environment 0 beside other seeds, reset: agents\["),
         (ResetsAll, None, Promise.INDEPENDENCE, r"reset_at\(2, seed=3\), environment 0: agents\["),

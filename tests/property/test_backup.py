@@ -57,13 +57,13 @@ def solve_segment(links, p, result, e, chain, start, end):
         for i, node in enumerate(here):
             nodes.append(node)
             inside = i + 1 < len(here)
-            rewards.append(0.0)
+            rewards.append(float(p["node_reward"][t, e][node[1:]]) if "node_reward" in p else 0.0)
             gammas.append(links.gamma_intra if inside else 1.0)
             lambdas.append(links.lambda_intra if inside else links.gae_lambda)
         if nodes:
             reward = p["reward"][t, e].mean() if links.agents == "sequential" else p["reward"][t, e, chain[0]]
             rewards[-1] += gammas[-1] * float(reward)
-            gammas[-1] *= links.gamma
+            gammas[-1] *= links.gamma if p.get("discount") is None else float(p["discount"][t, e])
     if not nodes:
         return
     agent = 0 if links.agents == "sequential" else chain[0]
@@ -85,14 +85,43 @@ def solve_segment(links, p, result, e, chain, start, end):
     agents=st.sampled_from(AXES),
     slots=st.sampled_from(AXES),
     factors=st.tuples(*(st.floats(0, 1) for _ in range(4))),
+    macro=st.booleans(),
+    extra=st.booleans(),
 )
-def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors):
-    links = Links(agents, slots, *factors)
-    problem = random_problem(np.random.default_rng(seed), shape)
+def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors, macro, extra):
+    """With and without actions of several primitive steps, and rewards of single nodes."""
+    links, rng = Links(agents, slots, *factors), np.random.default_rng(seed)
+    problem = random_problem(rng, shape)
+    if macro:
+        problem["discount"] = links.gamma ** torch.as_tensor(rng.integers(1, 9, shape[:2])).double()
+    if extra:
+        problem["node_reward"] = torch.as_tensor(rng.normal(size=shape))
     advantage, returns = backup(links, **problem)
     torch.testing.assert_close(advantage, brute_force(links, problem), rtol=1e-9, atol=1e-9)
     expected = (advantage + problem["value"]).masked_fill(~problem["mask"], 0.0)
     torch.testing.assert_close(returns, expected)
+
+
+@given(seed=st.integers(0, 2**32 - 1), gamma=st.floats(0.5, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_a_macro_action_is_worth_its_primitive_steps(seed, gamma):
+    """At lambda 1 a step of k primitive ones has the returns of k steps, whose nodes in between do not exist."""
+    rng = np.random.default_rng(seed)
+    steps, links = 6, Links(gamma=gamma, gae_lambda=1.0)
+    problem = random_problem(rng, (steps, 2, 2, 1))
+    problem["mask"] = torch.ones_like(problem["mask"])
+    duration = torch.as_tensor(rng.integers(1, 4, (steps, 1))).expand(-1, 2)
+    index = (duration[:, 0].cumsum(0) - 1).tolist()  # the last primitive step of each action
+    begin = [0, *(i + 1 for i in index[:-1])]
+    fine = {}
+    for name in ("reward", "value", "mask", "terminated", "truncated", "bootstrap"):
+        x = problem[name]
+        fine[name] = torch.zeros((index[-1] + 1, *x.shape[1:]), dtype=x.dtype)
+        fine[name][begin if name in ("value", "mask") else index] = x
+    # An action's reward is known at its beginning: the same as so much more at its end.
+    fine["reward"][index] = problem["reward"] * (gamma ** (1.0 - duration.double())).unsqueeze(-1)
+    expected = backup(links, **fine)[1][begin]
+    torch.testing.assert_close(backup(links, **problem, discount=gamma ** duration.double())[1], expected)
 
 
 WORKED = {  # gamma .9, lambda .8, worked out by hand
@@ -117,6 +146,20 @@ def test_token_example(intra, expected):
         torch.full((2, 1, 1), 5.0, dtype=torch.float64),
     )
     torch.testing.assert_close(advantage[mask], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_action_example():
+    """The same two actions, each one node with the value of its first token: the advantages of BAD's first tokens."""
+    advantage, _ = backup(
+        Links("parallel", "parallel", 0.9, 0.8),
+        torch.tensor([0.2, 1.0], dtype=torch.float64)[:, None, None],
+        torch.tensor([0.5, 0.7], dtype=torch.float64)[:, None, None, None],
+        torch.ones(2, 1, 1, 1, dtype=torch.bool),
+        torch.tensor([[False], [True]]),
+        torch.zeros(2, 1, dtype=torch.bool),
+        torch.full((2, 1, 1), 5.0, dtype=torch.float64),
+    )
+    torch.testing.assert_close(advantage.flatten(), torch.tensor([0.546, 0.3], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

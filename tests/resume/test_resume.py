@@ -36,10 +36,13 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert log(one, "evaluations.jsonl") == log(two, "evaluations.jsonl")
 
 
+GROUPS = {"whole_episodes": True, "group_size": 2, "advantage": "gigpo", "value_coef": 0.0}
 CASES = [
     ("toy/chain", "mat", {"normalise_observations": True}),
     ("toy/mortal", "mat", {"agent_order": "random"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
+    ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
+    ("tests.unit.test_rollout:short", "mappo", GROUPS),
     ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
 ]
 
@@ -49,8 +52,8 @@ def test_half_and_half_is_the_whole(small, env, agent, changes):
     whole = small(env, agent, name="whole", eval_interval=3, **changes)
     run.start(whole)
     half = replace(whole, name="half", steps=whole.steps // 2)
-    if "anneal_learning_rate" in changes:
-        # The schedule looks at the total, so the first half must know it: stop it from outside instead.
+    if {"anneal_learning_rate", "whole_episodes"} & changes.keys():
+        # The schedule looks at the total, and so do evaluations; the first half must know it: stop it from outside.
         half = replace(half, steps=whole.steps)
         stop_after(half, 3)
         folder = run.resume(Path(half.runs) / "half", {})

@@ -7,10 +7,10 @@ import torch
 
 from marl import distributed
 from marl.config import default_config, override
+from marl.credit import standardise
 from marl.normalise import RunningMoments, ValueNorm
 from marl.objective import Batch
 from marl.run import build
-from marl.trainer import standardise
 from marl.types import Nodes
 from marl.vector import make_vector
 

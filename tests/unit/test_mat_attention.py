@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
+from agents.attention import ask, causal_bias
 from agents.mat import MAT, MATOptions
 from marl.types import EnvSpec, Obs
 
@@ -98,8 +99,9 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
     policy = build(heads=2, blocks=2)
     inputs, nodes = decide(policy)
     with torch.no_grad():
-        representation = policy.represent(inputs)[0]
-        x = torch.cat([policy.embed_tokens(None, (ENVS, 1)), policy.embed_tokens(nodes.action[:, :-1], (ENVS, 4))], 1)
+        folds = policy.fold()
+        representation = policy.represent(inputs, folds)[0]
+        x = policy.tokens(nodes.action, folds.decoder[0].own)[0]
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
         for block in policy.decoder:
             query, key = block.own.query(x), block.own.key(x)
@@ -110,7 +112,8 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
                     weights = score.softmax(-1) / 4
                     expected[:, i, :i] += weights[:, 1:]
                     expected[:, i, i] += weights[:, 0]
-            x = block(x, representation)
+            fold = block.fold()
+            x = block(x, ask(fold.own, x), representation, fold, causal_bias(AGENTS, 2, x))
     assert torch.allclose(policy.attention(inputs, nodes), expected, atol=1e-6)
 
 

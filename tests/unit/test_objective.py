@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl.errors import ConfigError
-from marl.objective import Batch, ClippedPPO, kl_estimate, masked_mean
+from marl.objective import Batch, ClippedPPO, consecutive, kl_estimate, masked_mean
 from marl.types import Evaluation, Nodes
 
 
@@ -83,7 +84,105 @@ def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
         return weight.grad.clone()
 
     counts = objective.counts(batch)
-    torch.testing.assert_close(gradient(batch.split(size)), gradient([batch]), rtol=1e-4, atol=1e-6)
+    parts = [batch.rows(index) for index in consecutive(batch.nodes.mask, size, 1)]
+    torch.testing.assert_close(gradient(parts), gradient([batch]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "divisor", "sizes"),
+    [(0, 1, [7]), (3, 1, [3, 3, 1]), (0, 2, [4, 3]), (3, 2, [2, 2, 2, 1]), (9, 99, [1] * 7)],
+)
+def test_passes_hold_every_row_once(rows, divisor, sizes):
+    parts = consecutive(torch.ones(7, 2, 1), rows, divisor)
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts).tolist() == list(range(7))
+
+
+def enumerated(logits, behaviour, advantage, **fields):
+    """One row for each action of a categorical policy, and the loss whose mean over the rows is weighted by `chance`.
+
+    A mean over samples of the sampler has this expectation, exactly.
+    """
+    old = logits.detach().log_softmax(-1)
+    count = len(old)
+    nodes = Nodes(*(torch.ones(count, 1, 1, dtype=torch.bool) for _ in range(3)))
+    column = lambda x: x.reshape(count, 1, 1)  # noqa: E731
+    zeros = torch.zeros(count, 1, 1)
+    batch = Batch({}, nodes, column(old), zeros, column(advantage), zeros, behaviour=column(behaviour), **fields)
+
+    def loss(objective, chance):
+        evaluation = Evaluation(column(logits.log_softmax(-1)), zeros, zeros)
+        one = torch.tensor([1.0, 1.0])
+        rows = [batch.rows(torch.tensor([i])) for i in range(count)]
+        parts = [Evaluation(*(x[i : i + 1] for x in (evaluation.log_prob, zeros, zeros))) for i in range(count)]
+        return sum(chance[i] * objective(parts[i], rows[i], one)[0] for i in range(count))
+
+    return loss
+
+
+def test_samples_of_another_distribution_give_the_policy_gradient():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, generator=g, requires_grad=True)
+    behaviour = (logits.detach() + 0.3 * torch.randn(5, generator=g)).log_softmax(-1)
+    advantage = torch.randn(5, generator=g)
+    exact = -torch.autograd.grad((logits.softmax(-1) * advantage).sum(), logits)[0]
+    loss = enumerated(logits, behaviour, advantage)
+    free, cut = (ClippedPPO(ratio="node", entropy_coef=0.0, behaviour_cap=cap) for cap in (100.0, 1.0))
+    torch.testing.assert_close(torch.autograd.grad(loss(free, behaviour.exp()), logits)[0], exact)
+    # The cap binds, so the gradient differs, and no unit weighs more than it did without a correction.
+    assert not torch.allclose(torch.autograd.grad(loss(cut, behaviour.exp()), logits)[0], exact, atol=1e-3)
+    weight = (logits.detach().log_softmax(-1) - behaviour).exp().clamp(max=1.0)
+    expected = -(behaviour.exp() * weight * advantage).sum()
+    assert float(loss(cut, behaviour.exp()).detach()) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_gap_between_policy_and_sampler_is_reported():
+    batch, evaluation = make_batch()
+    gap = torch.randn(batch.log_prob.shape, generator=torch.Generator().manual_seed(3))
+    shifted = replace(batch, behaviour=batch.log_prob - gap)
+    objective = ClippedPPO(ratio="node")
+    parts = objective(evaluation, shifted, objective.counts(batch))[1]
+    assert float(parts["policy/behaviour_gap"]) == pytest.approx(
+        float(masked_mean(gap.abs(), batch.nodes.trained)), 1e-4
+    )
+    assert "policy/behaviour_gap" not in objective(evaluation, batch, objective.counts(batch))[1]
+    equal = replace(batch, behaviour=batch.log_prob)
+    losses = [objective(evaluation, each, objective.counts(batch))[0] for each in (batch, equal)]
+    torch.testing.assert_close(*losses)
+
+
+def test_the_upper_clip_range_may_be_wider():
+    batch, evaluation = make_batch()
+    up = Evaluation(batch.log_prob + math.log(1.25), evaluation.entropy, batch.value)
+    gains = replace(batch, advantage=torch.ones_like(batch.advantage))
+    for clip_high, expected in ((None, 1.2), (0.28, 1.25), (0.22, 1.22)):
+        objective = ClippedPPO(ratio="node", clip_high=clip_high, entropy_coef=0.0)
+        parts = objective(up, gains, objective.counts(batch))[1]
+        assert float(parts["loss/policy"]) == pytest.approx(-expected, abs=1e-5)
+        assert float(parts["policy/clip_fraction"]) == pytest.approx(float(expected < 1.25))
+
+
+def test_the_reference_pulls_with_the_gradient_of_the_divergence():
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, generator=g, requires_grad=True)
+    reference = torch.randn(6, generator=g).log_softmax(-1)
+    chance = logits.detach().softmax(-1)
+    loss = enumerated(logits, chance.log(), torch.zeros(6), reference=reference.reshape(6, 1, 1))
+    objective = ClippedPPO(ratio="node", entropy_coef=0.0, reference_coef=0.5)
+    divergence = (chance * (chance.log() - reference)).sum()
+    value = loss(objective, chance)
+    assert float(value.detach()) == pytest.approx(0.5 * float(divergence), rel=1e-5)
+    # With samples held fixed, the gradient of k3's mean is that of KL(reference || policy).
+    pulled = torch.autograd.grad(value, logits)[0]
+    expected = torch.autograd.grad(-0.5 * (reference.exp() * logits.log_softmax(-1)).sum(), logits)[0]
+    torch.testing.assert_close(pulled, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_reference_that_is_not_there_is_named():
+    batch, evaluation = make_batch()
+    objective = ClippedPPO(reference_coef=0.1)
+    with pytest.raises(ConfigError, match="no reference policy"):
+        objective(evaluation, batch, objective.counts(batch))
 
 
 def test_what_is_masked_cannot_matter_even_as_nan():
@@ -128,7 +227,17 @@ def test_masked_mean_of_nothing_is_zero():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("clip", 0.0), ("clip", 1.5), ("entropy_coef", -1.0), ("huber_delta", 0.0), ("value_clip", -1)]
+    ("field", "value"),
+    [
+        ("clip", 0.0),
+        ("clip_high", 0.0),
+        ("behaviour_cap", 0.5),
+        ("reference_coef", -1.0),
+        ("clip", 1.5),
+        ("entropy_coef", -1.0),
+        ("huber_delta", 0.0),
+        ("value_clip", -1),
+    ],
 )
 def test_wrong_settings_are_named(field, value):
     with pytest.raises(ConfigError, match=field):

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from marl import dashboard, tracking
@@ -298,6 +299,22 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
     assert scalars(tmp_path, "eval/return") == [(step * 100, step / 2) for step in range(1, 7)]
 
 
+def test_pictures_come_back_pixel_by_pixel(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    tracker = TensorBoardTracker(tmp_path)
+    tracker.image(30, "eval/credit", picture)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    image = pytest.importorskip("PIL.Image")
+    (shown,) = events.Images("eval/credit")
+    assert (shown.step, shown.height, shown.width) == (30, 5, 7)
+    assert np.array_equal(np.asarray(image.open(io.BytesIO(shown.encoded_image_string))), picture)
+    with pytest.raises(ValueError, match=r"got \(5, 7\) float64"):
+        tracking.png(np.zeros((5, 7)))
+
+
 def test_a_full_disk_leaves_a_readable_event_file(tmp_path, disk, capsys):
     disk.room = 4000
     tracker = board_steps(tmp_path, 1, 60)
@@ -325,6 +342,9 @@ class Recorder:
     def text(self, step, tag, value):
         self.calls.append((self.name, "text", step, tag, value))
 
+    def image(self, step, tag, picture):
+        self.calls.append((self.name, "image", step, tag, picture))
+
     def close(self):
         self.calls.append((self.name, "close"))
         if self.broken:
@@ -337,7 +357,14 @@ def test_every_tracker_gets_every_call_in_order():
     tracker.config("x", {"y": 1})
     tracker.log(1, {"z": 2.0})
     tracker.text(1, "t", "v")
+    tracker.image(1, "p", "pixels")
     with pytest.raises(ValueError, match="cannot close"):
         tracker.close()
-    one = [("config", "x", {"y": 1}), ("log", 1, {"z": 2.0}), ("text", 1, "t", "v"), ("close",)]
+    one = [
+        ("config", "x", {"y": 1}),
+        ("log", 1, {"z": 2.0}),
+        ("text", 1, "t", "v"),
+        ("image", 1, "p", "pixels"),
+        ("close",),
+    ]
     assert calls == [(name, *call) for call in one for name in "ab"]

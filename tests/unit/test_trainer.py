@@ -2,29 +2,35 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from agents.mlp import MLPPolicy
 from marl import run
+from marl.backup import Links
 from marl.checkpoint import load, save
-from marl.config import default_config, override
+from marl.config import LearnConfig, default_config, digest, from_yaml, override, to_yaml
+from marl.credit import explained_variance, standardise
 from marl.errors import (
     CheckpointError,
     ConfigError,
     EnvironmentContractError,
+    MemoryLimitError,
     NonFiniteError,
     UnknownNameError,
     WorkerError,
 )
 from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
+from marl.loading import load_policy
 from marl.objective import Batch
-from marl.registry import ENVS, EnvEntry
+from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import minibatches
-from marl.trainer import explained_variance, standardise
+from marl.trainer import parameter_groups
 from marl.types import Nodes
 from marl.vector import make_vector
 
@@ -129,6 +135,56 @@ def test_evaluation_leaves_out_what_is_not_finite():
     assert summary["eval/dropped"] == 1.0
 
 
+def test_what_every_episode_says_of_itself_is_averaged():
+    infos = [{"success": 1.0, "dead_allies": 2.0, "rare": 1.0}, {"success": 0.0, "dead_allies": 3.0}]
+    noise = {"reward_ctrl": 1.0, "distance_penalty": 1.0, "agent_0/x": 1.0, "episode_return": 4.0, "odd": float("inf")}
+    rows = [EpisodeRow(i, i, 1.0, 3, True, {**info, **noise}) for i, info in enumerate(infos)]
+    summary = summarise(rows)
+    assert summary.keys() - {"eval/return", "eval/return_low", "eval/return_high", "eval/length"} == {
+        "eval/success",
+        "eval/dead_allies",
+    }
+    assert (summary["eval/success"], summary["eval/dead_allies"]) == (0.5, 2.5)
+
+
+class Adapter(MLPPolicy):
+    """Saves and trains its actor alone; the critic is part of a frozen backbone that is not the module's."""
+
+    def state_dict(self, *args, **options):
+        return {name: x for name, x in super().state_dict(*args, **options).items() if name.startswith("actor")}
+
+    def load_state_dict(self, state, strict=True, assign=False):  # noqa: ARG002
+        assert state
+        return super().load_state_dict(state, strict=False)
+
+
+def test_a_module_that_saves_adapters_only(small):
+    """The checkpoints hold them and no more, and the last and the best one load."""
+
+    def make(spec, options):
+        policy = Adapter(spec, options, central=False)
+        torch.manual_seed(0)
+        for parameter in policy.critic.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+            parameter.requires_grad = False
+        return policy
+
+    AGENTS.entries["adapter"] = replace(AGENTS.get("ippo"), name="adapter", make=make)
+    try:
+        config = small(agent="adapter")
+        folder = run.start(replace(config, steps=config.steps // 2))
+        run.resume(folder, {"steps": config.steps})
+        whole = run.start(replace(config, name="whole"))
+        models = [load(f / "checkpoints").tensors["model"] for f in (folder, whole)]
+        assert {name.split(".")[0] for name in models[0]} == {"actor"}
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+        seen = np.zeros((1, 6), dtype=np.float32)
+        for which in ("best", "last"):
+            assert load_policy(folder, which).act(seen).shape == (1,)
+    finally:
+        del AGENTS.entries["adapter"]
+
+
 def test_killed_before_the_first_checkpoint(small):
     """The folder has a configuration and lines of a log, but nothing to continue from: start or resume anew."""
     config = small(eval_episodes=0)
@@ -140,6 +196,91 @@ def test_killed_before_the_first_checkpoint(small):
         model = load(folder / "checkpoints").tensors["model"]
         assert all(torch.equal(model[name], expected[name]) for name in expected)
         assert [row["step"] for row in rows(folder)] == [32 * i for i in range(1, 7)]
+
+
+@contextmanager
+def refusing(monkeypatch, limit, error):
+    """Forward passes of an update that have more than `limit` rows raise."""
+    evaluate, rows = MLPPolicy.evaluate, []
+
+    def refuse(policy, inputs, nodes):
+        if len(nodes.mask) > limit:
+            raise error
+        rows.append(len(nodes.mask))
+        return evaluate(policy, inputs, nodes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLPPolicy, "evaluate", refuse)
+        yield rows
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate")]
+)
+def test_what_does_not_fit_in_memory_is_halved(small, monkeypatch, caplog, error):
+    """The same gradients in smaller passes, one message for each halving, and passes stay small after a resume."""
+    config = small(agent="mappo", name="small", eval_episodes=0, minibatches=2, epochs=1)
+    whole = load(run.start(override(config, {"name": "whole"})) / "checkpoints").tensors["model"]
+    with refusing(monkeypatch, 5, error) as sizes:
+        folder = run.start(override(config, {"steps": config.steps // 2}))
+        assert set(sizes) == {4}
+        assert caplog.text.count("out of memory in a forward pass") == 2
+        run.resume(folder, {"steps": config.steps})
+        assert caplog.text.count("out of memory in a forward pass") == 2
+    for name, x in load(folder / "checkpoints").tensors["model"].items():
+        torch.testing.assert_close(x, whole[name], atol=2e-4, rtol=2e-4)
+
+
+def test_one_row_that_does_not_fit_ends_the_run(small, monkeypatch):
+    with refusing(monkeypatch, 0, MemoryError("no room")), pytest.raises(MemoryLimitError, match="no room"):
+        run.start(small(agent="mappo", eval_episodes=0))
+
+
+def test_other_errors_of_a_forward_pass_are_not_hidden(small, monkeypatch):
+    error = RuntimeError("shapes do not fit")
+    with refusing(monkeypatch, 0, error), pytest.raises(RuntimeError, match="shapes do not fit"):
+        run.start(small(agent="mappo", eval_episodes=0))
+
+
+def test_the_critic_may_learn_at_its_own_rate(small):
+    config = small(agent="mappo", critic_learning_rate=1e-12, learning_rate=1e-2, steps=32, eval_episodes=0)
+    folder = run.start(config)
+    after = load(folder / "checkpoints").tensors["model"]
+    env = make_vector(config.env, {}, 4)
+    before = run.build(config, env, torch.device("cpu"), 1).module.state_dict()
+    env.close()
+    moved = {name: float((after[name] - x).abs().max()) > 1e-6 for name, x in before.items() if name.endswith("weight")}
+    assert {name.split(".")[0] for name, yes in moved.items() if yes} == {"actor"}
+    assert rows(folder)[-1]["value/learning_rate"] == 1e-12
+    with pytest.raises(ConfigError, match="no parameters of a critic"):
+        parameter_groups(torch.nn.Linear(2, 2), config.learn)
+
+
+@pytest.fixture
+def defined():
+    """An agent that differs from mappo in the settings that define it."""
+    known = AGENTS.get("mappo")
+    AGENTS.entries["defined"] = replace(known, name="defined", defaults={"gamma": 0.5, "hidden": (8,), "clip": 0.3})
+    yield "defined"
+    del AGENTS.entries["defined"]
+
+
+def test_settings_that_define_an_agent_are_its_defaults(small, defined):
+    config = default_config("toy/chain", defined)
+    assert (config.learn.gamma, config.learn.clip, config.agent_options.hidden) == (0.5, 0.3, (8,))
+    assert from_yaml(to_yaml(config)) == config
+    assert from_yaml(f"env: toy/chain\nagent: {defined}\nlearn: {{clip: 0.1}}") == override(config, {"clip": 0.1})
+    # A digest holds what differs from the agent's own defaults.
+    assert digest(override(config, {"clip": 0.2})) != digest(config)
+    folder = run.start(small(agent=defined, eval_episodes=0))
+    run.resume(folder, {"steps": 256})
+    assert rows(folder)[-1]["step"] == 256
+
+
+def test_links_take_what_is_left_out_from_the_step():
+    learn = LearnConfig(gamma=0.9, gae_lambda=0.8, slot_links="sequential", gamma_intra=None, lambda_intra=None)
+    assert learn.links() == Links("parallel", "sequential", 0.9, 0.8, 0.9, 0.8)
+    assert LearnConfig().links() == Links()
 
 
 def test_options_that_clash_are_refused():

@@ -38,6 +38,7 @@ SHAPES = {
     "arrays with candidates": Shape(action="text", candidates=True),
     "never saved": Shape(saves=False),
     "always ends": Shape(sometimes_terminated=1.0),
+    "macro actions": Shape(longest=3),
     "only truncated": Shape(sometimes_terminated=0.0, max_steps=2),
 }
 TROUBLE = replace(SHAPES["plain"], actions=len(DISASTERS), sometimes_terminated=0.1)
@@ -177,12 +178,14 @@ class Loop:
             now, self.now = self.now, last
             final = Final(np.array(ended), self.all(), tuple(steps[index].info for index in ended))  # type: ignore[arg-type]
             self.now = now
+        durations = np.array([step.duration for step in steps])
         return VectorStep(
             obs=self.all(),
             reward=np.stack([step.reward for step in steps]),
             terminated=np.array([step.terminated for step in steps]),
             truncated=np.array([step.truncated for step in steps]),
             final=final,
+            duration=durations if durations.max() > 1 else None,
         )
 
 
@@ -364,6 +367,8 @@ def test_observations_that_break_the_spec(when: str, field: str, value: Any, mes
         ("truncated", 1, "final", "`terminated` and `truncated` must each be one bool"),
         ("info", {"map": "8m"}, "final", r"`info\['map'\]` must be a scalar, got str '8m'"),
         ("info", None, "final", "`info` must be a mapping"),
+        ("duration", 0, "step", "`duration` must be a whole number of 1 or more, got 0"),
+        ("duration", 2.5, "final", r"`duration` must be .*, got 2\.5"),
         ("action_mask", None, "step", r"`action_mask` must be an array bool \(2, 4\), got NoneType"),
         ("action_mask", np.ones((2, 4)), "step", r"`action_mask` must be .*, got float64 \(2, 4\)"),
     ],

@@ -31,6 +31,8 @@ class Shape:
     saves: bool = True
     sometimes_terminated: float = 0.2
     max_steps: int = 7
+    longest: int = 1
+    """Most primitive steps of an action."""
 
 
 class Walk:
@@ -78,7 +80,8 @@ class Walk:
         terminated = bool(self.rng.random() < self.shape.sometimes_terminated)
         truncated = not terminated and self.steps >= self.shape.max_steps
         reward = (self.rng.random(self.shape.agents) + self.trace).astype(np.float32)
-        step = Step(self._observe(), reward, terminated, truncated, {"steps": self.steps, "trace": self.trace})
+        info = {"steps": self.steps, "trace": self.trace}
+        step = Step(self._observe(), reward, terminated, truncated, info, 1 + self.steps % self.shape.longest)
         if terminated or truncated:
             self.steps = -1
         return step
@@ -201,7 +204,7 @@ class Broken(Walk):
         ended = step.terminated or step.truncated
         obs = self._spoil(step.obs, "final" if ended else "step")
         parts: dict[str, Any] = {"obs": obs, "reward": step.reward, "info": step.info}
-        parts |= {"terminated": step.terminated, "truncated": step.truncated}
+        parts |= {"terminated": step.terminated, "truncated": step.truncated, "duration": step.duration}
         if self.field in parts and self.when == ("final" if ended else "step"):
             parts[self.field] = self.value
         return Step(**parts)

@@ -1,0 +1,130 @@
+"""The blocks of the transformer, with attention in folded form.
+
+Shape legend: B rows (environments, or steps x environments), N agents, M positions attended to, D embedding,
+H heads, A actions.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Tensor, nn
+
+from agents.nn import SMALL_GAIN, linear
+
+
+class Fold(NamedTuple):
+    """The four linear maps of an attention layer multiplied out to two, one before and one after the softmax.
+
+    Score and mixture are bilinear, q . k = (W_k' W_q x) . y and W_o W_v y, so queries can be asked of, and mixtures
+    made from, the attended `y` itself: neither keys nor values exist, and `y` is all there is to cache. The bias of
+    the keys shifts all scores of a row alike, which a softmax does not see.
+    """
+
+    into: Tensor  # (H D, D)
+    shift: Tensor  # (H D,)
+    out: Tensor  # (D, H D)
+    bias: Tensor  # (D,)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention; scores are scaled by 1/sqrt(D/H)."""
+
+    def __init__(self, embedding: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = linear(embedding, embedding, SMALL_GAIN)
+        self.key = linear(embedding, embedding, SMALL_GAIN)
+        self.value = linear(embedding, embedding, SMALL_GAIN)
+        self.out = linear(embedding, embedding, SMALL_GAIN)
+
+    def fold(self) -> Fold:
+        """The layer as two maps, differentiable."""
+        heads = (self.heads, -1)
+        query, key, value = (layer.weight.unflatten(0, heads) for layer in (self.query, self.key, self.value))
+        key = key.mT * key.shape[1] ** -0.5  # (H, D, D / H)
+        out = self.out.weight.unflatten(1, heads).transpose(0, 1) @ value  # (H, D, D)
+        # Without an effect the bias of the keys has a gradient all the same, of zero.
+        bias = self.out.weight @ self.value.bias + self.out.bias + 0.0 * self.key.bias
+        shift = key @ self.query.bias.unflatten(0, heads).unsqueeze(-1)
+        return Fold((key @ query).flatten(0, 1), shift.flatten(), out.transpose(0, 1).flatten(1), bias)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(B, N, N): how much each position of `x` looks at itself and those before, averaged over heads."""
+        fold = self.fold()
+        score = ask(fold, x).unflatten(-1, (self.heads, -1)).transpose(1, 2) @ x.unsqueeze(1).mT
+        return (score + causal_bias(x.shape[1], 1, x)).softmax(-1).mean(1)
+
+
+def ask(fold: Fold, x: Tensor) -> Tensor:
+    """The queries (B, N, H D) of `x` (B, N, D), in the space of what they are asked of."""
+    return F.linear(x, fold.into, fold.shift)
+
+
+def mix(fold: Fold, query: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, N, D): attention of queries (B, N, H D) over `y` (B, M, D); `bias` (N H, M) or (B, N H, M) on the scores."""
+    width = y.shape[-1]
+    score = torch.bmm(query.view(len(y), -1, width), y.mT)  # (B, N H, M)
+    if bias is not None:
+        score = score.add_(bias)
+    mixture = torch.bmm(score.softmax(-1), y)
+    return F.linear(mixture.view(query.shape), fold.out, fold.bias)
+
+
+def causal_bias(agents: int, heads: int, like: Tensor) -> Tensor:
+    """(N H, N): 0 where a position is the query's own or earlier, -inf where it is later."""
+    bias = like.new_full((agents, agents), float("-inf")).triu(1)
+    return bias.repeat_interleave(heads, 0) if heads > 1 else bias
+
+
+def living_bias(alive: Tensor, heads: int, like: Tensor) -> Tensor | None:
+    """(B, N H, N): 0 at living agents and at oneself, -inf at the dead; None where all live."""
+    if bool(alive.all()):
+        return None
+    itself = torch.eye(alive.shape[-1], dtype=torch.bool, device=alive.device)
+    seen = alive[:, None, :] | itself
+    bias = like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    return bias.repeat_interleave(heads, 1) if heads > 1 else bias
+
+
+class EncoderBlock(nn.Module):
+    """Post-LayerNorm block with unmasked attention and an MLP of ratio 1."""
+
+    def __init__(self, embedding: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(embedding, heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(embedding) for _ in range(2))
+        self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
+
+    def forward(self, x: Tensor, fold: Fold, bias: Tensor | None) -> Tensor:
+        x = self.norms[0](mix(fold, ask(fold, x), x, bias).add_(x))
+        return self.norms[1](self.mlp(x).add_(x))
+
+
+@dataclass(frozen=True)
+class DecoderFold:
+    """Both attention layers of a decoder block."""
+
+    own: Fold
+    cross: Fold
+
+
+class DecoderBlock(nn.Module):
+    """Causal attention over action tokens, then attention with the observation stream as query and residual."""
+
+    def __init__(self, embedding: int, heads: int) -> None:
+        super().__init__()
+        self.own = Attention(embedding, heads)
+        self.cross = Attention(embedding, heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(embedding) for _ in range(3))
+        self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
+
+    def fold(self) -> DecoderFold:
+        return DecoderFold(self.own.fold(), self.cross.fold())
+
+    def forward(self, x: Tensor, query: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
+        """All N positions at once: tokens (B, N, D) with their queries (B, N, H D), and observations (B, N, D)."""
+        x = self.norms[0](mix(fold.own, query, x, bias).add_(x))
+        x = self.norms[1](mix(fold.cross, ask(fold.cross, representation), x, bias).add_(representation))
+        return self.norms[2](self.mlp(x).add_(x))

@@ -1,0 +1,165 @@
+"""Acting: one agent after another through the decoder, in as few operations as the arithmetic allows.
+
+With some tens of rows an operation costs its call, not its arithmetic. So all that does not depend on earlier actions
+is computed for all agents at once (queries of observations, noise, masks), biases are moved into what they are added
+to next, discrete tokens are rows of a table, and log-probabilities are taken at the end.
+
+Shape legend: E environments, N agents, D embedding, H heads, A actions, V = A + 1 tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Tensor
+
+from agents.attention import DecoderBlock, DecoderFold, Fold, ask
+from agents.nn import Head
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class Stepper:
+    """The decoder and the actor, a position at a time, with the weights as they were when it was made.
+
+    `tokens` (V, D) are the embedded discrete tokens, the start first; without them `embed` makes tokens of actions.
+    """
+
+    def __init__(
+        self, blocks: Any, folds: tuple[DecoderFold, ...], actor: Any, head: Head, tokens: Tensor | None, embed: Embed
+    ) -> None:
+        self.blocks = [BlockStep(block, fold) for block, fold in zip(blocks, folds, strict=True)]
+        hidden, _, norm, last = actor
+        self.hidden = (hidden.bias, hidden.weight.mT)
+        self.norm = (norm.normalized_shape, norm.weight, norm.bias)
+        self.last = (last.bias, last.weight.mT)
+        self.head, self.embed = head, embed
+        self.table = None if tokens is None else TokenTable(folds[0].own, blocks[0].own.heads, tokens)
+
+    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Actions (E, N, L), each given those before it, and the parameters (E, N, A) they were drawn with."""
+        envs, agents, _ = representation.shape
+        bag = None if self.table is None else Bag(self.table, envs)
+        layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
+        offsets = (self.head.offset(mask, noise) + self.last[0]).unbind(1)
+        masks = mask.unbind(1)
+        start = representation.new_zeros(envs, self.head.slots)
+        action: Tensor | None = None
+        actions, features = [], []
+        for i in range(agents):
+            if bag is not None:
+                x = bag.attend(action)
+            else:
+                x = layers[0].attend(i, self.embed(start if action is None else action))
+            x = layers[0].finish(i, x)
+            for layer in layers[1:]:
+                x = layer.finish(i, layer.attend(i, x))
+            x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
+            action = self.head.pick(torch.addmm(offsets[i], x, self.last[1]), masks[i])
+            actions.append(action)
+            features.append(x)
+        return torch.stack(actions, 1), F.linear(torch.stack(features, 1), self.last[1].mT, self.last[0])
+
+
+class BlockStep:
+    """The weights of a decoder block, arranged for one position at a time."""
+
+    def __init__(self, block: DecoderBlock, fold: DecoderFold) -> None:
+        norms: Any = block.norms
+        first: Any = block.mlp[0]
+        second: Any = block.mlp[2]
+        self.heads, self.fold = block.own.heads, fold
+        # The bias of the MLP's second layer rides on the residual, and the first layer takes it off again.
+        self.cross_out = fold.cross.out.mT
+        self.norms = [
+            (norm.normalized_shape, norm.weight, norm.bias + extra)
+            for norm, extra in zip(norms, (0.0, second.bias, 0.0), strict=True)
+        ]
+        self.first = (first.bias - first.weight @ second.bias, first.weight.mT)
+        self.second = second.weight.mT
+
+
+class Layer:
+    """A decoder block in the middle of a decision; `attends` where its self-attention is not a table's."""
+
+    def __init__(self, step: BlockStep, representation: Tensor, attends: bool) -> None:
+        envs, agents, width = representation.shape
+        self.step = step
+        self.cross = Seen(envs, agents, width, representation)
+        self.own = Seen(envs, agents, width, representation) if attends else None
+        self.queries = ask(step.fold.cross, representation).unflatten(-1, (-1, width)).unbind(1)
+        self.residuals = (representation + step.fold.cross.bias).unbind(1)
+
+    def attend(self, i: int, x: Tensor) -> Tensor:
+        """Tokens (E, D) of position i, self-attention added."""
+        own, seen = self.step.fold.own, self.own
+        assert seen is not None
+        query = torch.addmm(own.shift, x, own.into.mT).view(len(x), self.step.heads, -1)
+        return torch.addmm(x + own.bias, seen.attend(i, x, query), own.out.mT)
+
+    def finish(self, i: int, x: Tensor) -> Tensor:
+        """Position i after the block (E, D), from what `attend` made."""
+        step = self.step
+        x = torch.layer_norm(x, *step.norms[0])
+        x = torch.addmm(self.residuals[i], self.cross.attend(i, x, self.queries[i]), step.cross_out)
+        x = torch.layer_norm(x, *step.norms[1])
+        hidden = F.gelu(torch.addmm(step.first[0], x, step.first[1]))
+        return torch.layer_norm(torch.addmm(x, hidden, step.second), *step.norms[2])
+
+
+class Seen:
+    """What one attention layer has seen so far, (E, N, D), and attention of the newest position over it."""
+
+    def __init__(self, envs: int, agents: int, width: int, like: Tensor) -> None:
+        seen = like.new_empty(envs, agents, width)
+        flipped = seen.mT
+        self.places = seen.unbind(1)
+        self.until = [seen.narrow(1, 0, i + 1) for i in range(agents)]
+        self.until_flipped = [flipped.narrow(2, 0, i + 1) for i in range(agents)]
+
+    def attend(self, i: int, x: Tensor, query: Tensor) -> Tensor:
+        """Keep `x` (E, D) at position i; the mixture (E, H D) that queries (E, H, D) make of all up to it."""
+        self.places[i].copy_(x)
+        weights = torch.bmm(query, self.until_flipped[i]).softmax(-1)
+        return torch.bmm(weights, self.until[i]).flatten(1)
+
+
+class TokenTable:
+    """Self-attention among discrete tokens, as a table.
+
+    Positions have no embedding, so the first block's self-attention sees a bag of tokens: a token's score with each
+    of the V kinds is a constant, and a kind that is there c times weighs as one whose score is log c higher.
+    """
+
+    def __init__(self, fold: Fold, heads: int, tokens: Tensor) -> None:
+        kinds, width = tokens.shape
+        score = ask(fold, tokens).view(kinds, heads, width) @ tokens.mT  # (V, H, V)
+        value = torch.einsum("ohd,vd->hvo", fold.out.view(width, heads, width), tokens)
+        self.value = value.reshape(heads * kinds, width)
+        self.heads, self.kinds = heads, kinds
+        identity = torch.eye(kinds, dtype=tokens.dtype, device=tokens.device)
+        self.rows = torch.cat([score.flatten(1), identity, tokens + fold.bias], -1)
+        self.sizes = [heads * kinds, kinds, width]
+
+
+class Bag:
+    """How often each environment has seen each token, (E, V)."""
+
+    def __init__(self, table: TokenTable, envs: int) -> None:
+        self.table, self.actions = table, table.rows[1:]
+        self.count = table.rows.new_zeros(envs, table.kinds)
+        self.row = table.rows[0].expand(envs, -1).contiguous()
+        self.score, self.kind, self.token = self.row.split(table.sizes, 1)
+
+    def attend(self, action: Tensor | None) -> Tensor:
+        """Tokens (E, D) of the last actions (E, 1), or of the start, self-attention added."""
+        table = self.table
+        if action is not None:
+            torch.index_select(self.actions, 0, action.view(-1), out=self.row)
+        seen = self.count.add_(self.kind).log()
+        if table.heads == 1:
+            weights = (self.score + seen).softmax(-1)
+        else:
+            weights = (self.score.unflatten(1, (table.heads, -1)) + seen.unsqueeze(1)).softmax(-1).flatten(1)
+        return torch.addmm(self.token, weights, table.value)

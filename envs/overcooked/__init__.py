@@ -1,0 +1,86 @@
+"""Overcooked for one cook, in text and macro actions: salads are chopped, put in a bowl and served.
+
+The grid, its primitive dynamics, the macro actions and the rewards are those that TWOSOME (Tan et al., "True Knowledge
+Comes from Practice", ICLR 2024) and POAD (Wen et al., "Reinforcing Language Agents via Policy Optimization with Action
+Decomposition", NeurIPS 2024) play; the words are our own. A macro action takes a number of primitive steps
+(`Step.duration`), and its reward is theirs, discounted by 0.99 for each.
+"""
+
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from envs.overcooked.kitchen import BOWL, Kitchen, Rules
+from envs.overcooked.layouts import DISHES, Dish
+from envs.overcooked.macros import GAMMA, Cook
+from envs.overcooked.prose import Prose
+from envs.text import Invalid, TextEnv, Turn
+from marl.errors import ConfigError, UnknownNameError
+from marl.registry import closest, register_env
+
+
+@dataclass(frozen=True)
+class OvercookedOptions:
+    """Options of the kitchen."""
+
+    max_steps: int = 200
+    """Primitive steps after which an episode is truncated."""
+    faithful: bool = False
+    """What the published code does: food that was wasted pays for being chopped again, a macro action runs on past the
+    time limit, and chopping is offered where it does nothing."""
+    invalid: Invalid = "error"
+    """What an action that is not offered does: an error, or nothing."""
+
+
+class Overcooked(TextEnv):
+    """One dish to cook, as text; see `OvercookedOptions`. The state is a `Kitchen`."""
+
+    def __init__(self, dish: Dish, max_steps: int = 200, faithful: bool = False, invalid: Invalid = "error") -> None:
+        if max_steps < 1:
+            raise ConfigError(f"overcooked: max_steps={max_steps}; give 1 or more")
+        rules = Rules(dish, farming=faithful)
+        self.cook, self.prose = Cook(rules), Prose(rules, hopeful=faithful)
+        self.faithful = faithful
+        super().__init__(
+            f"overcooked/{dish.task}",
+            lambda _: rules.start(),
+            self.prose.prompt,
+            self._cook,
+            lambda kitchen: [self.prose.label(kitchen, macro) for macro in self.cook.macros],
+            max_steps=max_steps,
+            gamma=GAMMA,
+            optimum=dish.optimum,
+            words=self.prose.words,
+            invalid=invalid,
+        )
+
+    def _cook(self, kitchen: Kitchen, action: str, _: Generator) -> Turn:
+        macro = next(macro for macro in self.cook.macros if self.prose.label(kitchen, macro) == action)
+        assert self.spec.max_steps is not None
+        limit = None if self.faithful else self.spec.max_steps - self.elapsed
+        outcome = self.cook.perform(kitchen, macro, limit)
+        return Turn(outcome.kitchen, outcome.reward, outcome.served, outcome.served, outcome.duration)
+
+    def render(self) -> str:
+        text = super().render()
+        return text if self.state is None else f"{text}\n\n{picture(self.prose.rules, self.state)}"
+
+
+def picture(rules: Rules, kitchen: Kitchen) -> str:
+    """The kitchen from above: C cook, B boards, D delivery, # counters, o bowl, foods by their first letter."""
+    layout = rules.layout
+    rows = [["#"] * layout.size for _ in range(layout.size)]
+    marks = [*((cell, ".") for cell in rules.floor), *((cell, "B") for cell in layout.boards), (layout.delivery, "D")]
+    marks += [(thing.cell, "o" if thing.name == BOWL else thing.name[0]) for thing in kitchen.things]
+    for (row, column), mark in [*marks, (kitchen.cook, "C")]:
+        rows[row][column] = mark
+    return "\n".join(" ".join(row) for row in rows)
+
+
+@register_env(
+    "overcooked", tasks=tuple(DISHES), options=OvercookedOptions, summary="a cook in text and macro actions, one agent"
+)
+def make(task: str, max_steps: int = 200, faithful: bool = False, invalid: Invalid = "error") -> Overcooked:
+    if task not in DISHES:
+        raise UnknownNameError(closest("task of overcooked", task, DISHES))
+    return Overcooked(DISHES[task], max_steps, faithful, invalid)

@@ -1,0 +1,53 @@
+"""Kitchens and dishes, as data. A cell is (row, column)."""
+
+from dataclasses import dataclass
+
+from envs.overcooked.grid import Cell
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A square kitchen with the first cells of all that is in it; its border and `counters` are work tops.
+
+    `foods` are the raw ingredients, by name.
+    """
+
+    cook: Cell
+    foods: tuple[tuple[str, Cell], ...]
+    bowl: Cell
+    boards: tuple[Cell, ...]
+    delivery: Cell
+    size: int = 7
+    counters: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dish:
+    """What is to be served, the chopped foods that it is made of, and the kitchen.
+
+    `optimum`: the best return, discounted by 0.99 for each primitive step; found by exhaustive dynamic programming.
+    """
+
+    task: str
+    name: str
+    recipe: tuple[str, ...]
+    layout: Layout
+    optimum: float | None = None
+
+
+ONE_BOARD = Layout(cook=(1, 4), foods=(("tomato", (0, 5)),), bowl=(6, 5), boards=((1, 0),), delivery=(3, 0))
+TWO_BOARDS = Layout(
+    cook=(1, 4),
+    foods=(("tomato", (0, 5)), ("lettuce", (1, 6)), ("onion", (2, 6))),
+    bowl=(6, 5),
+    boards=((1, 0), (2, 0)),
+    delivery=(3, 0),
+)
+
+DISHES = {
+    dish.task: dish
+    for dish in (
+        Dish("tomato-salad", "tomato salad", ("tomato",), ONE_BOARD, optimum=0.920518),
+        Dish("tomato-lettuce-salad", "tomato and lettuce salad", ("tomato", "lettuce"), TWO_BOARDS, optimum=0.947656),
+    )
+}

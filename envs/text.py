@@ -1,0 +1,235 @@
+"""Environments of text from plain functions.
+
+A game is three functions over a state of its own, which may be any object:
+
+    start(random) -> state                      begin an episode
+    prompt(state) -> text                       what the agent reads
+    play(state, action, random) -> Turn         what its words lead to
+
+and, where its actions can be listed, `candidates(state) -> texts`; without it any text is an action. `random` is the
+environment's own numpy generator. With several agents, `prompt`, `candidates` and `action` hold one entry for each.
+"""
+
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.tools import Tool, Toolbox
+from marl.errors import ConfigError, EnvironmentContractError
+from marl.protocols import State
+from marl.types import EnvSpec, Obs, Step
+
+REST = "wait"
+"""The one candidate of an agent that has nothing to choose: it is dead, or the episode has ended."""
+LONGEST_PROMPT, LONGEST_ACTION = 20_000, 2_000
+"""Characters that the spaces declare."""
+
+Invalid = Literal["error", "ignore"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an action leads to.
+
+    `reward`: the team's, or one for each of N agents. `ended`: the game is truly over, with or without `success`.
+    `duration`: primitive steps that a macro action took.
+    """
+
+    state: Any
+    reward: float | Sequence[float] = 0.0
+    ended: bool = False
+    success: bool = False
+    duration: int = 1
+
+
+class TextEnv:
+    """One environment of text, from the functions of a game.
+
+    `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
+    a step, is answered under the next prompt, and does not reach `play`. `alive(state)` -> N booleans (default: all).
+    `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
+    for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.
+
+    `invalid`: what a living agent's action does that is blank or not among its candidates. "error" raises ValueError;
+    "ignore" lets a step pass in which nobody acts, and counts it in `info["invalid"]`. Default: an error where there
+    are candidates; ignored where text is free, since a model may well say nothing.
+
+    `info` at the end of an episode: `success`; `discounted_return`, with `gamma` for each primitive step, mean over
+    agents; `normalised_return`, its ratio to `optimum` where that is known.
+
+    The state of an unfinished episode is its actions, played again by `set_state` (and its tools called again).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[np.random.Generator], Any],
+        prompt: Callable[[Any], Any],
+        play: Callable[[Any, Any, np.random.Generator], Turn],
+        candidates: Callable[[Any], Any] | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        agents: Sequence[str] = ("agent",),
+        alive: Callable[[Any], Sequence[bool]] | None = None,
+        max_steps: int | None = None,
+        team_reward: bool = True,
+        gamma: float = 1.0,
+        optimum: float | None = None,
+        words: Iterable[str] = (),
+        characters: str = "",
+        invalid: Invalid | None = None,
+    ) -> None:
+        if tools and len(agents) > 1:
+            raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
+        charset = frozenset(string.printable + characters)
+        self._start, self._prompt, self._play, self._candidates = start, prompt, play, candidates
+        self._alive = alive
+        self.toolbox = Toolbox(tools)
+        self.gamma, self.optimum = gamma, optimum
+        self.invalid: Invalid = invalid or ("ignore" if candidates is None else "error")
+        self.spec = EnvSpec(
+            name=name,
+            agents=tuple(agents),
+            observation_space=spaces.Text(LONGEST_PROMPT, charset=charset),
+            action_space=spaces.Text(LONGEST_ACTION, charset=charset),
+            max_steps=max_steps,
+            team_reward=team_reward,
+            words=words_of(*words, REST, self.toolbox.manual()),
+        )
+        self._random = np.random.default_rng()
+        self._actions: list[list[str]] | None = None
+        self.state: Any = None
+        self.over = True
+
+    def reset(self, seed: int | None = None) -> Obs:
+        if seed is not None:
+            self._random = np.random.default_rng(seed)
+        self._began = self._random.bit_generator.state
+        self._actions = []
+        self.state = self._start(self._random)
+        self.notes: list[str] = []
+        self.elapsed, self.ignored, self.discounted = 0, 0, 0.0
+        self.over = self._ended = False
+        self._obs = self._observe()
+        return self._obs
+
+    def step(self, action: Any) -> Step:
+        if self.over or self._actions is None:
+            raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
+        texts = self._checked(action)
+        self._actions.append([str(text) for text in action])
+        turn = self._advance(texts)
+        reward = np.full(self.spec.num_agents, turn.reward, np.float32)
+        self.discounted += self.gamma**self.elapsed * float(np.mean(turn.reward))
+        self.state = turn.state
+        self.elapsed += turn.duration
+        self._ended = turn.ended
+        truncated = not turn.ended and self.spec.max_steps is not None and self.elapsed >= self.spec.max_steps
+        self.over = turn.ended or truncated
+        info = self._summary(turn.success) if self.over else {}
+        self._obs = self._observe()
+        return Step(self._obs, reward, turn.ended, truncated, info, turn.duration)
+
+    def _advance(self, texts: list[str] | None) -> Turn:
+        """What the actions of N agents lead to; None are those that are ignored."""
+        if texts is None:
+            self.ignored += 1
+            return Turn(self.state)
+        answer = self.toolbox.call(texts[0])
+        if answer is not None:
+            self.notes.append(f"{texts[0].strip()} -> {answer}")
+            return Turn(self.state)
+        return self.turn(texts[0] if self.spec.num_agents == 1 else tuple(texts))
+
+    def turn(self, action: Any) -> Turn:
+        """Play an action that is valid."""
+        return self._play(self.state, action, self._random)
+
+    def _checked(self, action: Any) -> list[str] | None:
+        """N strings, those of the dead empty; None where they are to be ignored. Raises ValueError otherwise."""
+        name, count = self.spec.name, self.spec.num_agents
+        if isinstance(action, str) or len(action) != count or not all(isinstance(text, str) for text in action):
+            raise ValueError(f"{name}: the action {action!r:.200}; expected {count} strings, one for each agent")
+        obs = self._obs
+        for agent in np.flatnonzero(obs.alive):
+            text = action[agent]
+            allowed = None if obs.candidates is None else obs.candidates[agent]
+            if text in allowed if allowed is not None else text.strip():
+                continue
+            if self.invalid == "ignore":
+                return None
+            wanted = "some text" if allowed is None else f"one of {list(allowed)}"
+            raise ValueError(
+                f"{name}: agent {agent} cannot do {text!r:.200}; expected {wanted}. "
+                "invalid='ignore' lets such actions pass without effect"
+            )
+        return [text if living else "" for text, living in zip(action, obs.alive, strict=True)]
+
+    def _summary(self, success: bool) -> dict[str, float]:
+        info = {"success": float(success), "discounted_return": self.discounted}
+        if self.optimum:
+            info["normalised_return"] = self.discounted / self.optimum
+        if self.invalid == "ignore":
+            info["invalid"] = float(self.ignored)
+        return info
+
+    def _observe(self) -> Obs:
+        count = self.spec.num_agents
+        alive = np.ones(count, dtype=bool) if self._alive is None else np.array(self._alive(self.state), dtype=bool)
+        prompt = self._prompt(self.state)
+        prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
+        return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
+
+    def _with_tools(self, prompt: str) -> str:
+        return "\n".join([prompt, self.toolbox.manual(), *self.notes]) if self.toolbox.tools else prompt
+
+    def _choices(self, alive: np.ndarray) -> tuple[tuple[str, ...], ...] | None:
+        if self._candidates is None:
+            return None
+        if self._ended:
+            return ((REST,),) * self.spec.num_agents
+        given = self._candidates(self.state)
+        rows = [tuple(row) for row in ([given] if self.spec.num_agents == 1 else given)]
+        for agent in np.flatnonzero(alive):
+            if not rows[agent] or len(set(rows[agent])) < len(rows[agent]):
+                raise EnvironmentContractError(
+                    f"{self.spec.name}: agent {agent} is offered {list(rows[agent])}; expected distinct texts"
+                )
+        return tuple(row if living else (REST,) for row, living in zip(rows, alive, strict=True))
+
+    def render(self) -> str:
+        if self._actions is None:
+            return f"{self.spec.name}: no episode has begun"
+        obs = self._obs
+        lines = [f"{self.spec.name}, step {self.elapsed} of {self.spec.max_steps or 'any number'}"]
+        for agent, name in enumerate(self.spec.agents):
+            label = f"{name}: " if self.spec.num_agents > 1 else ""
+            lines.append(f"{label}{obs.agents[agent] if obs.alive[agent] else 'is not there any more'}")
+            if obs.candidates is not None and not self.over:
+                lines += [f"  - {text}" for text in obs.candidates[agent]]
+        return "\n".join(lines)
+
+    def get_state(self) -> State:
+        if self._actions is None:
+            raise RuntimeError(f"{self.spec.name}: get_state before the first reset; call reset first")
+        return {"random": self._began, "actions": [list(texts) for texts in self._actions]}
+
+    def set_state(self, state: State) -> Obs:
+        self._random.bit_generator.state = state["random"]
+        obs = self.reset()
+        for action in state["actions"]:
+            obs = self.step(action).obs
+        return obs
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def words_of(*texts: str) -> tuple[str, ...]:
+    """The distinct words, digits and marks of texts, sorted."""
+    return tuple(sorted({piece for text in texts for piece in re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)}))

@@ -1,0 +1,340 @@
+"""Tiny games of text with known optima, for tests, examples and debugging of language agents.
+
+`env.optimum` is the best expected discounted return, with `env.gamma` for each step.
+
+| task | steps | what it probes |
+|---|---|---|
+| chain | length | reward at the end of long actions, and a small one for giving up at once |
+| wording | 1 | one choice in long or short words |
+| mdp | endless | a random Markov decision process whose tables are at hand |
+| oven | up to 5 | the first word of an action decides, the others are forced |
+| chores | length | a team in which no two may do the same |
+| say | 1 | free text: repeat some words |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from envs.text import Invalid, TextEnv, Turn
+from envs.toy import build
+from marl.errors import ConfigError
+from marl.registry import register_env
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Options of the toy games of text. None is the task's own default; a task refuses what it does not have."""
+
+    agents: int | None = None
+    """Number of agents (chores)."""
+    length: int | None = None
+    """Steps of an episode (chain, chores), words to repeat (say)."""
+    verbosity: int | None = None
+    """Words of an action (chain)."""
+    consolation: float | None = None
+    """Reward of giving up in the first room; 0 takes the choice away (chain)."""
+    long: int | None = None
+    """Words of the action that earns 1 (wording)."""
+    short: int | None = None
+    """Words of the action that earns `inferior` (wording)."""
+    inferior: float | None = None
+    """Reward of the lesser action (wording)."""
+    states: int | None = None
+    """Number of places (mdp)."""
+    actions: int | None = None
+    """Number of actions (mdp)."""
+    table: int | None = None
+    """Seed of the tables of transitions and rewards (mdp)."""
+    named: bool | None = None
+    """Tell each agent its name, so that agents who share a policy can differ without seeing each other (chores)."""
+    leaves: bool | None = None
+    """The last agent goes home after the first round (chores)."""
+    gamma: float | None = None
+    """Discount of a step, in the summary and the optimum (chain, wording, mdp, oven)."""
+    invalid: Invalid | None = None
+    """What an action that is not offered does: an error, or nothing (default: error; nothing in say)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many rooms were passed, and through how many wrong doors."""
+
+    room: int = 0
+    mistakes: int = 0
+
+
+def chain(
+    length: int = 4, verbosity: int = 6, consolation: float = 0.4, gamma: float = 0.95, invalid: Invalid = "error"
+) -> TextEnv:
+    """Rooms with a red and a blue door, of which a sign names the right one; the last room ends the episode and pays
+    the share of right doors.
+
+    In the first room one may also stop, for the consolation. Where the discount counts steps, walking is worth
+    gamma^(length - 1), and half of that by chance; where it counts the words of actions as well, walking is worth
+    gamma^(length * verbosity - 1), which at the defaults is less than stopping.
+    """
+    colours = ("red", "blue")
+    _between("chain", "length", length, 1, 9)
+    tail = "door then close it behind you and listen for steps on the stairs"
+    doors = {colour: _first_words("chain", "verbosity", f"{colour} {tail}", verbosity) for colour in colours}
+
+    def right(state: Progress) -> str:
+        return colours[(state.room + 1) % 2]
+
+    def prompt(state: Progress) -> str:
+        if state.room == length:
+            return f"You are out. Mistakes: {state.mistakes}."
+        return f"Room {state.room + 1} of {length}. The sign says {right(state)}. Mistakes: {state.mistakes}."
+
+    def candidates(state: Progress) -> list[str]:
+        return [*doors.values(), *(["stop"] if state.room == 0 and consolation else [])]
+
+    def play(state: Progress, action: str, _: Generator) -> Turn:
+        if action == "stop":
+            return Turn(replace(state, room=length), consolation, ended=True)
+        after = Progress(state.room + 1, state.mistakes + (action != doors[right(state)]))
+        ended = after.room == length
+        return Turn(after, ended * (1 - after.mistakes / length), ended, ended and not after.mistakes)
+
+    return TextEnv(
+        "text/chain",
+        lambda _: Progress(),
+        prompt,
+        play,
+        candidates,
+        max_steps=length,
+        gamma=gamma,
+        optimum=max(consolation, gamma ** (length - 1)),
+        words=["You are out. Room of. The sign says. Mistakes: stop 0123456789", *doors.values()],
+        invalid=invalid,
+    )
+
+
+def wording(
+    long: int = 3, short: int = 1, inferior: float = 0.95, gamma: float = 0.95, invalid: Invalid = "error"
+) -> TextEnv:
+    """Two ways to a well, one walked and one jumped: walking earns 1, jumping `inferior`.
+
+    They are said in as many words as one likes. A discount for each word of an action values walking at
+    gamma^(long - 1), and so may turn the choice round; a discount for each step does not.
+    """
+    walk = _first_words("wording", "long", "walk slowly around the green hill until you reach the well", long)
+    jump = _first_words("wording", "short", "jump quickly over the deep ditch until you reach the well", short)
+    rewards = {walk: 1.0, jump: inferior}
+    optimum = max(rewards.values())
+
+    def play(_: str, action: str, __: Generator) -> Turn:
+        return Turn("You are at the well.", rewards[action], ended=True, success=rewards[action] == optimum)
+
+    return TextEnv(
+        "text/wording",
+        lambda _: "Two ways lead to the well.",
+        lambda state: state,
+        play,
+        lambda _: rewards,
+        max_steps=1,
+        gamma=gamma,
+        optimum=optimum,
+        words=["Two ways lead to the well. You are at", *rewards],
+        invalid=invalid,
+    )
+
+
+class TextMdp(TextEnv):
+    """A random Markov decision process: a place for each of S states, the same A actions everywhere.
+
+    `transition` (S, A, S): what is missing to 1 is the chance that the episode ends. `reward` (S, A). `start` (S,).
+    `prompts` (S,) and `actions` (A,) are the texts; no action begins another, and some share their beginnings.
+    """
+
+    places = ("lake", "hill", "wood", "farm", "mill", "cave", "road", "gate")
+    phrases = ("look", "go north", "go south by boat", "go south on foot", "rest")
+    ending = 0.25
+
+    def __init__(
+        self, states: int = 4, actions: int = 4, table: int = 0, gamma: float = 0.9, invalid: Invalid = "error"
+    ) -> None:
+        _between("mdp", "states", states, 1, len(self.places))
+        _between("mdp", "actions", actions, 1, len(self.phrases))
+        random = np.random.default_rng(table)
+        self.transition = (1 - self.ending) * random.dirichlet(np.full(states, 0.5), size=(states, actions))
+        self.reward = random.uniform(size=(states, actions))
+        self.start = random.dirichlet(np.ones(states))
+        self.prompts = tuple(f"You are at the {place}." for place in self.places[:states])
+        self.actions = self.phrases[:actions]
+        value = np.zeros(states)
+        for _ in range(500):
+            value = (self.reward + gamma * self.transition @ value).max(axis=1)
+        super().__init__(
+            "text/mdp",
+            lambda random: int(random.choice(states, p=self.start)),
+            lambda state: self.prompts[state],
+            self._move,
+            lambda _: self.actions,
+            gamma=gamma,
+            optimum=float(self.start @ value),
+            words=[*self.prompts, *self.actions],
+            invalid=invalid,
+        )
+
+    def _move(self, state: int, action: str, random: Generator) -> Turn:
+        choice = self.actions.index(action)
+        chances = np.append(self.transition[state, choice], self.ending)
+        following = int(random.choice(len(chances), p=chances / chances.sum()))
+        ended = following == len(self.prompts)
+        return Turn(state if ended else following, float(self.reward[state, choice]), ended)
+
+
+@dataclass(frozen=True)
+class Oven:
+    """Whether the oven is open and the bread inside, and the steps that were taken."""
+
+    opened: bool = False
+    inside: bool = False
+    steps: int = 0
+
+
+def oven(gamma: float = 0.95, invalid: Invalid = "error") -> TextEnv:
+    """Open the oven, put the bread in and close it, in five steps or lose 1.
+
+    Where there is a choice, the first word makes it: "open" or "close", the rest is the same.
+    """
+    limit = 5
+    both = ("open the oven door", "close the oven door")
+    prompts = {
+        (False, False): "The oven is closed. The bread is in your hand.",
+        (True, False): "The oven is open. The bread is in your hand.",
+        (True, True): "The oven is open. The bread is in the oven.",
+        (False, True): "The oven is closed. The bread is in the oven.",
+    }
+
+    def candidates(state: Oven) -> tuple[str, ...]:
+        return ("put the bread in the oven",) if state.opened and not state.inside else both
+
+    def play(state: Oven, action: str, _: Generator) -> Turn:
+        after = Oven(action != both[1], state.inside or action.startswith("put"), state.steps + 1)
+        success = after.inside and not after.opened
+        late = after.steps == limit and not success
+        return Turn(after, float(success) - float(late), success or late, success)
+
+    return TextEnv(
+        "text/oven",
+        lambda _: Oven(),
+        lambda state: prompts[state.opened, state.inside],
+        play,
+        candidates,
+        max_steps=limit,
+        gamma=gamma,
+        optimum=gamma**2,
+        words=[*prompts.values(), *both, "put the bread in the oven"],
+        invalid=invalid,
+    )
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds were played, and won."""
+
+    played: int = 0
+    won: int = 0
+
+
+PEOPLE = ("Ada", "Bo", "Cy", "Dee")
+CHORES = ("chop the wood", "fetch the water", "feed the hens", "sweep the yard")
+
+
+def chores(
+    agents: int = 2, length: int = 1, named: bool = True, leaves: bool = False, invalid: Invalid = "error"
+) -> TextEnv:
+    """A team of N with N chores: each round in which no two do the same earns 1/length.
+
+    Agents who share a policy, are not named and do not see each other's choice win a round with probability
+    n!/n^n at most.
+    """
+    _between("chores", "agents", agents, 2, len(PEOPLE))
+    _between("chores", "length", length, 1, 9)
+    people, work = PEOPLE[:agents], CHORES[:agents]
+
+    def present(rounds: Rounds) -> int:
+        return agents - (leaves and rounds.played > 0)
+
+    def prompt(rounds: Rounds) -> tuple[str, ...]:
+        if rounds.played == length:
+            return ("The day is over.",) * agents
+        told = f"Round {rounds.played + 1} of {length}. {present(rounds)} are here, each for another chore."
+        return tuple(f"You are {name}. {told}" if named else told for name in people)
+
+    def play(rounds: Rounds, action: tuple[str, ...], _: Generator) -> Turn:
+        done = action[: present(rounds)]
+        won = len(set(done)) == len(done)
+        after = Rounds(rounds.played + 1, rounds.won + won)
+        return Turn(after, won / length, after.played == length, after.won == length)
+
+    return TextEnv(
+        "text/chores",
+        lambda _: Rounds(),
+        prompt,
+        play,
+        lambda _: (work,) * agents,
+        agents=people,
+        alive=lambda rounds: [agent < present(rounds) for agent in range(agents)],
+        max_steps=length,
+        optimum=1.0,
+        words=["You are. Round of. are here, each for another chore. The day is over. 0123456789", *people, *work],
+        invalid=invalid,
+    )
+
+
+def say(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
+    """Repeat `length` words, in free text. Pays the share of words in their place, of the longer of both texts."""
+    known = ("apple", "bell", "cloud", "drum", "ember", "frost", "grape", "horn")
+    _between("say", "length", length, 1, len(known))
+
+    def play(wanted: str, action: str, _: Generator) -> Turn:
+        said, asked = action.split(), wanted.split()
+        right = sum(one == other for one, other in zip(said, asked, strict=False))
+        return Turn(wanted, right / max(len(said), len(asked)), ended=True, success=said == asked)
+
+    return TextEnv(
+        "text/say",
+        lambda random: " ".join(random.choice(known, size=length)),
+        lambda wanted: f"Say: {wanted}",
+        play,
+        max_steps=1,
+        optimum=1.0,
+        words=["Say:", *known],
+        invalid=invalid,
+    )
+
+
+GAMES: dict[str, Callable[..., TextEnv]] = {
+    "chain": chain,
+    "wording": wording,
+    "mdp": TextMdp,
+    "oven": oven,
+    "chores": chores,
+    "say": say,
+}
+
+TASKS = tuple(GAMES)
+
+
+@register_env("text", tasks=TASKS, options=TextOptions, summary="tiny games of text with known optima")
+def make(task: str, **options: Any) -> TextEnv:
+    """The game `task`; an option of None is left at the task's default."""
+    return build("text", GAMES, task, options)
+
+
+def _between(task: str, option: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"text/{task}: {option}={value}; give {least} to {most}")
+
+
+def _first_words(task: str, option: str, text: str, count: int) -> str:
+    words = text.split()
+    _between(task, option, count, 1, len(words))
+    return " ".join(words[:count])

@@ -1,0 +1,150 @@
+"""`marl report`: runs of several seeds side by side, as a table, as JSON and as a picture of learning curves."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from marl.errors import CheckpointError, ConfigError, MissingDependencyError
+from marl.run import read_config
+from marl.stats import mean_interval
+
+Curve = dict[int, float]
+"""Environment steps to the mean over the episodes of that evaluation."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one agent on one environment: a curve for each seed."""
+
+    env: str
+    agent: str
+    curves: dict[int, Curve]
+
+    def steps(self) -> list[int]:
+        """Where every seed was evaluated."""
+        return sorted(set.intersection(*(set(curve) for curve in self.curves.values())))
+
+    def at(self, step: int) -> tuple[float, float, float]:
+        """Mean over seeds and its 95 % Student interval, which is NaN for a single seed."""
+        scores = [curve[step] for curve in self.curves.values()]
+        return float(np.mean(scores)), *mean_interval(scores)
+
+
+def read_curve(folder: Path, metric: str) -> Curve:
+    """Raises CheckpointError where the run was never evaluated, ConfigError where its episodes lack `metric`."""
+    path = folder / "evaluations.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the evaluations of {folder}: {error}") from error
+    scores: dict[int, list[float]] = {}
+    for row in rows:
+        known: dict[str, float] = {"return": row["returns"], "length": row["length"], **row["info"]}
+        if metric not in known:
+            raise ConfigError(f"the episodes of {folder} have no {metric!r}; give one of {', '.join(sorted(known))}")
+        scores.setdefault(row["step"], []).append(known[metric])
+    if not scores:
+        raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
+    return {step: float(np.mean(values)) for step, values in scores.items()}
+
+
+def gather(folders: Sequence[Path], metric: str) -> list[Group]:
+    """The runs grouped by environment and agent, in the order of first appearance.
+
+    Raises ConfigError where two runs of a group share a seed.
+    """
+    found: dict[tuple[str, str], dict[int, Curve]] = {}
+    for folder in folders:
+        config = read_config(folder)
+        curves = found.setdefault((config.env, config.agent), {})
+        if config.seed in curves:
+            raise ConfigError(
+                f"{folder} is a second run of {config.agent} on {config.env} with seed {config.seed}; leave one out"
+            )
+        curves[config.seed] = read_curve(folder, metric)
+    return [Group(*key, dict(sorted(curves.items()))) for key, curves in found.items()]
+
+
+def shown(value: float, low: float, high: float) -> str:
+    """The mean with its interval, to four digits."""
+    interval = "" if np.isnan(low) else f" ({low:.4g} to {high:.4g})"
+    return f"{value:.4g}{interval}"
+
+
+def table(groups: Sequence[Group], metric: str) -> Table:
+    """One row a group: the last and the best evaluation at which every seed was."""
+    made = Table("environment", "agent", "seeds", "steps", f"{metric}, mean (95 %)", "best", "at")
+    for group in groups:
+        steps = group.steps()
+        if not steps:
+            made.add_row(group.env, group.agent, str(len(group.curves)), "-", "no common evaluation", "-", "-")
+            continue
+        best = max(steps, key=lambda step: group.at(step)[0])
+        cells = f"{steps[-1]:,}", shown(*group.at(steps[-1])), shown(*group.at(best)), f"{best:,}"
+        made.add_row(group.env, group.agent, str(len(group.curves)), *cells)
+    return made
+
+
+def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
+    """Every seed's curve, environment by environment."""
+    environments: dict[str, Any] = {}
+    for group in groups:
+        seeds = {str(seed): {str(k): round(v, 6) for k, v in curve.items()} for seed, curve in group.curves.items()}
+        environments.setdefault(group.env, {})[group.agent] = seeds
+    return {"metric": metric, "environments": environments}
+
+
+def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
+    """Curves with their intervals, one panel an environment. Raises MissingDependencyError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("pictures need matplotlib; install with: pip install 'seqmarl[report]'") from error
+    envs = list(dict.fromkeys(group.env for group in groups))
+    agents = list(dict.fromkeys(group.agent for group in groups))
+    columns = min(3, len(envs))
+    lines = -(-len(envs) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, env in zip(panels, envs, strict=False):
+        for group in groups:
+            steps = group.steps() if group.env == env else []
+            if not steps:
+                continue
+            points = np.array([group.at(step) for step in steps])
+            colour = f"C{agents.index(group.agent)}"
+            panel.plot(steps, points[:, 0], colour, label=f"{group.agent} (seeds: {len(group.curves)})")
+            panel.fill_between(steps, points[:, 1], points[:, 2], color=colour, alpha=0.2, linewidth=0)
+        panel.set_title(env, fontsize=10)
+        panel.set_xlabel("environment steps")
+        panel.set_ylabel(metric)
+        panel.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+        if metric == "success":
+            panel.set_ylim(-0.03, 1.03)
+    for panel in panels[len(envs) :]:
+        panel.set_axis_off()
+    figure.savefig(path, dpi=130)
+
+
+def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
+    """Print the table; write `out`.json and `out`.png where a path is given."""
+    if not folders:
+        raise ConfigError("report on what? Name one or more folders of runs")
+    groups = gather(folders, metric)
+    Console().print(table(groups, metric))
+    if out is None:
+        return
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write {out}: its folder does not exist")
+    data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+    data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
+    draw(groups, metric, picture)
+    print(f"wrote {data} and {picture}")

@@ -1,0 +1,121 @@
+"""From a rollout to advantages: against a critic, or against other episodes."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from marl import distributed
+from marl.backup import Links, backup
+from marl.config import LearnConfig
+from marl.groups import anchored, leave_one_out, observation_keys, relative, spread
+from marl.normalise import ValueNorm
+from marl.objective import masked_mean, masked_sum
+from marl.rollout import Rollout
+
+
+def against_critic(
+    rollout: Rollout, links: Links, value_norm: ValueNorm, reference_coef: float
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Standardised advantages, the returns that the critic is to learn, in its units, and metrics.
+
+    `value_norm` takes in the returns. `reference_coef` is that of the reward for staying near the reference.
+    """
+    mask = rollout.value_mask()
+    value = value_norm.denormalise(rollout.value)
+    advantage, returns = backup(
+        links,
+        rollout.reward,
+        value,
+        mask,
+        rollout.terminated,
+        rollout.truncated,
+        value_norm.denormalise(rollout.bootstrap),
+        rollout.order,
+        rollout.discount(links.gamma),
+        rollout.penalty(reference_coef),
+    )
+    explained = explained_variance(value, returns, mask)
+    value_norm.update(returns, mask)
+    mean, std = value_norm.moments()
+    metrics = {
+        "value/explained_variance": explained,
+        "value/mean": float(masked_mean(value, mask)),
+        "value/norm_mean": float(mean),
+        "value/norm_std": float(std),
+    }
+    trained = rollout.trained if value.shape == rollout.mask.shape else rollout.trained.any(-1, keepdim=True)
+    return standardise(advantage, trained), value_norm.normalise(returns), metrics
+
+
+def against_others(rollout: Rollout, learn: LearnConfig, group_size: int) -> tuple[Tensor, dict[str, float]]:
+    """Advantages of a rollout of whole episodes, as `learn.advantage` says, and metrics."""
+    links = learn.links()
+    node_reward = rollout.penalty(learn.reference_reward_coef)
+    if learn.advantage == "return":
+        links = replace(links, gae_lambda=1.0, lambda_intra=1.0)
+        returns = returns_to_go(links, rollout, rollout.reward, rollout.mask, node_reward)
+        return standardise(returns, rollout.trained), {}
+    returns = step_returns(links, rollout, node_reward)
+    score, exists = returns[0], rollout.mask.any(-1)
+    valid = exists.any(0)
+    compare = leave_one_out if learn.advantage == "rloo" else relative
+    advantage = compare(score, valid, group_size).expand_as(returns)
+    if learn.advantage == "gigpo":
+        keys = observation_keys(rollout.inputs, returns.shape[-1])
+        advantage = advantage + learn.anchor_weight * anchored(returns, keys, exists, group_size)
+    deviation = spread(score, valid, group_size)
+    metrics = {
+        "group/spread": float(deviation.mean()),
+        "group/silent_fraction": float((deviation == 0).double().mean()),
+    }
+    return advantage.masked_fill(~exists, 0.0).unsqueeze(-1), metrics
+
+
+def step_returns(links: Links, rollout: Rollout, node_reward: Tensor | None) -> Tensor:
+    """(T, E, N): what follows each step, its own reward and those of its nodes included.
+
+    Sequential agents, who share one chain, share it all.
+    """
+    reward = rollout.reward if node_reward is None else rollout.reward + node_reward.sum(-1)
+    if links.agents == "sequential":
+        own = 0.0 if node_reward is None else node_reward.sum((-2, -1)).unsqueeze(-1)
+        reward = (rollout.reward.mean(-1, keepdim=True) + own).expand_as(reward)
+    everywhere = torch.ones_like(reward, dtype=torch.bool).unsqueeze(-1)
+    return returns_to_go(Links(gamma=links.gamma, gae_lambda=1.0), rollout, reward, everywhere).squeeze(-1)
+
+
+def returns_to_go(
+    links: Links, rollout: Rollout, reward: Tensor, mask: Tensor, node_reward: Tensor | None = None
+) -> Tensor:
+    """The discounted reward that follows each node of `mask`, to the episode's end or the rollout's."""
+    return backup(
+        links,
+        reward,
+        torch.zeros_like(mask, dtype=reward.dtype),
+        mask,
+        rollout.terminated,
+        rollout.truncated,
+        torch.zeros_like(rollout.bootstrap),
+        rollout.order,
+        rollout.discount(links.gamma),
+        node_reward,
+    )[1]
+
+
+def standardise(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
+    y = x.double()
+    total, count = distributed.all_reduce(torch.stack([masked_sum(y, mask), mask.sum().double()])).unbind()
+    y = y - total / count.clamp(min=1)
+    variance = distributed.all_reduce(masked_sum(y.square(), mask)) / count.clamp(min=1)
+    return (y / (variance.sqrt() + 1e-5)).to(x.dtype).masked_fill(~mask, 0.0)
+
+
+def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
+    if not mask.any():
+        return 0.0
+    y, error = returns[mask].double(), (returns - value)[mask].double()
+    spread = y.var(correction=0)
+    return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0

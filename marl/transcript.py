@@ -1,0 +1,105 @@
+"""One episode step by step, with the credit that learning would give it: what a policy tells its story from."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl.backup import Links, backup
+from marl.evaluate import policy_device
+from marl.normalise import ValueNorm
+from marl.protocols import Policy, VectorEnv
+from marl.rollout import following_value
+from marl.types import Decision, Inputs, Obs
+
+LONGEST = 1000
+"""Steps after which an episode is left, where the environment declares no limit."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step. `obs`, `inputs` and `decision` have a leading axis E = 1.
+
+    `advantage` (N, L), or (N, 1) where a value belongs to a whole action, in units of reward. `reward` (N,).
+    """
+
+    obs: Obs
+    inputs: Inputs
+    decision: Decision
+    reward: np.ndarray
+    duration: int
+    advantage: Tensor
+
+
+class Storyteller(Protocol):
+    """What a policy may offer, besides being one."""
+
+    def transcript(self, episode: Sequence[Turn]) -> str:
+        """The episode as Markdown that a person can read."""
+        ...
+
+    def picture(self, episode: Sequence[Turn]) -> np.ndarray:
+        """(height, width, 3) uint8: which nodes earned the advantage."""
+        ...
+
+
+def play(
+    policy: Policy,
+    env: VectorEnv,
+    seed: int,
+    links: Links,
+    value_norm: ValueNorm,
+    deterministic: bool = True,
+) -> list[Turn]:
+    """The episode that `seed` begins in the first environment of `env`, which holds one."""
+    generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
+    obs = env.reset([seed])
+    turns: list[Turn] = []
+    terminated = truncated = False
+    last = obs
+    with torch.inference_mode():
+        while not (terminated or truncated) and len(turns) < (env.spec.max_steps or LONGEST):
+            seen = copy.deepcopy(obs)
+            inputs = policy.encode(seen)
+            decision = policy.act(inputs, generator, deterministic)
+            step = env.step(decision.action)
+            obs = step.obs
+            terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+            last = obs if step.final is None else step.final.obs
+            duration = 1 if step.duration is None else int(step.duration[0])
+            turns.append(Turn(seen, inputs, decision, step.reward[0].copy(), duration, decision.value[0]))
+    bootstrap = following_value(policy, value_norm, last)
+    return credited(turns, links, value_norm, terminated, bootstrap)
+
+
+def credited(turns: list[Turn], links: Links, value_norm: ValueNorm, terminated: bool, bootstrap: Tensor) -> list[Turn]:
+    """The turns with their advantages; `bootstrap` (1, N) is the value of what follows, in the critic's units."""
+    nodes = [turn.decision.nodes for turn in turns]
+    value = torch.stack([turn.decision.value for turn in turns])
+    mask = torch.stack([each.mask for each in nodes])
+    if value.shape != mask.shape:
+        mask = mask.any(-1, keepdim=True)
+    device = value.device
+    reward = torch.stack([torch.as_tensor(turn.reward) for turn in turns]).unsqueeze(1).to(device)
+    ends = torch.zeros(len(turns), 1, dtype=torch.bool, device=device)
+    done = ends.clone()
+    done[-1] = terminated
+    orders = [each.order for each in nodes]
+    order = None if any(each is None for each in orders) else torch.stack(orders)  # pyright: ignore[reportArgumentType]
+    durations = torch.tensor([[turn.duration] for turn in turns], device=device)
+    advantage, _ = backup(
+        links,
+        reward,
+        value_norm.denormalise(value),
+        mask,
+        done,
+        ends,
+        value_norm.denormalise(bootstrap).expand_as(reward),
+        order,
+        links.gamma**durations,
+    )
+    return [replace(turn, advantage=each[0]) for turn, each in zip(turns, advantage, strict=True)]

@@ -1,0 +1,60 @@
+"""Runs side by side: what the table, the JSON and the picture say of known curves."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.report import gather, report
+from marl.config import default_config, override, to_yaml
+from marl.errors import CheckpointError, ConfigError
+
+
+def write_run(folder, seed, scores, agent="mat"):
+    """A run whose evaluation at step s has two episodes that win with frequency scores[s]."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(override(default_config("toy/climbing", agent), {"seed": seed})))
+    rows = [
+        {"step": step, "episode": i, "returns": 10 * score, "length": 7, "info": {"success": score + 0.1 * (-1) ** i}}
+        for step, score in scores.items()
+        for i in range(2)
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_means_and_intervals_over_seeds(tmp_path):
+    curves = [{100: 0.2, 200: 0.5}, {100: 0.4, 200: 0.9}, {100: 0.3, 200: 0.7, 300: 1.0}]
+    folders = [write_run(tmp_path / f"run{seed}", seed, curve) for seed, curve in enumerate(curves)]
+    (group,) = gather(folders, "success")
+    assert group.steps() == [100, 200]
+    mean, low, high = group.at(200)
+    expected = stats.ttest_1samp([0.5, 0.9, 0.7], 0.0).confidence_interval()
+    assert (mean, low, high) == pytest.approx((0.7, expected.low, expected.high))
+    (one,) = gather(folders[:1], "return")
+    assert one.at(100)[0] == pytest.approx(2.0)
+    assert np.isnan(one.at(100)[1])
+
+
+def test_report_writes_what_it_shows(tmp_path, capsys):
+    folders = [write_run(tmp_path / name, 1, {100: 0.25, 200: 0.5}, name) for name in ("mat", "mappo")]
+    report(folders, "success", tmp_path / "climb")
+    assert "mappo" in capsys.readouterr().out
+    data = json.loads((tmp_path / "climb.json").read_text())
+    assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
+    assert (tmp_path / "climb.png").stat().st_size > 10_000
+
+
+def test_wrong_runs_are_named(tmp_path):
+    one = write_run(tmp_path / "one", 1, {100: 0.5})
+    with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1"):
+        gather([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
+    with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, success"):
+        gather([one], "wins")
+    with pytest.raises(CheckpointError, match="was never evaluated"):
+        gather([write_run(tmp_path / "none", 1, {})], "return")
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
+        gather([tmp_path], "return")
+    with pytest.raises(ConfigError, match="folder does not exist"):
+        report([one], "return", tmp_path / "no" / "out")

@@ -1,0 +1,133 @@
+"""The household tasks against the published measurements, by playing all that can happen."""
+
+import pytest
+
+from envs import virtualhome
+from envs.testing import check_env
+from envs.virtualhome.errand import ERRANDS, Home
+from envs.virtualhome.evening import Evening
+from marl.errors import ConfigError, UnknownNameError
+from tests.support.text import Graph
+
+
+def graph_of(task, faithful=False):
+    return Graph(virtualhome.make(task, faithful=faithful))
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize(
+    ("task", "optimum", "steps", "prompts"),
+    [("food-preparation", 0.773781, 6, 17), ("entertainment", 0.598737, 11, 56)],
+)
+def test_optimum_and_prompts_are_the_published_ones(task, optimum, steps, prompts, faithful):
+    graph = graph_of(task, faithful)
+    assert graph.optimum() == pytest.approx(optimum, abs=5e-7)
+    assert graph.optimum() == pytest.approx(graph.env.optimum, abs=1e-12)
+    assert len(graph.plan()) == steps
+    assert len(graph.prompts()) == prompts
+    assert not graph.unknown_pieces()
+
+
+@pytest.mark.parametrize(
+    ("task", "faithful", "success", "value"),
+    [("food-preparation", True, 0.015, 0.0029), ("entertainment", False, 0.0030, 0.00043)],
+)
+def test_chance_does_as_published(task, faithful, success, value):
+    found, mean, _ = graph_of(task, faithful).chance(limit=50)
+    assert found == pytest.approx(success, rel=0.02)
+    assert mean == pytest.approx(value, rel=0.02)
+
+
+def test_the_size_of_the_state_machines():
+    """Of food: it lies (6 states in the kitchen, 6 elsewhere), is held (4, 6), or is inside (2, 3, the end)."""
+    assert len(graph_of("food-preparation").states) == 6 + 6 + 4 + 6 + 2 + 3 + 1
+    assert len(graph_of("entertainment").states) == 147
+
+
+def test_what_is_offered_in_food_preparation_and_fails():
+    graph = graph_of("food-preparation")
+    assert {len(graph.candidates[state]) for state in graph.live} == {3, 4, 5, 6, 7}
+    walk = {(Home(near_thing=True, near_appliance=near, holding=True, opened=opened), "walk to the pancake")
+            for near in (False, True) for opened in (False, True)}  # fmt: skip
+    assert graph.idle() == walk | {
+        (Home(near_appliance=True), "close the microwave"),
+        (Home(near_appliance=True, opened=True), "open the microwave"),
+        (Home(near_thing=True, near_appliance=True, holding=True), "close the microwave"),
+        (Home(near_thing=True, near_appliance=True, holding=True), "put the pancake into the microwave"),
+        (Home(near_thing=True, near_appliance=True, holding=True, opened=True), "open the microwave"),
+    }
+
+
+def test_the_published_fault_leads_astray_who_walks_to_what_they_hold():
+    rules = virtualhome.Errand(ERRANDS["food-preparation"], faithful=True)
+    home = Home(near_thing=True, near_appliance=True, holding=True)
+    assert rules.after(home, "walk to the pancake") == Home(near_thing=True, holding=True)
+    for action in ("walk to the bedroom", "walk to the bathroom", "walk to the kitchen", "walk to the pancake"):
+        home = rules.after(home, action)
+    assert home == Home("bedroom", near_thing=True, holding=True, trail="bedroom")
+
+
+def test_what_is_offered_in_the_evening_and_fails():
+    graph = graph_of("entertainment")
+    sizes = {len(graph.candidates[state]) for state in graph.live if not state.sitting}
+    assert (min(sizes), max(sizes)) == (3, 7)
+    full = Evening("living room", "TV", "held", "held")
+    assert graph.idle() == {(full, "turn on the TV")}
+
+
+def test_sitting_down_too_early_is_forever_only_where_asked_for():
+    for faithful in (False, True):
+        graph = graph_of("entertainment", faithful)
+        value = graph.values()
+        sitting = [state for state in graph.live if state.sitting]
+        assert sitting
+        assert all((value[state] == 0) == faithful for state in sitting)
+
+
+@pytest.mark.parametrize("task", [task for task in virtualhome.TASKS if task != "entertainment"])
+def test_errands_differ_in_their_nouns_only(task):
+    """The same graph, whatever the words: states, offered actions by place, values."""
+    food, other = graph_of("food-preparation"), graph_of(task)
+    assert set(food.states) == set(other.states)
+    assert food.values() == other.values()
+    nouns, cake = ERRANDS[task], ERRANDS["food-preparation"]
+    for state in food.states:
+        renamed = [text.replace(cake.thing, nouns.thing).replace(cake.appliance, nouns.appliance)
+                   for text in food.candidates[state]]  # fmt: skip
+        assert tuple(renamed) == other.candidates[state]
+        if not nouns.plural:
+            prompt = food.prompt[state].replace(cake.thing, nouns.thing).replace(cake.appliance, nouns.appliance)
+            assert prompt == other.prompt[state]
+
+
+@pytest.mark.parametrize("task", virtualhome.TASKS)
+def test_tasks_keep_the_contract(task):
+    check_env(lambda: virtualhome.make(task), episodes=2)
+
+
+def test_an_episode_is_worth_what_it_says():
+    env = virtualhome.make("food-preparation")
+    env.reset(0)
+    steps = [env.step([action]) for action in Graph(virtualhome.make("food-preparation")).plan()]
+    assert all(step.info == {} for step in steps[:-1])
+    assert steps[-1].terminated
+    assert steps[-1].info == pytest.approx(
+        {"success": 1.0, "discounted_return": 0.95**5, "normalised_return": 1.0}, abs=1e-12
+    )
+
+
+def test_time_is_up_after_fifty_steps_and_that_is_no_end():
+    env = virtualhome.make("food-preparation")
+    env.reset(0)
+    rooms = ["walk to the bedroom", "walk to the kitchen"] * 25
+    steps = [env.step([room]) for room in rooms]
+    assert [step.truncated for step in steps] == [False] * 49 + [True]
+    assert steps[-1].info["success"] == 0
+    assert len(steps[-1].obs.candidates[0]) == 5
+
+
+def test_names_and_limits_that_are_wrong():
+    with pytest.raises(UnknownNameError, match="did you mean 'cheese'"):
+        virtualhome.make("chees")
+    with pytest.raises(ConfigError, match="virtualhome: max_steps=0; give 1 or more"):
+        virtualhome.make("pizza", max_steps=0)
