@@ -1,6 +1,7 @@
 """SMAC: sizes, observations and rewards against SMAC's own rules; the contract on every map; threads and states."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -360,14 +361,11 @@ def test_wrong_names_counts_and_states_are_refused():
         find_env("smac/3s6z")
     with pytest.raises(UnknownNameError, match="27m_vs_30m"):
         make("27m_vs_31m")
-    with pytest.raises(ConfigError, match="0 environments"):
-        batch("3m", 0)
+    for count in (0, -1, 2.5):
+        with pytest.raises(ConfigError, match=f"{count} environments; give a whole number of 1 or more"):
+            batch("3m", count)
     with pytest.raises(ConfigError, match="1 seeds for 2 environments"):
         batch("3m", 2).reset([0])
-    with pytest.raises(ConfigError, match="step_mul is 0"):
-        SmacOptions(step_mul=0)
-    with pytest.raises(ConfigError, match="'noop'"):
-        SmacOptions(unavailable_action="noop")
     state = make("3m").get_state()
     with pytest.raises(CheckpointError, match="3m"):
         make("3s_vs_3z").set_state(state)
@@ -379,8 +377,48 @@ def test_wrong_names_counts_and_states_are_refused():
     env.reset(0)
     with pytest.raises(EnvironmentContractError, match="shape"):
         env.step(np.ones(4, int))
+    for wrong in (np.ones(3), np.full(3, np.nan), np.ones(3, bool), np.array(["1", "1", "1"])):
+        with pytest.raises(EnvironmentContractError, match="actions are of type .*; give whole numbers"):
+            env.step(wrong)
+    env.step(np.ones(3, np.uint8))
     assert isinstance(make("3m"), SmacEnv)
     assert isinstance(batch("3m", 1), SmacVector)
+
+
+WRONG_OPTIONS = [
+    ({"step_mul": 0}, "step_mul is 0; give a whole number of 1 or more"),
+    ({"step_mul": 8.0}, "step_mul is 8.0; give a whole number"),
+    ({"step_mul": True}, "step_mul is True; give a whole number"),
+    ({"max_steps": "60"}, "max_steps is '60'; give a whole number or None"),
+    ({"sight_range": float("nan")}, "sight_range is nan; give a finite number or None"),
+    ({"reward_win": float("inf")}, "reward_win is inf; give a finite number"),
+    ({"reward_win": -1.0}, "reward_win is -1.0; give 0 or more"),
+    ({"reward_defeat": 5}, "reward_defeat is 5; give 0 or less"),
+    ({"move_amount": 0}, "move_amount is 0; give more than 0"),
+    ({"obs_all_health": 1}, "obs_all_health is 1; give True or False"),
+    ({"game_version": 4.1, "backend": "sc2"}, "game_version is 4.1; give a text in quotes or None"),
+    ({"difficulty": 7, "backend": "sc2"}, "difficulty is 7; give '1' or '2'"),
+    ({"unavailable_action": "noop"}, "unavailable_action is 'noop'; give 'error' or 'ignore'"),
+    ({"backend": "sc3"}, "backend is 'sc3'; give 'embedded' or 'sc2'"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
+def test_options_of_the_wrong_type_or_size_are_named(options, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        make("3m", **options)
+
+
+def test_options_take_numbers_of_every_kind():
+    options = SmacOptions(step_mul=np.int64(4), reward_win=np.float32(100), move_amount=3)
+    assert (options.step_mul, options.reward_win, options.move_amount) == (4, 100, 3)
+
+
+def test_an_unknown_option_is_told_with_the_closest_names():
+    with pytest.raises(UnknownNameError, match=r"option of smac.*'obs_timestep_number'"):
+        make("3m", obs_timestep=True)
+    with pytest.raises(UnknownNameError, match="'step_mul'"):
+        batch("3m", 2, step_mull=4)
 
 
 def test_the_picture_shows_who_is_where():
