@@ -260,7 +260,7 @@ def test_the_time_limit_truncates():
     assert step.info["success"] == 0
 
 
-def test_an_unavailable_action_is_an_error_or_ignored():
+def test_an_unavailable_action_is_an_error_or_ignored(caplog):
     vector = batch("3m", 2)
     vector.reset([0, 1])
     action = np.ones((2, 3), int)
@@ -275,9 +275,12 @@ def test_an_unavailable_action_is_an_error_or_ignored():
         ignoring.step(action)
     action[1, 2] = 7
     env = make("3m", unavailable_action="ignore", max_steps=2)
-    env.reset(0)
-    env.step(action[1])
-    assert env.step(action[0]).info["ignored_actions"] == 1
+    for _ in range(2):
+        env.reset(0)
+        env.step(action[1])
+        assert env.step(action[0]).info["ignored_actions"] == 1
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("smac/3m: 1 actions of an episode were not available and did nothing")
 
 
 def test_results_do_not_depend_on_threads():
