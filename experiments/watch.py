@@ -51,7 +51,9 @@ def resolve(parsed: Any) -> Subject:
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
             "or an environment with --agent random"
         )
-    config = dataclasses.replace(default_config(subject, agent), env_options=parsed.env_options)
+    config = default_config(subject, agent)
+    if (chosen := getattr(parsed, "env_options", None)) is not None:
+        config = dataclasses.replace(config, env_options=chosen)
     return Subject(config, None, f"{agent} on {subject}", None)
 
 
@@ -196,9 +198,9 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) 
     """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
     obs, total, length = env.reset(seed), 0.0, 0
-    end = "stopped by --max-steps"
+    end = "stopped by --stop-after"
     screen.show()
-    while length < parsed.max_steps:
+    while length < parsed.stop_after:
         with torch.inference_mode():
             inputs = policy.encode(batch_of_one(obs))
             decision = policy.act(inputs, generator, not parsed.stochastic)
