@@ -19,7 +19,7 @@ from marl.transcript import play
 
 
 class Evaluate:
-    """Plays greedy episodes on fixed seeds every `interval` iterations and at the end; rank 0 only.
+    """Plays episodes on fixed seeds, greedy or sampled, every `interval` iterations and at the end; rank 0 only.
 
     Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
     more episode, the first again. The environments are made on first use.
@@ -56,7 +56,7 @@ class Evaluate:
         if self.env is None or self.rows is None:
             self.env = self.make(min(self.episodes, 32))
             self.rows = RecordFile(self.path)
-        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes))
+        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes), not trainer.config.watch.eval_stochastic)
         for row in rows:
             self.rows.write((json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n").encode())
         if hasattr(trainer.policy, "transcript"):
