@@ -225,16 +225,17 @@ def play(args: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Play(Watch):
-        """Watch episodes: a video of what the environment draws, or its text on the terminal."""
+        """Watch episodes: a video of what the environment draws, its text, or what a language agent says of them."""
 
         out: Path | None = None
-        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder."""
+        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder. Of a story: a picture, play.png."""
         fps: int = 30
         """Frames a second."""
         stop_after: int = 10_000
         """Leave an episode after this many steps."""
-        view: Literal["video", "text"] | None = None
-        """What to watch. None is a video where the environment draws pictures, else its text."""
+        view: Literal["video", "text", "story"] | None = None
+        """What to watch. None is the story of a language agent (its prompts, actions and the credit of each token),
+        else a video where the environment draws pictures, else its text."""
         attention: bool = False
         """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 

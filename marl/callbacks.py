@@ -31,6 +31,10 @@ class Evaluate:
         self.stage: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
+    def on_start(self, trainer: Any) -> None:
+        if trainer.config.watch.eval_start and not trainer.steps and distributed.rank() == 0:
+            trainer.tracker.log(0, self.run(trainer))
+
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
             return
@@ -78,6 +82,9 @@ class Checkpoints:
         self.root, self.interval, self.keep = root, interval, keep
         self.saved = -1
         self.saved_steps = 0
+
+    def on_start(self, trainer: Any) -> None:
+        pass
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass

@@ -191,6 +191,8 @@ class WatchConfig:
     """Iterations between two evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
     """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    eval_start: bool = False
+    """Evaluate before learning too: what a pretrained model does untrained."""
     eval_stochastic: bool = False
     """Sample actions in evaluations instead of taking the most probable ones."""
     checkpoint_interval: int = 25
