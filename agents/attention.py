@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from agents.nn import SMALL_GAIN, linear
+from agents.nn import SMALL_GAIN, SOFTMAX_WIDTH, linear, softmax
 
 
 class Fold(NamedTuple):
@@ -68,7 +68,7 @@ def mix(fold: Fold, query: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     score = torch.bmm(query.view(len(y), -1, width), y.mT)  # (B, N H, M)
     if bias is not None:
         score = score.add_(bias)
-    mixture = torch.bmm(score.softmax(-1), y)
+    mixture = torch.bmm(softmax(score), y)
     return F.linear(mixture.view(query.shape), fold.out, fold.bias)
 
 
@@ -98,8 +98,8 @@ class EncoderBlock(nn.Module):
         self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
 
     def forward(self, x: Tensor, fold: Fold, bias: Tensor | None) -> Tensor:
-        x = self.norms[0](mix(fold, ask(fold, x), x, bias).add_(x))
-        return self.norms[1](self.mlp(x).add_(x))
+        x = self.norms[0](x + mix(fold, ask(fold, x), x, bias))
+        return self.norms[1](x + self.mlp(x))
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,51 @@ class DecoderBlock(nn.Module):
     def fold(self) -> DecoderFold:
         return DecoderFold(self.own.fold(), self.cross.fold())
 
-    def forward(self, x: Tensor, query: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
-        """All N positions at once: tokens (B, N, D) with their queries (B, N, H D), and observations (B, N, D)."""
-        x = self.norms[0](mix(fold.own, query, x, bias).add_(x))
-        x = self.norms[1](mix(fold.cross, ask(fold.cross, representation), x, bias).add_(representation))
-        return self.norms[2](self.mlp(x).add_(x))
+    def attend(self, x: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
+        """Tokens (B, N, D) with self-attention added, for all N positions at once."""
+        return x + mix(fold.own, ask(fold.own, x), x, bias)
+
+    def finish(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
+        """The rest of the block, from what `attend` made and the observations (B, N, D)."""
+        x = self.norms[0](x)
+        x = self.norms[1](representation + mix(fold.cross, ask(fold.cross, representation), x, bias))
+        return self.norms[2](x + self.mlp(x))
+
+    def forward(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
+        return self.finish(self.attend(x, fold, bias), representation, fold, bias)
+
+
+class TokenTable:
+    """Causal self-attention among discrete tokens, as a table of the V = A + 1 kinds; differentiable.
+
+    Positions have no embedding, so the first block's self-attention sees a bag of tokens: a token's score with each
+    kind is a constant, and a kind that is there c times weighs as one whose score is log c higher.
+    """
+
+    def __init__(self, fold: Fold, heads: int, tokens: Tensor) -> None:
+        # Kinds that never occur make the softmax wide enough to be fast.
+        tokens = F.pad(tokens, (0, 0, 0, max(0, SOFTMAX_WIDTH - len(tokens))))
+        kinds, width = tokens.shape
+        self.heads, self.kinds = heads, kinds
+        self.score = (ask(fold, tokens).view(-1, width) @ tokens.mT).view(kinds, heads * kinds)
+        value = fold.out.view(width, heads, width).transpose(0, 1) @ tokens.mT  # (H, D, V)
+        self.value = value.mT.reshape(heads * kinds, width)
+        self.token = tokens + fold.bias
+
+    def attend(self, kind: Tensor) -> Tensor:
+        """Tokens (B, N, D) of `kind` (B, N) with self-attention added."""
+        count = kind.new_zeros(*kind.shape, self.kinds).scatter_(-1, kind.unsqueeze(-1), 1).cumsum_(1)
+        weights = self.weigh(F.embedding(kind, self.score), self.logs(kind.shape[1]).take(count))
+        token = F.embedding(kind, self.token)
+        return torch.addmm(token.flatten(0, 1), weights.flatten(0, 1), self.value).view_as(token)
+
+    def logs(self, agents: int) -> Tensor:
+        """log c for c of 0 to N: a CPU takes ten times as long for the logarithm of zero as for another."""
+        return torch.arange(agents + 1, dtype=self.value.dtype, device=self.value.device).log()
+
+    def weigh(self, score: Tensor, log_count: Tensor) -> Tensor:
+        """(..., H V): how much is looked at all tokens of a kind, from scores (..., H V) and log counts (..., V)."""
+        if self.heads == 1:
+            return (score + log_count).softmax(-1)
+        parts = score.unflatten(-1, (self.heads, -1)) + log_count.unsqueeze(-2)
+        return parts.softmax(-1).flatten(-2)

@@ -8,45 +8,56 @@ Shape legend: E environments, N agents, D embedding, H heads, A actions, V = A +
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor
 
-from agents.attention import DecoderBlock, DecoderFold, Fold, ask
+from agents.attention import DecoderBlock, DecoderFold, TokenTable, ask
 from agents.nn import Head
 
-Embed = Callable[[Tensor], Tensor]
+
+class Decoded(NamedTuple):
+    """The decision of E environments, in the order of decisions."""
+
+    action: Tensor  # (E, N, L)
+    parameters: Tensor  # (E, N, A), of the distributions that the actions were drawn from
+    features: Tensor  # (E, N, D), the decoder's output
 
 
 class Stepper:
     """The decoder and the actor, a position at a time, with the weights as they were when it was made.
 
-    `tokens` (V, D) are the embedded discrete tokens, the start first; without them `embed` makes tokens of actions.
+    Discrete tokens are those of `table`; without one `embed` makes tokens (E, D) of continuous actions (E, A).
     """
 
     def __init__(
-        self, blocks: Any, folds: tuple[DecoderFold, ...], actor: Any, head: Head, tokens: Tensor | None, embed: Embed
+        self,
+        blocks: Any,
+        folds: tuple[DecoderFold, ...],
+        actor: Any,
+        head: Head,
+        table: TokenTable | None,
+        embed: Callable[[Tensor], Tensor],
     ) -> None:
         self.blocks = [BlockStep(block, fold) for block, fold in zip(blocks, folds, strict=True)]
         hidden, _, norm, last = actor
         self.hidden = (hidden.bias, hidden.weight.mT)
         self.norm = (norm.normalized_shape, norm.weight, norm.bias)
         self.last = (last.bias, last.weight.mT)
-        self.head, self.embed = head, embed
-        self.table = None if tokens is None else TokenTable(folds[0].own, blocks[0].own.heads, tokens)
+        self.head, self.table, self.embed = head, table, embed
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions (E, N, L), each given those before it, and the parameters (E, N, A) they were drawn with."""
+    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> Decoded:
+        """Actions, each given those before it."""
         envs, agents, _ = representation.shape
-        bag = None if self.table is None else Bag(self.table, envs)
+        bag = None if self.table is None else Bag(self.table, envs, agents)
         layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
         offsets = (self.head.offset(mask, noise) + self.last[0]).unbind(1)
         masks = mask.unbind(1)
         start = representation.new_zeros(envs, self.head.slots)
         action: Tensor | None = None
-        actions, features = [], []
+        actions, hidden, features = [], [], []
         for i in range(agents):
             if bag is not None:
                 x = bag.attend(action)
@@ -55,11 +66,13 @@ class Stepper:
             x = layers[0].finish(i, x)
             for layer in layers[1:]:
                 x = layer.finish(i, layer.attend(i, x))
+            features.append(x)
             x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
+            hidden.append(x)
             action = self.head.pick(torch.addmm(offsets[i], x, self.last[1]), masks[i])
             actions.append(action)
-            features.append(x)
-        return torch.stack(actions, 1), F.linear(torch.stack(features, 1), self.last[1].mT, self.last[0])
+        parameters = F.linear(torch.stack(hidden, 1), self.last[1].mT, self.last[0])
+        return Decoded(torch.stack(actions, 1), parameters, torch.stack(features, 1))
 
 
 class BlockStep:
@@ -125,41 +138,23 @@ class Seen:
         return torch.bmm(weights, self.until[i]).flatten(1)
 
 
-class TokenTable:
-    """Self-attention among discrete tokens, as a table.
-
-    Positions have no embedding, so the first block's self-attention sees a bag of tokens: a token's score with each
-    of the V kinds is a constant, and a kind that is there c times weighs as one whose score is log c higher.
-    """
-
-    def __init__(self, fold: Fold, heads: int, tokens: Tensor) -> None:
-        kinds, width = tokens.shape
-        score = ask(fold, tokens).view(kinds, heads, width) @ tokens.mT  # (V, H, V)
-        value = torch.einsum("ohd,vd->hvo", fold.out.view(width, heads, width), tokens)
-        self.value = value.reshape(heads * kinds, width)
-        self.heads, self.kinds = heads, kinds
-        identity = torch.eye(kinds, dtype=tokens.dtype, device=tokens.device)
-        self.rows = torch.cat([score.flatten(1), identity, tokens + fold.bias], -1)
-        self.sizes = [heads * kinds, kinds, width]
-
-
 class Bag:
-    """How often each environment has seen each token, (E, V)."""
+    """What each environment's agents have chosen so far: how often each token is there, (E, V)."""
 
-    def __init__(self, table: TokenTable, envs: int) -> None:
-        self.table, self.actions = table, table.rows[1:]
-        self.count = table.rows.new_zeros(envs, table.kinds)
-        self.row = table.rows[0].expand(envs, -1).contiguous()
-        self.score, self.kind, self.token = self.row.split(table.sizes, 1)
+    def __init__(self, table: TokenTable, envs: int, agents: int) -> None:
+        self.table, self.logs = table, table.logs(agents)
+        rows = torch.cat([table.score, table.token], -1)
+        self.actions = rows[1:]
+        self.row = rows[0].expand(envs, -1).contiguous()
+        self.score, self.token = self.row.split([table.score.shape[1], table.token.shape[1]], 1)
+        self.count = torch.zeros(envs, table.kinds, dtype=torch.long, device=rows.device)
+        self.count[:, 0] = 1
+        self.chosen, self.one = self.count[:, 1:], self.count[:, :1].clone()
 
     def attend(self, action: Tensor | None) -> Tensor:
-        """Tokens (E, D) of the last actions (E, 1), or of the start, self-attention added."""
-        table = self.table
+        """Tokens (E, D) of the last actions (E, 1), or of the start, with self-attention added."""
         if action is not None:
+            self.chosen.scatter_add_(1, action, self.one)
             torch.index_select(self.actions, 0, action.view(-1), out=self.row)
-        seen = self.count.add_(self.kind).log()
-        if table.heads == 1:
-            weights = (self.score + seen).softmax(-1)
-        else:
-            weights = (self.score.unflatten(1, (table.heads, -1)) + seen.unsqueeze(1)).softmax(-1).flatten(1)
-        return torch.addmm(self.token, weights, table.value)
+        weights = self.table.weigh(self.score, self.logs.take(self.count))
+        return torch.addmm(self.token, weights, self.table.value)

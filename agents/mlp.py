@@ -1,10 +1,10 @@
-"""Independent and multi-agent PPO with multi-layer perceptrons (de Witt et al. 2020; Yu et al. 2022)."""
+"""PPO with multi-layer perceptrons: IPPO (de Witt et al. 2020), MAPPO (Yu et al. 2022), HAPPO (Kuba et al. 2022)."""
 
 from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from agents.nn import SMALL_GAIN, VectorPolicy, make_head, mlp, sample
+from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
 from marl.registry import register_agent
@@ -13,10 +13,12 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 @dataclass(frozen=True)
 class MLPOptions:
-    """PPO with a shared actor per agent and a critic."""
+    """PPO with an actor and a critic for each agent."""
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
+    shared_parameters: bool = True
+    """One actor for all agents; else each has its own."""
     agent_id: bool = True
     """Append the agent's one-hot identity to its observation."""
     normalise_observations: bool = False
@@ -32,7 +34,7 @@ class MLPOptions:
 
 
 class MLPPolicy(VectorPolicy):
-    """One actor for all agents. The critic reads an agent's own observation, or, where central, everything.
+    """Actors on the agents' own observations. The critic reads the same, or, where central, everything.
 
     A central critic has one output per agent; it reads the state, or where an environment has none the
     observations of all living agents.
@@ -44,7 +46,7 @@ class MLPPolicy(VectorPolicy):
         self.reads_state = central and spec.state_size > 0
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
-        self.actor = mlp(self.feature_size, options.hidden, spec.action_size, SMALL_GAIN)
+        self.actor = make_actors(spec, self.feature_size, options.hidden, options.shared_parameters)
         self.state_moments = None
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
@@ -74,7 +76,7 @@ class MLPPolicy(VectorPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, self.value(inputs).unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        parameters = self.actor(self.features(inputs))
+        parameters = self.actor(self.features(inputs), present_agents(nodes.mask))
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
         return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
 
@@ -92,3 +94,21 @@ def make_mappo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
 @register_agent("ippo", options=MLPOptions, summary="independent PPO: actor and critic see one agent's observation")
 def make_ippo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
     return MLPPolicy(spec, options, central=False)
+
+
+@dataclass(frozen=True)
+class HAPPOOptions(MLPOptions):
+    """PPO for one agent after another."""
+
+    shared_parameters: bool = False
+    """One actor for all agents; else each has its own."""
+
+
+@register_agent(
+    "happo",
+    options=HAPPOOptions,
+    summary="PPO for one agent after another, each minding what those before it have changed; a central critic",
+    defaults={"agent_updates": "sequential"},
+)
+def make_happo(spec: EnvSpec, options: HAPPOOptions) -> MLPPolicy:
+    return MLPPolicy(spec, options, central=True)

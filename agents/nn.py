@@ -1,6 +1,6 @@
 """Parts that the agents share: initialisation, attention, action heads, and the base of policies over vectors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
-from marl.objective import consecutive
+from marl.objective import Rows, consecutive
 from marl.types import EnvSpec, Inputs, Nodes, Obs
 
 RELU_GAIN = 2.0**0.5
 SMALL_GAIN = 0.01
+CACHED_ROWS = 8192
+"""Agent rows of a forward pass whose features stay in a CPU's cache; more take longer and only cost memory."""
+
+SOFTMAX_WIDTH = 16
 
 
 def linear(inputs: int, outputs: int, gain: float = RELU_GAIN, bias: bool = True) -> nn.Linear:
@@ -35,6 +39,41 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float) -> nn.S
         layers += [linear(inputs, width), nn.GELU(), nn.LayerNorm(width)]
         inputs = width
     return nn.Sequential(*layers, linear(inputs, outputs, gain))
+
+
+class Separate(nn.Module):
+    """A network for each agent, from (..., N, D) to (..., N, A)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor, present: Sequence[bool] | None = None) -> Tensor:
+        """The rows of agents that are not `present` are zero and their networks rest, where some are."""
+        if present is None or not any(present):
+            present = [True] * len(self.networks)
+        rows = [network(x[..., i, :]) if present[i] else None for i, network in enumerate(self.networks)]
+        nothing = torch.zeros_like(next(row for row in rows if row is not None))
+        return torch.stack([nothing if row is None else row for row in rows], -2)
+
+
+class Shared(nn.Sequential):
+    """One network for all agents."""
+
+    def forward(self, input: Tensor, present: Sequence[bool] | None = None) -> Tensor:  # noqa: A002, ARG002
+        return super().forward(input)
+
+
+def make_actors(spec: EnvSpec, inputs: int, hidden: tuple[int, ...], shared: bool) -> Shared | Separate:
+    """Actors from features (..., N, D) to the parameters of their distributions, (..., N, A)."""
+    if shared:
+        return Shared(*mlp(inputs, hidden, spec.action_size, SMALL_GAIN))
+    return Separate(mlp(inputs, hidden, spec.action_size, SMALL_GAIN) for _ in spec.agents)
+
+
+def present_agents(mask: Tensor | None) -> list[bool] | None:
+    """Which agents have a node in `mask` (B, N, L); None where it is not given."""
+    return None if mask is None else mask.any(-1).any(0).tolist()
 
 
 class CategoricalHead(nn.Module):
@@ -64,8 +103,10 @@ class CategoricalHead(nn.Module):
 
     def evaluate(self, logits: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of `action` and entropy, each (..., 1)."""
-        log_probs = masked_log_softmax(logits, mask)
-        entropy = -(log_probs.exp() * log_probs.masked_fill(~mask, 0.0)).sum(-1, keepdim=True)
+        # A finite fill instead of minus infinity: zero times it is zero, in the entropy and in its gradient.
+        logits = widen(logits.masked_fill(~mask, -1e9), -1e9)
+        log_probs = F.log_softmax(logits, -1)
+        entropy = -(logits.softmax(-1) * log_probs).sum(-1, keepdim=True)
         return log_probs.gather(-1, action), entropy
 
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the shape is the Gaussian head's
@@ -151,9 +192,20 @@ def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
     raise ConfigError(f"{spec.name} has {kind} actions; this agent acts on Discrete or Box spaces only")
 
 
+def widen(x: Tensor, fill: float) -> Tensor:
+    """(..., A) with `fill` behind it up to the width from which a CPU's softmax is ten times as fast."""
+    missing = SOFTMAX_WIDTH - x.shape[-1]
+    return F.pad(x, (0, missing), value=fill) if missing > 0 and x.device.type == "cpu" else x
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last axis."""
+    return widen(x, float("-inf")).softmax(-1)[..., : x.shape[-1]]
+
+
 def masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Log-probabilities over the available actions, (..., A); -inf elsewhere."""
-    return F.log_softmax(logits.masked_fill(~mask, float("-inf")), -1)
+    """Log-probabilities over the available actions, (..., A) or wider; -inf elsewhere."""
+    return F.log_softmax(widen(logits.masked_fill(~mask, float("-inf")), float("-inf")), -1)
 
 
 _steps = 0
@@ -245,7 +297,9 @@ class VectorPolicy(nn.Module):
         if self.moments is not None:
             self.moments.update(inputs["agents"], mask)
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:  # noqa: ARG002
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
+        if not rows and nodes.mask.device.type == "cpu":
+            rows = max(1, CACHED_ROWS // nodes.mask.shape[1])
         return consecutive(nodes.mask, rows, divisor)
 
     def after_update(self) -> None:

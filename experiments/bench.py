@@ -4,22 +4,21 @@ import contextlib
 import importlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 from tyro.conf import Positional
 
+from experiments.bench_agents import act_part, update_part
 from experiments.bench_smac import random_choice, smac_part
 from marl.config import override
 from marl.errors import ConfigError
-from marl.objective import Batch, ClippedPPO
-from marl.registry import AGENTS, EnvFactory, find_env
+from marl.registry import EnvFactory, find_env
 from marl.run import build, options
 from marl.threads import free_cores, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
@@ -169,93 +168,6 @@ def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
         return 64
 
     return {"bare mj_step": bare, "mamujoco_v1": wrapped}
-
-
-SHAPES = ((6, 40, 15, 1), (3, 8, 30, 9), (8, 32, 80, 14), (27, 32, 285, 36))
-"""Agents, environments, observation, actions: HalfCheetah 6x1, then 3m, 8m and 27m_vs_30m of SMAC."""
-
-
-def policies(agents: int, observation: int, actions: int) -> Iterator[tuple[str, Any]]:
-    space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
-    box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
-    spec = EnvSpec("bench", tuple(f"agent_{i}" for i in range(agents)), box, space, max_steps=100)
-    for name in ("mappo", "mat"):
-        entry = AGENTS.get(name)
-        torch.manual_seed(0)
-        yield name, entry.make(spec, entry.options())
-
-
-def act_part(config: Bench) -> Table:
-    """Milliseconds from numpy observations to numpy actions, log-probabilities and values, on one thread."""
-    table = Table("", "agent", "ms", "times mappo", "spread", title="acting, one thread")
-    for agents, envs, observation, actions in SHAPES:
-        rng = np.random.default_rng(0)
-        obs = Obs(rng.normal(size=(envs, agents, observation)).astype(np.float32), np.ones((envs, agents), dtype=bool))
-        work = {}
-        for name, policy in policies(agents, observation, actions):
-
-            def act(policy: Any = policy, obs: Obs = obs) -> int:
-                with torch.inference_mode():
-                    policy.act(policy.encode(obs))
-                return 1
-
-            work[name] = act
-        rows = measure(work, config)
-        for name, rate, spread in rows:
-            ratio = rows[0][1] / rate
-            table.add_row(f"{agents} agents x {envs}", name, f"{1000 / rate:.2f}", f"{ratio:.2f}", f"{spread:.0%}")
-    return table
-
-
-def update_part(config: Bench) -> Table:
-    """Milliseconds of one gradient step on 100 steps of each environment, on one thread and on all free cores."""
-    table = Table(
-        "", "agent", "threads", "ms", "times one thread", "spread", title="one update of 100 steps, one minibatch"
-    )
-    for agents, envs, observation, actions in SHAPES:
-        for name, policy in policies(agents, observation, actions):
-            batch = random_batch(policy, envs * 100, observation)
-            work = {}
-            for threads in sorted({1, usable_cores()}):
-                work[str(threads)] = updater(policy, batch, threads)
-            rows = measure(work, config)
-            for threads, rate, spread in rows:
-                cells = [threads, f"{1000 / rate:.1f}", f"{rows[0][1] / rate:.2f}", f"{spread:.0%}"]
-                table.add_row(f"{agents} agents x {envs}", name, *cells)
-    torch.set_num_threads(1)
-    return table
-
-
-def random_batch(policy: Any, rows: int, observation: int) -> Batch:
-    rng = np.random.default_rng(0)
-    agents = policy.spec.num_agents
-    obs = Obs(rng.normal(size=(rows, agents, observation)).astype(np.float32), np.ones((rows, agents), dtype=bool))
-    with torch.inference_mode():
-        inputs = policy.encode(obs)
-        decision = policy.act(inputs)
-    numbers = torch.randn(decision.value.shape)
-    # Tensors made in inference mode take no part in training; a clone made outside does.
-    nodes = type(decision.nodes)(
-        *(x.clone() for x in (decision.nodes.action, decision.nodes.mask, decision.nodes.trained))
-    )
-    inputs = {name: x.clone() for name, x in inputs.items()}
-    return Batch(inputs, nodes, decision.log_prob.clone(), decision.value.clone(), numbers, numbers)
-
-
-def updater(policy: Any, batch: Batch, threads: int) -> Callable[[], int]:
-    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
-    objective = ClippedPPO()
-
-    def update() -> int:
-        torch.set_num_threads(threads)
-        optimiser.zero_grad(set_to_none=True)
-        evaluation = policy.evaluate(batch.inputs, batch.nodes)
-        objective(evaluation, batch, objective.counts(batch))[0].backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
-        optimiser.step()
-        return 1
-
-    return update
 
 
 def train_part(config: Bench) -> Table:

@@ -54,6 +54,22 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
+# Tasks in text with a handful of prompts: a model of the task's own words begins near uniform and needs no urging.
+TEXT: dict[str, Any] = {
+    "num_envs": 16,
+    "rollout_steps": 64,
+    "steps": 30_000,
+    "learning_rate": 3e-4,
+    "entropy_coef": 0.02,
+    "eval_interval": 3,
+    "eval_episodes": 16,
+}
+LANGUAGE = ("twosome", "ntpo", "poad")
+
+# Discounts that the tasks' own returns are reckoned with.
+HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": 0.95}
+KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000}
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("toy/climbing", "mat"): COORDINATION,
     ("toy/penalty", "mat"): COORDINATION,
@@ -66,6 +82,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("smac", "mat"): SMAC,
     ("smac", "mappo"): SMAC,
     ("smac", "ippo"): SMAC,
+    **{("virtualhome", agent): HOUSEHOLD for agent in LANGUAGE},
+    **{("overcooked", agent): KITCHEN for agent in LANGUAGE},
 }
 
 

@@ -78,10 +78,13 @@ class LearnConfig:
     """Epsilon of Adam."""
     epochs: int = 10
     """Passes over each rollout."""
+    agent_updates: Literal["together", "sequential"] = "together"
+    """Whether a pass updates all agents, or all passes are made for one agent after another, in random order, each
+    with advantages weighed by how much likelier the agents before it have made what they did (HAPPO)."""
     minibatches: int = 1
     """Parts of nearly equal size into which each pass splits the rollout."""
     micro_batch: int = 0
-    """Rows (steps x environments) per forward pass; 0 takes a minibatch whole. The gradient does not depend on it."""
+    """Rows (steps x environments) per forward pass; 0 leaves it to the agent. The gradient does not depend on it."""
     max_grad_norm: float = 10.0
     """Norm to which gradients are clipped; 0 leaves them."""
     target_kl: float = 0.0
@@ -187,7 +190,11 @@ class WatchConfig:
     eval_interval: int = 25
     """Iterations between two evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
-    """Greedy episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    eval_start: bool = False
+    """Evaluate before learning too: what a pretrained model does untrained."""
+    eval_stochastic: bool = False
+    """Sample actions in evaluations instead of taking the most probable ones."""
     checkpoint_interval: int = 25
     """Iterations between two checkpoints; the end, an interrupt and an error always save one."""
     keep_checkpoints: int = 3

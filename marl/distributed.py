@@ -79,13 +79,15 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, in one message."""
+    """Add up the gradients of all ranks, in one message; what has none on any rank keeps none."""
     if not dist.is_initialized():
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    given = torch.tensor([float(p.grad is not None) for p in parameters], device=gradients[0].device)
+    flat = all_reduce(torch.cat([*(gradient.flatten() for gradient in gradients), given]))
+    *parts, given = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, part, ranks in zip(parameters, parts, given.tolist(), strict=True):
+        parameter.grad = part.view_as(parameter) if ranks else None
 
 
 def gather(value: Any) -> list[Any]:

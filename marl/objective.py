@@ -1,6 +1,6 @@
 """Clipped PPO and soft Q over masked nodes. Every reduction takes a mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,8 @@ from marl.types import Evaluation, Inputs, Nodes
 
 Unit = Literal["node", "agent", "step"]
 Estimator = Literal["k1", "k2", "k3"]
+Rows = slice | Tensor
+"""Some rows of a batch: a slice that has a start and a stop, or their indices."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Batch:
     behaviour: Tensor | None = None
     reference: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Batch":
-        """The rows at `index`."""
+    def rows(self, index: Rows) -> "Batch":
+        """The rows at `index`; those of a slice are views."""
         nodes = self.nodes
 
         def take(x: Tensor | None) -> Tensor | None:
@@ -47,6 +49,13 @@ class Batch:
             behaviour=take(self.behaviour),
             reference=take(self.reference),
         )
+
+    def of_agent(self, agent: int, weight: Tensor) -> "Batch":
+        """The same rows with no node but one agent's, and its advantages times `weight` (B, 1, 1)."""
+        mine = torch.zeros_like(self.nodes.mask[:1])
+        mine[:, agent] = True
+        nodes = replace(self.nodes, mask=self.nodes.mask & mine, trained=self.nodes.trained & mine)
+        return replace(self, nodes=nodes, advantage=self.advantage * weight)
 
 
 @dataclass(frozen=True)
@@ -219,11 +228,15 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Tensor]:
+def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Rows]:
     """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says."""
     count = mask.shape[0]
-    size = min(rows, count) if rows else count
-    return list(torch.arange(count, device=mask.device).split(max(1, -(-size // divisor))))
+    size = max(1, -(-(min(rows, count) if rows else count) // divisor))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def row_count(index: Rows) -> int:
+    return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
 def value_mask(batch: Batch) -> Tensor:

@@ -1,11 +1,12 @@
 """The interfaces that environments, policies, trackers and callbacks fill."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Generator, Tensor, nn
 
+from marl.objective import Rows
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs, Step, VectorStep
 
 State = dict[str, Any]
@@ -103,10 +104,10 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[Rows]:
         """The indices of the rows of each forward pass of an update; together they hold every row once.
 
-        A pass takes at most `rows` rows, 0 for as many as there are, and where memory ran out before, a
+        A pass takes at most `rows` rows, 0 for as many as the policy likes, and where memory ran out before, a
         `divisor`-th of that. `marl.objective.consecutive` is the usual way.
         """
         ...
@@ -141,6 +142,10 @@ class Tracker(Protocol):
 
 class Callback(Protocol):
     """Called by the trainer; every method may do nothing."""
+
+    def on_start(self, trainer: Any) -> None:
+        """Before the first iteration of this process."""
+        ...
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         """After an iteration; may add to the metrics that are logged."""

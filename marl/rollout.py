@@ -106,7 +106,13 @@ class Rollout:
 
 
 def minibatches(batch: Batch, count: int, generator: Generator) -> Iterator[Batch]:
-    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole."""
+    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole.
+
+    A single part is the batch itself, not copied: the order of its rows means nothing.
+    """
+    if count == 1:
+        yield batch
+        return
     rows = batch.log_prob.shape[0]
     order = torch.randperm(rows, generator=generator).to(batch.log_prob.device)
     for part in order.tensor_split(count):

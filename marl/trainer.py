@@ -14,7 +14,7 @@ from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
 from marl.normalise import ValueNorm
-from marl.objective import Batch
+from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches
 from marl.seeding import Streams
@@ -85,6 +85,8 @@ class Trainer:
 
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
+        for callback in self.callbacks:
+            callback.on_start(self)
         stopped = self.finished
         while not stopped:
             metrics = self.iterate()
@@ -155,7 +157,7 @@ class Trainer:
             group["lr"] = rate * left
 
         try:
-            metrics = self.epochs(batch)
+            metrics = self.agents(batch) if learn.agent_updates == "sequential" else self.epochs(batch)
         except NonFiniteError:
             self.value_norm.load_state_dict(norm_before)
             raise
@@ -179,6 +181,31 @@ class Trainer:
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
             batch = batch.rows(played)
         return batch, metrics
+
+    def agents(self, batch: Batch) -> dict[str, float]:
+        """All passes for one agent after another (Kuba et al. 2022, algorithm 4); the means of what they report.
+
+        An agent's advantage is weighed by the importance ratio of the agents updated before it. Each trains the
+        value that is its own.
+        """
+        generator = torch.Generator().manual_seed(self.streams.integer("agents", self.iteration))
+        weight = torch.ones_like(batch.advantage[:, :1, :1])
+        reports = []
+        for agent in torch.randperm(batch.nodes.mask.shape[1], generator=generator).tolist():
+            mine = batch.of_agent(agent, weight)
+            reports.append(self.epochs(mine))
+            weight = weight * self.ratio(mine)
+        return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+
+    @torch.no_grad()
+    def ratio(self, batch: Batch) -> Tensor:
+        """(B, 1, 1): how much likelier the trained nodes of a row are now than when they were decided."""
+        ratio = torch.ones_like(batch.advantage[:, :1, :1])
+        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.divisor):
+            rows = batch.rows(index)
+            change = self.policy.evaluate(rows.inputs, rows.nodes).log_prob - rows.log_prob
+            ratio[index] = unit_sum(change, rows.nodes.trained, "step").clamp(-20.0, 20.0).exp()
+        return ratio
 
     def epochs(self, batch: Batch) -> dict[str, float]:
         """Passes over the rollout until they are done or the KL limit ends them; the means of what they report."""
@@ -237,7 +264,7 @@ class Trainer:
                     raise
                 reason = str(error).partition("\n")[0]
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
-            largest = max(map(len, passes))
+            largest = max(map(row_count, passes))
             if largest == 1:
                 raise MemoryLimitError(
                     f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
@@ -254,7 +281,7 @@ class Trainer:
                 reason,
             )
 
-    def accumulate(self, minibatch: Batch, passes: Sequence[Tensor], counts: Tensor) -> dict[str, Tensor]:
+    def accumulate(self, minibatch: Batch, passes: Sequence[Rows], counts: Tensor) -> dict[str, Tensor]:
         """Add up the gradients of the forward passes, and the parts of their losses."""
         total: dict[str, Tensor] = {}
         for index in passes:

@@ -100,7 +100,7 @@ class TokenTable(nn.Module):
         taken = [x[place].gather(-1, nodes.action.unsqueeze(-1)).squeeze(-1) for x in (log_prob, q)]
         return Evaluation(taken[0], entropy[place], taken[1], expected[place])
 
-    def split(self, inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:  # noqa: ARG002
+    def split(self, inputs, nodes: Nodes, rows: int, divisor: int):  # noqa: ARG002
         return consecutive(nodes.mask, rows, divisor)
 
     def after_update(self) -> None:

@@ -356,7 +356,9 @@ def test_passes_hold_every_row_once_within_the_budget():
     assert [len({keys[row] for row in part}) for part in parts] == [2, 1]
     assert sum(lengths[key] for key in {keys[row] for row in parts[0]}) <= budget
     assert max(map(len, policy.split(inputs, decision.nodes, 5, 1))) == 5
-    assert len(policy.split(inputs, decision.nodes, 0, 4)) == 5  # 9 rows of one situation, 3, and 12: at most 6 in a pass
+    assert (
+        len(policy.split(inputs, decision.nodes, 0, 4)) == 5
+    )  # 9 rows of one situation, 3, and 12: at most 6 in a pass
 
 
 # Bad input

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
-from agents.attention import ask, causal_bias
+from agents.attention import causal_bias
 from agents.mat import MAT, MATOptions
 from marl.types import EnvSpec, Obs
 
@@ -100,8 +100,8 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
     inputs, nodes = decide(policy)
     with torch.no_grad():
         folds = policy.fold()
-        representation = policy.represent(inputs, folds)[0]
-        x = policy.tokens(nodes.action, folds.decoder[0].own)[0]
+        representation = policy.represent(inputs, folds, None)
+        x = policy.embed_tokens(policy.before(nodes.action))
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
         for block in policy.decoder:
             query, key = block.own.query(x), block.own.key(x)
@@ -112,8 +112,7 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
                     weights = score.softmax(-1) / 4
                     expected[:, i, :i] += weights[:, 1:]
                     expected[:, i, i] += weights[:, 0]
-            fold = block.fold()
-            x = block(x, ask(fold.own, x), representation, fold, causal_bias(AGENTS, 2, x))
+            x = block(x, representation, block.fold(), causal_bias(AGENTS, 2, x))
     assert torch.allclose(policy.attention(inputs, nodes), expected, atol=1e-6)
 
 

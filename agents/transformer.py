@@ -1,0 +1,340 @@
+"""The transformer over a team: its encoder of observations, and the autoregressive decoder of actions on top.
+
+Shape legend: E environments, N agents, D embedding, A actions, H heads, L slots.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Generator, Tensor, nn
+
+from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
+from agents.decode import Decoded, Stepper
+from agents.nn import RELU_GAIN, SMALL_GAIN, GaussianHead, VectorPolicy, fingerprint, linear, make_head, plain_kernels
+from marl.errors import ConfigError
+from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
+
+
+@dataclass(frozen=True)
+class TeamOptions:
+    """A network over all agents."""
+
+    embedding: int = 64
+    """Width of the network."""
+    agent_id: bool = True
+    """Append the agent's one-hot identity to its observation."""
+    normalise_observations: bool = False
+    """Standardise observations by running moments, kept with the weights."""
+    std_limit: float = 0.5
+    """Upper bound of the standard deviation of continuous actions, which lie in [-1, 1]."""
+    std_start: float = 0.3655
+    """Standard deviation of continuous actions at the start."""
+
+    def __post_init__(self) -> None:
+        if self.embedding < 1:
+            raise ConfigError(f"embedding is {self.embedding}; give 1 or more, usually 64")
+
+
+@dataclass(frozen=True)
+class TransformerOptions(TeamOptions):
+    """Attention between the agents."""
+
+    heads: int = 1
+    """Attention heads; must divide the width."""
+    blocks: int = 1
+    """Blocks of attention in the encoder, and as many in a decoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1 or self.embedding % self.heads:
+            raise ConfigError(f"heads is {self.heads}, which does not divide embedding, {self.embedding}")
+        if self.blocks < 1:
+            raise ConfigError(f"blocks is {self.blocks}; give 1 or more")
+
+
+Order = Literal["fixed", "random"]
+
+
+@dataclass(frozen=True)
+class MATOptions(TransformerOptions):
+    """The Multi-Agent Transformer."""
+
+    agent_order: Order = "fixed"
+    """Order in which agents decide: as the environment lists them, or drawn anew at every step."""
+
+
+class EncoderFolds(NamedTuple):
+    """The encoder's weights as the forward pass wants them, multiplied out where that saves work on every row."""
+
+    embed: tuple[Tensor, Tensor]
+    blocks: tuple[Fold, ...]
+
+
+class TeamPolicy(VectorPolicy):
+    """Embedded observations, and a critic with one value for each agent and step, (E, N, 1).
+
+    Dead and padded agents are hidden from the encoder's attention, so that nothing that a living agent does depends
+    on them or on their number.
+    """
+
+    def __init__(self, spec: EnvSpec, options: TeamOptions) -> None:
+        super().__init__(spec, options.agent_id, options.normalise_observations)
+        width = options.embedding
+        self.options = options
+        self.embed = nn.Sequential(
+            nn.LayerNorm(self.feature_size), linear(self.feature_size, width), nn.GELU(), self.embed_norm(width)
+        )
+        self.encoder: Any = self.make_encoder()
+        self.critic = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, 1, SMALL_GAIN))
+        self.head = make_head(spec, options.std_limit, options.std_start)
+        self.slots = self.head.slots
+        self._kept: tuple[object, Any] | None = None
+        self._all: tuple[nn.Parameter, ...] = ()
+
+    def embed_norm(self, width: int) -> nn.Module:
+        return nn.LayerNorm(width)
+
+    @property
+    def heads(self) -> int:
+        options: Any = self.options
+        return options.heads
+
+    def make_encoder(self) -> nn.Module:
+        options: Any = self.options
+        return nn.ModuleList(EncoderBlock(options.embedding, options.heads) for _ in range(options.blocks))
+
+    def make_actor(self) -> nn.Sequential:
+        """From features (..., D) to the parameters of the head's distribution, (..., A)."""
+        width, actions = self.options.embedding, self.spec.action_size
+        return nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, actions, SMALL_GAIN))
+
+    def fold_embedding(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first layer with the gain and bias of the normalisation before it.
+
+        Observations need no gradient, so neither does their normalisation then.
+        """
+        norm, first = cast(nn.LayerNorm, self.embed[0]), cast(nn.Linear, self.embed[1])
+        return first.weight * norm.weight, first.bias + first.weight @ norm.bias
+
+    def fold_encoder(self) -> EncoderFolds:
+        """Differentiable."""
+        return EncoderFolds(self.fold_embedding(), tuple(block.attention.fold() for block in self.encoder))
+
+    def prepare(self) -> Any:
+        """What acting wants made of the weights."""
+        return self.fold_encoder()
+
+    def kept(self) -> Any:
+        """What `prepare` makes, anew only when the weights have changed."""
+        if not self._all:
+            self._all = tuple(self.parameters())
+        mark = fingerprint(self._all)
+        if self._kept is None or self._kept[0] != mark:
+            self._kept = (mark, self.prepare())
+        return self._kept[1]
+
+    def embed_observations(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
+        """(E, N, D), each agent by itself."""
+        x = self.features(inputs)
+        # Given a gain and a bias, a CPU normalises twice as fast as without.
+        width = x.shape[-1]
+        x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
+        return self.embed[3](F.gelu(F.linear(x, *folds.embed)))
+
+    def attend(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
+        """The encoder's representation (E, N, D), in the order of the agents."""
+        x = self.embed_observations(inputs, folds)
+        bias = living_bias(inputs["alive"], self.heads, x)
+        for block, fold in zip(self.encoder, folds.blocks, strict=True):
+            x = block(x, fold, bias)
+        return x
+
+    def value(self, inputs: Inputs) -> Tensor:
+        folds = self.fold_encoder() if torch.is_grad_enabled() else self.kept()
+        return self.critic(self.attend(inputs, folds)).squeeze(-1)
+
+
+class Folds(NamedTuple):
+    """The same for the whole of an encoder and a decoder."""
+
+    encoder: EncoderFolds
+    decoder: tuple[DecoderFold, ...]
+    table: TokenTable | None
+    """Self-attention among discrete actions in the first block."""
+
+
+class MAT(TeamPolicy):
+    """Encoder and decoder. Dead and padded agents decide last."""
+
+    values_follow_actions = False
+    """The critic reads the decoder, and so each value is given the actions of the agents before; else the encoder."""
+
+    def __init__(self, spec: EnvSpec, options: Any) -> None:
+        super().__init__(spec, options)
+        width = options.embedding
+        if isinstance(self.head, GaussianHead):
+            self.token: nn.Module = linear(spec.action_size, width)
+        else:
+            self.token = nn.Embedding(spec.action_size + 1, width)
+            nn.init.orthogonal_(self.token.weight, RELU_GAIN)
+        self.token_norm = nn.LayerNorm(width)
+        self.decoder: Any = self.make_decoder()
+        self.actor = self.make_actor()
+
+    def make_decoder(self) -> nn.Module:
+        options: Any = self.options
+        return nn.ModuleList(DecoderBlock(options.embedding, options.heads) for _ in range(options.blocks))
+
+    def fold(self) -> Any:
+        """What `represent` and `decode` take: the weights, folded, differentiable."""
+        decoder = tuple(block.fold() for block in self.decoder)
+        table = None
+        if isinstance(self.token, nn.Embedding):
+            kinds = self.token_norm(F.gelu(self.token.weight))
+            table = TokenTable(decoder[0].own, self.heads, kinds)
+        return Folds(self.fold_encoder(), decoder, table)
+
+    def prepare(self) -> tuple[Any, Any]:
+        folds = self.fold()
+        return folds, Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, self.embed_tokens)
+
+    def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
+        """What the decoder knows of the observations, (E, N, D), in the order of decisions."""
+        return reorder(self.attend(inputs, folds.encoder), order)
+
+    def decide_order(self, alive: Tensor, generator: Generator | None) -> Tensor | None:
+        """(E, N): living agents first, in the chosen order; None where that is 0..N-1 everywhere."""
+        if self.random_order:
+            key = torch.rand(alive.shape, device=alive.device, generator=generator)
+            return (key + (~alive).to(key.dtype)).argsort(-1)
+        return fixed_order(alive)
+
+    @property
+    def random_order(self) -> bool:
+        options: Any = self.options
+        return options.agent_order == "random"
+
+    def embed_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (..., D) of continuous actions (..., A), or of kinds (...): 0 the start, 1 + a the action a."""
+        return self.token_norm(F.gelu(self.token(x)))
+
+    def before(self, action: Tensor) -> Tensor:
+        """What `embed_tokens` takes for each position, of the action before it: (E, N, A), or kinds (E, N)."""
+        if isinstance(self.token, nn.Embedding):
+            return F.pad(action[:, :-1, 0] + 1, (1, 0))
+        return F.pad(action[:, :-1], (0, 0, 1, 0))
+
+    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
+        """Features (E, N, D) of every agent given the `action` (E, N, L) of those before it."""
+        x = before = self.before(action)
+        bias = causal_bias(action.shape[1], self.heads, representation)
+        for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
+            if number == 0 and folds.table is not None:
+                x = folds.table.attend(before)
+            else:
+                x = block.attend(self.embed_tokens(before) if number == 0 else x, fold, bias)
+            x = block.finish(x, representation, fold, bias)
+        return x
+
+    def search(
+        self, representation: Tensor, mask: Tensor, noise: Tensor | None, folds: Any, passes: int
+    ) -> Decoded | None:
+        """What the sequential decoder decides, by at most `passes` passes over all agents; for discrete actions.
+
+        With the noise drawn, a sample is a function of the samples before it: whatever a pass leaves as it was is
+        that fixed point, and N passes always find it. None where `passes` were too few.
+        """
+        offset = self.head.offset(mask, noise)
+        action = torch.zeros((*mask.shape[:2], self.slots), dtype=torch.long, device=mask.device)
+        for _ in range(passes):
+            features = self.decode(representation, action, folds)
+            parameters = self.actor(features)
+            better = self.head.pick(parameters + offset, mask)
+            if torch.equal(better, action):
+                return Decoded(action, parameters, features)
+            action = better
+        return None
+
+    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
+        with torch.no_grad(), plain_kernels():
+            folds, stepper = self.kept()
+            alive = inputs["alive"]
+            envs, agents = alive.shape
+            noise = None if deterministic else self.head.noise((envs, agents), alive.device, generator)
+            order = self.decide_order(alive, generator)
+            representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
+            passes = parallel_passes(envs, agents, alive.device.type) if self.spec.discrete else 0
+            decoded = self.search(representation, mask, noise, folds, passes)
+            decoded = decoded or stepper.decode(representation, mask, noise)
+            log_prob = self.head.log_prob(decoded.parameters, mask, decoded.action)
+            value = self.critic(decoded.features if self.values_follow_actions else representation)
+            action, log_prob, value = (restore(x, order) for x in (decoded.action, log_prob, value))
+        nodes = self.nodes(inputs, self.head, action, order)
+        return Decision(self.head.to_env(action), nodes, log_prob, value)
+
+    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        folds, order = self.fold(), nodes.order
+        representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
+        action = reorder(nodes.action, order)
+        features = self.decode(representation, action, folds)
+        log_prob, entropy = self.head.evaluate(self.actor(features), mask, action)
+        value = self.critic(features if self.values_follow_actions else representation)
+        return Evaluation(*(restore(x, order) for x in (log_prob, entropy, value)))
+
+    def value(self, inputs: Inputs) -> Tensor:
+        folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
+        order = fixed_order(inputs["alive"])
+        return restore(self.critic(self.represent(inputs, folds, order)), order).squeeze(-1)
+
+    @torch.no_grad()
+    def attention(self, inputs: Inputs, nodes: Nodes) -> Tensor:
+        """(E, N, N): how much agent i, deciding, looked at the action of agent j, in the decoder's self-attention.
+
+        Averaged over heads and blocks. Only agents that decided before i have a weight; what i gave to the symbol
+        that begins the sequence, and so to nobody, is at [i, i]. A living agent's row sums to 1, a dead one's to 0.
+        """
+        folds, order = self.fold(), nodes.order
+        representation = self.represent(inputs, folds, order)
+        x = self.embed_tokens(self.before(reorder(nodes.action, order)))
+        total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)
+        bias = causal_bias(x.shape[1], self.heads, x)
+        for block, fold in zip(self.decoder, folds.decoder, strict=True):
+            total += block.own.weights(x) / len(self.decoder)
+            x = block(x, representation, fold, bias)
+        # Position p holds the action decided at p - 1, and position 0 the beginning.
+        looked = F.pad(total[:, :, 1:], (0, 1)) + torch.diag_embed(total[:, :, 0])
+        looked = restore(restore(looked, order).mT, order).mT
+        return looked * inputs["alive"].unsqueeze(-1)
+
+
+def parallel_passes(envs: int, agents: int, device: str) -> int:
+    """Passes over all agents to try before deciding one after another; all that it may take on a GPU, else few.
+
+    On a CPU core a pass costs about 0.1 ms and 1.1 us a row, a position 50 us and 1.3 us an environment
+    (`marl bench act`). At most half of the sequential time is spent on trying, and one pass alone proves nothing.
+    """
+    if device != "cpu":
+        return agents
+    affordable = int(agents * (50.0 + 1.3 * envs) / (2.0 * (100.0 + 1.1 * envs * agents)))
+    return affordable if affordable > 1 else 0
+
+
+def fixed_order(alive: Tensor) -> Tensor | None:
+    """(E, N): living agents first, as the environment lists them; None where that is 0..N-1 everywhere."""
+    if bool(alive.all()):
+        return None
+    return (~alive).to(torch.uint8).argsort(dim=-1, stable=True)
+
+
+def reorder(x: Tensor, order: Tensor | None) -> Tensor:
+    """(E, N, F) from agent order to decision order."""
+    return x if order is None else x.gather(1, order.unsqueeze(-1).expand_as(x))
+
+
+def restore(x: Tensor, order: Tensor | None) -> Tensor:
+    """(E, N, F) from decision order back to agent order."""
+    if order is None:
+        return x
+    return torch.empty_like(x).scatter_(1, order.unsqueeze(-1).expand_as(x), x)

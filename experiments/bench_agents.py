@@ -1,0 +1,184 @@
+"""The parts of `marl bench` that measure policies: acting, and one epoch of an update."""
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from rich.table import Table
+
+from experiments.reference_mat import ReferenceMAT, ReferenceUpdate
+from marl.objective import Batch, ClippedPPO
+from marl.registry import AGENTS
+from marl.threads import usable_cores
+from marl.types import EnvSpec, Nodes, Obs
+
+HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
+"""Agents, observation, actions of HalfCheetah 6x1, which is continuous, and of 3m, 8m and 27m_vs_30m of SMAC."""
+ACT_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 8), (M27, 32), ((128, 285, 36), 32))
+UPDATE_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 32))
+Shape = tuple[int, int, int]
+REFERENCE_AGENTS = 64
+"""Teams beyond this are not shown to the reference, whose work grows with their square."""
+
+
+def policies(shape: Shape) -> Iterator[tuple[str, Any]]:
+    agents, observation, actions = shape
+    space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
+    spec = EnvSpec("bench", tuple(f"agent_{i}" for i in range(agents)), box, space, max_steps=100)
+    for name in ("mappo", "mat"):
+        entry = AGENTS.get(name)
+        torch.manual_seed(0)
+        yield name, entry.make(spec, entry.options())
+
+
+def observations(shape: Shape, envs: int) -> Obs:
+    rng = np.random.default_rng(0)
+    agents, observation, actions = shape
+    mask = rng.random((envs, agents, actions)) < 0.7
+    mask[..., 0] = True
+    obs = rng.normal(size=(envs, agents, observation)).astype(np.float32)
+    return Obs(obs, np.ones((envs, agents), dtype=bool), mask if actions > 1 else None)
+
+
+def measure(work: dict[str, Callable[[], object]], config: Any) -> dict[str, tuple[float, float]]:
+    """Milliseconds of a call of each function: the median of its CPU time, and the spread of the middle half.
+
+    The functions take turns call by call, so that what else the machine does meets them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for function in work.values():
+        function()
+    while min(map(sum, seconds.values())) < config.rounds * config.seconds / 4 or min(map(len, seconds.values())) < 3:
+        for name, function in work.items():
+            start = time.process_time()
+            function()
+            seconds[name].append(time.process_time() - start)
+    result = {}
+    for name, times in seconds.items():
+        low, middle, high = statistics.quantiles(times, n=4)
+        result[name] = (1000 * middle, (high - low) / middle)
+    return result
+
+
+def act_part(config: Any) -> Table:
+    """Milliseconds from numpy observations to numpy actions, log-probabilities and values, on one thread.
+
+    Predicted from counting operations and products before it was built: 11 times the reference at 27 agents x 32,
+    6 times at 8 x 8, where what Python costs was underestimated.
+    """
+    table = Table("", "agent", "ms", "us an agent", "times reference", "spread", title="acting, CPU time of one thread")
+    for shape, envs in ACT_SHAPES:
+        obs = observations(shape, envs)
+        work: dict[str, Callable[[], object]] = {}
+        for name, policy in policies(shape):
+            work[name] = actor(policy, obs)
+            if name == "mat" and shape[0] <= REFERENCE_AGENTS:
+                work["reference"] = reference_actor(ReferenceMAT(policy), obs)
+        figures = measure(work, config)
+        for name, (ms, spread) in figures.items():
+            ratio = f"{figures['reference'][0] / ms:.1f}" if "reference" in figures else ""
+            each = f"{1000 * ms / shape[0]:.0f}"
+            table.add_row(f"{shape[0]} agents x {envs}", name, f"{ms:.2f}", each, ratio, f"{spread:.0%}")
+    return table
+
+
+def actor(policy: Any, obs: Obs) -> Callable[[], object]:
+    def act() -> object:
+        with torch.inference_mode():
+            return policy.act(policy.encode(obs))
+
+    return act
+
+
+def reference_actor(policy: ReferenceMAT, obs: Obs) -> Callable[[], object]:
+    mask = None if obs.action_mask is None else obs.action_mask.astype(np.float32)
+    return lambda: policy.act(obs.agents, mask)
+
+
+def update_part(config: Any) -> Table:
+    """One epoch over 100 steps of each environment in one minibatch: time, and memory beyond what is there before.
+
+    Predicted from counting products: 1.9 times the reference at 27 agents x 32, and less than a third of its memory.
+    """
+    cores = usable_cores()
+    columns = ["", "agent", "ms", "times reference", "MiB more", "share of reference's", "spread"]
+    table = Table(*columns, f"gain of {cores} threads", title="an epoch of 100 steps, CPU time of one thread")
+    for shape, envs in UPDATE_SHAPES:
+        work: dict[str, Callable[[], object]] = {}
+        for name, policy in policies(shape):
+            work[name] = updater(policy, random_batch(policy, observations(shape, 100 * envs)))
+            if name == "mat":
+                work["reference"] = ReferenceUpdate(ReferenceMAT(policy), 100, envs)
+        figures = measure(work, config)
+        memory = {name: peak_growth(function) for name, function in work.items()}
+        for name, (ms, spread) in figures.items():
+            cells = [f"{shape[0]} agents x {envs}", name, f"{ms:.1f}", f"{figures['reference'][0] / ms:.2f}"]
+            cells += [f"{memory[name]:.0f}", f"{memory[name] / max(memory['reference'], 1e-9):.2f}", f"{spread:.0%}"]
+            table.add_row(*cells, f"{thread_gain(work[name], cores):+.0%}")
+    return table
+
+
+def random_batch(policy: Any, obs: Obs) -> Batch:
+    with torch.inference_mode():
+        inputs = policy.encode(obs)
+        decision = policy.act(inputs)
+    numbers = torch.randn(decision.value.shape)
+    # Tensors made in inference mode take no part in training; a clone made outside does.
+    nodes = Nodes(*(x.clone() for x in (decision.nodes.action, decision.nodes.mask, decision.nodes.trained)))
+    inputs = {name: x.clone() for name, x in inputs.items()}
+    return Batch(inputs, nodes, decision.log_prob.clone(), decision.value.clone(), numbers, numbers)
+
+
+def updater(policy: Any, batch: Batch) -> Callable[[], object]:
+    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
+    objective = ClippedPPO()
+
+    def update() -> None:
+        counts = objective.counts(batch)
+        optimiser.zero_grad(set_to_none=True)
+        for index in policy.split(batch.inputs, batch.nodes, 0, 1):
+            part = batch.rows(index)
+            objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
+        optimiser.step()
+
+    return update
+
+
+def thread_gain(function: Callable[[], object], threads: int) -> float:
+    """How much faster by the clock a call is with `threads` threads, as a share; the best of three each."""
+    best = {1: float("inf"), threads: float("inf")}
+    for count in (1, threads) * 3:
+        torch.set_num_threads(count)
+        start = time.perf_counter()
+        function()
+        best[count] = min(best[count], time.perf_counter() - start)
+    torch.set_num_threads(1)
+    return best[1] / best[threads] - 1.0
+
+
+def peak_growth(function: Callable[[], object]) -> float:
+    """MiB by which resident memory rises above its level before, at most, during a call; 0 where it is not told."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if sys.platform != "linux" or not reset.exists():
+        return 0.0
+    # Memory that was freed but not given back would hide what the call takes.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    reset.write_text("5")
+
+    def kibibytes(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    before = kibibytes("VmRSS")
+    function()
+    return (kibibytes("VmHWM") - before) / 1024
