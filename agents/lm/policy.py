@@ -42,8 +42,8 @@ class LanguageOptions:
     """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the frozen weights."""
-    lora_rank: int = 0
-    """Rank of the adapters that are trained; 0 trains all weights."""
+    lora_rank: int | None = None
+    """Rank of the adapters that are trained, 0 to train all weights; None is 8, and 0 for tiny."""
     chat: Literal["auto", "off"] = "auto"
     """Use the model's chat template where it has one."""
     temperature: float = 1.0
@@ -54,8 +54,9 @@ class LanguageOptions:
     """What to do with a prompt that is longer than the model's context: stop, or cut its beginning."""
     team: Literal["parallel", "sequential"] = "parallel"
     """Several agents: each sees its own prompt, or behind it also what the agents before it have chosen."""
-    critic: Literal["shared", "frozen", "none"] = "shared"
-    """Features that the critic reads: those of the model that learns, of the frozen one, or no critic."""
+    critic: Literal["auto", "shared", "frozen", "none"] = "auto"
+    """Features that the critic reads: those of the model that learns, of the frozen one, or no critic; auto is frozen
+    under adapters, else shared."""
     critic_hidden: tuple[int, ...] = (256,)
     """Widths of the hidden layers of the critic."""
     reference: bool = False
@@ -69,8 +70,19 @@ class LanguageOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature is {self.temperature}; give a positive number")
-        if self.lora_rank < 0:
+        if self.rank < 0:
             raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
+
+    @property
+    def rank(self) -> int:
+        """Of the adapters; 0 where all weights are trained."""
+        if self.lora_rank is None:
+            return 0 if self.model == "tiny" else 8
+        return self.lora_rank
+
+    @property
+    def frozen_critic(self) -> bool:
+        return self.critic == "frozen" or (self.critic == "auto" and self.rank > 0)
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class TokenPolicy(nn.Module):
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
         self.slots = options.max_action_tokens
-        self.reads_frozen = options.critic == "frozen" or options.reference
+        self.reads_frozen = options.frozen_critic or options.reference
         self.situations = Situations(
             backbone.tokenizer,
             backbone.context,
@@ -458,7 +470,9 @@ class TokenPolicy(nn.Module):
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
-        return self.critic(grove.hidden if grove.frozen is None else grove.frozen).squeeze(-1)
+        features = grove.frozen if self.options.frozen_critic else grove.hidden
+        assert features is not None
+        return self.critic(features).squeeze(-1)
 
     def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]

@@ -44,7 +44,7 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
         spec,
         precision=options.precision,
         chat=options.chat,
-        lora_rank=options.lora_rank,
+        lora_rank=options.rank,
         token_budget=options.token_budget,
     )
 

@@ -168,6 +168,21 @@ def test_situations_are_computed_once_a_policy_and_frozen_features_once_for_all(
     assert calls == [False] * 6
 
 
+def test_a_shared_critic_reads_the_model_that_learns_whatever_the_reference():
+    plain, referred = (make_agent("poad", critic="shared", reference=reference) for reference in (False, True))
+    referred.load_state_dict(plain.state_dict())
+    for policy in (plain, referred):
+        stir(policy)
+    values = [policy.value(policy.encode(observe(MANY))) for policy in (plain, referred)]
+    torch.testing.assert_close(values[0], values[1])
+    frozen = make_agent("poad", critic="frozen")
+    before = frozen.value(frozen.encode(observe(MANY)))
+    for weight in frozen.backbone.parameters():
+        weight.data.mul_(1.1)
+    frozen.after_update()
+    torch.testing.assert_close(frozen.value(frozen.encode(observe(MANY))), before)
+
+
 def test_the_policy_forgets_when_its_weights_change():
     policy = make_agent("poad")
     _, before = act(policy, observe([[0]]))
