@@ -86,6 +86,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("smac", "ippo"): SMAC,
     **{("virtualhome", agent): HOUSEHOLD for agent in LANGUAGE},
     **{("overcooked", agent): KITCHEN for agent in LANGUAGE},
+    ("virtualhome", "etpo"): HOUSEHOLD | {"beta": 0.02},
+    ("overcooked", "etpo"): KITCHEN | {"beta": 0.02},
 }
 
 

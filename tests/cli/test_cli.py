@@ -186,7 +186,13 @@ def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):
 @pytest.mark.parametrize("key", PRESETS, ids="+".join)
 def test_every_preset_constructs_and_survives_yaml(key):
     env, agent = key
-    tasks = {"toy": "toy/copy", "mamujoco": "mamujoco/HalfCheetah-6x1", "smac": "smac/3m"}
+    tasks = {
+        "toy": "toy/copy",
+        "mamujoco": "mamujoco/HalfCheetah-6x1",
+        "smac": "smac/3m",
+        "virtualhome": "virtualhome/entertainment",
+        "overcooked": "overcooked/tomato-salad",
+    }
     config, source = choose(tasks.get(env, env), agent)
     assert "preset" in source
     assert from_yaml(to_yaml(config)) == config
