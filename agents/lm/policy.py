@@ -7,7 +7,6 @@ the tries of several situations, H features.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +15,12 @@ from torch import Generator, Tensor, nn
 from agents.lm import story
 from agents.lm.backbone import Backbone
 from agents.lm.generate import generate
+from agents.lm.options import LanguageOptions, TokenOptions
 from agents.lm.situations import FREE, Situations
-from agents.lm.tokens import Overflow
 from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, mlp
-from marl.errors import ConfigError
 from marl.transcript import Turn
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
@@ -32,70 +30,6 @@ REMEMBERED = 1 << 28
 """Bytes of features of the frozen model that are kept from one policy to the next."""
 SITUATIONS = 20_000
 """Prompts and candidate sets above which those that the last rollout did not meet are forgotten."""
-
-
-@dataclass(frozen=True)
-class LanguageOptions:
-    """A language model that acts in text."""
-
-    model: str = "tiny"
-    """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the frozen weights."""
-    lora_rank: int | None = None
-    """Rank of the adapters that are trained, 0 to train all weights; None is 8, and 0 for tiny."""
-    chat: Literal["auto", "off"] = "auto"
-    """Use the model's chat template where it has one."""
-    temperature: float = 1.0
-    """Divides the logits, in acting and in learning alike."""
-    max_action_tokens: int = 16
-    """Longest action."""
-    prompt_overflow: Overflow = "error"
-    """What to do with a prompt that is longer than the model's context: stop, or cut its beginning."""
-    team: Literal["parallel", "sequential"] = "parallel"
-    """Several agents: each sees its own prompt, or behind it also what the agents before it have chosen."""
-    critic: Literal["auto", "shared", "frozen", "none"] = "auto"
-    """Features that the critic reads: those of the model that learns, of the frozen one, or no critic; auto is frozen
-    under adapters, else shared."""
-    critic_hidden: tuple[int, ...] = (256,)
-    """Widths of the hidden layers of the critic."""
-    reference: bool = False
-    """Keep log-probabilities of the model before training, for a penalty on leaving it."""
-    token_budget: int = 4096
-    """Tokens of one forward pass, as far as rows can be split."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_action_tokens", "token_budget"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if not 0.0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; give a positive number")
-        if self.rank < 0:
-            raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
-
-    @property
-    def rank(self) -> int:
-        """Of the adapters; 0 where all weights are trained."""
-        if self.lora_rank is None:
-            return 0 if self.model == "tiny" else 8
-        return self.lora_rank
-
-    @property
-    def frozen_critic(self) -> bool:
-        return self.critic == "frozen" or (self.critic == "auto" and self.rank > 0)
-
-
-@dataclass(frozen=True)
-class TokenOptions(LanguageOptions):
-    """A language model that acts token by token."""
-
-    top_p: float = 1.0
-    """Free text is sampled from the likeliest tokens that together have this probability."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p is {self.top_p}; give a number above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -159,7 +93,7 @@ class TokenPolicy(nn.Module):
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
         self.slots = options.max_action_tokens
-        self.reads_frozen = options.frozen_critic or options.reference
+        self.reads_frozen = options.critic_reads == "frozen" or options.reference
         self.situations = Situations(
             backbone.tokenizer,
             backbone.context,
@@ -176,7 +110,7 @@ class TokenPolicy(nn.Module):
         self._frozen_bytes = 0
 
     def make_critic(self, width: int) -> nn.Module | None:
-        return None if self.options.critic == "none" else mlp(width, self.options.critic_hidden, 1, SMALL_GAIN)
+        return None if self.options.critic_reads == "none" else mlp(width, self.options.critic_hidden, 1, SMALL_GAIN)
 
     @property
     def module(self) -> nn.Module:
@@ -470,8 +404,7 @@ class TokenPolicy(nn.Module):
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
-        features = grove.frozen if self.options.frozen_critic else grove.hidden
-        assert features is not None
+        features = grove.frozen if self.options.critic_reads == "frozen" else grove.hidden
         return self.critic(features).squeeze(-1)
 
     def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:

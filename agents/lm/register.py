@@ -5,7 +5,8 @@ from typing import Any
 
 from agents.lm.backbone import Backbone
 from agents.lm.models import load_backbone
-from agents.lm.policy import LanguageOptions, TokenOptions, TokenPolicy
+from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.policy import TokenPolicy
 from agents.lm.soft import SoftOptions, SoftPolicy
 from agents.lm.twosome import Twosome, TwosomeOptions
 from marl.registry import register_agent

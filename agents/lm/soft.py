@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agents.lm.backbone import Backbone
-from agents.lm.policy import Grove, Judgement, LanguageOptions, TokenPolicy
+from agents.lm.options import LanguageOptions
+from agents.lm.policy import Grove, Judgement, TokenPolicy
 from agents.lm.trie import segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, mlp
@@ -110,7 +111,7 @@ class SoftPolicy(TokenPolicy):
         forest = grove.forest
         log_prob = self.distribution(self.backbone.output, grove.hidden, forest)[0]
         reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
-        v, u = head(grove.hidden if self.options.critic == "shared" else grove.frozen)
+        v, u = head(grove.hidden if self.options.critic_reads == "shared" else grove.frozen)
         q = v[forest.source] + self.token_q.token_logits(u[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
 
         def mean(x: Tensor) -> Tensor:

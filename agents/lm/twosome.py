@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from agents.lm.backbone import Backbone
-from agents.lm.policy import Grove, Judgement, Key, LanguageOptions, TokenPolicy
+from agents.lm.options import LanguageOptions
+from agents.lm.policy import Grove, Judgement, Key, TokenPolicy
 from agents.lm.situations import FREE
 from agents.lm.trie import Forest, Tokens, Trie, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix

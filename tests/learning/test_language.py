@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import agents.lm.register  # noqa: F401 - registers the agents
 from envs.text import TextEnv, Turn
 from envs.toy_text import TextMdp
 from marl.config import default_config, override

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import envs.toy_text  # noqa: F401 - registers the games
 from marl import run
 from tests.resume.test_resume import assert_same_run, stop_after
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import agents.lm.register
+from agents.lm.options import LanguageOptions
 from agents.lm.tree import Tree
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.types import Nodes
@@ -213,6 +214,15 @@ def test_the_reference_is_the_policy_before_training(case):
 
 def make_fresh(policy):
     return agents.lm.register.open_backbone(policy.spec, policy.options)
+
+
+@pytest.mark.parametrize("reads", ["shared", "frozen"])
+def test_a_critic_of_its_own_features_moves_what_learns_or_does_not(reads):
+    policy = make_agent("poad", critic=reads, reference=True)
+    inputs, decision = act(policy, observe(MANY))
+    policy.evaluate(inputs, decision.nodes).value.sum().backward()
+    moved = any(bool(p.grad is not None and p.grad.any()) for p in policy.backbone.parameters())
+    assert moved == (reads == "shared")
 
 
 def test_only_what_is_trained_is_saved():
@@ -458,3 +468,17 @@ def test_too_many_situations_are_forgotten(monkeypatch):
 def test_options_out_of_range(name, options, message):
     with pytest.raises(ConfigError, match=message):
         make_agent(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "reads"),
+    [
+        ({}, 0, "shared"),
+        ({"model": "smollm2"}, 8, "frozen"),
+        ({"model": "smollm2", "lora_rank": 0}, 0, "shared"),
+        ({"lora_rank": 4, "critic": "shared"}, 4, "shared"),
+    ],
+)
+def test_what_is_trained_and_read_by_default(options, rank, reads):
+    taken = LanguageOptions(**options)
+    assert (taken.rank, taken.critic_reads) == (rank, reads)
