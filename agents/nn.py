@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from marl.errors import ConfigError
+from marl.errors import ConfigError, NonFiniteError
 from marl.normalise import RunningMoments
 from marl.objective import Rows, consecutive
 from marl.types import EnvSpec, Inputs, Nodes, Obs
@@ -148,6 +148,12 @@ class GaussianHead(nn.Module):
         return self.std_limit * torch.sigmoid(self.log_std)
 
     def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+        """(..., A): what the means lack for `pick`. Raises NonFiniteError where a deviation is not a number or 0."""
+        if not bool(self.log_std.isfinite().all()):
+            raise NonFiniteError(
+                f"log_std is {self.log_std.tolist()}; every one must be finite. Go back to an earlier checkpoint, and "
+                "lower --learning-rate"
+            )
         return torch.zeros(mask.shape, device=mask.device) if noise is None else self.std() * noise
 
     def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:
@@ -275,7 +281,8 @@ class VectorPolicy(nn.Module):
         device = self.identity.device
         alive = torch.as_tensor(obs.alive)
         if obs.action_mask is None:
-            mask = torch.ones((*alive.shape, self.spec.action_size), dtype=torch.bool)
+            exists = torch.arange(self.spec.action_size) < torch.tensor(self.spec.action_sizes).unsqueeze(-1)
+            mask = exists.expand(*alive.shape, -1)
         else:
             mask = torch.as_tensor(obs.action_mask)
         inputs = {"agents": torch.as_tensor(obs.agents), "alive": alive, "action_mask": mask}

@@ -66,26 +66,25 @@ TEXT: dict[str, Any] = {
     "eval_episodes": 32,
     "eval_stochastic": True,
 }
-LANGUAGE = ("twosome", "ntpo", "poad")
 
 # Discounts that the tasks' own returns are reckoned with.
 HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": 0.95}
 KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000}
 
+ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
+AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
+LANGUAGE = ("twosome", "ntpo", "poad")
+FAMILIES = {
+    **{family: (settings, AGENTS) for family, settings in (("toy", TOY), ("mamujoco", MUJOCO), ("smac", SMAC))},
+    "virtualhome": (HOUSEHOLD, LANGUAGE),
+    "overcooked": (KITCHEN, LANGUAGE),
+}
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("toy/climbing", "mat"): COORDINATION,
-    ("toy/penalty", "mat"): COORDINATION,
-    ("toy", "mat"): TOY,
-    ("toy", "mappo"): TOY,
-    ("toy", "ippo"): TOY,
-    ("mamujoco", "mat"): MUJOCO,
-    ("mamujoco", "mappo"): MUJOCO,
-    ("mamujoco", "ippo"): MUJOCO,
-    ("smac", "mat"): SMAC,
-    ("smac", "mappo"): SMAC,
-    ("smac", "ippo"): SMAC,
-    **{("virtualhome", agent): HOUSEHOLD for agent in LANGUAGE},
-    **{("overcooked", agent): KITCHEN for agent in LANGUAGE},
+    (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
+}
+PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
+PRESETS |= {
     ("virtualhome", "etpo"): HOUSEHOLD | {"beta": 0.02},
     ("overcooked", "etpo"): KITCHEN | {"beta": 0.02},
 }

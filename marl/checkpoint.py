@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl.errors import CheckpointError, ConfigError
 
@@ -439,6 +439,20 @@ def _to_array(tensor: Tensor, data: Mapping[str, Any]) -> np.ndarray:
     if "dtype" not in data:
         return array.copy()
     return np.ndarray(data["shape"], np.dtype(data["dtype"]), buffer=array.tobytes()).copy()
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give a network the tensors of a checkpoint; CheckpointError names the first that does not fit."""
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        shapes = [list(group[name].shape) if name in group else None for group in (tensors, own)]
+        if shapes[0] != shapes[1]:
+            there, here = ("nothing" if shape is None else f"{shape}" for shape in shapes)
+            raise CheckpointError(
+                f"{source} holds {there} for {name!r} where this network has {here}: it is of another agent, of other "
+                "agent options, or of another number of agents; load it with the configuration it was trained with"
+            )
+    module.load_state_dict(tensors)
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> Packed:

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from marl.checkpoint import Checkpoint, load
+from marl.checkpoint import Checkpoint, load, load_weights
 from marl.errors import CheckpointError
 from marl.protocols import Policy
 from marl.registry import AGENTS
@@ -94,7 +94,7 @@ def make_policy(checkpoint: Checkpoint) -> Policy:
     entry = AGENTS.get(data["agent"])
     options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
     policy = entry.make(spec_from_json(data["spec"]), options)
-    policy.module.load_state_dict(checkpoint.tensors["model"])
+    load_weights(policy.module, checkpoint.tensors["model"], checkpoint.path)
     policy.module.eval()
     return policy
 

@@ -219,7 +219,8 @@ class Collector:
         Environments that are `over` play on for nothing.
         """
         self.obs = step.obs
-        require_choice(self.env.spec, step.obs)
+        taken = np.where(step.terminated | step.truncated, 0, self.episode_length + 1)
+        require_choice(self.env.spec, step.obs, taken)
         reward, terminated, truncated = step.reward, step.terminated, step.truncated
         bad = self._bad(step)
         if over.any():
@@ -346,13 +347,18 @@ def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs) -> Tensor:
     return torch.where(someone, value, value_norm.normalise(torch.zeros_like(value)))
 
 
-def require_choice(spec: EnvSpec, obs: Obs) -> None:
-    """EnvironmentContractError where an agent has no action to choose from."""
+def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> None:
+    """EnvironmentContractError where an agent has no action to choose from.
+
+    `taken` (E,): steps of each environment's episode so far; none are where it is not given.
+    """
     if obs.action_mask is not None and not obs.action_mask.any(-1).all():
         index, agent = (int(i) for i in np.argwhere(~obs.action_mask.any(-1))[0])
+        steps = 0 if taken is None else int(taken[index])
         raise EnvironmentContractError(
-            f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}: action_mask allows no action; leave one "
-            f"even to the dead (`marl check-env {spec.name}` tests the whole environment)"
+            f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}, after {steps} steps of its episode: "
+            f"action_mask allows no action; leave one even to the dead (`marl check-env {spec.name}` tests the whole "
+            "environment)"
         )
 
 

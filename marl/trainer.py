@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from marl import distributed
-from marl.checkpoint import Checkpoint, pack, pack_optimiser, rng_state, set_rng_state, unpack, unpack_optimiser
+from marl.checkpoint import (
+    Checkpoint,
+    load_weights,
+    pack,
+    pack_optimiser,
+    rng_state,
+    set_rng_state,
+    unpack,
+    unpack_optimiser,
+)
 from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
@@ -331,7 +340,7 @@ class Trainer:
                 f"resume with torchrun --nproc-per-node {data['world_size']}"
             )
         rank = distributed.rank()
-        self.module.load_state_dict(tensors["model"])
+        load_weights(self.module, tensors["model"], checkpoint.path)
         self.value_norm.load_state_dict(tensors["value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
         self.iteration, self.steps = data["iteration"], checkpoint.step

@@ -37,6 +37,13 @@ def test_mat_coordinates_where_independent_learners_cannot(task):
     assert independent <= bound + 4 * 0.5 / 16
 
 
+@pytest.mark.parametrize(
+    ("task", "agent"), [("xor3", "mat-bad"), ("permutation", "mat-gru"), ("permutation", "mat-decoder")]
+)
+def test_its_relatives_that_decide_one_by_one_coordinate_too(task, agent):
+    assert learn(task, agent, 25_000, True, agent_id=False) == pytest.approx(optimum(task))
+
+
 @pytest.mark.parametrize("task", ["climbing", "penalty"])
 def test_mat_reaches_the_optimum_next_to_a_penalty(task):
     assert learn(task, "mat", 30_000, True) == pytest.approx(optimum(task))
@@ -48,7 +55,7 @@ def test_mat_passes_observations_on():
     assert learn("copy", "ippo", 20_000, False) <= factorised_optimum("copy") + 4 * 0.5 / 16
 
 
-@pytest.mark.parametrize("agent", ["mat", "mappo", "ippo"])
+@pytest.mark.parametrize("agent", ["mat", "mat-bad", "mat-encoder", "mat-dec", "mappo", "ippo", "happo"])
 def test_a_delayed_reward_is_found(agent):
     assert learn("chain", agent, 30_000, True) >= 0.95 * optimum("chain")
 

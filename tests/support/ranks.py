@@ -39,6 +39,7 @@ def main(path: str) -> None:
     batch = Batch(inputs, nodes, -rest[0].abs(), *rest[1:])
     mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
     parts = trainer.update(mine, 0)
+    one_by_one = update_one_by_one(mine, device, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
     moments.update(mine.inputs["agents"], mine.inputs["alive"])
     norm.update(mine.returns, mine.nodes.mask)
@@ -46,6 +47,7 @@ def main(path: str) -> None:
     result = {
         "parts": {name: float(x) for name, x in parts.items()},
         "gradients": torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist(),
+        "one by one": one_by_one,
         "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
@@ -57,6 +59,16 @@ def main(path: str) -> None:
             json.dump(everyone, file)
     distributed.wait_for_all()
     distributed.stop()
+
+
+def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[float]:
+    """The weights of the actors after two rounds of updates of one agent after another."""
+    settings = {"num_envs": 2, "hidden": (8,), "epochs": 1, "agent_updates": "sequential", "value_coef": 0.0}
+    config = override(default_config("toy/mortal", "happo"), settings)
+    trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
+    for _ in range(2):
+        trainer.agents(batch)
+    return torch.cat([p.detach().flatten() for p in trainer.policy.actor.parameters()]).tolist()
 
 
 if __name__ == "__main__":

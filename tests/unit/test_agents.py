@@ -1,6 +1,7 @@
 """What every policy must hold, and what the transformer promises."""
 
 import dataclasses
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,8 @@ from agents.nn import GaussianHead
 from agents.scripted import FixedPolicy
 from agents.transformer import parallel_passes, reorder
 from experiments.reference_mat import ReferenceMAT
-from marl.errors import ConfigError
+from marl.checkpoint import load_weights
+from marl.errors import CheckpointError, ConfigError, NonFiniteError
 from marl.registry import AGENTS
 from marl.types import EnvSpec, Obs
 
@@ -494,6 +496,46 @@ def test_unusable_spaces_and_options_are_named():
         GaussianHead(make_spec(False), 0.5, 0.6)
     with pytest.raises(ConfigError, match="action is 3"):
         FixedPolicy(spec, 3)
+
+
+def test_agents_choose_only_what_they_have():
+    """Where an environment gives no mask, the widths before padding are one."""
+    spec = dataclasses.replace(make_spec(True), action_sizes=(1, 2, 3, 1, 2))
+    policy = mat(spec)
+    obs = dataclasses.replace(make_obs(spec), action_mask=None)
+    with torch.no_grad():
+        decision = policy.act(policy.encode(obs), torch.Generator().manual_seed(0))
+    assert (decision.action < np.array(spec.action_sizes)).all()
+    assert decision.action.max() == 2
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("name", ["mat", "mappo"])
+def test_a_deviation_without_bounds_is_refused(value, deterministic, name):
+    spec = make_spec(False)
+    policy = build(name, spec)
+    with torch.no_grad():
+        policy.head.log_std[1] = value
+    with pytest.raises(NonFiniteError, match="log_std is"):
+        policy.act(policy.encode(make_obs(spec)), deterministic=deterministic)
+
+
+@pytest.mark.parametrize(
+    ("name", "agents", "said"),
+    [
+        ("mat-gru", N, r"holds nothing for 'encoder.weight_ih_l0' where this network has .*"),
+        ("mat-encoder", N, r"holds \[.*\] for 'token.weight' where this network has nothing"),
+        ("mat", N + 1, r"holds \[9\] for 'embed.0.weight' where this network has \[10\]"),
+    ],
+)
+def test_weights_of_another_network_are_refused(name, agents, said):
+    tensors = mat(make_spec(True)).state_dict()
+    other = build(name, make_spec(True, agents=agents))
+    before = other.state_dict()
+    with pytest.raises(CheckpointError, match=f"step_5 {said}: it is of another agent"):
+        load_weights(other, tensors, Path("step_5"))
+    assert all(torch.equal(x, before[key]) for key, x in other.state_dict().items())
 
 
 @pytest.mark.parametrize("discrete", [True, False])

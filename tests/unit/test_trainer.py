@@ -75,7 +75,10 @@ def test_dropping_everything_stops_the_run(small):
         run.start(broken(small, "always", at=1, on_nonfinite="drop"))
 
 
-@pytest.mark.parametrize(("what", "said"), [("mask", "allows no action"), ("outside", "outside the declared")])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("mask", "after 5 steps of its episode: action_mask allows no action"), ("outside", "outside the declared")],
+)
 def test_spaces_that_lie_are_named(small, what, said):
     with pytest.raises(EnvironmentContractError, match=rf"environment 0, agent 'agent_0'.*{said}"):
         run.start(broken(small, what, at=5))

@@ -1,0 +1,76 @@
+"""Updating one agent after another."""
+
+import torch
+
+from marl.config import default_config, override
+from marl.run import build
+from marl.vector import make_vector
+
+ROWS = 4 * 8
+
+
+def make_trainer(**changes):
+    settings = {"num_envs": 4, "rollout_steps": 8, "epochs": 2, "minibatches": 2, "hidden": (8,), **changes}
+    config = override(default_config("toy/mortal", "happo"), settings)
+    trainer = build(config, make_vector("toy/mortal", {}, 4), torch.device("cpu"), 1)
+    return trainer, trainer.credit(trainer.collector.collect()[0])[0]
+
+
+def log_probs(trainer, batch):
+    with torch.no_grad():
+        return trainer.policy.evaluate(batch.inputs, batch.nodes).log_prob.masked_fill(~batch.nodes.trained, 0.0)
+
+
+def test_each_agent_minds_what_those_before_it_changed(monkeypatch):
+    """Advantages carry the product of the ratios of the agents before, and no one else's nodes are there."""
+    trainer, batch = make_trainer()
+    start = log_probs(trainer, batch)
+    torch.testing.assert_close(start, batch.log_prob.masked_fill(~batch.nodes.trained, 0.0), atol=1e-5, rtol=1e-5)
+    seen = []
+
+    def disturb(mine):
+        (agent,) = mine.nodes.trained.any(-1).any(0).nonzero()[:, 0].tolist()
+        assert torch.equal(mine.nodes.trained[:, agent], batch.nodes.trained[:, agent])
+        assert torch.equal(mine.nodes.mask, mine.nodes.trained)
+        moved = (log_probs(trainer, batch) - start).sum((1, 2), keepdim=True)
+        torch.testing.assert_close(mine.advantage, batch.advantage * moved.exp(), atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            for parameter in trainer.policy.actor.networks[agent].parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        seen.append(agent)
+        return {"loss": float(len(seen))}
+
+    monkeypatch.setattr(trainer, "epochs", disturb)
+    torch.manual_seed(0)
+    agents = batch.nodes.mask.shape[1]
+    assert trainer.agents(batch) == {"loss": (agents + 1) / 2}
+    assert sorted(seen) == list(range(agents))
+    assert float((log_probs(trainer, batch) - start).abs().max()) > 0.1
+
+
+def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
+    trainer, batch = make_trainer()
+    orders = []
+
+    def note(mine):
+        orders[-1].append(int(mine.nodes.trained.any(-1).any(0).nonzero()[0, 0]))
+        return {}
+
+    monkeypatch.setattr(trainer, "epochs", note)
+    for iteration in (0, 1, 2, 3, 0):
+        trainer.iteration = iteration
+        orders.append([])
+        trainer.agents(batch)
+    assert orders[0] == orders[4]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_an_agent_s_turn_moves_its_actor_alone():
+    trainer, batch = make_trainer(minibatches=1)
+    ones = torch.ones_like(batch.advantage[:, :1, :1])
+    trainer.epochs(batch.of_agent(0, ones))  # leaves momentum in the optimiser
+    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    trainer.epochs(batch.of_agent(1, ones))
+    moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
+    assert {name.rsplit(".", 2)[0] for name in moved if name.startswith("actor")} == {"actor.networks.1"}
+    assert any(name.startswith("critic") for name in moved)
