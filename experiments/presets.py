@@ -69,7 +69,7 @@ TEXT: dict[str, Any] = {
 
 # Discounts that the tasks' own returns are reckoned with.
 HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": 0.95}
-KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000}
+KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000, "anneal_learning_rate": True}
 
 ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
