@@ -41,7 +41,7 @@ class Toolbox:
             return None
         try:
             call = ast.parse(text.strip(), mode="eval").body
-            if not isinstance(call, ast.Call):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                 return "mistake: write one call and nothing else"
             arguments = [ast.literal_eval(argument) for argument in call.args]
             named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

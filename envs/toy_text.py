@@ -53,6 +53,8 @@ class TextOptions:
     """Tell each agent its name, so that agents who share a policy can differ without seeing each other (chores)."""
     leaves: bool | None = None
     """The last agent goes home after the first round (chores)."""
+    discount: float | None = None
+    """Discount of a step, in the summary and the optimum (chain, wording, mdp, oven)."""
     invalid: Invalid | None = None
     """What an action that is not offered does: an error, or nothing (default: error; nothing in say)."""
 
@@ -66,14 +68,14 @@ class Progress:
 
 
 def chain(
-    length: int = 4, verbosity: int = 6, consolation: float = 0.4, gamma: float = 0.95, invalid: Invalid = "error"
+    length: int = 4, verbosity: int = 6, consolation: float = 0.4, discount: float = 0.95, invalid: Invalid = "error"
 ) -> TextEnv:
     """Rooms with a red and a blue door, of which a sign names the right one; the last room ends the episode and pays
     the share of right doors.
 
     In the first room one may also stop, for the consolation. Where the discount counts steps, walking is worth
-    gamma^(length - 1), and half of that by chance; where it counts the words of actions as well, walking is worth
-    gamma^(length * verbosity - 1), which at the defaults is less than stopping.
+    discount^(length - 1), and half of that by chance; where it counts the words of actions as well, walking is worth
+    discount^(length * verbosity - 1), which at the defaults is less than stopping.
     """
     colours = ("red", "blue")
     _between("chain", "length", length, 1, 9)
@@ -105,20 +107,20 @@ def chain(
         play,
         candidates,
         max_steps=length,
-        gamma=gamma,
-        optimum=max(consolation, gamma ** (length - 1)),
+        gamma=discount,
+        optimum=max(consolation, discount ** (length - 1)),
         words=["You are out. Room of. The sign says. Mistakes: stop 0123456789", *doors.values()],
         invalid=invalid,
     )
 
 
 def wording(
-    long: int = 3, short: int = 1, inferior: float = 0.95, gamma: float = 0.95, invalid: Invalid = "error"
+    long: int = 3, short: int = 1, inferior: float = 0.95, discount: float = 0.95, invalid: Invalid = "error"
 ) -> TextEnv:
     """Two ways to a well, one walked and one jumped: walking earns 1, jumping `inferior`.
 
     They are said in as many words as one likes. A discount for each word of an action values walking at
-    gamma^(long - 1), and so may turn the choice round; a discount for each step does not.
+    discount^(long - 1), and so may turn the choice round; a discount for each step does not.
     """
     walk = _first_words("wording", "long", "walk slowly around the green hill until you reach the well", long)
     jump = _first_words("wording", "short", "jump quickly over the deep ditch until you reach the well", short)
@@ -135,7 +137,7 @@ def wording(
         play,
         lambda _: rewards,
         max_steps=1,
-        gamma=gamma,
+        gamma=discount,
         optimum=optimum,
         words=["Two ways lead to the well. You are at", *rewards],
         invalid=invalid,
@@ -150,14 +152,14 @@ class TextMdp(TextEnv):
     """
 
     places = ("lake", "hill", "wood", "farm", "mill", "cave", "road", "gate")
-    phrases = ("look", "go north", "go south by boat", "go south on foot", "rest", "go south by boat again")
+    phrases = ("look", "go north", "go south by boat", "go south on foot", "rest")
     ending = 0.25
 
     def __init__(
-        self, states: int = 4, actions: int = 4, table: int = 0, gamma: float = 0.9, invalid: Invalid = "error"
+        self, states: int = 4, actions: int = 4, table: int = 0, discount: float = 0.9, invalid: Invalid = "error"
     ) -> None:
         _between("mdp", "states", states, 1, len(self.places))
-        _between("mdp", "actions", actions, 1, 5)
+        _between("mdp", "actions", actions, 1, len(self.phrases))
         random = np.random.default_rng(table)
         self.transition = (1 - self.ending) * random.dirichlet(np.full(states, 0.5), size=(states, actions))
         self.reward = random.uniform(size=(states, actions))
@@ -166,14 +168,14 @@ class TextMdp(TextEnv):
         self.actions = self.phrases[:actions]
         value = np.zeros(states)
         for _ in range(500):
-            value = (self.reward + gamma * self.transition @ value).max(axis=1)
+            value = (self.reward + discount * self.transition @ value).max(axis=1)
         super().__init__(
             "text/mdp",
             lambda random: int(random.choice(states, p=self.start)),
             lambda state: self.prompts[state],
             self._move,
             lambda _: self.actions,
-            gamma=gamma,
+            gamma=discount,
             optimum=float(self.start @ value),
             words=[*self.prompts, *self.actions],
             invalid=invalid,
@@ -196,7 +198,7 @@ class Oven:
     steps: int = 0
 
 
-def oven(gamma: float = 0.95, invalid: Invalid = "error") -> TextEnv:
+def oven(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
     """Open the oven, put the bread in and close it, in five steps or lose 1.
 
     Where there is a choice, the first word makes it: "open" or "close", the rest is the same.
@@ -226,8 +228,8 @@ def oven(gamma: float = 0.95, invalid: Invalid = "error") -> TextEnv:
         play,
         candidates,
         max_steps=limit,
-        gamma=gamma,
-        optimum=gamma**2,
+        gamma=discount,
+        optimum=discount**2,
         words=[*prompts.values(), *both, "put the bread in the oven"],
         invalid=invalid,
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from experiments.bench_agents import act_part, update_part
+from experiments.bench_language import language_part
 from experiments.bench_smac import random_choice, smac_part
 from marl.config import override
 from marl.errors import ConfigError
@@ -24,7 +25,7 @@ from marl.threads import free_cores, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
-Part = Literal["env", "act", "update", "train", "smac"]
+Part = Literal["env", "act", "update", "train", "smac", "language"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Bench:
     """Measure speed on this machine. Every figure is the median of several rounds that take turns.
 
     env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop.
-    smac: steps per second of the battle engine on six maps.
+    smac: steps per second of the battle engine on six maps. language: tokens per second of a language agent.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
@@ -41,6 +42,8 @@ class Bench:
     """The environment of env and train."""
     num_envs: int = 64
     """Environments of env."""
+    model: str = "smollm2"
+    """The model of language."""
     rounds: int = 5
     """Rounds that are measured of each figure."""
     seconds: float = 0.5
@@ -199,4 +202,5 @@ PARTS: dict[str, Callable[[Bench], RenderableType]] = {
     "update": update_part,
     "train": train_part,
     "smac": smac_part,
+    "language": language_part,
 }

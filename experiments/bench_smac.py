@@ -123,11 +123,13 @@ def own_milliseconds(task: str) -> float:
 
 
 def smac_part(config: Any) -> Group:
-    """Battle steps a second with observations, states, masks, rewards and resets, against one battle on one thread."""
+    """Battle steps a second with observations, states, masks, rewards and resets: against one battle on one thread, and
+    what further threads gain."""
     cores = usable_cores()
     columns = ["map", "battles", *(f"{n} thread{'s' * (n > 1)}" for n in sorted({1, cores}))]
-    columns += ["times one battle", "gain of threads", "spread", "KiB a battle"]
-    table = Table(*columns, title="SMAC: steps a second")
+    columns += ["times one", "gain", "spread", "KiB each"]
+    table = Table(*columns, title="SMAC: thousands of steps a second")
+    table.columns[0].no_wrap = True
     for task in MAPS:
         base = 0.0
         for count in COUNTS:
@@ -137,7 +139,7 @@ def smac_part(config: Any) -> Group:
             base = base or rates[0]
             spread = max((max(r) - min(r)) / statistics.median(r) for r in zip(*rounds, strict=True))
             gain = f"{rates[-1] / rates[0] - 1:+.0%}" if len(rates) > 1 and count > 1 else ""
-            cells = [task, str(count), *(f"{rate:,.0f}" for rate in rates)]
+            cells = [task, str(count), *(f"{rate / 1000:.4g}" for rate in rates)]
             table.add_row(*cells, f"{rates[0] / base:.2f}", gain, f"{spread:.0%}", f"{players[0].kibibytes:.1f}")
             for player in players:
                 player.env.close()

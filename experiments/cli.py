@@ -208,7 +208,8 @@ def evaluate(args: list[str]) -> None:
 
 
 def watched(kind: type, prog: str, args: list[str]) -> Any:
-    """Parse `args`, in which the options of the environment are flat fields too where the subject is one."""
+    """Parse `args`, in which the options of the environment are flat fields too where the subject comes first and is
+    one; they are then its `env_options`."""
     subject = args[0] if args and not args[0].startswith("-") else ""
     if not subject or Path(subject).exists() or subject.startswith(("runs/", "/")):
         return tyro.cli(kind, prog=prog, args=args)
@@ -224,21 +225,22 @@ def play(args: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Play(Watch):
-        """Watch episodes: a video of what the environment draws, or its text on the terminal."""
+        """Watch episodes: a video of what the environment draws, its text, or what a language agent says of them."""
 
         out: Path | None = None
-        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder."""
+        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder. Of a story: a picture, play.png."""
         fps: int = 30
         """Frames a second."""
-        max_steps: int = 10_000
-        """Stop an episode after this many steps."""
-        view: Literal["video", "text"] | None = None
-        """What to watch. None is a video where the environment draws pictures, else its text."""
+        stop_after: int = 10_000
+        """Leave an episode after this many steps."""
+        view: Literal["video", "text", "story"] | None = None
+        """What to watch. None is the story of a language agent (its prompts, actions and the credit of each token),
+        else a video where the environment draws pictures, else its text."""
         attention: bool = False
         """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 
     parsed = watched(Play, "marl play", args)
-    for name in ("fps", "max_steps", "episodes"):
+    for name in ("fps", "stop_after", "episodes"):
         if getattr(parsed, name) < 1:
             raise ConfigError(f"{name} is {getattr(parsed, name)}; give 1 or more")
     show(parsed)

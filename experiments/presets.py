@@ -54,13 +54,40 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
+# Tasks in text with a handful of prompts. What a prompt does not tell makes greedy play go in circles, so actions are
+# sampled in evaluations too, as in the published ones.
+TEXT: dict[str, Any] = {
+    "num_envs": 16,
+    "rollout_steps": 64,
+    "steps": 30_000,
+    "learning_rate": 3e-4,
+    "entropy_coef": 0.02,
+    "eval_interval": 3,
+    "eval_episodes": 32,
+    "eval_stochastic": True,
+}
+
+# Discounts that the tasks' own returns are reckoned with.
+HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": 0.95}
+KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000, "anneal_learning_rate": True}
+
 ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
-FAMILIES = {"toy": TOY, "mamujoco": MUJOCO, "smac": SMAC}
+LANGUAGE = ("twosome", "ntpo", "poad")
+FAMILIES = {
+    **{family: (settings, AGENTS) for family, settings in (("toy", TOY), ("mamujoco", MUJOCO), ("smac", SMAC))},
+    "virtualhome": (HOUSEHOLD, LANGUAGE),
+    "overcooked": (KITCHEN, LANGUAGE),
+}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
-} | {(family, agent): settings for family, settings in FAMILIES.items() for agent in AGENTS}
+}
+PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
+PRESETS |= {
+    ("virtualhome", "etpo"): HOUSEHOLD | {"beta": 0.02},
+    ("overcooked", "etpo"): KITCHEN | {"beta": 0.02},
+}
 
 
 def choose(env: str, agent: str) -> tuple[RunConfig, str]:

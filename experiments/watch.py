@@ -10,15 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
+from marl import transcript
 from marl.config import RunConfig, default_config
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.loading import batch_of_one, load_checkpoint, make_policy
+from marl.normalise import ValueNorm
 from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory
 from marl.run import options, read_config
+from marl.tracking import png
 from marl.vector import make_vector
 
 
@@ -30,6 +34,7 @@ class Subject:
     policy: Policy | None
     title: str
     folder: Path | None
+    value_norm: ValueNorm
 
 
 def resolve(parsed: Any) -> Subject:
@@ -43,7 +48,9 @@ def resolve(parsed: Any) -> Subject:
         root = path if checkpoint_only else path / "checkpoints"
         checkpoint = load_checkpoint(root, int(which) if which.isdigit() else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
-        return Subject(config, make_policy(checkpoint), title, folder)
+        value_norm = ValueNorm(config.learn.value_norm_decay)
+        value_norm.load_state_dict(checkpoint.tensors["value_norm"])
+        return Subject(config, make_policy(checkpoint), title, folder, value_norm)
     if path.parts[:1] == ("runs",) or path.is_absolute():
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if AGENTS.get(agent).trains:
@@ -51,8 +58,10 @@ def resolve(parsed: Any) -> Subject:
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
             "or an environment with --agent random"
         )
-    config = dataclasses.replace(default_config(subject, agent), env_options=parsed.env_options)
-    return Subject(config, None, f"{agent} on {subject}", None)
+    config = default_config(subject, agent)
+    if (chosen := getattr(parsed, "env_options", None)) is not None:
+        config = dataclasses.replace(config, env_options=chosen)
+    return Subject(config, None, f"{agent} on {subject}", None, ValueNorm(0.0))
 
 
 def policy_for(subject: Subject, spec: Any) -> Policy:
@@ -153,6 +162,11 @@ def show(parsed: Any) -> None:
     """`marl play`: a video beside the run, or text on the terminal."""
     subject = resolve(parsed)
     name = subject.config.env
+    if parsed.view in (None, "story") and hasattr(subject.policy, "transcript"):
+        tell(subject, parsed)
+        return
+    if parsed.view == "story":
+        raise ConfigError(f"agent {subject.config.agent!r} tells no story; leave out --view story")
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
@@ -171,6 +185,36 @@ def show(parsed: Any) -> None:
         env.close()
     if not screen.drawn:
         raise ConfigError(f"{name} draws nothing: its `render` returns None")
+
+
+def tell(subject: Subject, parsed: Any) -> None:
+    """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
+    policy: Any = subject.policy
+    config = subject.config
+    out = parsed.out or (subject.folder or Path()) / "play.png"
+    if out.suffix != ".png":
+        raise ConfigError(f"cannot write {out}: the picture of a language agent's credit must end in .png")
+    env = make_vector(config.env, options(config), 1)
+    console = Console()
+    try:
+        for number, seed in enumerate(paired_seeds(parsed.episodes)):
+            episode = transcript.play(
+                policy, env, seed, config.learn.links(), subject.value_norm, not parsed.stochastic, parsed.stop_after
+            )
+            console.print(Markdown(policy.transcript(episode)))
+            total = sum(float(turn.reward.mean()) for turn in episode)
+            console.print(f"return {total:.6g} in {len(episode)} steps")
+            if number == 0:
+                save_picture(out, policy.picture(episode))
+    finally:
+        env.close()
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Which tokens earned the advantage, as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(picture))
+    print(f"wrote {path}")
 
 
 def check_attention(subject: Subject, policy: Policy, screen: Screen) -> None:
@@ -196,9 +240,9 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) 
     """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
     obs, total, length = env.reset(seed), 0.0, 0
-    end = "stopped by --max-steps"
+    end = "stopped by --stop-after"
     screen.show()
-    while length < parsed.max_steps:
+    while length < parsed.stop_after:
         with torch.inference_mode():
             inputs = policy.encode(batch_of_one(obs))
             decision = policy.act(inputs, generator, not parsed.stochastic)

@@ -19,7 +19,7 @@ from marl.transcript import play
 
 
 class Evaluate:
-    """Plays greedy episodes on fixed seeds every `interval` iterations and at the end; rank 0 only.
+    """Plays episodes on fixed seeds, greedy or sampled, every `interval` iterations and at the end; rank 0 only.
 
     Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
     more episode, the first again. The environments are made on first use.
@@ -30,6 +30,10 @@ class Evaluate:
         self.env: VectorEnv | None = None
         self.stage: VectorEnv | None = None
         self.rows: RecordFile | None = None
+
+    def on_start(self, trainer: Any) -> None:
+        if trainer.config.watch.eval_start and not trainer.steps and distributed.rank() == 0:
+            trainer.tracker.log(0, self.run(trainer))
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
@@ -56,7 +60,7 @@ class Evaluate:
         if self.env is None or self.rows is None:
             self.env = self.make(min(self.episodes, 32))
             self.rows = RecordFile(self.path)
-        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes))
+        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes), not trainer.config.watch.eval_stochastic)
         for row in rows:
             self.rows.write((json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n").encode())
         if hasattr(trainer.policy, "transcript"):
@@ -78,6 +82,9 @@ class Checkpoints:
         self.root, self.interval, self.keep = root, interval, keep
         self.saved = -1
         self.saved_steps = 0
+
+    def on_start(self, trainer: Any) -> None:
+        pass
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass

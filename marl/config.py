@@ -190,7 +190,11 @@ class WatchConfig:
     eval_interval: int = 25
     """Iterations between two evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
-    """Greedy episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    eval_start: bool = False
+    """Evaluate before learning too: what a pretrained model does untrained."""
+    eval_stochastic: bool = False
+    """Sample actions in evaluations instead of taking the most probable ones."""
     checkpoint_interval: int = 25
     """Iterations between two checkpoints; the end, an interrupt and an error always save one."""
     keep_checkpoints: int = 3

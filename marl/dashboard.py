@@ -357,9 +357,7 @@ class ConsoleTracker:
                 self._print_line(values)
 
     def text(self, step: int, tag: str, value: str) -> None:
-        """Print the first line of `value`."""
-        first = next(iter(value.strip().splitlines()), "")
-        self.message(f"{tag} at {steps(step)}: {first}")
+        """Nothing: texts are for TensorBoard and the log."""
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
         """Nothing: a terminal shows no pictures."""

@@ -143,6 +143,10 @@ class Tracker(Protocol):
 class Callback(Protocol):
     """Called by the trainer; every method may do nothing."""
 
+    def on_start(self, trainer: Any) -> None:
+        """Before the first iteration of this process."""
+        ...
+
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         """After an iteration; may add to the metrics that are logged."""
         ...

@@ -133,7 +133,7 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
         raise ConfigError(f"cannot write the run's folder {folder}: {error}; choose another with --runs") from error
     evaluations = folder / "evaluations.jsonl"
     if evaluations.exists():
-        drop_lines(evaluations, step)
+        drop_lines(evaluations, step or -1)  # a run from the beginning logs step 0 again
 
 
 def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
@@ -205,7 +205,9 @@ def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTrack
     if distributed.rank() != 0:
         return MultiTracker([]), lambda text: None  # noqa: ARG005
     console = ConsoleTracker(folder.name, config.steps)
-    tracker = MultiTracker([JsonlTracker(folder / "metrics.jsonl", step), TensorBoardTracker(folder, step), console])
+    tracker = MultiTracker(
+        [JsonlTracker(folder / "metrics.jsonl", step or -1), TensorBoardTracker(folder, step), console]
+    )
     flat = flatten(config)
     # TensorBoard's table of hyper-parameters shows the first few.
     first = ("agent", "env", "seed", "learning_rate", "steps")

@@ -94,6 +94,8 @@ class Trainer:
 
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
+        for callback in self.callbacks:
+            callback.on_start(self)
         stopped = self.finished
         while not stopped:
             metrics = self.iterate()

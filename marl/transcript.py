@@ -17,7 +17,7 @@ from marl.rollout import following_value
 from marl.types import Decision, Inputs, Obs
 
 LONGEST = 1000
-"""Steps after which an episode is left, where the environment declares no limit."""
+"""Steps after which an episode is left."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,16 @@ def play(
     links: Links,
     value_norm: ValueNorm,
     deterministic: bool = True,
+    longest: int = LONGEST,
 ) -> list[Turn]:
-    """The episode that `seed` begins in the first environment of `env`, which holds one."""
+    """The episode that `seed` begins in the first environment of `env`, which holds one; at most `longest` steps."""
     generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
     obs = env.reset([seed])
     turns: list[Turn] = []
     terminated = truncated = False
     last = obs
     with torch.inference_mode():
-        while not (terminated or truncated) and len(turns) < (env.spec.max_steps or LONGEST):
+        while not (terminated or truncated) and len(turns) < longest:
             seen = copy.deepcopy(obs)
             inputs = policy.encode(seen)
             decision = policy.act(inputs, generator, deterministic)

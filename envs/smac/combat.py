@@ -338,8 +338,9 @@ def walk(stats, way, real, whole, spots, unit, x, y, most):
         dx, dy = dx * (step / length), dy * (step / length)
     if stats[FLIES, unit] == 0.0:
         spots[SOLID, unit] = ABSENT
-        if obstructed(spots, unit, dx, dy):
-            step_aside(real, whole, spots, unit, dx, dy)
+        blocker = blocker_of(spots, unit, dx, dy)
+        if blocker >= 0:
+            step_aside(real, whole, spots, unit, blocker, dx, dy)
             return False
     put(real, spots, unit, real[X, unit] + dx, real[Y, unit] + dy)
     whole[MOVED, unit] = 1
@@ -355,30 +356,41 @@ def put(real, spots, unit, x, y):
 
 
 @compiled
-def obstructed(spots, unit, dx, dy):
-    """Whether a step of (dx, dy) would run into the solid part of a unit, deeper than now."""
+def blocker_of(spots, unit, dx, dy):
+    """The unit into whose solid part a step of (dx, dy) would run the deepest, and deeper than now; or -1."""
     xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
     x, y, step_x, step_y = xs[unit], ys[unit], np.float32(dx), np.float32(dy)
     step = step_x * step_x + step_y * step_y
-    hit = False
+    best = NOBODY
     for other in range(xs.shape[0]):
         reach, away_x, away_y = max(NOTHING, solid[other] + radius), xs[other] - x, ys[other] - y
         nearer = TWICE * (away_x * step_x + away_y * step_y) - step
-        hit |= (away_x * away_x + away_y * away_y - nearer < reach * reach - GRAZE) & (nearer > NOTHING)
-    return hit
+        room = away_x * away_x + away_y * away_y - nearer - reach * reach
+        hit = (room < -GRAZE) & (nearer > NOTHING)
+        best = min(best, rank_of(room, other) if hit else NOBODY)
+    return best % CROWD if best != NOBODY else -1
 
 
 @compiled
-def step_aside(real, whole, spots, unit, dx, dy):
-    """Instead of a step of (dx, dy), one as long past the unit most in the way, on the side that leads
-    onwards or else on the other; or none."""
+def free_sides(spots, unit, dx, dy):
+    """Whether a step of (dx, dy), and one of (-dx, -dy), runs into no unit deeper than now."""
     xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
-    next_x, next_y = xs[unit] + np.float32(dx), ys[unit] + np.float32(dy)
-    best = NOBODY
+    x, y, step_x, step_y = xs[unit], ys[unit], np.float32(dx), np.float32(dy)
+    step = step_x * step_x + step_y * step_y
+    hit, back = False, False
     for other in range(xs.shape[0]):
-        reach, room_x, room_y = max(NOTHING, solid[other] + radius), xs[other] - next_x, ys[other] - next_y
-        best = min(best, rank_of(room_x * room_x + room_y * room_y - reach * reach, other))
-    blocker = best % CROWD
+        reach, away_x, away_y = max(NOTHING, solid[other] + radius), xs[other] - x, ys[other] - y
+        towards = TWICE * (away_x * step_x + away_y * step_y)
+        room = away_x * away_x + away_y * away_y - reach * reach + step + GRAZE
+        hit |= (room < towards) & (towards > step)
+        back |= (room < -towards) & (-towards > step)
+    return not hit, not back
+
+
+@compiled
+def step_aside(real, whole, spots, unit, blocker, dx, dy):
+    """Instead of a step of (dx, dy), one as long past the unit in the way, on the side that leads onwards or else on
+    the other; or none."""
     away_x, away_y = real[X, unit] - real[X, blocker], real[Y, unit] - real[Y, blocker]
     apart = math.sqrt(away_x * away_x + away_y * away_y)
     step = math.sqrt(dx * dx + dy * dy)
@@ -388,12 +400,11 @@ def step_aside(real, whole, spots, unit, dx, dy):
     onwards = side_x * dx + side_y * dy
     if onwards < -TOUCH or (onwards <= TOUCH and unit % 2 == 1):
         side_x, side_y = -side_x, -side_y
-    for _ in range(2):
-        if not obstructed(spots, unit, side_x, side_y):
-            put(real, spots, unit, real[X, unit] + side_x, real[Y, unit] + side_y)
-            whole[MOVED, unit] = 1
-            return
-        side_x, side_y = -side_x, -side_y
+    free, back = free_sides(spots, unit, side_x, side_y)
+    if free or back:
+        sign = 1.0 if free else -1.0
+        put(real, spots, unit, real[X, unit] + sign * side_x, real[Y, unit] + sign * side_y)
+        whole[MOVED, unit] = 1
 
 
 @compiled

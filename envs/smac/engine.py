@@ -134,14 +134,15 @@ class View(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread: `turn` (U,) int64, `spots` (rows, U) float32 (see `combat.mark`)."""
+    """Working memory of one thread: `turn` (U,) uint32, which as indices need no check for negative ones, and `spots`
+    (rows, U) float32 (see `combat.mark`)."""
 
     turn: np.ndarray
     spots: np.ndarray
 
 
 def new_scratch(units: int) -> Scratch:
-    return Scratch(np.zeros(units, np.int64), np.zeros((SPOT_ROWS, units), np.float32))
+    return Scratch(np.zeros(units, np.uint32), np.zeros((SPOT_ROWS, units), np.float32))
 
 
 @compiled

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 import gymnasium
@@ -49,6 +50,7 @@ class BattleBuffers:
         self.stats, self.starts = (np.stack([part] * count) for part in (self.world.stats, self.world.start))
         """Those of each environment where teams are drawn, else (1, ...) of all; see `combat.one_world`."""
         self.ignore = options.unavailable_action == "ignore"
+        self._told = False
         self.spec = self._spec()
         agents, units = self.rules.agents, self.world.units
         self.battle = engine.Battle(
@@ -129,14 +131,22 @@ class BattleBuffers:
         return indices
 
     def info(self, index: int) -> dict[str, float]:
-        """Of an episode that has just ended."""
-        health, agents = self.battle.real[index, HEALTH], self.rules.agents
+        """Of an episode that has just ended. The first one with ignored actions is logged."""
+        health, agents, ignored = self.battle.real[index, HEALTH], self.rules.agents, self.battle.tally[index, IGNORED]
+        if self.ignore and ignored and not self._told:
+            self._told = True
+            getLogger("marl").warning(
+                "%s: %d actions of an episode were not available and did nothing; later ones are only counted, as "
+                "ignored_actions in the info",
+                self.spec.name,
+                ignored,
+            )
         return {
             "success": float(self.view.outcome[index] == WON),
             "dead_allies": float((health[:agents] <= 0).sum()),
             "dead_enemies": float((health[agents:] <= 0).sum()),
             **({"restarted": 1.0} if self.restarted is not None and self.restarted[index] else {}),
-            **({"ignored_actions": float(self.battle.tally[index, IGNORED])} if self.ignore else {}),
+            **({"ignored_actions": float(ignored)} if self.ignore else {}),
         }
 
     def render(self, index: int) -> str:

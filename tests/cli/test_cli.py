@@ -1,5 +1,6 @@
 """The commands as a user types them: output, exit codes, and that the README tells the truth."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ from experiments import cli
 from experiments.presets import PRESETS, by_name, choose
 from marl.config import default_config, flatten, from_yaml, override, to_yaml
 from marl.errors import ConfigError
-from marl.registry import AGENTS
+from marl.registry import AGENTS, ENVS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -144,6 +145,34 @@ def test_lists_and_help(monkeypatch, capsys):
     assert all(name in call(monkeypatch, capsys)[1] for name in cli.COMMANDS)
 
 
+@pytest.mark.parametrize("name", ENVS.names())
+def test_every_environment_has_options_beside_those_of_the_commands(monkeypatch, capsys, name):
+    """Also that none of them is named like one of a command's own."""
+    entry = ENVS.entries[name]
+    subject = f"{name}/{entry.tasks[0]}" if entry.tasks else {"gymnasium": "gymnasium:CartPole-v1"}.get(name)
+    if subject is None:
+        pytest.skip("a bridge to what is named")
+    for command in ("train", "eval", "play", "check-env"):
+        code, out, err = call(monkeypatch, capsys, command, subject, "--help")
+        assert code == 0, err
+        for option in dataclasses.fields(entry.options):
+            assert f"--{option.name.replace('_', '-')}" in out, (command, option.name)
+
+
+def test_eval_and_play_take_the_environment_s_options(monkeypatch, capsys, folder):  # noqa: ARG001
+    pytest.importorskip("numba")
+    code, out, _ = call(monkeypatch, capsys, "play", "smac/3m", "--view", "text", "--max-steps", "2")
+    assert code == 0
+    assert "in 2 steps; reached the time limit" in out
+    for args in (["smac/3m", "--episodes", "2", "--max-steps", "3"], ["--episodes", "2", "smac/3m"]):
+        code, out, _ = call(monkeypatch, capsys, "eval", *args)
+        assert code == 0
+        assert bool(re.search(r"length\s*\S\s*3\s", out)) == ("--max-steps" in args)
+    code, _, err = call(monkeypatch, capsys, "eval", "smac/3m", "--step-mul", "0")
+    assert code == 2
+    assert "step_mul is 0; give a whole number of 1 or more" in err
+
+
 def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "mujoco" else find(name, *rest))
@@ -157,7 +186,13 @@ def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):
 @pytest.mark.parametrize("key", PRESETS, ids="+".join)
 def test_every_preset_constructs_and_survives_yaml(key):
     env, agent = key
-    tasks = {"toy": "toy/copy", "mamujoco": "mamujoco/HalfCheetah-6x1", "smac": "smac/3m"}
+    tasks = {
+        "toy": "toy/copy",
+        "mamujoco": "mamujoco/HalfCheetah-6x1",
+        "smac": "smac/3m",
+        "virtualhome": "virtualhome/entertainment",
+        "overcooked": "overcooked/tomato-salad",
+    }
     config, source = choose(tasks.get(env, env), agent)
     assert "preset" in source
     assert from_yaml(to_yaml(config)) == config

@@ -71,9 +71,9 @@ def test_a_whole_battle_becomes_a_video_and_ends_as_text(marl):
 
 
 def test_a_gif_of_two_episodes(marl):
-    code, said = marl("play", "smac/3m", "--episodes", "2", "--max-steps", "2", "--out", "films/battle.gif")
+    code, said = marl("play", "smac/3m", "--episodes", "2", "--stop-after", "2", "--out", "films/battle.gif")
     assert code == 0
-    assert said.count("return 0 in 2 steps; stopped by --max-steps") == 2
+    assert said.count("return 0 in 2 steps; stopped by --stop-after") == 2
     with Image.open("films/battle.gif") as picture:
         assert picture.format == "GIF"
         assert picture.n_frames == 2 * (1 + 4 * 2)
@@ -82,7 +82,7 @@ def test_a_gif_of_two_episodes(marl):
 
 
 def test_text_is_printed_at_each_step_and_no_video_is_written(marl):
-    code, said = marl("play", "smac/3m", "--view", "text", "--max-steps", "3")
+    code, said = marl("play", "smac/3m", "--view", "text", "--stop-after", "3")
     assert code == 0
     assert re.findall(r"step (\d) of 60", said) == ["0", "1", "2", "3"]
     assert not list(Path().iterdir())
@@ -90,7 +90,7 @@ def test_text_is_printed_at_each_step_and_no_video_is_written(marl):
 
 def test_text_games_still_play_as_text(marl):
     for args in ([], ["--view", "text"]):
-        code, said = marl("play", "toy/chain", "--max-steps", "2", *args)
+        code, said = marl("play", "toy/chain", "--stop-after", "2", *args)
         assert code == 0
         assert re.findall(r"toy/chain, step (\d)", said) == ["0", "1", "2"]
     assert not list(Path().iterdir())
@@ -99,10 +99,10 @@ def test_text_games_still_play_as_text(marl):
 def test_environments_that_only_draw_pictures_still_make_videos(marl):
     picture = "gymnasium:CartPole-v1"
     pytest.importorskip("pygame")
-    code, said = marl("play", picture, "--max-steps", "3", "--view", "video")
+    code, said = marl("play", picture, "--stop-after", "3", "--view", "video")
     assert code == 0
     assert len(frames_of("play.mp4")) == 4
-    code, said = marl("play", picture, "--max-steps", "3", "--view", "text")
+    code, said = marl("play", picture, "--stop-after", "3", "--view", "text")
     assert code == 2
     assert "draws pictures, not text; leave out --view text" in said
 
@@ -133,7 +133,7 @@ def coloured(frames):
 def test_attention_is_drawn_where_it_is_asked_for(marl):
     assert marl("train", "smac/3m", "--name", "a", *TINY)[0] == 0
     for name, extra in (("plain", []), ("looks", ["--attention"])):
-        code, said = marl("play", "runs/a", "--max-steps", "3", "--out", f"{name}.mp4", *extra)
+        code, said = marl("play", "runs/a", "--stop-after", "3", "--out", f"{name}.mp4", *extra)
         assert code == 0, said
     plain, looks = frames_of("plain.mp4"), frames_of("looks.mp4")
     assert len(plain) == len(looks) == 13

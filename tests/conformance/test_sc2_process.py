@@ -151,11 +151,13 @@ def test_a_process_ends_when_it_is_told_to(tmp_path, way):
         assert status == {"exit": 1, "crash": -signal.SIGABRT}.get(way, 0)
 
 
-def test_a_port_that_is_taken_is_named(game):
-    command = [sys.executable, "-m", "envs.smac.serve", "-port", str(game[1])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert f"cannot listen at 127.0.0.1:{game[1]}" in done.stderr
+def test_a_port_that_is_taken_or_is_none_is_named(game):
+    for port in (game[1], 70_000):
+        command = [sys.executable, "-m", "envs.smac.serve", "-port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
+        assert "embedded battle engine" not in done.stderr, "it does not listen"
 
 
 def test_the_command_writes_an_installation(tmp_path):
@@ -164,6 +166,11 @@ def test_the_command_writes_an_installation(tmp_path):
     assert done.stdout == f"export SC2PATH='{tmp_path}/the game'\n"
     maps = {path.stem for path in (tmp_path / "the game" / "Maps" / "SMAC_Maps").glob("*.SC2Map")}
     assert maps == set(TASKS)
+    (tmp_path / "file").write_text("")
+    done = subprocess.run([*command[:-1], str(tmp_path / "file")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"cannot write into {tmp_path}/file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_nobody_comes_to_ends(tmp_path):

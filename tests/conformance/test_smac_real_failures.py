@@ -106,6 +106,18 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog, kind):
     env.close()
 
 
+def test_games_step_at_the_same_time(mischief):
+    vector = batch("3m", 4, backend="sc2")
+    obs, rng = vector.reset([1, 2, 3, 4]), np.random.default_rng(0)
+    (mischief / "always").write_text("late step")
+    started = time.monotonic()
+    for _ in range(3):
+        obs = vector.step(choose(obs, rng)).obs
+    assert 3 * 0.3 < time.monotonic() - started < 3 * 2 * 0.3
+    (mischief / "always").unlink()
+    vector.close()
+
+
 @pytest.mark.usefixtures("mischief")
 def test_the_others_of_a_batch_play_on(caplog):
     def run(harm):
@@ -195,11 +207,21 @@ def test_a_game_that_ends_at_once_tells_why():
 
 
 @pytest.mark.usefixtures("mischief")
-def test_a_game_that_never_listens_is_given_up(monkeypatch):
+def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog):
     monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 1.0)
-    find_install().binary.write_text("#!/bin/sh\necho still loading\nexec sleep 60\n")
+    monkeypatch.setattr(game_module, "PATIENT_SECONDS", 0.3)
+    binary = find_install().binary
+    binary.write_text("#!/bin/sh\necho still loading\nexec sleep 60\n")
     with pytest.raises(GameError, match=r"(?s)did not listen within 1 s.*still loading"):
         Game(find_install())
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"waiting for StarCraft II ({binary}, port ")
+    assert told.endswith("to listen, up to 1 s")
+    env, started = make_real("3m"), time.monotonic()
+    with pytest.raises(GameError, match=r"smac/3m, environment 0: .*did not listen within 1 s"):
+        env.reset(0)
+    assert time.monotonic() - started < 2.5, "what has never played is not tried again"
+    env.close()
 
 
 @pytest.mark.usefixtures("mischief")

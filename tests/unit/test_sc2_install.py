@@ -81,6 +81,9 @@ def test_what_is_missing_is_named_with_where_to_get_it(root, monkeypatch):
     monkeypatch.setenv("SC2PATH", str(root / "nowhere"))
     with missing(r"SC2PATH, which is '.*nowhere': no such folder.*4.6.2.*AI and Machine Learning License"):
         find_install()
+    monkeypatch.setenv("SC2PATH", "")
+    with missing("SC2PATH is set, but empty; name the folder of StarCraft II, or unset it"):
+        find_install()
     (root / "file").write_text("")
     monkeypatch.setenv("SC2PATH", str(root / "file"))
     with missing("no such folder"):

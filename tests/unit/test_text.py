@@ -104,7 +104,7 @@ def test_calls_of_tools(text, answer):
 
 
 NO_CALLS = ["add(2, 3", "add(__import__('os').getpid(), 1)", "add(open('x'), 1)", "add(x, 1)", "add(*[1, 2])"]
-NO_CALLS += ["add(**{'left': 1})", "add(1, 2)(3)", "add(1, 2); add(1, 2)", "add(1,\x00 2)"]
+NO_CALLS += ["add(**{'left': 1})", "add(1, 2)(3, 4)", "add(1, 2); add(1, 2)", "add(1,\x00 2)"]
 
 
 @pytest.mark.parametrize("text", NO_CALLS)

@@ -1,0 +1,69 @@
+"""Options that the language agents share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from agents.lm.tokens import Overflow
+from marl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """A language model that acts in text."""
+
+    model: str = "tiny"
+    """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the frozen weights."""
+    lora_rank: int | None = None
+    """Rank of the adapters that are trained; 0 trains all weights. None is 0 for tiny and 8 for the others."""
+    chat: Literal["auto", "off"] = "auto"
+    """Use the model's chat template where it has one."""
+    temperature: float = 1.0
+    """Divides the logits, in acting and in learning alike."""
+    max_action_tokens: int = 16
+    """Longest action."""
+    prompt_overflow: Overflow = "error"
+    """What to do with a prompt that is longer than the model's context: stop, or cut its beginning."""
+    team: Literal["parallel", "sequential"] = "parallel"
+    """Several agents: each sees its own prompt, or behind it also what the agents before it have chosen."""
+    critic: Literal["auto", "shared", "frozen", "none"] = "auto"
+    """Features that the critic reads: those of the model that learns, those of the frozen one, or no critic. auto is
+    frozen where adapters are trained, shared where all weights are."""
+    critic_hidden: tuple[int, ...] = (256,)
+    """Widths of the hidden layers of the critic."""
+    reference: bool = False
+    """Keep log-probabilities of the model before training, for a penalty on leaving it."""
+    token_budget: int = 4096
+    """Tokens of one forward pass, as far as rows can be split."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_action_tokens", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if not 0.0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; give a positive number")
+        if self.lora_rank is not None and self.lora_rank < 0:
+            raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
+
+    @property
+    def rank(self) -> int:
+        """The rank of the adapters, 0 without."""
+        return (0 if self.model == "tiny" else 8) if self.lora_rank is None else self.lora_rank
+
+    @property
+    def critic_reads(self) -> Literal["shared", "frozen", "none"]:
+        return ("frozen" if self.rank else "shared") if self.critic == "auto" else self.critic
+
+
+@dataclass(frozen=True)
+class TokenOptions(LanguageOptions):
+    """A language model that acts token by token."""
+
+    top_p: float = 1.0
+    """Free text is sampled from the likeliest tokens that together have this probability."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p is {self.top_p}; give a number above 0, at most 1")

@@ -1,0 +1,466 @@
+"""A language model that acts: its decisions are the tokens of one action, restricted to a trie or free.
+
+Shape legend: E environments, N agents, L slots (tokens), K rows (one agent in one situation), S states and M edges of
+the tries of several situations, H features.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from agents.lm import story
+from agents.lm.backbone import Backbone
+from agents.lm.generate import generate
+from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.situations import FREE, Situations
+from agents.lm.tree import Tree, batches
+from agents.lm.trie import Forest, Tokens, Trie, build_trie, plant, segment_logsumexp, segment_sum
+from agents.lm.vocabulary import OutputMatrix
+from agents.nn import SMALL_GAIN, mlp
+from marl.transcript import Turn
+from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
+
+Key = tuple[int, int, Tokens]
+"""A prompt, a set of candidates, and where that is FREE the tokens that were said."""
+REMEMBERED = 1 << 28
+"""Bytes of features of the frozen model that are kept from one policy to the next."""
+SITUATIONS = 20_000
+"""Prompts and candidate sets above which those that the last rollout did not meet are forgotten."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
+
+    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` as in Decision.
+    """
+
+    mask: Tensor
+    trained: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+    reference: Tensor | None = None
+    expected: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Menu:
+    """C candidates under the present policy: their texts, `cumulative` probability (C,), and the rows (C, L) that a
+    decision stores of each.
+    """
+
+    texts: tuple[str, ...]
+    cumulative: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    def draw(self, noise: float) -> int:
+        """The candidate at `noise`, uniform in [0, 1)."""
+        place = int(np.searchsorted(self.cumulative, noise * self.cumulative[-1], "right"))
+        return min(place, len(self.texts) - 1)
+
+    def likeliest(self) -> int:
+        return int(np.diff(self.cumulative, prepend=0.0).argmax())
+
+
+@dataclass(frozen=True)
+class Grove:
+    """Situations laid out for one pass, with features (S, H) of the policy, and of the frozen model where needed."""
+
+    forest: Forest
+    hidden: Tensor
+    frozen: Tensor | None
+
+
+class TokenPolicy(nn.Module):
+    """Nodes are tokens, values belong to the state before a token.
+
+    A token's probability is renormalised, at `temperature`, over what the trie of the candidates allows; without
+    candidates over the whole vocabulary. The forward pass runs once for each situation that differs, in acting as
+    long as the policy stays the same, in learning once an update.
+    """
+
+    closes = True
+    """Candidates that begin others are closed by an end token."""
+    samples_freely = True
+    """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
+
+    def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
+        super().__init__()
+        self.spec, self.options, self.backbone = spec, options, backbone
+        self.slots = options.max_action_tokens
+        self.reads_frozen = options.critic_reads == "frozen" or options.reference
+        self.situations = Situations(
+            backbone.tokenizer,
+            backbone.context,
+            options.max_action_tokens,
+            backbone.tokenizer.end if self.closes else None,
+            options.prompt_overflow,
+            spec.agents if options.team == "sequential" else (),
+        )
+        self.critic = self.make_critic(backbone.feature_size)
+        self._updates = 0
+        self._version = -1
+        self._menus: dict[tuple[int, int], Menu] = {}
+        self._frozen: OrderedDict[Key, Tensor] = OrderedDict()
+        self._frozen_bytes = 0
+
+    def make_critic(self, width: int) -> nn.Module | None:
+        return None if self.options.critic_reads == "none" else mlp(width, self.options.critic_hidden, 1, SMALL_GAIN)
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    # Acting
+
+    def encode(self, obs: Obs) -> Inputs:
+        """Numbers of prompts and candidate sets, (E, N) int64 each, and who is `alive`."""
+        prompt = [[self.situations.prompt(text) for text in row] for row in obs.agents]
+        alive = torch.as_tensor(obs.alive)
+        if obs.candidates is None:
+            choices = torch.full(alive.shape, FREE)
+        else:
+            choices = torch.tensor([[self.situations.choices(texts) for texts in row] for row in obs.candidates])
+        inputs = {"prompt": torch.tensor(prompt), "choices": choices, "alive": alive}
+        return {name: x.to(self.device) for name, x in inputs.items()}
+
+    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
+        """Sample; `deterministic` takes the likeliest candidate as a whole, and of free text the likeliest tokens."""
+        prompt, choices, alive = (inputs[name].cpu().numpy() for name in ("prompt", "choices", "alive"))
+        envs, agents = prompt.shape
+        sequential = self.options.team == "sequential"
+        columns = [slice(i, i + 1) for i in range(agents)] if sequential else [slice(0, agents)]
+        texts = np.empty((envs, agents), dtype=object)
+        parts: list[dict[str, np.ndarray]] = []
+        for column in columns:
+            if column.start:
+                action, mask = (np.concatenate([part[name] for part in parts], 1) for name in ("action", "mask"))
+                prompt = self.extended(prompt, choices, action, mask, column.start)
+            said, rows = self.decide(
+                *(x[:, column].ravel() for x in (prompt, choices, alive)), generator, deterministic
+            )
+            texts[:, column] = said.reshape(envs, -1)
+            parts.append({name: x.reshape(envs, -1, x.shape[-1]) for name, x in rows.items()})
+        joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
+        whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
+        nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
+        return Decision(texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference"))
+
+    def decide(
+        self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The texts (K,) that K agents say, and their rows of the decision, (K, L) each; the dead have no nodes."""
+        noise = torch.rand(len(prompt), generator=generator, device=self.device, dtype=torch.float64).tolist()
+        pairs = list(zip(prompt.tolist(), choices.tolist(), strict=True))
+        bound = [k for k, (_, c) in enumerate(pairs) if alive[k] and c != FREE]
+        loose = [k for k, (_, c) in enumerate(pairs) if alive[k] and c == FREE]
+        menus = dict(zip(bound, self.menus([pairs[k] for k in bound]), strict=True))
+        menus |= dict(zip(loose, self.speak([pairs[k][0] for k in loose], generator, greedy), strict=True))
+        texts = np.empty(len(pairs), dtype=object)
+        picked: dict[int, dict[str, np.ndarray]] = {}
+        for k, (_, c) in enumerate(pairs):
+            if k in menus:
+                choice = menus[k].likeliest() if greedy else menus[k].draw(noise[k])
+                texts[k] = menus[k].texts[choice]
+                picked[k] = {name: x[choice] for name, x in menus[k].rows.items()}
+            else:
+                texts[k] = "" if c == FREE else self.situations.tries[c].texts[0]
+        blank = self.blank()
+        return texts, {name: np.stack([picked.get(k, blank)[name] for k in range(len(pairs))]) for name in blank}
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """The row of an agent without nodes."""
+        width = self.slots
+        kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
+        kinds |= {"behaviour": np.float32} if self.samples_freely else {}
+        kinds |= {"reference": np.float32} if self.options.reference else {}
+        row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
+        return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
+
+    def menus(self, pairs: Sequence[tuple[int, int]]) -> list[Menu]:
+        """The menus of situations with candidates, from memory where the policy has not changed since."""
+        version = self._updates + sum(p._version for p in self.parameters())
+        if version != self._version:
+            self._menus, self._version = {}, version
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._menus]
+        for group in self.alone([(*pair, ()) for pair in new]):
+            tries = [self.trie(key) for key in group]
+            sizes = [len(trie.paths) for trie in tries]
+            rows = self.rows(
+                group, tries, np.arange(len(group)).repeat(sizes), np.concatenate(list(map(np.arange, sizes)))
+            )
+            for trie, (prompt, choices, _), part in zip(tries, group, np.cumsum(sizes), strict=True):
+                mine = {name: x[part - len(trie.paths) : part] for name, x in rows.items()}
+                share = np.exp(mine["log_prob"].astype(np.float64).sum(-1))
+                self._menus[prompt, choices] = Menu(trie.texts, share.cumsum(), mine)
+        return [self._menus[pair] for pair in pairs]
+
+    def speak(self, prompts: Sequence[int], generator: Generator | None, greedy: bool) -> list[Menu]:
+        """Free text: for each prompt a menu of the one action that was sampled."""
+        if not prompts:
+            return []
+        options = self.options
+        answers = generate(
+            self.backbone,
+            [self.situations.prompts[prompt] for prompt in prompts],
+            max_tokens=self.slots,
+            temperature=options.temperature,
+            top_p=options.top_p if isinstance(options, TokenOptions) else 1.0,
+            greedy=greedy,
+            generator=generator,
+        )
+        behaviour = answers.behaviour.cpu().numpy()
+        keys: list[Key] = [(prompt, FREE, answers.ids(row)) for row, prompt in enumerate(prompts)]
+        said: dict[Key, tuple[str, dict[str, np.ndarray]]] = {}
+        for group in self.groups(list(dict.fromkeys(keys))):
+            tries = [self.trie(key) for key in group]
+            rows = self.rows(group, tries, np.arange(len(group)), np.zeros(len(group), np.int64))
+            for k, key in enumerate(group):
+                said[key] = self.backbone.tokenizer.decode(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
+        menus = []
+        for key, sampled in zip(keys, behaviour, strict=True):
+            text, rows = said[key]
+            padded = np.pad(sampled, (0, self.slots - len(sampled)))[None]
+            menus.append(Menu((text,), np.ones(1), rows | ({"behaviour": padded} if "behaviour" in rows else {})))
+        return menus
+
+    def rows(
+        self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What a decision stores of K actions, candidate `candidate[k]` in situation `tree[k]`; (K, L) each."""
+        with torch.no_grad():
+            judged = self.judge(self.grove(keys, tries), tree, candidate, acting=True)
+        action = np.zeros(judged.mask.shape, np.int64)
+        for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
+            tokens = self.action(tries[t], c)
+            action[k, : len(tokens)] = tokens
+        parts = {name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference")}
+        if self.samples_freely:
+            parts["behaviour"] = judged.log_prob
+        return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
+
+    def groups(self, keys: Sequence[Key]) -> list[list[Key]]:
+        """Keys that are computed together in acting, by the token budget."""
+        lengths = [self.tree(key, self.trie(key)).length for key in keys]
+        return [[keys[i] for i in group] for group in batches(lengths, self.options.token_budget)]
+
+    def alone(self, keys: Sequence[Key]) -> list[list[Key]]:
+        """The same for what is remembered: on a CPU each alone. There company gains little, and the numbers of a
+        situation must not depend, by rounding, on what else was new at that moment.
+        """
+        return [[key] for key in keys] if self.device.type == "cpu" else self.groups(keys)
+
+    # Learning
+
+    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        living, located = self.locate(inputs, nodes)
+        if not located:
+            nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * nodes.mask.float()
+            return Evaluation(nothing, nothing, nothing if self.critic is not None else nothing[..., :1], nothing)
+        wanted = {place: k for k, place in enumerate(dict.fromkeys(located))}
+        keys = {key: t for t, key in enumerate(dict.fromkeys(key for key, _ in wanted))}
+        tree = np.array([keys[key] for key, _ in wanted], dtype=np.int64)
+        candidate = np.array([c for _, c in wanted], dtype=np.int64)
+        grove = self.grove(list(keys), [self.trie(key) for key in keys])
+        judged = self.judge(grove, tree, candidate, acting=False)
+        rows = torch.from_numpy(living).to(self.device)
+        source = torch.tensor([wanted[place] for place in located], device=self.device)
+        shape = nodes.mask.shape
+
+        def put(x: Tensor) -> Tensor:
+            return x.new_zeros(shape[0] * shape[1], x.shape[-1]).index_put((rows,), x[source]).unflatten(0, shape[:2])
+
+        return Evaluation(
+            put(judged.log_prob),
+            put(judged.entropy),
+            put(judged.value),
+            None if judged.expected is None else put(judged.expected),
+        )
+
+    def locate(self, inputs: Inputs, nodes: Nodes) -> tuple[np.ndarray, list[tuple[Key, int]]]:
+        """The rows (of E x N) that have nodes, and for each its situation and which candidate was taken."""
+        prompt, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
+        action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
+        lengths = mask.sum(-1).ravel()
+        said = action.reshape(len(lengths), -1)
+        rows = zip(*(x.tolist() for x in (prompt.ravel(), choices.ravel(), said, lengths)), strict=True)
+        return np.flatnonzero(lengths), [self.place(*row) for row in rows if row[-1]]
+
+    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
+        """Rows of like length together, equal situations side by side, up to `rows` and the token budget a pass."""
+        living, located = self.locate(inputs, nodes)
+        count, agents = nodes.mask.shape[:2]
+        keys: list[set[Key]] = [set() for _ in range(count)]
+        for row, (key, _) in zip(living, located, strict=True):
+            keys[row // agents].add(key)
+        lengths = {key: self.tree(key, self.trie(key)).length for key in {key for key, _ in located}}
+        first: dict[frozenset[Key], int] = {}
+        groups = [first.setdefault(frozenset(each), index) for index, each in enumerate(keys)]
+        longest = [max((lengths[key] for key in each), default=0) for each in keys]
+        most, budget = max(1, (rows or count) // divisor), self.options.token_budget // divisor
+        parts: list[list[int]] = [[]]
+        met: set[Key] = set()
+        for index in sorted(range(count), key=lambda i: (longest[i], groups[i], i)):
+            tokens = sum(lengths[key] for key in met | keys[index])
+            if parts[-1] and (len(parts[-1]) >= most or (tokens > budget and not keys[index] <= met)):
+                parts.append([])
+                met = set()
+            parts[-1].append(index)
+            met = met | keys[index]
+        return [torch.tensor(part, device=nodes.mask.device) for part in parts]
+
+    def value(self, inputs: Inputs) -> Tensor:
+        """(E, N); agents in sequence share the value of the first one, who alone decides without the others."""
+        prompt, choices, alive = (inputs[name].cpu().numpy() for name in ("prompt", "choices", "alive"))
+        if self.options.team == "sequential":
+            first = alive.argmax(-1)[:, None]
+            prompt, choices = (np.take_along_axis(x, first, 1).repeat(x.shape[1], 1) for x in (prompt, choices))
+        pairs = list(zip(prompt.ravel().tolist(), choices.ravel().tolist(), strict=True))
+        bound = [pair for pair in pairs if pair[1] != FREE]
+        known = {pair: float(menu.rows["value"][0, 0]) for pair, menu in zip(bound, self.menus(bound), strict=True)}
+        for group in self.groups([(*pair, ()) for pair in dict.fromkeys(pairs) if pair[1] == FREE]):
+            grove = self.grove(group, [self.trie(key) for key in group])
+            values = self.values(grove)[grove.forest.root].tolist()
+            known |= {key[:2]: value for key, value in zip(group, values, strict=True)}
+        return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
+
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:  # noqa: ARG002 - the protocol's
+        """Forget situations, where there are too many, that this rollout did not meet."""
+        if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
+            self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
+
+    def after_update(self) -> None:
+        self._updates += 1
+
+    # Telling
+
+    def transcript(self, episode: Sequence[Turn]) -> str:
+        return story.transcript(self, episode)
+
+    def picture(self, episode: Sequence[Turn]) -> np.ndarray:
+        return story.picture(self, episode)
+
+    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - for policies over whole actions
+        """The texts of an action's nodes."""
+        end = self.backbone.tokenizer.end
+        return ["(end)" if token == end else self.backbone.tokenizer.decode((token,)) for token in action]
+
+    def read(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
+        """(E, N): the numbers of the prompts that the agents read before they did what `nodes` says."""
+        prompt, choices = (inputs[name].cpu().numpy() for name in ("prompt", "choices"))
+        if self.options.team == "sequential":
+            action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
+            for agent in range(1, prompt.shape[1]):
+                prompt = self.extended(prompt, choices, action, mask, agent)
+        return prompt
+
+    # The model
+
+    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+        """Judge K actions, candidate `candidate[k]` of trie `tree[k]`, as a decision stores them or an update reads."""
+        forest = grove.forest
+        edges, mask = forest.rows(tree, candidate, self.slots)
+        state = forest.source[edges]
+        log_prob, entropy = self.distribution(self.backbone.output, grove.hidden, forest)
+        reference = None
+        if acting and self.options.reference:
+            assert grove.frozen is not None
+            reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
+            reference = reference[edges].masked_fill(~mask, 0.0)
+        value = log_prob.new_zeros(len(tree), 1) if self.critic is None else self.values(grove)[state]
+        return Judgement(
+            mask,
+            mask & forest.branching[state],
+            log_prob[edges].masked_fill(~mask, 0.0),
+            entropy[state].masked_fill(~mask, 0.0),
+            value if self.critic is None else value.masked_fill(~mask, 0.0),
+            reference,
+        )
+
+    def distribution(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
+        """The log-probability of every edge (M,) and the entropy at every state (S,)."""
+        hidden = hidden / self.options.temperature
+        logit = output.token_logits(hidden[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+        normaliser = segment_logsumexp(logit, forest.source, forest.states)
+        log_prob = logit - normaliser[forest.source]
+        entropy = -segment_sum(log_prob.exp() * log_prob, forest.source, forest.states)
+        if bool(forest.free.any()):
+            free = forest.free.nonzero().squeeze(-1)
+            whole, mean = output.moments(hidden[free])
+            log_prob = logit - normaliser.index_put((free,), whole)[forest.source]
+            entropy = entropy.index_put((free,), whole - mean)
+        return log_prob, entropy
+
+    def values(self, grove: Grove) -> Tensor:
+        """(S,): the value of every state."""
+        if self.critic is None:
+            return grove.hidden.new_zeros(grove.forest.states)
+        features = grove.frozen if self.options.critic_reads == "frozen" else grove.hidden
+        return self.critic(features).squeeze(-1)
+
+    def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
+        trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]
+        frozen = self.recall(keys, trees) if self.reads_frozen else None
+        return Grove(plant(tries, self.device), self.backbone.features(trees), frozen)
+
+    def recall(self, keys: Sequence[Key], trees: Sequence[Tree]) -> Tensor:
+        """(S, H) features of the frozen model, which are computed once as long as there is room to keep them."""
+        known = {key: self._frozen[key] for key in keys if key in self._frozen}
+        named = dict(zip(keys, trees, strict=True))
+        for group in self.alone([key for key in keys if key not in known]):
+            new = [named[key] for key in group]
+            features = self.backbone.features(new, reference=True)
+            for key, mine in zip(group, features.split([tree.rows for tree in new]), strict=True):
+                known[key] = self._frozen[key] = mine.clone()
+                self._frozen_bytes += mine.nbytes
+        while self._frozen_bytes > REMEMBERED:
+            self._frozen_bytes -= self._frozen.popitem(last=False)[1].nbytes
+        return torch.cat([known[key] for key in keys])
+
+    # Situations
+
+    def tree(self, key: Key, trie: Trie) -> Tree:
+        """What the language model reads of a situation; the last token of an action is not needed."""
+        token, parent = trie.inner()
+        return Tree(self.situations.prompts[key[0]], tuple(token.tolist()), tuple(parent.tolist()))
+
+    def trie(self, key: Key) -> Trie:
+        _, choices, tokens = key
+        if choices != FREE:
+            return self.situations.tries[choices]
+        said = [tokens] if tokens else []
+        return build_trie([""] * len(said), said, None, self.slots, free=True)
+
+    def action(self, trie: Trie, candidate: int) -> Tokens:
+        """What is stored as the action of a candidate."""
+        return trie.tokens(candidate)
+
+    def place(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:
+        """The inverse: the situation, and which of its candidates a stored action is."""
+        tokens = tuple(action[:length])
+        if choices == FREE:
+            return (prompt, FREE, tokens), 0
+        return (prompt, choices, ()), self.situations.tries[choices].index[tokens]
+
+    def extended(
+        self, prompt: np.ndarray, choices: np.ndarray, action: np.ndarray, mask: np.ndarray, agent: int
+    ) -> np.ndarray:
+        """`prompt` (E, N) with what the agents before `agent` have said written behind that agent's own."""
+        prompt = prompt.copy()
+        for e in range(len(prompt)):
+            said = []
+            for j in range(agent):
+                if length := int(mask[e, j].sum()):
+                    key, candidate = self.place(int(prompt[e, j]), int(choices[e, j]), action[e, j].tolist(), length)
+                    said.append((j, self.trie(key).tokens(candidate)))
+            prompt[e, agent] = self.situations.extend(int(prompt[e, agent]), tuple(said))
+        return prompt

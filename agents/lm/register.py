@@ -1,0 +1,89 @@
+"""The language agents: a policy class for each way of choosing, and the settings that make each algorithm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agents.lm.backbone import Backbone
+from agents.lm.models import load_backbone
+from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.policy import TokenPolicy
+from agents.lm.soft import SoftOptions, SoftPolicy
+from agents.lm.twosome import Twosome, TwosomeOptions
+from marl.registry import register_agent
+from marl.types import EnvSpec
+
+LEARN: dict[str, Any] = {"epochs": 4, "max_grad_norm": 1.0}
+TOKENS = LEARN | {"slot_links": "sequential", "ratio": "node"}
+EPISODES = TOKENS | {"critic": "none", "value_coef": 0.0, "whole_episodes": True}
+GROUPS = EPISODES | {"group_size": 8, "clip_high": 0.28, "entropy_coef": 0.0}
+
+ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "poad": (
+        "PPO over tokens, credit inside an action undiscounted (Wen et al. 2024; as released with --lambda-intra None)",
+        TOKENS | {"gamma_intra": 1.0, "lambda_intra": 1.0},
+    ),
+    "ntpo": ("PPO over tokens, each token a step", TOKENS | {"gamma_intra": None, "lambda_intra": None}),
+    "reinforce": (
+        "REINFORCE++: returns of whole episodes, near a reference (Hu 2025); RLOO with --advantage rloo --group-size 8",
+        EPISODES | {"advantage": "return", "reference": True, "reference_reward_coef": 0.001},
+    ),
+    "grpo": (
+        "whole episodes against others that began alike (Shao et al. 2024)",
+        GROUPS | {"advantage": "group"},
+    ),
+    "gigpo": (
+        "the same, and steps against others with the same prompt (Feng et al. 2025)",
+        GROUPS | {"advantage": "gigpo"},
+    ),
+}
+"""Algorithms over tokens: summary and settings."""
+
+
+def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
+    return load_backbone(
+        options.model,
+        spec,
+        precision=options.precision,
+        chat=options.chat,
+        lora_rank=options.rank,
+        token_budget=options.token_budget,
+    )
+
+
+def make_token_policy(spec: EnvSpec, options: TokenOptions) -> TokenPolicy:
+    return TokenPolicy(spec, options, open_backbone(spec, options))
+
+
+for _name, (_summary, _defaults) in ALGORITHMS.items():
+    register_agent(_name, options=TokenOptions, summary=_summary, defaults=_defaults)(make_token_policy)
+
+
+@register_agent(
+    "twosome",
+    options=TwosomeOptions,
+    summary="PPO over candidate actions scored by their tokens (Tan et al. 2024)",
+    defaults=LEARN | {"ratio": "agent"},
+)
+def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
+    return Twosome(spec, options, open_backbone(spec, options))
+
+
+@register_agent(
+    "etpo",
+    options=SoftOptions,
+    summary="soft Q values of tokens beside a frozen reference (Wen et al. 2024)",
+    defaults={
+        "objective": "soft_q",
+        "epochs": 8,
+        "slot_links": "sequential",
+        "gamma_intra": 1.0,
+        "lambda_intra": 0.0,
+        "gae_lambda": 0.0,
+        "value_norm_decay": 0.0,
+        "learning_rate": 3e-4,
+        "critic_learning_rate": 3e-3,
+        "max_grad_norm": 1.0,
+    },
+)
+def make_soft(spec: EnvSpec, options: SoftOptions) -> SoftPolicy:
+    return SoftPolicy(spec, options, open_backbone(spec, options))

@@ -1,0 +1,141 @@
+"""ETPO (Wen et al. 2024): soft Q values of tokens, and the policy that they imply beside a frozen reference.
+
+For a state s (a prefix) and a token w, with pi the policy, rho the reference and Q' the slow copy of Q:
+
+    Q(s, w)  <-  r + discount * V(s'),    V(s) = E_pi[Q'(s, w)] - beta KL(pi || rho)
+    policy loss at s = sum_w pi(w) (beta (log pi(w) - log rho(w)) - Q(s, w))
+
+whose minimum is pi(w) ~ rho(w) exp(Q(s, w) / beta).
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from agents.lm.backbone import Backbone
+from agents.lm.options import LanguageOptions
+from agents.lm.policy import Grove, Judgement, TokenPolicy
+from agents.lm.trie import segment_sum
+from agents.lm.vocabulary import OutputMatrix
+from agents.nn import SMALL_GAIN, mlp
+from marl.errors import ConfigError
+from marl.types import EnvSpec
+
+CHUNK = 1 << 23
+"""Numbers of a vocabulary times states that exist at a time."""
+
+
+@dataclass(frozen=True)
+class SoftOptions(LanguageOptions):
+    """A language model with soft Q values."""
+
+    critic: Literal["shared", "frozen"] = "frozen"
+    """Features that the Q values read: those of the model that learns, or of the frozen one."""
+    beta: float = 0.1
+    """Weight of the divergence from the reference, in units of the reward."""
+    target_decay: float = 0.9
+    """Weight of the past in the slow copy of the Q values, at each update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.beta < float("inf"):
+            raise ConfigError(f"beta is {self.beta}; give a positive number")
+        if not 0.0 <= self.target_decay < 1.0:
+            raise ConfigError(f"target_decay is {self.target_decay}; give 0 or more, less than 1")
+
+
+class QHead(nn.Module):
+    """Q(s, w) = v(s) + u(s) . e(w), with the frozen output vector of the token; zero at the start.
+
+    `scale` brings output vectors to a length of about 1.
+    """
+
+    def __init__(self, width: int, hidden: tuple[int, ...], scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.net = mlp(width, hidden, 1 + width, SMALL_GAIN)
+        nn.init.zeros_(self.net[-1].weight)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """v (S,) and u (S, H)."""
+        out = self.net(features)
+        return out[:, 0], self.scale * out[:, 1:]
+
+
+class SoftPolicy(TokenPolicy):
+    """`Decision.value` is V, `Evaluation.value` the Q of the token taken, `expected` the policy loss."""
+
+    samples_freely = False
+    critic: QHead
+
+    def __init__(self, spec: EnvSpec, options: SoftOptions, backbone: Backbone) -> None:
+        super().__init__(spec, options, backbone)
+        self.reads_frozen = True
+        self.beta, self.decay = options.beta, options.target_decay
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+
+    def make_critic(self, width: int) -> QHead:
+        unit = self.backbone.reference_output.weight.float().norm(dim=-1).mean()
+        return QHead(width, self.options.critic_hidden, 1.0 / float(unit))
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        super().after_update()
+        for slow, new in zip(self.critic_target.parameters(), self.critic.parameters(), strict=True):
+            slow.lerp_(new, 1.0 - self.decay)
+
+    def values(self, grove: Grove) -> Tensor:
+        """(S,): the soft value of every state."""
+        expected, divergence, _ = self.expectations(grove, self.critic_target)
+        return expected - self.beta * divergence
+
+    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+        judged = super().judge(grove, tree, candidate, acting)
+        if acting:
+            return judged
+        edges, mask = grove.forest.rows(tree, candidate, self.slots)
+        expected, divergence, q = self.expectations(grove, self.critic)
+        loss = (self.beta * divergence - expected)[grove.forest.source[edges]]
+        return replace(judged, value=q[edges].masked_fill(~mask, 0.0), expected=loss.masked_fill(~mask, 0.0))
+
+    def expectations(self, grove: Grove, head: QHead) -> tuple[Tensor, Tensor, Tensor]:
+        """Under the policy, at every state: the mean of Q (S,), which is constant to Q's weights, and the divergence
+        from the reference (S,). And the Q of every edge (M,).
+        """
+        assert grove.frozen is not None
+        forest = grove.forest
+        log_prob = self.distribution(self.backbone.output, grove.hidden, forest)[0]
+        reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
+        v, u = head(grove.hidden if self.options.critic_reads == "shared" else grove.frozen)
+        q = v[forest.source] + self.token_q.token_logits(u[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+
+        def mean(x: Tensor) -> Tensor:
+            return segment_sum(log_prob.exp() * x, forest.source, forest.states)
+
+        expected, divergence = mean(q.detach()), mean(log_prob - reference)
+        if bool(forest.free.any()):
+            free = forest.free.nonzero().squeeze(-1)
+            size = max(1, CHUNK // self.backbone.output.weight.shape[0])
+            parts = [
+                checkpoint(self.whole, grove.hidden[part], grove.frozen[part], u[part].detach(), use_reentrant=False)
+                for part in free.split(size)
+            ]
+            expected = expected.index_put((free,), torch.cat([part[0] for part in parts]) + v[free].detach())
+            divergence = divergence.index_put((free,), torch.cat([part[1] for part in parts]))
+        return expected, divergence, q
+
+    def whole(self, hidden: Tensor, frozen: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The same two at states where every token is allowed, without v."""
+        log_prob = (self.backbone.output.logits(hidden / self.options.temperature)).log_softmax(-1)
+        reference = (self.backbone.reference_output.logits(frozen / self.options.temperature)).log_softmax(-1)
+        share = log_prob.exp()
+        return (share * self.token_q.logits(u)).sum(-1), (share * (log_prob - reference)).sum(-1)
+
+    @property
+    def token_q(self) -> OutputMatrix:
+        return OutputMatrix(self.backbone.reference_output.weight)

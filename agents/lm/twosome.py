@@ -1,0 +1,107 @@
+"""TWOSOME (Tan et al. 2024): the candidate actions compete by the log-probability of their tokens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.lm.backbone import Backbone
+from agents.lm.options import LanguageOptions
+from agents.lm.policy import Grove, Judgement, Key, TokenPolicy
+from agents.lm.situations import FREE
+from agents.lm.trie import Forest, Tokens, Trie, segment_logsumexp, segment_sum
+from agents.lm.vocabulary import OutputMatrix
+from marl.errors import ConfigError
+from marl.types import EnvSpec, Inputs, Obs
+
+
+@dataclass(frozen=True)
+class TwosomeOptions(LanguageOptions):
+    """A language model that scores whole actions."""
+
+    normalisation: Literal["sum", "token", "word"] = "word"
+    """What an action's summed log-probability is divided by: nothing, the number of its tokens, or of its words."""
+
+
+class Twosome(TokenPolicy):
+    """One node an action, L = 1: the candidate's index.
+
+    A candidate's score is the sum of its tokens' log-probabilities under the softmax over the whole vocabulary,
+    normalised for its length (section 4.2); the policy is the softmax of the scores at `temperature`. The value is
+    that of the prompt.
+    """
+
+    closes = False
+    samples_freely = False
+
+    def __init__(self, spec: EnvSpec, options: TwosomeOptions, backbone: Backbone) -> None:
+        super().__init__(spec, options, backbone)
+        self.normalisation, self.slots = options.normalisation, 1
+
+    def encode(self, obs: Obs) -> Inputs:
+        inputs = super().encode(obs)
+        if bool((inputs["choices"] == FREE).any()):
+            raise ConfigError(
+                f"{self.spec.name} takes free text; twosome chooses among candidates, which this environment does not "
+                "offer. Use another agent, such as poad"
+            )
+        return inputs
+
+    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+        tries = grove.forest.tries
+        sizes = np.array([len(trie.paths) for trie in tries])
+        owner = torch.from_numpy(np.arange(len(tries)).repeat(sizes)).to(self.device)
+        whose = torch.from_numpy(tree).to(self.device)
+        row = torch.from_numpy((sizes.cumsum() - sizes)[tree] + candidate).to(self.device)
+
+        def log_policy(output: OutputMatrix, hidden: Tensor) -> Tensor:
+            score = self.scores(output, hidden, grove.forest) / self.options.temperature
+            return score - segment_logsumexp(score, owner, len(tries))[owner]
+
+        log_prob = log_policy(self.backbone.output, grove.hidden)
+        entropy = -segment_sum(log_prob.exp() * log_prob, owner, len(tries))
+        reference = None
+        if acting and self.options.reference:
+            assert grove.frozen is not None
+            reference = log_policy(self.backbone.reference_output, grove.frozen)[row, None]
+        mask = torch.ones(len(tree), 1, dtype=torch.bool, device=self.device)
+        several = torch.from_numpy(sizes[tree] > 1).to(self.device)
+        return Judgement(
+            mask,
+            several.unsqueeze(-1),
+            log_prob[row, None],
+            entropy[whose, None],
+            self.values(grove)[grove.forest.root[whose], None],
+            reference,
+        )
+
+    def scores(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> Tensor:
+        """(C,): the normalised score of every candidate of every trie."""
+        lengths = [len(path) for trie in forest.tries for path in trie.paths]
+        edges = np.concatenate(
+            [
+                np.array(path) + first
+                for trie, first in zip(forest.tries, forest.first_edge, strict=True)
+                for path in trie.paths
+            ]
+        )
+        edge = torch.from_numpy(edges).to(self.device)
+        candidate = torch.from_numpy(np.arange(len(lengths)).repeat(lengths)).to(self.device)
+        logit = output.token_logits(hidden[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+        log_prob = logit - output.moments(hidden)[0][forest.source]
+        total = segment_sum(log_prob[edge], candidate, len(lengths))
+        if self.normalisation == "sum":
+            return total
+        words = [max(1, len(text.split())) for trie in forest.tries for text in trie.texts]
+        return total / total.new_tensor(lengths if self.normalisation == "token" else words)
+
+    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - the base's
+        return [text]
+
+    def action(self, trie: Trie, candidate: int) -> Tokens:  # noqa: ARG002 - the base's
+        return (candidate,)
+
+    def place(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:  # noqa: ARG002
+        return (prompt, choices, ()), action[0]

@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from agents.lm.generate import generate, nucleus
+from agents.lm.models import load_backbone
+from agents.lm.tree import Tree
+from tests.support.lm import SPEC, stir
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """A model whose distributions are far from even."""
+    backbone = load_backbone("tiny", SPEC)
+    stir(backbone)
+    return backbone
+
+
+def prompts(backbone, *texts):
+    return [backbone.tokenizer.prompt(text) for text in texts]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def features_log_prob(backbone, prompt, ids, temperature):
+    """What learning computes for an answer."""
+    vectors = backbone.features([Tree.path(prompt, ids[:-1])]) / temperature
+    tokens = torch.tensor(ids).unsqueeze(-1)
+    return backbone.output.token_logits(vectors, tokens).squeeze(-1) - backbone.output.moments(vectors)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probs_are_those_that_learning_computes(backbone, temperature):
+    asked = prompts(backbone, "open the fridge", "go north you are in the fridge", "tomato", "open the fridge")
+    answers = generate(backbone, asked, max_tokens=9, temperature=temperature, generator=seeded())
+    assert torch.equal(answers.log_prob, answers.behaviour)
+    for row, prompt in enumerate(asked):
+        ids = answers.ids(row)
+        with torch.no_grad():
+            expected = features_log_prob(backbone, prompt, ids, temperature)
+        torch.testing.assert_close(answers.log_prob[row, : len(ids)], expected, rtol=1e-4, atol=1e-4)
+    assert answers.ids(0) != answers.ids(3)
+
+
+def test_greedy_answers_are_the_likeliest_tokens_one_by_one_in_any_company(backbone):
+    asked = prompts(backbone, "open the fridge", "go north you are in the fridge", "tomato")
+    together = generate(backbone, asked, max_tokens=6, greedy=True)
+    assert not together.behaviour.any()
+    for row, prompt in enumerate(asked):
+        expected = []
+        while len(expected) < 6 and backbone.tokenizer.end not in expected:
+            vectors = backbone.features([Tree.path(prompt, expected)])
+            expected.append(int(backbone.output.logits(vectors[-1:]).argmax()))
+        assert together.ids(row) == tuple(expected)
+        assert generate(backbone, [prompt], max_tokens=6, greedy=True).ids(0) == tuple(expected)
+
+
+def test_behaviour_is_the_distribution_that_sampled(backbone):
+    asked = prompts(backbone, *["open the fridge"] * 400)
+    answers = generate(backbone, asked, max_tokens=1, top_p=0.5, generator=seeded())
+    with torch.no_grad():
+        whole = torch.log_softmax(backbone.output.logits(backbone.features([Tree(asked[0])])), -1)
+    cut = nucleus(whole, 0.5).squeeze(0)
+    tokens = answers.tokens.squeeze(-1)
+    torch.testing.assert_close(answers.behaviour.squeeze(-1), cut[tokens], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers.log_prob.squeeze(-1), whole[0, tokens], rtol=1e-4, atol=1e-4)
+    assert (answers.behaviour > answers.log_prob).all()
+    frequency = torch.bincount(tokens, minlength=len(cut)) / len(tokens)
+    assert (frequency - cut.exp()).abs().max() < 0.1
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_its_share():
+    log_probs = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.97, 0.01, 0.01, 0.01]]).log()
+    assert nucleus(log_probs, 0.6).exp()[0].tolist() == pytest.approx([0.0, 4 / 7, 0.0, 3 / 7])
+    assert nucleus(log_probs, 0.75).exp()[0].tolist() == pytest.approx([0.0, 4 / 9, 2 / 9, 3 / 9])
+    assert nucleus(log_probs, 0.6).exp()[1].tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(nucleus(log_probs, 1.0), log_probs)
+
+
+def test_answers_end_with_a_stop_token_or_at_the_limit(backbone):
+    asked = prompts(backbone, *["tomato"] * 30)
+    stop = range(0, backbone.tokenizer.size, 3)
+    answers = generate(backbone, asked, max_tokens=5, stop=stop, generator=seeded())
+    for row in range(30):
+        ids = answers.ids(row)
+        stops = [token % 3 == 0 for token in ids]
+        assert not any(stops[:-1])
+        assert stops[-1] == bool(answers.ended[row])
+        assert answers.ended[row] or len(ids) == 5
+        assert len(ids) == int(answers.mask[row].sum())
+        assert not answers.log_prob[row, len(ids) :].any()
+    assert 0 < answers.ended.sum() < 30
+    only = generate(backbone, asked, max_tokens=5, stop=range(backbone.tokenizer.size), generator=seeded())
+    assert only.tokens.shape == (30, 1)
+    assert only.ended.all()
+
+
+def test_an_end_token_alone_is_the_empty_text(backbone):
+    answers = generate(backbone, prompts(backbone, "tomato"), max_tokens=1, generator=seeded())
+    assert backbone.tokenizer.decode([backbone.tokenizer.end, *answers.ids(0)]) == ""
+
+
+def test_the_generator_decides_the_sample(backbone):
+    asked = prompts(backbone, "open", "close the")
+    one, same, other = (generate(backbone, asked, max_tokens=8, generator=seeded(seed)).tokens for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert one.shape != other.shape or not torch.equal(one, other)
+
+
+def test_no_room_for_the_answer(backbone):
+    with pytest.raises(ValueError, match="a prompt of 3 tokens and an answer of 1022 do not fit a context of 1024"):
+        generate(backbone, prompts(backbone, "open the"), max_tokens=1022)
