@@ -49,11 +49,6 @@ class Backbone(nn.Module):
         return self.model.get_input_embeddings().weight.device
 
     @property
-    def version(self) -> int:
-        """A number that grows whenever a trained weight is written to; what was computed under another is stale."""
-        return sum(weight._version for weight in self.trained.values())
-
-    @property
     def output(self) -> OutputMatrix:
         """The output matrix, in which features become logits. Of the trained model, if that trains in full."""
         return _output(self.model)

@@ -17,6 +17,10 @@ class LanguageOptions:
     """Arithmetic of the frozen weights."""
     lora_rank: int | None = None
     """Rank of the adapters that are trained; 0 trains all weights. None is 0 for tiny and 8 for the others."""
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the layers that get adapters."""
+    model_seed: int = 0
+    """Seed of the weights of tiny and of new adapters, whatever the run's seed."""
     chat: Literal["auto", "off"] = "auto"
     """Use the model's chat template where it has one."""
     temperature: float = 1.0

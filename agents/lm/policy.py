@@ -18,9 +18,9 @@ from agents.lm.generate import generate
 from agents.lm.options import LanguageOptions, TokenOptions
 from agents.lm.situations import FREE, Situations
 from agents.lm.tree import Tree, batches
-from agents.lm.trie import Forest, Tokens, Trie, build_trie, plant, segment_logsumexp, segment_sum
+from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
-from agents.nn import SMALL_GAIN, mlp
+from agents.nn import SMALL_GAIN, fingerprint, mlp
 from marl.transcript import Turn
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
@@ -103,8 +103,7 @@ class TokenPolicy(nn.Module):
             spec.agents if options.team == "sequential" else (),
         )
         self.critic = self.make_critic(backbone.feature_size)
-        self._updates = 0
-        self._version = -1
+        self._fingerprint: tuple[int, ...] = ()
         self._menus: dict[tuple[int, int], Menu] = {}
         self._frozen: OrderedDict[Key, Tensor] = OrderedDict()
         self._frozen_bytes = 0
@@ -188,9 +187,9 @@ class TokenPolicy(nn.Module):
 
     def menus(self, pairs: Sequence[tuple[int, int]]) -> list[Menu]:
         """The menus of situations with candidates, from memory where the policy has not changed since."""
-        version = self._updates + sum(p._version for p in self.parameters())
-        if version != self._version:
-            self._menus, self._version = {}, version
+        present = fingerprint(self.parameters())
+        if present != self._fingerprint:
+            self._menus, self._fingerprint = {}, present
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._menus]
         for group in self.alone([(*pair, ()) for pair in new]):
             tries = [self.trie(key) for key in group]
@@ -320,6 +319,8 @@ class TokenPolicy(nn.Module):
 
     def value(self, inputs: Inputs) -> Tensor:
         """(E, N); agents in sequence share the value of the first one, who alone decides without the others."""
+        if self.critic is None:
+            return torch.zeros(inputs["alive"].shape, device=self.device)
         prompt, choices, alive = (inputs[name].cpu().numpy() for name in ("prompt", "choices", "alive"))
         if self.options.team == "sequential":
             first = alive.argmax(-1)[:, None]
@@ -339,7 +340,7 @@ class TokenPolicy(nn.Module):
             self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
 
     def after_update(self) -> None:
-        self._updates += 1
+        self._fingerprint = ()
 
     # Telling
 
@@ -389,7 +390,7 @@ class TokenPolicy(nn.Module):
     def distribution(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
         """The log-probability of every edge (M,) and the entropy at every state (S,)."""
         hidden = hidden / self.options.temperature
-        logit = output.token_logits(hidden[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+        logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
         normaliser = segment_logsumexp(logit, forest.source, forest.states)
         log_prob = logit - normaliser[forest.source]
         entropy = -segment_sum(log_prob.exp() * log_prob, forest.source, forest.states)
@@ -462,5 +463,6 @@ class TokenPolicy(nn.Module):
                 if length := int(mask[e, j].sum()):
                     key, candidate = self.place(int(prompt[e, j]), int(choices[e, j]), action[e, j].tolist(), length)
                     said.append((j, self.trie(key).tokens(candidate)))
-            prompt[e, agent] = self.situations.extend(int(prompt[e, agent]), tuple(said))
+            if said:
+                prompt[e, agent] = self.situations.extend(int(prompt[e, agent]), tuple(said))
         return prompt

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from marl.errors import ConfigError, MissingDependencyError
 
@@ -91,17 +92,24 @@ def _converted(file: Path) -> Path:
     if folder.is_dir():
         return folder
     LOGGER.info("converting %s, once; later runs open %s", file, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from error
     try:
         _convert(file, beside)
         beside.rename(folder)
-    except OSError:
+    except (OSError, SafetensorError) as error:
         if not folder.is_dir():
-            raise
+            raise _unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _unwritable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot write a converted model to {folder}: {error}; choose another place with XDG_CACHE_HOME")
 
 
 def cache_folder() -> Path:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
+
 from agents.lm.backbone import Backbone
 from agents.lm.models import load_backbone
 from agents.lm.options import LanguageOptions, TokenOptions
 from agents.lm.policy import TokenPolicy
 from agents.lm.soft import SoftOptions, SoftPolicy
 from agents.lm.twosome import Twosome, TwosomeOptions
+from marl.errors import ConfigError
 from marl.registry import register_agent
 from marl.types import EnvSpec
 
@@ -40,13 +43,19 @@ ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
+    """The model of `options`. Raises ConfigError for an environment whose observations or actions are no text."""
+    for kind, space in (("observations", spec.observation_space), ("actions", spec.action_space)):
+        if not isinstance(space, gymnasium.spaces.Text):
+            raise ConfigError(f"{spec.name} has {type(space).__name__} {kind}; language agents read and write text")
     return load_backbone(
         options.model,
         spec,
         precision=options.precision,
         chat=options.chat,
         lora_rank=options.rank,
+        lora_targets=options.lora_targets,
         token_budget=options.token_budget,
+        seed=options.model_seed,
     )
 
 

@@ -13,6 +13,8 @@ from marl.transcript import Turn
 WIDTH, MARGIN, LINE, CELL = 1000, 16, 22, 44
 """Pixels: of the picture, around it, of a line of text, of a row of tokens."""
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
+BAR = r"\|"
+"""A bar inside a cell of a table."""
 MOST = 60
 """Actions that a picture shows, from the first."""
 GOOD, BAD = np.array([33, 102, 172]), np.array([214, 96, 77])
@@ -43,15 +45,20 @@ def speeches(policy: Any, episode: Sequence[Turn]) -> Iterator[Speech]:
             mask = nodes.mask[0, agent]
             if mask.any():
                 columns = (nodes.trained[0], turn.decision.log_prob[0], turn.decision.value[0], turn.advantage)
+                pieces = policy.pieces(nodes.action[0, agent][mask].tolist(), str(turn.decision.action[0, agent]))
                 yield Speech(
                     step + 1,
                     name,
                     policy.situations.texts[int(prompts[0, agent])],
                     str(turn.decision.action[0, agent]),
                     float(turn.reward[agent]),
-                    policy.pieces(nodes.action[0, agent][mask].tolist(), str(turn.decision.action[0, agent])),
+                    [_on_one_line(piece) for piece in pieces],
                     *(column[agent].expand_as(mask)[mask].tolist() for column in columns),
                 )
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def transcript(policy: Any, episode: Sequence[Turn]) -> str:
@@ -61,7 +68,7 @@ def transcript(policy: Any, episode: Sequence[Turn]) -> str:
         quoted = "\n".join(f"> {line}" for line in said.prompt.splitlines() or [""])
         likely = np.exp(sum(said.log_prob))
         rows = [
-            f"| {token} | {f'{p:.3f}' if free else ''} | {v:.3f} | {a:+.3f} |"
+            f"| {token.replace('|', BAR)} | {f'{p:.3f}' if free else ''} | {v:.3f} | {a:+.3f} |"
             for token, free, p, v, a in zip(
                 said.tokens, said.trained, said.log_prob, said.value, said.advantage, strict=True
             )

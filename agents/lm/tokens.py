@@ -87,7 +87,7 @@ def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -
     if overflow == "error":
         raise ConfigError(
             f"a prompt has {len(ids)} tokens and the model has room for {room}; let the environment write less, take a "
-            f"model of longer context, or cut prompts from the left (prompt_overflow cut). It starts: {text[:80]!r}"
+            f"model of longer context, or cut prompts from the left (--prompt-overflow cut). It starts: {text[:80]!r}"
         )
     cut = _least(lambda start: len(tokenizer.prompt(text[start:])) <= room, len(text))
     ids = tokenizer.prompt(text[cut:])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor
 
 from marl.errors import ConfigError
@@ -53,7 +54,8 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
     """The trie of candidates `texts` with `tokens`, whose paths have at most `limit` edges.
 
     Where a candidate is a prefix of another, or empty, `end` closes it (None: candidates may end inside others).
-    Candidates with equal tokens are one, under the first one's text. Raises ConfigError for one that is too long.
+    Candidates with equal tokens are one, under the first one's text. Raises ConfigError for one that is too long, and
+    for an empty one that nothing closes.
     """
     prefixes = {ids[:n] for ids in tokens for n in range(len(ids))}
     edges: dict[tuple[int, int], int] = {}
@@ -71,6 +73,11 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
             raise ConfigError(
                 f"the action {text!r} has {len(ids)} tokens, more than max_action_tokens, {limit}; "
                 f"use --max-action-tokens {len(ids)} or more"
+            )
+        if not ids:
+            raise ConfigError(
+                f"the action {text!r} has no tokens, so nothing says how likely it is; give it words, or take an agent "
+                "that closes actions with a token, such as poad"
             )
         if ids in kept:
             continue
@@ -138,6 +145,14 @@ def plant(tries: Sequence[Trie], device: torch.device) -> Forest:
     token = np.concatenate([trie.token for trie in tries])
     flat = [torch.from_numpy(x).to(device) for x in (token, source, first_state, free, branching)]
     return Forest(tuple(tries), flat[0], flat[1], flat[2], flat[3], flat[4], first_edge)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """(M, H): the rows `index` (M,) of `x` (S, H).
+
+    As `x[index]`, whose gradient several threads add up in an order of their own each time.
+    """
+    return F.embedding(index, x)
 
 
 def segment_sum(x: Tensor, segment: Tensor, count: int) -> Tensor:

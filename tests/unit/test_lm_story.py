@@ -1,5 +1,7 @@
 """What is told of an episode: everything that was said, by those who lived, with the credit it got."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,17 @@ def test_a_transcript_holds_prompts_actions_tokens_and_credit():
     rows = [line for line in text.splitlines() if "-1.500" in line]
     assert [row.split("|")[1:3] for row in rows] == [[f" {word} ", "  "] for word in ("open", "the", "door")]
     assert text.count("+0.250") == len(policy.backbone.tokenizer.action(first)) + (first == "go south")
+
+
+def test_marks_of_tables_and_ends_of_lines_stay_inside_their_cells():
+    policy = make_agent("poad", spec_of(words=("|",)))
+    obs = dataclasses.replace(observe([[0]]), candidates=((("go |\nnorth",),),))
+    inputs = policy.encode(obs)
+    with torch.inference_mode():
+        decision = policy.act(inputs, torch.Generator().manual_seed(1))
+    text = policy.transcript([Turn(obs, inputs, decision, np.zeros(1), 1, torch.ones(1, 1))])
+    rows = text.partition("|---|---|---|---|\n")[2].splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| go", "| \\|", "| \\n", "| north"]
 
 
 def test_a_whole_action_is_one_node_and_the_dead_say_nothing():

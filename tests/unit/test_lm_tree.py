@@ -146,19 +146,6 @@ def test_no_tree_has_no_features(tiny):
     assert tiny.features([]).shape == (0, tiny.feature_size)
 
 
-def test_the_version_changes_with_every_write():
-    backbone = load_backbone("tiny", SPEC, lora_rank=2)
-    before = backbone.version
-    optimiser = torch.optim.AdamW(backbone.parameters())
-    backbone.features([Tree((1, 2))]).sum().backward()
-    assert backbone.version == before
-    optimiser.step()
-    stepped = backbone.version
-    assert stepped > before
-    backbone.load_state_dict(backbone.state_dict())
-    assert backbone.version > stepped
-
-
 @given(st.lists(st.integers(1, 700), max_size=40), st.integers(1, 2000))
 def test_batches_hold_every_index_once_within_the_budget(lengths, budget):
     groups = batches(lengths, budget)

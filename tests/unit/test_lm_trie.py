@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.lm.trie import build_trie, plant, segment_logsumexp
+from agents.lm.trie import build_trie, pick, plant, segment_logsumexp
 from marl.errors import ConfigError
 
 END = 99
@@ -72,6 +72,26 @@ def test_equal_actions_are_one_and_long_ones_are_refused():
     assert trie.texts == ("a", "b")
     with pytest.raises(ConfigError, match=r"'long' has 4 tokens.*--max-action-tokens 4"):
         build_trie(["long"], [(1, 2, 3, 4)], END, 3)
+
+
+def test_an_empty_action_needs_an_end():
+    assert build_trie(["", "a"], [(), (1,)], END, 3).tokens(0) == (END,)
+    with pytest.raises(ConfigError, match="'' has no tokens"):
+        build_trie(["", "a"], [(), (1,)], None, 3)
+
+
+def test_picked_rows_have_the_same_gradient_every_time_with_several_threads():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 40, (400,), generator=generator)
+    x, upstream = (torch.randn(n, 576, generator=generator) for n in (40, 400))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    leaf = x.clone().requires_grad_()
+    gradients = [torch.autograd.grad(pick(leaf, index), leaf, upstream)[0] for _ in range(30)]
+    torch.set_num_threads(before)
+    assert torch.equal(pick(x, index), x[index])
+    torch.testing.assert_close(gradients[0], torch.zeros_like(x).index_add(0, index, upstream))
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_a_forest_keeps_tries_apart():
