@@ -222,13 +222,15 @@ def test_every_option_is_read():
 
 def test_readme_commands_run(monkeypatch, capsys, folder):
     """The shell blocks of the README in their order, shortened; the long run only as far as its configuration."""
-    (folder / "my_env.py").write_text(re.search(r"```python\n(# my_env\.py\n.*?)```", README, re.S)[1])  # type: ignore[index]
+    for module in ("my_env", "my_text"):
+        text = re.search(rf"```python\n(# {module}\.py\n.*?)```", README, re.S)[1]  # type: ignore[index]
+        (folder / f"{module}.py").write_text(text)
     short = ["--steps", "64", *QUICK]
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("marl ")]
     assert len(lines) >= 8
     for line in lines:
-        args = line.split()[1:]
+        args = [word.replace("smollm2", "tiny") for word in line.split()[1:]]
         if args[0] == "train":
             drop = args.index("--steps") if "--steps" in args else len(args)
             args = args[:drop] + args[drop + 2 :] + short
