@@ -226,6 +226,7 @@ def test_readme_commands_run(monkeypatch, capsys, folder):
         text = re.search(rf"```python\n(# {module}\.py\n.*?)```", README, re.S)[1]  # type: ignore[index]
         (folder / f"{module}.py").write_text(text)
     short = ["--steps", "64", *QUICK]
+    spoken = [word for word in short if word not in ("--embedding", "16")]
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("marl ")]
     assert len(lines) >= 8
@@ -233,7 +234,7 @@ def test_readme_commands_run(monkeypatch, capsys, folder):
         args = [word.replace("smollm2", "tiny") for word in line.split()[1:]]
         if args[0] == "train":
             drop = args.index("--steps") if "--steps" in args else len(args)
-            args = args[:drop] + args[drop + 2 :] + short
+            args = args[:drop] + args[drop + 2 :] + (spoken if "poad" in args else short)
         if args[0] == "resume":
             args[args.index("--steps") + 1] = "96"
         if args[0] == "bench":
