@@ -16,6 +16,7 @@ from agents.transformer import (
     MAT,
     EncoderFolds,
     MATOptions,
+    OneByOne,
     Order,
     TeamOptions,
     TeamPolicy,
@@ -113,7 +114,7 @@ class GRUFolds(NamedTuple):
     encoder: EncoderFolds
 
 
-class MATGRU(MAT):
+class MATGRU(OneByOne):
     """Agents are read one after another, so that each knows the observations of those before and its own alone."""
 
     def make_encoder(self) -> nn.Module:
@@ -151,9 +152,6 @@ class MATGRU(MAT):
 
     def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:  # noqa: ARG002
         return self.decoder(self.fuse(self.before(action), representation))[0]
-
-    def attention(self, inputs: Inputs, nodes: Nodes) -> Tensor:
-        raise NotImplementedError("mat-gru has no attention")
 
 
 class GRUStepper:

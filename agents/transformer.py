@@ -156,17 +156,8 @@ class TeamPolicy(VectorPolicy):
         return self.critic(self.attend(inputs, folds)).squeeze(-1)
 
 
-class Folds(NamedTuple):
-    """The same for the whole of an encoder and a decoder."""
-
-    encoder: EncoderFolds
-    decoder: tuple[DecoderFold, ...]
-    table: TokenTable | None
-    """Self-attention among discrete actions in the first block."""
-
-
-class MAT(TeamPolicy):
-    """Encoder and decoder. Dead and padded agents decide last."""
+class OneByOne(TeamPolicy):
+    """Agents that decide one after another, each given the actions before; the dead and the padded come last."""
 
     values_follow_actions = False
     """The critic reads the decoder, and so each value is given the actions of the agents before; else the encoder."""
@@ -184,25 +175,23 @@ class MAT(TeamPolicy):
         self.actor = self.make_actor()
 
     def make_decoder(self) -> nn.Module:
-        options: Any = self.options
-        return nn.ModuleList(DecoderBlock(options.embedding, options.heads) for _ in range(options.blocks))
+        raise NotImplementedError
 
     def fold(self) -> Any:
-        """What `represent` and `decode` take: the weights, folded, differentiable."""
-        decoder = tuple(block.fold() for block in self.decoder)
-        table = None
-        if isinstance(self.token, nn.Embedding):
-            kinds = self.token_norm(F.gelu(self.token.weight))
-            table = TokenTable(decoder[0].own, self.heads, kinds)
-        return Folds(self.fold_encoder(), decoder, table)
+        """What `represent` and `decode` take of the weights, differentiable."""
+        raise NotImplementedError
 
     def prepare(self) -> tuple[Any, Any]:
-        folds = self.fold()
-        return folds, Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, self.embed_tokens)
+        """What `fold` makes, and what decides for one agent after another: it has a `decode` as Stepper's."""
+        raise NotImplementedError
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         """What the decoder knows of the observations, (E, N, D), in the order of decisions."""
-        return reorder(self.attend(inputs, folds.encoder), order)
+        raise NotImplementedError
+
+    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
+        """Features (E, N, D) of every agent given the `action` (E, N, L) of those before it."""
+        raise NotImplementedError
 
     def decide_order(self, alive: Tensor, generator: Generator | None) -> Tensor | None:
         """(E, N): living agents first, in the chosen order; None where that is 0..N-1 everywhere."""
@@ -226,34 +215,22 @@ class MAT(TeamPolicy):
             return F.pad(action[:, :-1, 0] + 1, (1, 0))
         return F.pad(action[:, :-1], (0, 0, 1, 0))
 
-    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
-        """Features (E, N, D) of every agent given the `action` (E, N, L) of those before it."""
-        x = before = self.before(action)
-        bias = causal_bias(action.shape[1], self.heads, representation)
-        for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
-            if number == 0 and folds.table is not None:
-                x = folds.table.attend(before)
-            else:
-                x = block.attend(self.embed_tokens(before) if number == 0 else x, fold, bias)
-            x = block.finish(x, representation, fold, bias)
-        return x
-
     def search(
         self, representation: Tensor, mask: Tensor, noise: Tensor | None, folds: Any, passes: int
     ) -> Decoded | None:
         """What the sequential decoder decides, by at most `passes` passes over all agents; for discrete actions.
 
-        With the noise drawn, a sample is a function of the samples before it: whatever a pass leaves as it was is
-        that fixed point, and N passes always find it. None where `passes` were too few.
+        With the noise drawn, a sample is a function of the samples before it. A pass settles at least one more agent,
+        so N are always enough, and what a pass leaves as it was is settled whole. None where `passes` were too few.
         """
         offset = self.head.offset(mask, noise)
         action = torch.zeros((*mask.shape[:2], self.slots), dtype=torch.long, device=mask.device)
-        for _ in range(passes):
+        for done in range(1, passes + 1):
             features = self.decode(representation, action, folds)
             parameters = self.actor(features)
             better = self.head.pick(parameters + offset, mask)
-            if torch.equal(better, action):
-                return Decoded(action, parameters, features)
+            if done == mask.shape[1] or torch.equal(better, action):
+                return Decoded(better, parameters, features)
             action = better
         return None
 
@@ -287,6 +264,49 @@ class MAT(TeamPolicy):
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
         order = fixed_order(inputs["alive"])
         return restore(self.critic(self.represent(inputs, folds, order)), order).squeeze(-1)
+
+
+class Folds(NamedTuple):
+    """The weights of encoder and decoder, folded."""
+
+    encoder: EncoderFolds
+    decoder: tuple[DecoderFold, ...]
+    table: TokenTable | None
+    """Self-attention among discrete actions in the first block."""
+
+
+class MAT(OneByOne):
+    """Attention in encoder and decoder."""
+
+    def make_decoder(self) -> nn.Module:
+        options: Any = self.options
+        return nn.ModuleList(DecoderBlock(options.embedding, options.heads) for _ in range(options.blocks))
+
+    def fold(self) -> Folds:
+        decoder = tuple(block.fold() for block in self.decoder)
+        table = None
+        if isinstance(self.token, nn.Embedding):
+            kinds = self.token_norm(F.gelu(self.token.weight))
+            table = TokenTable(decoder[0].own, self.heads, kinds)
+        return Folds(self.fold_encoder(), decoder, table)
+
+    def prepare(self) -> tuple[Folds, Stepper]:
+        folds = self.fold()
+        return folds, Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, self.embed_tokens)
+
+    def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
+        return reorder(self.attend(inputs, folds.encoder), order)
+
+    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
+        x = before = self.before(action)
+        bias = causal_bias(action.shape[1], self.heads, representation)
+        for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
+            if number == 0 and folds.table is not None:
+                x = folds.table.attend(before)
+            else:
+                x = block.attend(self.embed_tokens(before) if number == 0 else x, fold, bias)
+            x = block.finish(x, representation, fold, bias)
+        return x
 
     @torch.no_grad()
     def attention(self, inputs: Inputs, nodes: Nodes) -> Tensor:

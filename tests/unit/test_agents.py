@@ -157,6 +157,7 @@ def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, discrete, name, 
         action = one_by_one(policy, full, mask, noise)
         if discrete:
             assert policy.search(representation, mask, noise, folds, 1) is None
+            assert policy.search(representation, mask, noise, folds, N) is not None
             assert len(action.unique()) > 1
     same(action, reorder(decision.nodes.action, order), discrete)
 
