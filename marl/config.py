@@ -220,7 +220,8 @@ class ComputeConfig:
     env_threads: int = 0
     """Threads of a natively batched environment; 0 takes the free cores."""
     learn_threads: int = 0
-    """Threads of an update; 0 chooses by its size, at most the free cores. Acting always uses one."""
+    """Threads of an update; 0 chooses by its size, at most the free cores. Acting uses one, and the free cores for a
+    pretrained language model."""
 
     def __post_init__(self) -> None:
         _not_negative(self, "env_threads", "learn_threads")

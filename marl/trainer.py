@@ -94,6 +94,7 @@ class Trainer:
 
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
+        torch.set_num_threads(self.act_threads)
         for callback in self.callbacks:
             callback.on_start(self)
         stopped = self.finished
@@ -116,14 +117,14 @@ class Trainer:
         """One rollout and the update on it; returns the metrics."""
         start = time.perf_counter()
         seconds = dict(self.collector.seconds)
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.act_threads)
         total = self.collector.total
         rollout, episodes = self.collector.collect(self.episode_seeds())
         steps = distributed.all_reduce(torch.tensor(self.collector.total - total))
         collected = time.perf_counter()
         torch.set_num_threads(self.learn_threads(rollout))
         metrics = self.learn(rollout)
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.act_threads)
         end = time.perf_counter()
         self.iteration += 1
         self.steps += int(steps)
@@ -144,11 +145,18 @@ class Trainer:
         groups = [(first + i) // collect.group_size for i in range(self.env.num_envs)]
         return [self.streams.integer("episode", self.iteration, group) for group in groups]
 
+    @property
+    def act_threads(self) -> int:
+        """Threads of acting: one, and for a policy that says that it is heavy the free cores."""
+        return self.free_threads if getattr(self.policy, "heavy", False) else 1
+
     def learn_threads(self, rollout: Rollout) -> int:
-        """Threads of this update: as configured, else 1 for small passes and the free cores for others."""
+        """Threads of this update: as configured, else 1 for small passes and the free cores for the others."""
         learn = self.config.learn
         if self.config.compute.learn_threads:
             return self.config.compute.learn_threads
+        if getattr(self.policy, "heavy", False):
+            return self.free_threads
         rows = -(-rollout.mask.shape[0] * rollout.mask.shape[1] // learn.minibatches)
         rows = min(rows, learn.micro_batch or rows)
         return self.free_threads if rows * rollout.mask.shape[2] >= SMALL_UPDATE else 1

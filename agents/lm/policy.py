@@ -116,6 +116,11 @@ class TokenPolicy(nn.Module):
         return self
 
     @property
+    def heavy(self) -> bool:
+        """Whether even the forward pass of one situation gains from several threads."""
+        return self.options.model != "tiny"
+
+    @property
     def device(self) -> torch.device:
         return self.backbone.device
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from agents.lm.backbone import Backbone
 from agents.lm.options import LanguageOptions
 from agents.lm.policy import Grove, Judgement, TokenPolicy
-from agents.lm.trie import segment_sum
+from agents.lm.trie import pick, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, mlp
 from marl.errors import ConfigError
@@ -89,8 +89,9 @@ class SoftPolicy(TokenPolicy):
         for slow, new in zip(self.critic_target.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(new, 1.0 - self.decay)
 
+    @torch.no_grad()
     def values(self, grove: Grove) -> Tensor:
-        """(S,): the soft value of every state."""
+        """(S,): the soft value of every state; a target, so without gradients."""
         expected, divergence, _ = self.expectations(grove, self.critic_target)
         return expected - self.beta * divergence
 
@@ -112,7 +113,7 @@ class SoftPolicy(TokenPolicy):
         log_prob = self.distribution(self.backbone.output, grove.hidden, forest)[0]
         reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
         v, u = head(grove.hidden if self.options.critic_reads == "shared" else grove.frozen)
-        q = v[forest.source] + self.token_q.token_logits(u[forest.source], forest.token.unsqueeze(-1)).squeeze(-1)
+        q = v[forest.source] + self.token_q.token_logits(pick(u, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
 
         def mean(x: Tensor) -> Tensor:
             return segment_sum(log_prob.exp() * x, forest.source, forest.states)

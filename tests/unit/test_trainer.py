@@ -417,3 +417,16 @@ def test_evaluation_is_paired_and_plays_every_seed():
     assert len({row.returns for row in tables[0]}) > 1
     summary = summarise(tables[0])
     assert summary["eval/return_low"] <= summary["eval/return"] <= summary["eval/return_high"]
+
+
+def test_threads_follow_the_size_of_the_work(small):
+    config = small("toy/copy", "mappo", learn_threads=0)
+    env = make_vector(config.env, run.options(config), config.collect.num_envs)
+    trainer = run.build(config, env, torch.device("cpu"), 2)
+    rollout, _ = trainer.collector.collect()
+    assert (trainer.act_threads, trainer.learn_threads(rollout)) == (1, 1)
+    trainer.policy.heavy = True
+    assert (trainer.act_threads, trainer.learn_threads(rollout)) == (2, 2)
+    trainer.config = override(config, {"learn_threads": 1})
+    assert (trainer.act_threads, trainer.learn_threads(rollout)) == (2, 1)
+    env.close()
