@@ -85,6 +85,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 }
 PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
 PRESETS |= {
+    ("virtualhome", "twosome"): HOUSEHOLD | {"steps": 55_000},
     ("virtualhome", "etpo"): HOUSEHOLD | {"beta": 0.02},
     ("overcooked", "etpo"): KITCHEN | {"beta": 0.02},
 }
