@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
 from agents.decode import Decoded
+from agents.entities import AimsAtOnce, AimsOneByOne, EntityActor, SeesEntities, fitting
 from agents.nn import make_actors, plain_kernels, present_agents, sample
 from agents.transformer import (
     MAT,
@@ -31,7 +32,7 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 @register_agent("mat", options=MATOptions, summary="Multi-Agent Transformer, autoregressive over agents")
 def make_mat(spec: EnvSpec, options: MATOptions) -> MAT:
-    return MAT(spec, options)
+    return fitting(MAT, AimsOneByOne, spec)(spec, options)
 
 
 class MATBad(MAT):
@@ -71,7 +72,7 @@ class MATBad(MAT):
     defaults={"agent_links": "sequential"},
 )
 def make_mat_bad(spec: EnvSpec, options: MATOptions) -> MATBad:
-    return MATBad(spec, options)
+    return fitting(MATBad, AimsOneByOne, spec)(spec, options)
 
 
 class MATDecoder(MAT):
@@ -92,7 +93,7 @@ class MATDecoder(MAT):
 
 @register_agent("mat-decoder", options=MATOptions, summary="MAT without its encoder")
 def make_mat_decoder(spec: EnvSpec, options: MATOptions) -> MATDecoder:
-    return MATDecoder(spec, options)
+    return fitting(MATDecoder, AimsOneByOne, spec)(spec, options)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class MATEncoder(Factorised):
 
 @register_agent("mat-encoder", options=TransformerOptions, summary="MAT without its decoder: agents decide at once")
 def make_mat_encoder(spec: EnvSpec, options: TransformerOptions) -> MATEncoder:
-    return MATEncoder(spec, options)
+    return fitting(MATEncoder, AimsAtOnce, spec)(spec, options)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,10 @@ class MATDec(Factorised):
     def __init__(self, spec: EnvSpec, options: MATDecOptions) -> None:
         super().__init__(spec, options)
         hidden = (options.embedding, options.embedding)
-        self.actor = make_actors(spec, self.feature_size, hidden, options.shared_parameters)
+        if spec.entities is not None and options.shared_parameters:
+            self.actor: nn.Module = EntityActor(spec, hidden)
+        else:
+            self.actor = make_actors(spec, self.feature_size, hidden, options.shared_parameters)
 
     def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
         return self.actor(self.features(inputs), present_agents(mask))
@@ -248,4 +252,4 @@ class MATDec(Factorised):
 
 @register_agent("mat-dec", options=MATDecOptions, summary="MAT's encoder as critic of decentralised actors")
 def make_mat_dec(spec: EnvSpec, options: MATDecOptions) -> MATDec:
-    return MATDec(spec, options)
+    return fitting(MATDec, SeesEntities, spec)(spec, options)

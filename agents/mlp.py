@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from agents.entities import EntityActor, EntityCritic
 from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
@@ -20,7 +21,7 @@ class MLPOptions:
     shared_parameters: bool = True
     """One actor for all agents; else each has its own."""
     agent_id: bool = True
-    """Append the agent's one-hot identity to its observation."""
+    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     normalise_observations: bool = False
     """Standardise observations by running moments, kept with the weights."""
     std_limit: float = 0.5
@@ -43,11 +44,16 @@ class MLPPolicy(VectorPolicy):
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
         super().__init__(spec, options.agent_id, options.normalise_observations)
         self.central = central
-        self.reads_state = central and spec.state_size > 0
+        sees = spec.entities is not None and options.shared_parameters
+        self.reads_state = central and spec.state_size > 0 and not sees
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
-        self.actor = make_actors(spec, self.feature_size, options.hidden, options.shared_parameters)
         self.state_moments = None
+        if sees:
+            self.actor: nn.Module = EntityActor(spec, options.hidden)
+            self.critic: nn.Module = EntityCritic(spec, options.hidden, central)
+            return
+        self.actor = make_actors(spec, self.feature_size, options.hidden, options.shared_parameters)
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
         if central:
@@ -57,6 +63,8 @@ class MLPPolicy(VectorPolicy):
             self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
 
     def value(self, inputs: Inputs) -> Tensor:
+        if isinstance(self.critic, EntityCritic):
+            return self.critic(inputs["agents"], inputs["alive"])
         if not self.central:
             return self.critic(self.features(inputs)).squeeze(-1)
         if self.reads_state:

@@ -24,7 +24,7 @@ class TeamOptions:
     embedding: int = 64
     """Width of the network."""
     agent_id: bool = True
-    """Append the agent's one-hot identity to its observation."""
+    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     normalise_observations: bool = False
     """Standardise observations by running moments, kept with the weights."""
     std_limit: float = 0.5
@@ -68,7 +68,8 @@ class MATOptions(TransformerOptions):
 class EncoderFolds(NamedTuple):
     """The encoder's weights as the forward pass wants them, multiplied out where that saves work on every row."""
 
-    embed: tuple[Tensor, Tensor]
+    embed: tuple[Tensor, Tensor] | None
+    """None where it cannot be folded."""
     blocks: tuple[Fold, ...]
 
 
@@ -83,15 +84,19 @@ class TeamPolicy(VectorPolicy):
         super().__init__(spec, options.agent_id, options.normalise_observations)
         width = options.embedding
         self.options = options
-        self.embed = nn.Sequential(
-            nn.LayerNorm(self.feature_size), linear(self.feature_size, width), nn.GELU(), self.embed_norm(width)
-        )
+        self.embed = self.make_embed()
         self.encoder: Any = self.make_encoder()
         self.critic = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, 1, SMALL_GAIN))
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
         self._kept: tuple[object, Any] | None = None
         self._all: tuple[nn.Parameter, ...] = ()
+
+    def make_embed(self) -> nn.Sequential:
+        width = self.options.embedding
+        return nn.Sequential(
+            nn.LayerNorm(self.feature_size), linear(self.feature_size, width), nn.GELU(), self.embed_norm(width)
+        )
 
     def embed_norm(self, width: int) -> nn.Module:
         return nn.LayerNorm(width)
@@ -110,7 +115,7 @@ class TeamPolicy(VectorPolicy):
         width, actions = self.options.embedding, self.spec.action_size
         return nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, actions, SMALL_GAIN))
 
-    def fold_embedding(self) -> tuple[Tensor, Tensor]:
+    def fold_embedding(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the first layer with the gain and bias of the normalisation before it.
 
         Observations need no gradient, so neither does their normalisation then.
@@ -138,6 +143,8 @@ class TeamPolicy(VectorPolicy):
     def embed_observations(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
         """(E, N, D), each agent by itself."""
         x = self.features(inputs)
+        if folds.embed is None:
+            return self.embed(x)
         # Given a gain and a bias, a CPU normalises twice as fast as without.
         width = x.shape[-1]
         x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
@@ -297,8 +304,13 @@ class MAT(OneByOne):
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         return reorder(self.attend(inputs, folds.encoder), order)
 
+    def reads(self, representation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder reads for each agent: of the observations (E, N, D), and what `embed_tokens` takes."""
+        return representation, self.before(action)
+
     def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
-        x = before = self.before(action)
+        representation, before = self.reads(representation, action)
+        x = before
         bias = causal_bias(action.shape[1], self.heads, representation)
         for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
             if number == 0 and folds.table is not None:
@@ -316,8 +328,9 @@ class MAT(OneByOne):
         that begins the sequence, and so to nobody, is at [i, i]. A living agent's row sums to 1, a dead one's to 0.
         """
         folds, order = self.fold(), nodes.order
-        representation = self.represent(inputs, folds, order)
-        x = self.embed_tokens(self.before(reorder(nodes.action, order)))
+        action = reorder(nodes.action, order)
+        representation, before = self.reads(self.represent(inputs, folds, order), action)
+        x = self.embed_tokens(before)
         total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)
         bias = causal_bias(x.shape[1], self.heads, x)
         for block, fold in zip(self.decoder, folds.decoder, strict=True):
