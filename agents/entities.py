@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from agents.decode import Decoded
 from agents.nn import RELU_GAIN, SMALL_GAIN, linear
-from agents.transformer import MAT, EncoderFolds, Folds, TeamPolicy, reorder
-from marl.errors import ConfigError
+from agents.transformer import MAT, Folds, TeamPolicy, reorder
 from marl.types import Entities, EnvSpec, Inputs
 
 
@@ -26,7 +25,7 @@ def entities_of(spec: EnvSpec) -> Entities:
 
 
 def cut(entities: Entities, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of observations (..., D_in) what is the agent's own, (..., F), and the rows (..., R, F') of each kind of entity."""
+    """Of observations (..., D_in) what is the agent's own (..., F), and the rows (..., R, W) of each kind of entity."""
     own, others = [], {}
     parts = x.split([rows * width for _, rows, width in entities.blocks], -1)
     for part, (name, rows, width) in zip(parts, entities.blocks, strict=True):
@@ -88,14 +87,10 @@ class Targets(nn.Module):
         rows = F.pad(torch.where(switched.unsqueeze(-1) > 0.0, other, target), (0, 1))
         return torch.cat([rows.flatten(-2), (switched > 0.0).to(x.dtype)], -1)
 
-    def rows(self, told: Tensor) -> Tensor:
-        """(..., K, W + 1) of what `forward` gave."""
-        return told[..., :-1].unflatten(-1, (self.aimed, -1))
-
     def follow(self, told: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Of actions (E, N, 1) in the order of decisions the rows (E, N, W) of their targets, zeros where they have
         none; and what `forward` gave, `told`, with the choices of the agents before counted in."""
-        rows, switched = self.rows(told), told[..., -1:]
+        rows, switched = as_rows(told, self.aimed), told[..., -1:]
         index = action - self.ordinary
         chosen = F.one_hot(index.squeeze(-1).clamp(min=0), self.aimed).to(told.dtype) * (index >= 0)
         target = (chosen.unsqueeze(-2) @ rows[..., :-1]).squeeze(-2)
@@ -105,6 +100,11 @@ class Targets(nn.Module):
         count = torch.where(switched > 0.0, before[1], before[0]).log1p()
         rows = torch.cat([rows[..., :-1], count.unsqueeze(-1)], -1)
         return target, torch.cat([rows.flatten(-2), switched], -1)
+
+
+def as_rows(told: Tensor, aimed: int) -> Tensor:
+    """(..., K, W + 1) of what `Targets` gives."""
+    return told[..., :-1].unflatten(-1, (aimed, -1))
 
 
 def fit(rows: Tensor, count: int) -> Tensor:
@@ -117,7 +117,7 @@ class Aim(nn.Module):
 
     def __init__(self, targets: Targets, inputs: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.inputs, self.find = inputs, targets.rows
+        self.inputs, self.aimed = inputs, targets.aimed
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [linear(inputs, width), nn.GELU(), nn.LayerNorm(width)]
@@ -127,7 +127,7 @@ class Aim(nn.Module):
         self.query = linear(inputs, targets.width + 1, SMALL_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, rows = self.body(x[..., : self.inputs]), self.find(x[..., self.inputs :])
+        hidden, rows = self.body(x[..., : self.inputs]), as_rows(x[..., self.inputs :], self.aimed)
         return torch.cat([self.ordinary(hidden), (rows @ self.query(hidden).unsqueeze(-1)).squeeze(-1)], -1)
 
 
@@ -183,20 +183,22 @@ class Front(nn.Module):
 class SeesEntities(TeamPolicy):
     """Agents' embeddings by Perception."""
 
+    targets: Targets
+
     def make_embed(self) -> Any:
         return Perception(entities_of(self.spec), self.options.embedding)
 
     def fold_embedding(self) -> None:
         return None
 
-
-class AimsAtOnce(SeesEntities):
-    """Actors on the encoder that know what is aimed at."""
-
     def make_actor(self) -> Any:
         width = self.options.embedding
         self.targets = Targets(self.spec, width)
         return Aim(self.targets, width, (width,))
+
+
+class AimsAtOnce(SeesEntities):
+    """Actors on the encoder that know what is aimed at."""
 
     def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
         return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1))
@@ -215,11 +217,6 @@ class AimsOneByOne(SeesEntities, MAT):
         self.token = nn.Embedding(self.targets.ordinary + 2, width)
         nn.init.orthogonal_(self.token.weight, RELU_GAIN)
         self.target_token = linear(self.targets.width, width)
-
-    def make_actor(self) -> Any:
-        width = self.options.embedding
-        self.targets = Targets(self.spec, width)
-        return Aim(self.targets, width, (width,))
 
     def fold(self) -> Folds:
         return Folds(self.fold_encoder(), tuple(block.fold() for block in self.decoder), None)

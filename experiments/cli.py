@@ -182,6 +182,8 @@ class Watch:
     """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
     agent: str = "random"
     """The agent, where the subject is an environment."""
+    env: str = ""
+    """Where the run's agent plays, if not in the environment that it has learned in; its options are the run's."""
     episodes: int = 1
     """Episodes to play."""
     which: str = "best"

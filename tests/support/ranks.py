@@ -38,7 +38,7 @@ def main(path: str) -> None:
     rest = [torch.randn(shape, generator=g) for _ in range(4)]
     batch = Batch(inputs, nodes, -rest[0].abs(), *rest[1:])
     mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
-    parts = trainer.update(mine, 0)
+    parts = trainer.update([mine], 0)
     one_by_one = update_one_by_one(mine, device, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
     moments.update(mine.inputs["agents"], mine.inputs["alive"])
