@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from torch import Tensor
 
+from marl.errors import EnvironmentContractError
+
 Inputs = dict[str, Tensor]
 """What `Policy.encode` makes of an observation: tensors with leading axis E."""
 
@@ -77,6 +79,11 @@ class EnvSpec:
             object.__setattr__(self, "observation_sizes", self.observation_space.shape * count)
         if not self.action_sizes and not isinstance(self.action_space, gymnasium.spaces.Text):
             object.__setattr__(self, "action_sizes", (self.action_size,) * count)
+        if self.entities is not None and self.entities.width != self.observation_size:
+            raise EnvironmentContractError(
+                f"{self.name}: its entities are {self.entities.width} wide, and an observation "
+                f"{self.observation_size}; mend the blocks"
+            )
 
     @property
     def num_agents(self) -> int:
