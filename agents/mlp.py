@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
+from agents.pergroup import Per, group_places
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
 from marl.registry import register_agent
@@ -17,8 +18,8 @@ class MLPOptions:
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
-    shared_parameters: bool = True
-    """One actor for all agents; else each has its own."""
+    parameters_per: Per = "team"
+    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
     agent_id: bool = True
     """Append the agent's one-hot identity to its observation."""
     normalise_observations: bool = False
@@ -46,7 +47,8 @@ class MLPPolicy(VectorPolicy):
         self.reads_state = central and spec.state_size > 0
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
-        self.actor = make_actors(spec, self.feature_size, options.hidden, options.shared_parameters)
+        places = group_places(spec, options.parameters_per)
+        self.actor = make_actors(self.feature_size, options.hidden, self.head.size, places)
         self.state_moments = None
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
@@ -100,8 +102,8 @@ def make_ippo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
 class HAPPOOptions(MLPOptions):
     """PPO for one agent after another."""
 
-    shared_parameters: bool = False
-    """One actor for all agents; else each has its own."""
+    parameters_per: Per = "agent"
+    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
 
 
 @register_agent(

@@ -80,7 +80,7 @@ POLICIES = {
     "mat-gru, random order": ("mat-gru", {"agent_order": "random", "layers": 1}),
     "mat-encoder": ("mat-encoder", {}),
     "mat-dec": ("mat-dec", {}),
-    "mat-dec, separate": ("mat-dec", {"shared_parameters": False}),
+    "mat-dec, separate": ("mat-dec", {"parameters_per": "agent"}),
     "mappo": ("mappo", {}),
     "ippo": ("ippo", {}),
     "happo": ("happo", {}),
@@ -328,7 +328,7 @@ def test_agents_that_decide_at_once_do_not_hear_of_each_other(discrete, name):
 TEAM = [
     name
     for name, (agent, options) in POLICIES.items()
-    if agent.startswith("mat") and options.get("shared_parameters", True) and "agent_order" not in options
+    if agent.startswith("mat") and "parameters_per" not in options and "agent_order" not in options
 ]
 
 
