@@ -22,6 +22,7 @@ VARIANTS = [
     ("copy", {"agents": 5}),
     ("continuous", {"agents": 1}),
     ("continuous", {"agents": 3, "unequal": True}),
+    ("mixed", {"agents": 3, "length": 3}),
     ("mortal", {"individual": True}),
     ("mortal", {"agents": 5, "length": 3}),
 ]
@@ -190,6 +191,32 @@ def test_continuous_pays_minus_the_mean_squared_error_of_clipped_actions():
     step = env.step(np.array([[5.0, 0.25], [-0.5, 0.0]], dtype=np.float32))
     expected = -((0.5 - target[0]) ** 2 + (0.25 - target[1]) ** 2) / 2
     assert step.reward == pytest.approx([expected, expected], rel=1e-5)
+
+
+def test_mixed_is_solved_by_passing_the_place_on():
+    env = toy.make("mixed", agents=5, length=3)
+
+    def choose(obs):
+        place = obs.agents[0, :3].argmax()
+        return np.array([[place - env.dial[agent], 9.0, 9.0] for agent in range(5)], np.float32)
+
+    total, last = play(env, choose)
+    assert total == pytest.approx(env.optimum)
+    assert last.truncated
+
+
+def test_mixed_factorised_optimum_by_enumeration():
+    """Over places, with every choice of a switch and a grid of torques of a dial that do not see them."""
+    env = toy.make("mixed", agents=2, length=1)
+    env.reset(0)
+    best = []
+    for shown in np.linspace(-1, 1, 21):
+        paid = []
+        for place in range(3):
+            env.set_state({**env.get_state(), "place": np.array(place), "over": False, "elapsed": 0})
+            paid.append(env.step(np.array([[place, 0, 0], [shown, 0, 0]], np.float32)).reward[0])
+        best.append(np.mean(paid))
+    assert max(best) == pytest.approx(env.factorised_optimum)
 
 
 def follow(obs):
