@@ -133,7 +133,7 @@ class Collector:
     """Steps a vector environment with a policy.
 
     `drop_nonfinite`: an episode with a NaN or an infinity is left out of learning and its environment
-    reset; otherwise NonFiniteError names environment, agent and step.
+    reset; otherwise NonFiniteError names environment, agent and step. `one_chain`: the agents are links of one chain.
     """
 
     def __init__(
@@ -145,7 +145,9 @@ class Collector:
         generator: Generator,
         seeds: list[int],
         drop_nonfinite: bool = False,
+        one_chain: bool = False,
     ) -> None:
+        self.one_chain = one_chain
         self.env, self.policy, self.value_norm = env, policy, value_norm
         self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
         self.total = 0
@@ -275,7 +277,7 @@ class Collector:
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
-        value = following_value(self.policy, self.value_norm, obs)
+        value = following_value(self.policy, self.value_norm, obs, self.one_chain)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -335,11 +337,17 @@ class Collector:
 
 
 @torch.inference_mode()
-def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs) -> Tensor:
-    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`."""
+def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs, one_chain: bool = False) -> Tensor:
+    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`.
+
+    Where all are links of one chain it is worth what its next node is, the first living agent's.
+    """
     value = policy.value(policy.encode(obs))
     alive = torch.as_tensor(obs.alive).to(value.device)
-    if policy.spec.team_reward:
+    if one_chain:
+        first = alive.to(torch.uint8).argmax(-1, keepdim=True)
+        value, alive = (x.gather(-1, first).expand_as(x) for x in (value, alive))
+    elif policy.spec.team_reward:
         mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
         value = torch.where(alive, value, mean)
     # Who is dead alone, or with everybody, collects nothing more: zero in reward units.

@@ -81,6 +81,7 @@ class Trainer:
             self.generators["policy"],
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
+            self.links.agents == "sequential",
         )
         self.divisor = 1
         self.iteration = 0

@@ -73,7 +73,7 @@ def play(
             last = obs if step.final is None else step.final.obs
             duration = 1 if step.duration is None else int(step.duration[0])
             turns.append(Turn(seen, inputs, decision, step.reward[0].copy(), duration, decision.value[0]))
-    bootstrap = following_value(policy, value_norm, last)
+    bootstrap = following_value(policy, value_norm, last, links.agents == "sequential")
     return credited(turns, links, value_norm, terminated, bootstrap)
 
 

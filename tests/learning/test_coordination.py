@@ -55,6 +55,16 @@ def test_mat_passes_observations_on():
     assert learn("copy", "ippo", 20_000, False) <= factorised_optimum("copy") + 4 * 0.5 / 16
 
 
+@pytest.mark.parametrize(
+    ("agent", "changes"), [("mat", {"parameters_per": "group"}), ("mat-decoder", {}), ("mappo", {}), ("happo", {})]
+)
+def test_a_mixed_team_passes_on_what_one_agent_sees(agent, changes):
+    """MAT by its encoder, or by the tokens of actions alone; whoever acts on its own observation stays at the bound."""
+    best, bound = optimum("mixed"), factorised_optimum("mixed")
+    reached = learn("mixed", agent, 12_000, True, **changes)
+    assert reached > 0.95 * best if agent.startswith("mat") else 0.9 * bound < reached < bound + 0.05
+
+
 @pytest.mark.parametrize("agent", ["mat", "mat-bad", "mat-encoder", "mat-dec", "mappo", "ippo", "happo"])
 def test_a_delayed_reward_is_found(agent):
     assert learn("chain", agent, 30_000, True) >= 0.95 * optimum("chain")
