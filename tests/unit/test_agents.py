@@ -465,14 +465,22 @@ def test_encoder_is_permutation_equivariant():
         torch.testing.assert_close(policy.value(permuted), policy.value(inputs)[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_random_order_is_random_and_kept():
+@pytest.mark.parametrize("agent", ["mat", "mat-bad", "mat-decoder", "mat-gru"])
+@pytest.mark.parametrize("deaths", [True, False])
+def test_random_order_is_random_and_kept(agent, deaths):
     spec = make_spec("discrete")
-    policy = mat(spec, agent_order="random")
-    inputs = policy.encode(make_obs(spec, deaths=False))
-    order = policy.act(inputs, torch.Generator().manual_seed(0)).nodes.order
-    assert order is not None
-    assert torch.equal(order.sort(-1).values, torch.arange(N).expand(E, N))
-    assert len({tuple(row) for row in order.tolist()}) > 1
+    policy = make(agent, spec, agent_order="random")
+    inputs = policy.encode(make_obs(spec, deaths=deaths))
+    drawn = []
+    with torch.no_grad():
+        for seed in range(8):
+            order = policy.act(inputs, torch.Generator().manual_seed(seed)).nodes.order
+            assert torch.equal(order.sort(-1).values, torch.arange(N).expand(E, N))
+            alive = inputs["alive"].gather(1, order)
+            assert torch.equal(alive, alive.sort(-1, descending=True).values)
+            drawn.append(order[:, 0])
+    several = inputs["alive"].sum(-1) > 1
+    assert (torch.stack(drawn) != drawn[0]).any(0)[several].all()
 
 
 @pytest.mark.parametrize("name", POLICIES)
