@@ -122,7 +122,9 @@ def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
         elif isinstance(module, nn.Linear):
             x = torch.baddbmm(bias, x, weight)
         else:
-            x = torch.addcmul(bias, torch.layer_norm(x, x.shape[-1:]), weight)
+            # Given a gain and a bias, a CPU normalises twice as fast as without.
+            width = x.shape[-1]
+            x = torch.addcmul(bias, torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width)), weight)
     return x
 
 
@@ -157,7 +159,7 @@ class MarkedTokens(nn.Module):
             nn.init.orthogonal_(layer.weight, gain)
 
     def mark(self, action: Tensor, group: Any) -> Tensor:
-        """(..., 1 + G A) of actions (..., 1 + A), numbers and torques, of agents of `group` (...), a tensor or an int."""
+        """(..., 1 + G A) of actions (..., 1 + A), a number and torques, of agents of a `group` (...) or int."""
         number, torque = action[..., :1], action[..., 1:]
         group = torch.as_tensor(group, device=action.device)
         own = F.one_hot(group, self.groups).to(torque.dtype).unsqueeze(-1) * torque.unsqueeze(-2)
