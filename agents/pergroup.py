@@ -73,8 +73,8 @@ class PerGroup(nn.Module):
             out = F.pad(out, (0, 0, 0, 1))[:, back]
         return out.view(*x.shape[:-1], -1)
 
-    def _paths(self, groups: Sequence[int]) -> tuple[list[int] | None, list[int] | None]:
-        """Which agent is at each of the G M places, and at which place each agent is; None where they are the same.
+    def _paths(self, groups: Sequence[int]) -> tuple[list[int], list[int]] | tuple[None, None]:
+        """Which agent is at each of the G M places, and at which place each agent is; None where all stay in place.
 
         Agents of a group that rests are at the place behind the last; small groups repeat a member.
         """
@@ -83,8 +83,7 @@ class PerGroup(nn.Module):
         for start, g in enumerate(groups):
             for number, agent in enumerate(self.members[g]):
                 back[agent] = start * self.widest + number
-        same = list(range(len(self.places)))
-        return None if into == same else into, None if back == same else back
+        return (None, None) if into == back == list(range(len(self.places))) else (into, back)
 
     def _through(self, groups: Sequence[int], x: Tensor) -> Tensor:
         """(G, B M, D) to (G, B M, A)."""

@@ -554,7 +554,7 @@ def test_a_mixed_head_is_two_distributions_side_by_side():
     assert parameters.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("places", [(0, 0, 1, 2, 2), (0, 1, 0, 2, 0), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("places", [(0, 0, 1, 2, 2), (0, 0, 0, 0, 1), (0, 1, 0, 2, 0), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize("absent", [(), (0, 1), (2, 3, 4)])
 def test_groups_computed_together_are_their_networks(places, absent):
     actor = make_actors(D, (8, 8), A, places)
