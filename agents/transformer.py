@@ -247,10 +247,10 @@ class OneByOne(TeamPolicy):
 
     def positions(self, order: Tensor | None) -> list[Any] | None:
         """For each of N positions the group of its rows, or of each row (E,); None where all share their parameters."""
-        if max(self.places) == 0:
-            return None
         groups = self.groups(order)
-        return list(self.places) if order is None or groups is None else list(groups.unbind(1))
+        if groups is None:
+            return None
+        return list(self.places) if order is None else list(groups.unbind(1))
 
     def parameters_of(self, features: Tensor, order: Tensor | None) -> Tensor:
         """The actor's, (E, N, A), of features (E, N, D) in that order."""

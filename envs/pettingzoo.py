@@ -40,8 +40,8 @@ class ParallelBridge:
     `observation` and `action_mask` gives both, and an `action_mask` in an agent's info is understood too.
     Discrete actions of unequal number and Box actions of unequal width are padded and masked; where some agents have
     the one and some the other, the team is mixed. Continuous actions are clipped to the agent's own bounds. An
-    agent's group is its name without the number behind. Rewards are individual. `state` is the environment's, where
-    it has a `state_space`. Infos are joined, as `<agent>/<name>`.
+    agent's group is its name without the number behind, where the spaces of all of that name are equal. Rewards
+    are individual. `state` is the environment's, where it has a `state_space`. Infos are joined, as `<agent>/<name>`.
 
     An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
     still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
@@ -86,9 +86,19 @@ class ParallelBridge:
             max_steps=min(limits) if limits else None,
             state_space=None if self._state_space is None else flat_box(self._state_space, self.name),
             team_reward=False,
-            groups=tuple(re.sub(r"_?\d+$", "", str(agent)) or str(agent) for agent in self._agents),
+            groups=self._groups(),
             observation_sizes=tuple(box.shape[0] for box in boxes),
             action_sizes=tuple(_action_width(action) for action in actions),
+        )
+
+    def _groups(self) -> tuple[str, ...]:
+        names = [str(agent) for agent in self._agents]
+        stems = [re.sub(r"_?\d+$", "", name) for name in names]
+        spaces_of: dict[str, set[str]] = {stem: set() for stem in stems}
+        for stem, *both in zip(stems, self._observation_spaces, self._action_spaces, strict=True):
+            spaces_of[stem].add(str(both))
+        return tuple(
+            stem if stem and len(spaces_of[stem]) == 1 else name for name, stem in zip(names, stems, strict=True)
         )
 
     def reset(self, seed: int | None = None) -> Obs:

@@ -51,6 +51,8 @@ class EnvSpec:
 
     def __post_init__(self) -> None:
         count = len(self.agents)
+        if isinstance(self.action_space, gymnasium.spaces.Tuple):
+            self._require_team(self.action_space.spaces)
         if not self.groups:
             object.__setattr__(self, "groups", ("agent",) * count)
         if not self.observation_sizes and isinstance(self.observation_space, gymnasium.spaces.Box):
@@ -86,6 +88,15 @@ class EnvSpec:
     def action_size(self) -> int:
         """A: the number of discrete actions, or of action dimensions; in a mixed team the largest of all."""
         return max(self._width(space) for space in self.action_spaces)
+
+    def _require_team(self, spaces: tuple[gymnasium.Space, ...]) -> None:
+        """Raise EnvironmentContractError unless these are N spaces of both kinds."""
+        kinds = [type(space).__name__ for space in spaces]
+        if len(kinds) != self.num_agents or set(kinds) != {"Discrete", "Box"}:
+            raise EnvironmentContractError(
+                f"{self.name}: action_space is the Tuple of {', '.join(kinds)} for {self.num_agents} agents; give one "
+                "space an agent, some Discrete and some Box, or where all are of one kind the widest of them alone"
+            )
 
     def _width(self, space: gymnasium.Space) -> int:
         if isinstance(space, gymnasium.spaces.Discrete):

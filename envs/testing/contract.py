@@ -81,16 +81,11 @@ def check_spec(env: Env | VectorEnv) -> str:
 
 def _check_team(where: str, spec: EnvSpec) -> None:
     """The spaces of a mixed team."""
-    if len(spec.action_spaces) != spec.num_agents:
-        found = f"has {len(spec.action_spaces)} spaces"
-        fail(Promise.SPEC, where, f"action_space {found}; expected {spec.num_agents}, one for each agent")
     for index, space in enumerate(spec.action_spaces):
         _check_space(where, f"action_space[{index}]", space, (spaces.Discrete, spaces.Box))
     widths = tuple(space.n if isinstance(space, spaces.Discrete) else space.shape[0] for space in spec.action_spaces)  # pyright: ignore[reportOptionalSubscript]
     if spec.action_sizes != widths:
         fail(Promise.SPEC, where, f"action_sizes is {spec.action_sizes}; expected {widths}, as in action_space")
-    if len({type(space) for space in spec.action_spaces}) < 2:
-        fail(Promise.SPEC, where, "action_space is a Tuple of one kind; expected the widest of its spaces alone")
 
 
 def described(space: Any) -> str:

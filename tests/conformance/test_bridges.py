@@ -41,6 +41,7 @@ def test_particle_worlds_keep_the_contract(module, continuous):
     lines = check_env(make)
     assert "time limit: max_steps=8 was kept" in lines
     assert make().spec.continuous == continuous
+    assert make().spec.groups == (("agent",) * 3 if "spread" in module else ("speaker", "listener"))
 
 
 def test_particle_worlds_keep_the_contract_in_a_vector():
@@ -240,7 +241,7 @@ def test_a_team_may_choose_and_steer():
     spec = bridge.spec
     assert (spec.mixed, spec.discrete, spec.continuous) == (True, False, False)
     assert spec.action_sizes == (4, 2, 1)
-    assert spec.groups == ("switch", "dial", "dial")
+    assert spec.groups == ("switch", "dial_1", "dial_2")
     obs = bridge.reset()
     assert obs.action_mask.sum(1).tolist() == [4, 2, 1]
     bridge.step(np.array([[2, 0, 0, 0], [9, 0.25, 0, 0], [1, 1, 1, 1]], dtype=np.float32))
