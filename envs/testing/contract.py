@@ -83,7 +83,8 @@ def _check_team(where: str, spec: EnvSpec) -> None:
     """The spaces of a mixed team."""
     for index, space in enumerate(spec.action_spaces):
         _check_space(where, f"action_space[{index}]", space, (spaces.Discrete, spaces.Box))
-    widths = tuple(space.n if isinstance(space, spaces.Discrete) else space.shape[0] for space in spec.action_spaces)  # pyright: ignore[reportOptionalSubscript]
+    own: Any = spec.action_spaces
+    widths = tuple(int(space.n) if isinstance(space, spaces.Discrete) else space.shape[0] for space in own)
     if spec.action_sizes != widths:
         fail(Promise.SPEC, where, f"action_sizes is {spec.action_sizes}; expected {widths}, as in action_space")
 
