@@ -49,7 +49,7 @@ class BattleBuffers:
         self.stats, self.starts = (np.stack([part] * count) for part in (self.world.stats, self.world.start))
         """Those of each environment where teams are drawn, else (1, ...) of all; see `combat.one_world`."""
         self.ignore = options.unavailable_action == "ignore"
-        self._told = False
+        self._warned = False
         self.spec = self._spec()
         agents, units = self.rules.agents, self.world.units
         self.battle = engine.Battle(
@@ -67,6 +67,7 @@ class BattleBuffers:
             terminated=np.zeros(num_envs, bool),
             truncated=np.zeros(num_envs, bool),
         )
+        self._sides = np.stack([np.arange(units) < agents, np.arange(units) >= agents], 1).astype(int)
         self.obs = Obs(self.view.seen, self.view.alive, self.view.mask, self.view.state)
         self.restarted: np.ndarray | None = None
         """(E,) bool where a game was lost in the last step; None where none can be."""
@@ -131,31 +132,30 @@ class BattleBuffers:
 
     def infos(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, float], ...]:
         """Of episodes that have just ended. The first one with ignored actions is logged."""
-        agents, dead = self.rules.agents, self.battle.real[indices, HEALTH] <= 0
-        columns = {
-            "success": self.view.outcome[indices] == WON,
-            "dead_allies": dead[:, :agents].sum(1),
-            "dead_enemies": dead[:, agents:].sum(1),
-        }
-        if self.ignore:
-            columns["ignored_actions"] = self.battle.tally[indices, IGNORED]
-            self._tell(columns["ignored_actions"])
-        rows = zip(*(column.astype(float).tolist() for column in columns.values()), strict=True)
-        infos = tuple(dict(zip(columns, row, strict=True)) for row in rows)
+        won = (self.view.outcome[indices] == WON).tolist()
+        dead = ((self.battle.real[indices, HEALTH] <= 0.0) @ self._sides).tolist()
+        infos = tuple(
+            {"success": float(win), "dead_allies": float(allies), "dead_enemies": float(enemies)}
+            for win, (allies, enemies) in zip(won, dead, strict=True)
+        )
         if self.restarted is not None:
             for info, restarted in zip(infos, self.restarted[indices], strict=True):
-                if restarted:
-                    info["restarted"] = 1.0
+                info.update({"restarted": 1.0} if restarted else {})
+        if self.ignore:
+            ignored = self.battle.tally[indices, IGNORED].tolist()
+            for info, actions in zip(infos, ignored, strict=True):
+                info["ignored_actions"] = float(actions)
+            self._warn(max(ignored))
         return infos
 
-    def _tell(self, ignored: np.ndarray) -> None:
-        if ignored.any() and not self._told:
-            self._told = True
+    def _warn(self, ignored: int) -> None:
+        if ignored and not self._warned:
+            self._warned = True
             getLogger("marl").warning(
                 "%s: %d actions of an episode were not available and did nothing; later ones are only counted, as "
                 "ignored_actions in the info",
                 self.spec.name,
-                ignored[ignored > 0][0],
+                ignored,
             )
 
     def render(self, index: int) -> str:
