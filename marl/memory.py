@@ -48,7 +48,10 @@ class Memory:
 
     def carried(self, inputs: Inputs, rows: np.ndarray) -> Inputs:
         """`inputs` of the observations that followed the last step in environments `rows`, before any new episode."""
-        return inputs if self.state is None else inputs | {"memory": self.state[torch.as_tensor(rows)]}
+        if self.state is None:
+            return inputs
+        index = torch.as_tensor(rows, device=self.state.device)
+        return inputs | {"memory": self.state[index], "began": torch.zeros_like(index, dtype=torch.bool)}
 
     def forget(self, ended: np.ndarray | bool = True) -> None:
         """An episode begins where `ended` (E,) is True, or everywhere."""
