@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
 from agents.decode import Decoded
+from agents.memory import RecurrentActors, remembered
 from agents.nn import make_actors, plain_kernels, present_agents, sample
 from agents.pergroup import PerGroup
 from agents.transformer import (
@@ -51,6 +52,7 @@ class MATBad(MAT):
         It is that of whoever decides first; where that is drawn, the mean over the living agents.
         """
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         alive, order = inputs["alive"], fixed_order(inputs["alive"])
         representation = self.represent(inputs, folds, order)
         if not self.random_order:
@@ -184,26 +186,36 @@ def make_mat_gru(spec: EnvSpec, options: GRUOptions) -> MATGRU:
     return MATGRU(spec, options)
 
 
+Told = tuple[Tensor, Tensor | None]
+"""Parameters (B, N, A) of distributions, and what actors with a memory of their own remember, (B / K, N, D)."""
+
+
 class Factorised(TeamPolicy):
     """Agents that decide at the same time, with the encoder's critic."""
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:
-        """Parameters (E, N, A) of each agent's distribution; of agents without a node in `mask` whatever is cheap."""
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:
+        """Those of each agent, of agents without a node in `mask` whatever is cheap; in chunks of `steps` rows."""
         raise NotImplementedError
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         with torch.no_grad(), plain_kernels():
+            inputs, memory = self.remember(inputs, self.kept(), 1)
             representation = self.attend(inputs, self.kept())
-            parameters = self.distributions(inputs, representation, None)
+            parameters, actors = self.distributions(inputs, representation, None, 1)
             shape = tuple(inputs["alive"].shape)
             noise = None if deterministic else self.head.noise(shape, parameters.device, generator)
             action, log_prob = sample(self.head, parameters, inputs["action_mask"], noise)
             value = self.critic(representation)
-        return Decision(self.head.to_env(action), self.nodes(inputs, self.head, action, None), log_prob, value)
+            if memory is not None and actors is not None:
+                memory = torch.cat([memory, actors], 1)
+        nodes = self.nodes(inputs, self.head, action, None)
+        return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        representation = self.attend(inputs, self.fold_encoder())
-        parameters = self.distributions(inputs, representation, nodes.mask)
+        folds = self.fold_encoder()
+        inputs, _ = self.remember(inputs, folds, self.memory_steps)
+        representation = self.attend(inputs, folds)
+        parameters, _ = self.distributions(inputs, representation, nodes.mask, self.memory_steps)
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
         return Evaluation(log_prob, entropy, self.critic(representation))
 
@@ -215,8 +227,8 @@ class MATEncoder(Factorised):
         super().__init__(spec, options)
         self.actor = self.per_group(self.make_actor)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        return self.actor(representation)
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
+        return self.actor(representation), None
 
 
 @register_agent("mat-encoder", options=TransformerOptions, summary="MAT without its decoder: agents decide at once")
@@ -231,10 +243,17 @@ class MATDec(Factorised):
     def __init__(self, spec: EnvSpec, options: TransformerOptions) -> None:
         super().__init__(spec, options)
         hidden = (options.embedding, options.embedding)
-        self.actor = make_actors(self.feature_size, hidden, self.head.size, self.places)
+        self.actor: Any = make_actors(self.feature_size, hidden, self.head.size, self.places)
+        if options.memory:
+            self.actor = RecurrentActors(self.actor, spec.num_agents)
+            self.memory_shape = (2 * spec.num_agents, options.embedding)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        return self.actor(self.features(inputs), present_agents(mask))
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
+        present = present_agents(mask)
+        if not self.memory_steps:
+            return self.actor(self.features(inputs), present), None
+        past = remembered(inputs, steps, slice(self.spec.num_agents, None))
+        return self.actor(self.features(inputs), past, present)
 
 
 @register_agent("mat-dec", options=TransformerOptions, summary="MAT's encoder as critic of decentralised actors")

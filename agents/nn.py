@@ -326,6 +326,8 @@ class VectorPolicy(nn.Module):
 
     reads_state = False
     head: Head
+    memory_steps = 0
+    memory_shape: tuple[int, int] | None = None
 
     def __init__(self, spec: EnvSpec, agent_id: bool, normalise: bool) -> None:
         super().__init__()
@@ -380,7 +382,7 @@ class VectorPolicy(nn.Module):
     def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
         if not rows and nodes.mask.device.type == "cpu":
             rows = max(1, CACHED_ROWS // nodes.mask.shape[1])
-        return consecutive(nodes.mask, rows, divisor)
+        return consecutive(nodes.mask, rows, divisor, self.memory_steps or 1)
 
     def after_update(self) -> None:
         pass

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
 from agents.decode import Decoded, Stepper
+from agents.memory import MemoryOptions, Recall, remembered
 from agents.nn import (
     RELU_GAIN,
     SMALL_GAIN,
@@ -30,7 +31,7 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 
 @dataclass(frozen=True)
-class TeamOptions:
+class TeamOptions(MemoryOptions):
     """A network over all agents."""
 
     embedding: int = 64
@@ -48,6 +49,7 @@ class TeamOptions:
     """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.embedding < 1:
             raise ConfigError(f"embedding is {self.embedding}; give 1 or more, usually 64")
 
@@ -105,6 +107,10 @@ class TeamPolicy(VectorPolicy):
         self.critic = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, 1, SMALL_GAIN))
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
+        self.recall = None
+        if options.memory:
+            self.recall = Recall(width)
+            self.memory_steps, self.memory_shape = options.memory, (spec.num_agents, width)
         self._kept: tuple[object, Any] | None = None
         self._all: tuple[nn.Parameter, ...] = ()
 
@@ -162,8 +168,19 @@ class TeamPolicy(VectorPolicy):
             self._kept = (mark, self.prepare())
         return self._kept[1]
 
+    def remember(self, inputs: Inputs, folds: EncoderFolds, steps: int) -> tuple[Inputs, Tensor | None]:
+        """The inputs with observations embedded and joined to what was seen before, in chunks of `steps`, and what each
+        agent remembers behind them; without a memory the inputs as they are."""
+        if self.recall is None:
+            return inputs, None
+        past = remembered(inputs, steps, slice(self.spec.num_agents))
+        x, memory = self.recall(self.embed_observations(inputs, folds), past)
+        return inputs | {"embedded": x}, memory
+
     def embed_observations(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
         """(E, N, D), each agent by itself."""
+        if "embedded" in inputs:
+            return inputs["embedded"]
         x = self.features(inputs)
         if folds.embed is None:
             return self.embed(x)
@@ -182,6 +199,7 @@ class TeamPolicy(VectorPolicy):
 
     def value(self, inputs: Inputs) -> Tensor:
         folds = self.fold_encoder() if torch.is_grad_enabled() else self.kept()
+        inputs, _ = self.remember(inputs, folds, 1)
         return self.critic(self.attend(inputs, folds)).squeeze(-1)
 
 
@@ -315,6 +333,7 @@ class OneByOne(TeamPolicy):
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         with torch.no_grad(), plain_kernels():
             folds, stepper = self.kept()
+            inputs, memory = self.remember(inputs, folds.encoder, 1)
             alive = inputs["alive"]
             envs, agents = alive.shape
             noise = None if deterministic else self.head.noise((envs, agents), alive.device, generator)
@@ -327,10 +346,11 @@ class OneByOne(TeamPolicy):
             value = self.critic(decoded.features if self.values_follow_actions else representation)
             action, log_prob, value = (restore(x, order) for x in (decoded.action, log_prob, value))
         nodes = self.nodes(inputs, self.head, action, order)
-        return Decision(self.head.to_env(action), nodes, log_prob, value)
+        return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         folds, order = self.fold(), nodes.order
+        inputs, _ = self.remember(inputs, folds.encoder, self.memory_steps)
         representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
         action = reorder(nodes.action, order)
         features = self.decode(representation, action, folds, order)
@@ -340,6 +360,7 @@ class OneByOne(TeamPolicy):
 
     def value(self, inputs: Inputs) -> Tensor:
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         order = fixed_order(inputs["alive"])
         return restore(self.critic(self.represent(inputs, folds, order)), order).squeeze(-1)
 
@@ -398,6 +419,7 @@ class MAT(OneByOne):
         that begins the sequence, and so to nobody, is at [i, i]. A living agent's row sums to 1, a dead one's to 0.
         """
         folds, order = self.fold(), nodes.order
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         representation = self.represent(inputs, folds, order)
         x = self.embed_tokens(self.before(reorder(nodes.action, order), order))
         total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)

@@ -2,9 +2,9 @@
 
 Every game is seeded, exact in `get_state`/`set_state`, and says two numbers about itself:
 
-* `optimum`: the best expected return of any policy that sees all observations;
+* `optimum`: the best expected return of any policy that sees all observations and forgets none;
 * `factorised_optimum`: the best expected return of agents that share one stochastic policy, see only
-  their own observation (no agent id) and decide independently of each other's action.
+  their own present observation (no agent id) and decide independently of each other's action.
 
 Where the two differ, a policy that is a sequence over agents is needed.
 
@@ -16,6 +16,7 @@ Where the two differ, a policy that is a sequence over agents is needed.
 | permutation | 1 | 1 | n!/n^n | n identical agents must choose n distinct actions |
 | chain | length | 1 | 1 | one reward at the very end |
 | copy | length | 1 | 1/symbols (1 for one agent) | the answer is in another agent's observation |
+| recall | length | 1 | 1/symbols | what was seen at the first step is asked for at the last |
 | continuous | length | 0 | see `Continuous` | only the first agent sees the target of all |
 | mixed | length | 1 | see `Mixed` | switches and dials must act on what the first switch alone sees |
 | mortal | length | see `Mortal` | the same | deaths and action masks that change at every step |
@@ -45,13 +46,13 @@ class ToyOptions:
     """Options of the toy games. None is the task's own default; a task refuses an option that it does not have."""
 
     agents: int | None = None
-    """Number of agents (permutation, chain, copy, continuous, mixed, mortal)."""
+    """Number of agents (permutation, chain, copy, recall, continuous, mixed, mortal)."""
     length: int | None = None
-    """Steps of an episode (chain, copy, continuous, mixed, mortal)."""
+    """Steps of an episode (chain, copy, recall, continuous, mixed, mortal)."""
     penalty: float | None = None
     """What mixing the two good equilibria costs, zero or below (penalty)."""
     symbols: int | None = None
-    """Size of the alphabet (copy)."""
+    """Size of the alphabet (copy, recall)."""
     unequal: bool | None = None
     """Every second agent lacks the last action dimension (continuous)."""
     individual: bool | None = None
@@ -319,6 +320,53 @@ class Copy(Toy):
         )
 
 
+class Recall(Toy):
+    """Say at the last step the symbol that was shown at the first.
+
+    Each agent observes a symbol of its own (one-hot of `symbols`; zeros after the first step), then a one-hot of the
+    step. At the last step the team earns the share of agents that say their symbol. Nothing else is paid, and nothing
+    that an agent sees depends on an action. So the last observation is the same whatever the symbols were, and an
+    agent without a memory earns 1/symbols, even where it sees the others' observations and actions. State: all
+    symbols, then the step. The last step terminates.
+    """
+
+    memory = ("shown",)
+    optimum = 1.0
+
+    def __init__(self, agents: int = 2, length: int = 4, symbols: int = 3) -> None:
+        _at_least("recall", "agents", agents, 1)
+        _at_least("recall", "length", length, 2)
+        _at_least("recall", "symbols", symbols, 2)
+        self.length, self.symbols = length, symbols
+        self.factorised_optimum = 1 / symbols
+        super().__init__(
+            EnvSpec(
+                name="toy/recall",
+                agents=_names(agents),
+                observation_space=_box(0.0, 1.0, symbols + length),
+                action_space=spaces.Discrete(symbols),
+                max_steps=length,
+                state_space=_box(0.0, 1.0, agents * symbols + length),
+            )
+        )
+
+    def _begin(self) -> None:
+        self.shown = self._random.integers(self.symbols, size=self.spec.num_agents)
+
+    def _play(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        at_end = self.elapsed + 1 == self.length
+        return self._team(float((action == self.shown).mean()) if at_end else 0.0), at_end
+
+    def _observe(self) -> Obs:
+        symbols, now = np.eye(self.symbols, dtype=np.float32)[self.shown], _one_hot(self.elapsed, self.length)
+        seen = symbols if self.elapsed == 0 else np.zeros_like(symbols)
+        rows = np.concatenate([seen, np.tile(now, (self.spec.num_agents, 1))], axis=1)
+        return Obs(agents=rows, alive=self._everyone(), state=np.append(symbols, now))
+
+    def _describe(self) -> str:
+        return f"shown {self.shown.tolist()}"
+
+
 class Continuous(Toy):
     """Agents' actions in [-1, 1] must add up to a target that only the first agent sees.
 
@@ -497,6 +545,7 @@ GAMES: dict[str, Callable[..., Toy]] = {
     "permutation": permutation,
     "chain": Chain,
     "copy": Copy,
+    "recall": Recall,
     "continuous": Continuous,
     "mixed": Mixed,
     "mortal": Mortal,

@@ -228,10 +228,11 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Rows]:
-    """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says."""
+def consecutive(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[Rows]:
+    """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says; `chunk` rows stay together."""
     count = mask.shape[0]
-    size = max(1, -(-(min(rows, count) if rows else count) // divisor))
+    size = -(-(min(rows, count) if rows else count) // divisor)
+    size = max(chunk, size - size % chunk)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

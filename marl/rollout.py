@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from marl.errors import EnvironmentContractError, NonFiniteError
+from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.objective import Batch, no_reference
 from marl.protocols import Policy, State, VectorEnv
@@ -27,11 +28,16 @@ class Rollout:
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
     cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference`:
-    (T, E, N, L), or None where the policy does not give them.
+    (T, E, N, L), or None where the policy does not give them. With a policy that remembers, an environment's steps
+    lie together.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
+        self.by_env = decision.memory is not None
+
         def like(x: Tensor) -> Tensor:
+            if self.by_env:
+                return torch.zeros((len(x), steps, *x.shape[1:]), dtype=x.dtype, device=x.device).transpose(0, 1)
             return torch.zeros((steps, *x.shape), dtype=x.dtype, device=x.device)
 
         nodes = decision.nodes
@@ -86,37 +92,43 @@ class Rollout:
         return self.mask if self.value.shape == self.mask.shape else self.mask.any(-1, keepdim=True)
 
     def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
-        """All T x E rows as one batch; views, nothing is copied."""
+        """All T x E rows as one batch, nothing stored is copied; with a memory, environment after environment."""
 
-        def flat(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.flatten(0, 1)
+        def flat(x: Tensor) -> Tensor:
+            return (x.transpose(0, 1) if self.by_env else x).flatten(0, 1)
+
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else flat(x)
 
         return Batch(
-            inputs={name: x.flatten(0, 1) for name, x in self.inputs.items()},
-            nodes=Nodes(
-                self.action.flatten(0, 1), self.mask.flatten(0, 1), self.trained.flatten(0, 1), flat(self.order)
-            ),
-            log_prob=self.log_prob.flatten(0, 1),
-            value=self.value.flatten(0, 1),
-            advantage=advantage.flatten(0, 1),
-            returns=returns.flatten(0, 1),
-            behaviour=flat(self.behaviour),
-            reference=flat(self.reference),
+            inputs={name: flat(x) for name, x in self.inputs.items()},
+            nodes=Nodes(flat(self.action), flat(self.mask), flat(self.trained), maybe(self.order)),
+            log_prob=flat(self.log_prob),
+            value=flat(self.value),
+            advantage=flat(advantage),
+            returns=flat(returns),
+            behaviour=maybe(self.behaviour),
+            reference=maybe(self.reference),
         )
 
 
-def minibatches(batch: Batch, count: int, generator: Generator) -> Iterator[Batch]:
-    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole.
+def minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> Iterator[Batch]:
+    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole, and chunks.
 
-    A single part is the batch itself, not copied: the order of its rows means nothing.
+    A single part is the batch itself, not copied: the order of its chunks means nothing.
     """
     if count == 1:
         yield batch
         return
-    rows = batch.log_prob.shape[0]
-    order = torch.randperm(rows, generator=generator).to(batch.log_prob.device)
+    chunks = batch.log_prob.shape[0] // chunk
+    order = torch.randperm(chunks, generator=generator).to(batch.log_prob.device)
     for part in order.tensor_split(count):
-        yield batch.rows(part)
+        yield batch.rows(rows_of(part, chunk))
+
+
+def rows_of(chunks: Tensor, chunk: int) -> Tensor:
+    """The rows of `chunks` (K,), each of which is `chunk` rows."""
+    return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten()
 
 
 @dataclass
@@ -155,6 +167,7 @@ class Collector:
         self.seconds = {"env": 0.0, "act": 0.0}
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
+        self.memory = Memory(policy, env.num_envs)
         self.obs = env.reset(seeds)
         require_promise(env.spec, self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
@@ -172,7 +185,9 @@ class Collector:
             clock = time.perf_counter()
             with torch.inference_mode():
                 inputs = self.policy.encode(without(self.obs, over) if over.any() else self.obs)
+                inputs = self.memory.join(inputs)
                 decision = self.policy.act(inputs, self.generator)
+                self.memory.keep(decision)
             if self.rollout is None:
                 self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
             rollout = self.rollout
@@ -183,6 +198,7 @@ class Collector:
             self.seconds["act"] += acted - clock
             self.total += int((~over).sum())
             ended = self._store(rollout, t, step, episodes, over)
+            self.memory.forget(ended)
             if seeds is not None:
                 over = over | ended
                 if over.all():
@@ -202,6 +218,7 @@ class Collector:
     def _begin(self, seeds: list[int]) -> None:
         """Start an episode in every environment."""
         self.obs = self.env.reset(seeds)
+        self.memory.forget()
         require_choice(self.env.spec, self.obs)
         self.episode_return[:] = 0.0
         self.episode_length[:] = 0
@@ -277,7 +294,7 @@ class Collector:
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
-        value = following_value(self.policy, self.value_norm, obs, self.one_chain)
+        value = following_value(self.policy, self.value_norm, obs, self.memory, rows, self.one_chain)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -315,13 +332,14 @@ class Collector:
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
     def get_state(self, environments: bool = True) -> dict[str, Any]:
-        """Progress of the running episodes and the environments' states; without them, of none."""
+        """Progress of the running episodes, the environments' states and what is remembered; without them, of none."""
         states = self.env.get_state() if environments else [None] * self.env.num_envs
         return {
             "return": self.episode_return.tolist(),
             "length": self.episode_length.tolist(),
             "total": self.total,
             "envs": states,
+            "memory": self.memory.get_state(),
         }
 
     def set_state(self, data: dict[str, Any]) -> bool:
@@ -331,18 +349,21 @@ class Collector:
         if len(states) != self.env.num_envs:
             return False
         self.obs = self.env.set_state(states)
+        self.memory.set_state(data["memory"])
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
 
 
 @torch.inference_mode()
-def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs, one_chain: bool = False) -> Tensor:
-    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`.
+def following_value(
+    policy: Policy, value_norm: ValueNorm, obs: Obs, memory: Memory, rows: np.ndarray, one_chain: bool = False
+) -> Tensor:
+    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`, of environments `rows`.
 
     Where all are links of one chain it is worth what its next node is, the first living agent's.
     """
-    value = policy.value(policy.encode(obs))
+    value = policy.value(memory.carried(policy.encode(obs), rows))
     alive = torch.as_tensor(obs.alive).to(value.device)
     if one_chain:
         first = alive.to(torch.uint8).argmax(-1, keepdim=True)

@@ -22,10 +22,11 @@ from marl.checkpoint import (
 from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
+from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
-from marl.rollout import Collector, Episodes, Rollout, minibatches
+from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
 
@@ -72,6 +73,7 @@ class Trainer:
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
         }
+        self.chunk = chunk_steps(config, policy, env.num_envs)
         first = rank * env.num_envs
         self.collector = Collector(
             env,
@@ -195,9 +197,9 @@ class Trainer:
             advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
             returns = rollout.value
         batch = rollout.flat(advantage, returns)
-        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        played = batch.nodes.mask.flatten(1).any(-1).view(-1, self.chunk).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
-            batch = batch.rows(played)
+            batch = batch.rows(rows_of(played, self.chunk))
         return batch, metrics
 
     def agents(self, batch: Batch) -> dict[str, float]:
@@ -232,7 +234,7 @@ class Trainer:
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"]):
+            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk):
                 parts = self.update(minibatch, epochs)
                 epoch_kl += parts["policy/kl"]
                 for name, part in parts.items():
@@ -270,7 +272,7 @@ class Trainer:
         """Fill the gradients; returns the parts of the loss on this rank.
 
         Where memory runs out, this minibatch and those that follow take forward passes of half the size. Raises
-        MemoryLimitError where one row is too much.
+        MemoryLimitError where one row, or one chunk of an agent that remembers, is too much.
         """
         while True:
             self.optimiser.zero_grad(set_to_none=True)
@@ -283,10 +285,10 @@ class Trainer:
                 reason = str(error).partition("\n")[0]
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
             largest = max(map(row_count, passes))
-            if largest == 1:
+            if largest <= self.chunk:
                 raise MemoryLimitError(
-                    f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
-                    "observations"
+                    f"a forward pass of {'one row' if largest == 1 else f'{largest} rows'} does not fit in memory "
+                    f"({reason}); take a smaller model, or shorter observations"
                 )
             self.divisor *= 2
             self.optimiser.zero_grad(set_to_none=True)

@@ -211,7 +211,8 @@ class Decision:
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
     in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
     that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
-    a frozen reference policy, or None.
+    a frozen reference policy, or None. `memory`: (E, R, W) what a policy that remembers wants to read at the next
+    step, see marl.memory.
     """
 
     action: Any
@@ -220,6 +221,7 @@ class Decision:
     value: Tensor
     behaviour: Tensor | None = None
     reference: Tensor | None = None
+    memory: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How threads share the battles of a step: helpers that sleep in compiled code, woken once a step, without Python's lock.
+"""How threads share the battles of a step: helpers asleep in compiled code, woken once a step without Python's lock.
 
 The caller takes battles from the front and helpers from the back, few at a time and ever fewer, so that a late helper
 costs nothing and a battle mostly stays in one core's cache. The last battle is the caller's: while it is fought the
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core import typing
+from numba.core.typing.templates import signature
 
 from envs.smac.rules import entry
 
@@ -31,7 +31,7 @@ DESK_FIELDS = 32
 
 def _posix(name: str, arguments: int) -> Any:
     """A function of the C library that compiled code may call with so many addresses."""
-    return types.ExternalFunction(name, typing.signature(types.int32, *[types.intp] * arguments))
+    return types.ExternalFunction(name, signature(types.int32, *[types.intp] * arguments))
 
 
 _make_mutex, _make_condition = _posix("pthread_mutex_init", 2), _posix("pthread_cond_init", 2)

@@ -20,6 +20,7 @@ VARIANTS = [
     ("chain", {"agents": 3, "length": 1}),
     ("copy", {"agents": 1, "length": 4, "symbols": 2}),
     ("copy", {"agents": 5}),
+    ("recall", {"agents": 1, "length": 2, "symbols": 4}),
     ("continuous", {"agents": 1}),
     ("continuous", {"agents": 3, "unequal": True}),
     ("mixed", {"agents": 3, "length": 3}),
@@ -309,3 +310,17 @@ def test_options_of_none_are_defaults_and_unknown_tasks_are_refused():
     with pytest.raises(UnknownNameError, match="did you mean 'climbing'"):
         toy.make("climbin")
     assert find_env("toy/xor3")[0].options is toy.ToyOptions
+
+
+def test_recall_pays_for_what_was_shown_and_does_not_show_it_again():
+    """What agents see after the first step, and so at the last, is the same whatever they were shown and did."""
+    later = set()
+    for seed in range(9):
+        env = toy.make("recall", agents=2, length=3, symbols=3)
+        shown = env.reset(seed).agents[:, :3].argmax(-1)
+        steps = [env.step((shown + seed) % 3), env.step((shown + seed) % 3), env.step(shown)]
+        later.add(tuple(step.obs.agents.tobytes() for step in steps))
+        assert [step.reward.tolist() for step in steps] == [[0, 0], [0, 0], [1, 1]]
+        assert [step.terminated for step in steps] == [False, False, True]
+    assert len(later) == 1
+    assert toy.factorised_optimum("recall", symbols=3) == 1 / 3

@@ -11,7 +11,7 @@ from envs.toy import factorised_optimum, optimum
 from experiments.presets import choose
 from marl.config import override
 from marl.evaluate import evaluate, paired_seeds
-from marl.run import build
+from marl.run import build, options
 from marl.vector import make_vector
 
 
@@ -19,7 +19,7 @@ def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> 
     """Mean return of 256 episodes after training on one thread with a fixed seed."""
     config, _ = choose(f"toy/{task}", agent)
     config = override(config, {"seed": 3, "steps": steps, **changes})
-    env = make_vector(config.env, {}, config.collect.num_envs)
+    env = make_vector(config.env, options(config), config.collect.num_envs)
     trainer = build(config, env, torch.device("cpu"), 1)
     for _ in range(config.iterations):
         trainer.iterate()
@@ -82,3 +82,17 @@ def test_continuous_actions(agent):
     still = learn("continuous", agent, 1, True, learning_rate=1e-9)
     trained = learn("continuous", agent, 40_000, True, entropy_coef=0.0)
     assert trained > 0.25 * still if agent == "mat" else trained > 0.6 * still
+
+
+@pytest.mark.parametrize("agent", ["ippo", "mappo", "happo"])
+@pytest.mark.parametrize(("penalty", "level"), [(0.0, 10.0), (-100.0, 2.0)])
+def test_rivals_reach_their_published_level_in_the_penalty_game(agent, penalty, level):
+    """Policies that decide at the same time find an optimum where miscoordination is free, and settle for the safe
+    equilibrium where it is not, in all of the seeds of Papoudakis et al. 2021 (table 3: 250 and 50 in 25 rounds)."""
+    assert learn("penalty", agent, 5_000, True, penalty=penalty) == pytest.approx(level)
+
+
+def test_happo_coordinates_agents_that_see_the_same():
+    """Its agents have actors of their own: with a shared one the team wins with probability n!/n^n at most (Kuba et
+    al. 2022, proposition 1, has such a game)."""
+    assert learn("permutation", "happo", 8_000, True, agents=3, agent_id=False) == pytest.approx(1.0)

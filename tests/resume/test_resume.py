@@ -44,6 +44,8 @@ CASES = [
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
     ("tests.unit.test_rollout:short", "mappo", GROUPS),
+    ("toy/mortal", "mappo", {"memory": 4}),
+    ("toy/mortal", "mat-dec", {"memory": 4}),
     ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
 ]
 

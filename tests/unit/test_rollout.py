@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from marl import run
 from marl.checkpoint import load
 from marl.config import default_config, override
 from marl.errors import ConfigError
+from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.rollout import Collector, following_value
 from marl.types import Obs
@@ -173,7 +176,8 @@ class Worth:
 )
 def test_what_a_cut_chain_is_worth(team_reward, one_chain, expected):
     alive = np.array([[True] * 3, [False, True, True], [False] * 3])
-    value = following_value(Worth(team_reward), ValueNorm(0.0), Obs(None, alive), one_chain)
+    policy: Any = Worth(team_reward)
+    value = following_value(policy, ValueNorm(0.0), Obs(None, alive), Memory(policy, 3), np.arange(3), one_chain)
     assert value.tolist() == expected
 
 

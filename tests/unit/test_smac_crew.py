@@ -43,7 +43,9 @@ def count(done, desk, helps):
 class Count(crew.Crew):
     def __init__(self, battles, threads, work=None):
         self.done = np.zeros(battles, np.int64)
-        super().__init__(work or (lambda done, _, desk, helps: count(done, desk, helps)), (self.done,), [None] * threads)
+        super().__init__(
+            work or (lambda done, _, desk, helps: count(done, desk, helps)), (self.done,), [None] * threads
+        )
 
 
 @pytest.mark.parametrize("battles", [1, 2, 3, 100])
@@ -79,10 +81,14 @@ def test_a_helper_that_fails_is_heard():
 
     broken = Count(4, 2, work)
     broken.play()
-    with pytest.raises(RuntimeError, match="helper of the battle engine failed") as error:
+
+    def play_on():
         for _ in range(1000):
             broken.play()
             time.sleep(0.001)
+
+    with pytest.raises(RuntimeError, match="helper of the battle engine failed") as error:
+        play_on()
     assert isinstance(error.value.__cause__, ValueError)
 
 
@@ -95,8 +101,7 @@ def test_a_caller_that_fails_sends_the_helpers_home():
 
     broken, before = Count(4, 3, work), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(5):
-            broken.play()
+        [broken.play() for _ in range(5)]
     assert threading.active_count() == before
     assert [broken.play(), broken.play()] == [4, 4]
     broken.close()
@@ -157,7 +162,9 @@ for _ in range(20):
 
 def test_an_interrupt_ends_a_process_in_the_middle_of_steps():
     code = "print('ready', flush=True)\nwhile True: play(env, 20)"
-    with subprocess.Popen([sys.executable, "-c", PREAMBLE + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
+    with subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as it:
         assert it.stdout is not None
         assert it.stdout.readline() == b"ready\n"
         time.sleep(0.2)
