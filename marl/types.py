@@ -178,7 +178,8 @@ class Decision:
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
     in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
     that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
-    a frozen reference policy, or None.
+    a frozen reference policy, or None. `earned`: (E, N, L) what each node earns by itself, in units of the reward,
+    and its own Q value does not hold; None where nothing.
     """
 
     action: Any
@@ -187,6 +188,7 @@ class Decision:
     value: Tensor
     behaviour: Tensor | None = None
     reference: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)
