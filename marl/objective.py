@@ -179,7 +179,8 @@ class SoftQ(ValueLoss):
     """Entropy-regularised policy optimisation node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
     Optimization", eq. 12 and 13).
 
-    Returns are one-step: the reward and the soft value of the next node. `Evaluation.value` is the Q of the action
+    Returns are the reward and the soft value of the next node, or longer ones (lambda above 0) with the divergence that
+    the nodes between have earned. `Evaluation.value` is the Q of the action
     taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
     """
 

@@ -27,7 +27,7 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference`:
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference, earned`:
     (T, E, N, L), or None where the policy does not give them. With a policy that remembers, an environment's steps
     lie together.
     """
@@ -50,6 +50,7 @@ class Rollout:
         self.log_prob, self.value = like(decision.log_prob), like(decision.value)
         self.behaviour = None if decision.behaviour is None else like(decision.behaviour)
         self.reference = None if decision.reference is None else like(decision.reference)
+        self.earned = None if decision.earned is None else like(decision.earned)
         self.reward = torch.zeros((steps, envs, num_agents), device=device)
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
@@ -66,6 +67,8 @@ class Rollout:
             self.behaviour[t] = decision.behaviour
         if self.reference is not None and decision.reference is not None:
             self.reference[t] = decision.reference
+        if self.earned is not None and decision.earned is not None:
+            self.earned[t] = decision.earned
         if nodes.order is not None and self.order is None:
             # Until some agent died everyone decided in the order 0..N-1.
             self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
@@ -76,16 +79,18 @@ class Rollout:
         """(T, E): the discount of each step, None where every step is one primitive step."""
         return gamma**self.duration if bool((self.duration > 1).any()) else None
 
-    def penalty(self, coef: float) -> Tensor | None:
-        """`coef` times the log-ratio of reference to policy at each node that is trained: a reward for staying near.
+    def node_reward(self, coef: float) -> Tensor | None:
+        """What nodes earn by themselves, and `coef` times the log-ratio of reference to policy at each that is trained:
+        a reward for staying near.
 
-        (T, E, N, L), None for a coefficient of 0. Raises ConfigError where the policy has no reference.
+        (T, E, N, L), None where there is neither. Raises ConfigError where the policy has no reference.
         """
         if coef == 0.0:
-            return None
+            return self.earned
         if self.reference is None:
             raise no_reference("reference_reward_coef", coef)
-        return coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
+        near = coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
+        return near if self.earned is None else near + self.earned
 
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""

@@ -212,7 +212,8 @@ class Decision:
     in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
     that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
     a frozen reference policy, or None. `memory`: (E, R, W) what a policy that remembers wants to read at the next
-    step, see marl.memory.
+    step, see marl.memory. `earned`: (E, N, L) what each node earns by itself, in units of the reward, and its own Q
+    value does not hold; None where nothing.
     """
 
     action: Any
@@ -222,6 +223,7 @@ class Decision:
     behaviour: Tensor | None = None
     reference: Tensor | None = None
     memory: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from agents.lm import story
 from agents.lm.backbone import Backbone
 from agents.lm.generate import generate
 from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.scale import DepthScale
 from agents.lm.situations import FREE, Situations
 from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
@@ -36,7 +37,7 @@ SITUATIONS = 20_000
 class Judgement:
     """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
 
-    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` as in Decision.
+    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` and `earned` as in Decision.
     """
 
     mask: Tensor
@@ -46,6 +47,7 @@ class Judgement:
     value: Tensor
     reference: Tensor | None = None
     expected: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class TokenPolicy(nn.Module):
     samples_freely = True
     """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
 
+    earns = False
+    """Nodes earn something by themselves."""
+
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
@@ -103,6 +108,8 @@ class TokenPolicy(nn.Module):
             spec.agents if options.team == "sequential" else (),
         )
         self.critic = self.make_critic(backbone.feature_size)
+        frozen = options.critic_reads == "frozen"
+        self.critic_scale = DepthScale(options.max_action_tokens, backbone.feature_size) if frozen else None
         self._fingerprint: tuple[int, ...] = ()
         self._menus: dict[tuple[int, int], Menu] = {}
         self._frozen: OrderedDict[Key, Tensor] = OrderedDict()
@@ -157,7 +164,8 @@ class TokenPolicy(nn.Module):
         joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
         whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
         nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
-        return Decision(texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference"))
+        extra = {name: whole[name] for name in ("behaviour", "reference", "earned") if name in whole}
+        return Decision(texts, nodes, whole["log_prob"], whole["value"], **extra)
 
     def decide(
         self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
@@ -187,6 +195,7 @@ class TokenPolicy(nn.Module):
         kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
         kinds |= {"behaviour": np.float32} if self.samples_freely else {}
         kinds |= {"reference": np.float32} if self.options.reference else {}
+        kinds |= {"earned": np.float32} if self.earns else {}
         row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
         return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
 
@@ -247,7 +256,9 @@ class TokenPolicy(nn.Module):
         for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
             tokens = self.action(tries[t], c)
             action[k, : len(tokens)] = tokens
-        parts = {name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference")}
+        parts = {
+            name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference", "earned")
+        }
         if self.samples_freely:
             parts["behaviour"] = judged.log_prob
         return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
@@ -339,8 +350,20 @@ class TokenPolicy(nn.Module):
             known |= {key[:2]: value for key, value in zip(group, values, strict=True)}
         return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:  # noqa: ARG002 - the protocol's
-        """Forget situations, where there are too many, that this rollout did not meet."""
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        """Take in the scale of the frozen features, once for each situation of this rollout that has candidates.
+
+        And forget situations, where there are too many, that it did not meet.
+        """
+        if self.critic_scale is not None:
+            met = zip(inputs["prompt"][mask].tolist(), inputs["choices"][mask].tolist(), strict=True)
+            keys: list[Key] = [(*pair, ()) for pair in dict.fromkeys(met) if pair[1] != FREE]
+            sums = self.critic_scale.nothing()
+            for group in self.groups(keys):
+                tries = [self.trie(key) for key in group]
+                trees = [self.tree(key, trie) for key, trie in zip(group, tries, strict=True)]
+                sums += self.critic_scale.sums(self.recall(group, trees), plant(tries, self.device).depth)
+            self.critic_scale.add(sums)
         if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
             self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
 
@@ -410,8 +433,14 @@ class TokenPolicy(nn.Module):
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
-        features = grove.frozen if self.options.critic_reads == "frozen" else grove.hidden
-        return self.critic(features).squeeze(-1)
+        return self.critic(self.critic_features(grove)).squeeze(-1)
+
+    def critic_features(self, grove: Grove) -> Tensor:
+        """(S, H): what the critic reads of every state."""
+        if self.critic_scale is None:
+            return grove.hidden
+        assert grove.frozen is not None
+        return self.critic_scale(grove.frozen, grove.forest.depth)
 
     def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]

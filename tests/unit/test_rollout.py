@@ -1,7 +1,6 @@
 """What the collector keeps of an environment's steps."""
 
 from dataclasses import replace
-
 from typing import Any
 
 import numpy as np
@@ -88,14 +87,14 @@ def test_behaviour_and_reference_are_kept_where_a_policy_gives_them():
     plain = collector(lambda: make_toy("chain"))
     rollout, _ = plain.collect()
     assert rollout.behaviour is None
-    assert rollout.penalty(0.0) is None
+    assert rollout.node_reward(0.0) is None
     with pytest.raises(ConfigError, match="reference_reward_coef is"):
-        rollout.penalty(0.5)
+        rollout.node_reward(0.5)
     sampling = collector(lambda: make_toy("chain"), kind=Sampler)
     rollout, _ = sampling.collect()
     assert rollout.behaviour is not None
     torch.testing.assert_close(rollout.behaviour, rollout.log_prob - 0.25)
-    penalty = rollout.penalty(0.5)
+    penalty = rollout.node_reward(0.5)
     assert penalty is not None
     torch.testing.assert_close(penalty, 0.5 * rollout.log_prob)
     batch = rollout.flat(rollout.value, rollout.value).rows(torch.tensor([5, 1]))
