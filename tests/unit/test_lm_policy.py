@@ -1,6 +1,7 @@
 """Language policies against the plain model, one row and one candidate at a time."""
 
 import dataclasses
+import functools
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import agents.lm.register
 from agents.lm.options import LanguageOptions
 from agents.lm.tree import Tree
-from marl.errors import ConfigError, EnvironmentContractError
+from marl.errors import ConfigError, EnvironmentContractError, MemoryLimitError
 from marl.types import Nodes
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, next_logits, observe, spec_of, stir
 
@@ -391,6 +392,52 @@ def test_passes_hold_every_row_once_within_the_budget():
     assert (
         len(policy.split(inputs, decision.nodes, 0, 4)) == 5
     )  # 9 rows of one situation, 3, and 12: at most 6 in a pass
+
+
+def refuse_passes(policy, monkeypatch, limit):
+    """Forward passes of more than `limit` tokens run out of memory; returns the sizes of the others."""
+    decoder, sizes = policy.backbone.model.get_decoder(), []
+    forward = decoder.forward
+
+    @functools.wraps(forward)
+    def refuse(input_ids, **rest):
+        if input_ids.numel() > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        sizes.append(input_ids.numel())
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(decoder, "forward", refuse)
+    return sizes
+
+
+def test_acting_that_does_not_fit_in_memory_is_halved(monkeypatch, caplog):
+    """The same text, log-probabilities and values in passes of half the size, and passes stay small."""
+    policy = make_agent("poad", max_action_tokens=6, reference=True)
+    stir(policy)
+    obs = observe([[0], [1], [2], [0]], free=True)
+    inputs, whole = act(policy, obs, deterministic=True)
+    values = policy.value(inputs)
+    policy._frozen.clear()
+    sizes = refuse_passes(policy, monkeypatch, 32)
+    _, halved = act(policy, obs, deterministic=True)
+    assert policy.halving.divisor > 1
+    assert "from now on they are smaller. Set --token-budget" in caplog.text
+    assert halved.action.tolist() == whole.action.tolist()
+    for name in ("log_prob", "value", "reference"):
+        torch.testing.assert_close(getattr(halved, name), getattr(whole, name), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(policy.value(inputs), values, atol=2e-5, rtol=1e-4)
+    assert max(sizes) <= 32
+    warned = len(caplog.records)
+    act(policy, obs)
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_one_situation_that_does_not_fit_in_memory_is_an_error(free, monkeypatch):
+    policy = make_agent("poad")
+    refuse_passes(policy, monkeypatch, 3)
+    with pytest.raises(MemoryLimitError, match="a forward pass of one row does not fit in memory"):
+        act(policy, observe(MANY, free=free))
 
 
 # Bad input
