@@ -52,7 +52,7 @@ def load_backbone(
             f"precision is bf16, which is for frozen weights; model {name} with lora_rank {lora_rank} needs fp32"
         )
     if device_map != "none":
-        _require_one_process_and_accelerate(name)
+        _require_one_process_and_accelerate()
     model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat, device_map)
     adapters = reference = None
     if lora_rank:
@@ -75,9 +75,7 @@ def require_extra() -> None:
         ) from error
 
 
-def _require_one_process_and_accelerate(name: str) -> None:
-    if name == "tiny":
-        raise ConfigError("device_map is for pretrained models; tiny fits everywhere, leave it 'none'")
+def _require_one_process_and_accelerate() -> None:
     if distributed.world_size() > 1:
         raise ConfigError(
             f"device_map spreads one model over all GPUs, and this run has {distributed.world_size()} ranks; start it "

@@ -55,10 +55,12 @@ class LanguageOptions:
             raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
         if any(width < 1 for width in self.critic_hidden):
             raise ConfigError(f"critic_hidden is {self.critic_hidden}; a layer has a width of 1 or more")
+        if self.model == "tiny" and self.device_map != "none":
+            raise ConfigError("device_map is for pretrained models; tiny fits everywhere, leave it 'none'")
         if not self.rank:
-            self._require_no_adapters()
+            self._require_nothing_of_adapters()
 
-    def _require_no_adapters(self) -> None:
+    def _require_nothing_of_adapters(self) -> None:
         for name in ("lora_targets", "device_map"):
             value, usual = getattr(self, name), getattr(LanguageOptions, name)
             if value != usual:

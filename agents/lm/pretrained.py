@@ -62,9 +62,15 @@ def _source(name: str) -> str:
         return str(_converted(_smollm2()))
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"model {name} has no config.json; give a folder with config.json, weights and a tokenizer"
+            )
         return str(path)
     if path.suffix == ".gguf" and path.is_file():
         return str(_converted(path))
+    if path.is_file():
+        raise ConfigError(f"model {name} is a file, and no .gguf file; give a model's folder or a .gguf file")
     if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise ConfigError(f"model {name} does not exist; give tiny, smollm2, a model's folder or a .gguf file")
     return name
@@ -74,14 +80,15 @@ def _unreadable(name: str, error: Exception) -> str:
     reason = _first_line(error)
     if Path(name).expanduser().exists() or name == "smollm2":
         return f"model {name} cannot be read: {reason}. Give a folder with config.json, weights and a tokenizer"
+    why = "" if reason.startswith("We couldn't connect") else f" ({reason})"
     return (
-        f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache ({reason}). Nothing is "
+        f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache{why}. Nothing is "
         f"downloaded during a run; get it beforehand with: hf download {name}"
     )
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
 
 
 def _smollm2() -> Path:

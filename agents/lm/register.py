@@ -60,7 +60,7 @@ def check(options: LanguageOptions, learn: LearnConfig) -> None:
     for name in ("reference_coef", "reference_reward_coef"):
         value = getattr(learn, name)
         if value and soft:
-            raise ConfigError(f"{name} is {value}; of agent etpo, --beta is the weight of that divergence: leave it 0")
+            raise ConfigError(f"{name} is {value}, but agent etpo weighs that divergence by --beta; leave it 0")
         if value and not options.reference:
             raise ConfigError(f"{name} is {value}, but no reference is kept; add --reference, or leave it 0")
     if learn.agent_updates == "sequential" and options.team == "sequential":
