@@ -11,6 +11,7 @@ import torch
 
 from marl.checkpoint import Checkpoint, load, load_weights
 from marl.errors import CheckpointError
+from marl.evaluate import policy_device
 from marl.memory import Memory
 from marl.protocols import Policy
 from marl.registry import AGENTS
@@ -26,7 +27,7 @@ class LoadedPolicy:
 
     def __init__(self, policy: Policy, step: int) -> None:
         self.policy, self.step = policy, step
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
         self.memory: Memory | None = None
 
     @property

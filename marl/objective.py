@@ -213,7 +213,10 @@ class SoftQ(ValueLoss):
 
 
 def no_reference(name: str, value: float) -> ConfigError:
-    return ConfigError(f"{name} is {value}, but this agent has no reference policy; leave it 0")
+    return ConfigError(
+        f"{name} is {value}, but this agent keeps no reference policy; leave it 0, or take a language agent "
+        "with --reference"
+    )
 
 
 def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:

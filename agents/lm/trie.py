@@ -72,7 +72,7 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
             ids = (*ids, end)
         if len(ids) > limit:
             raise ConfigError(
-                f"the action {text!r} has {len(ids)} tokens, more than max_action_tokens, {limit}; "
+                f"the action {text!r:.80} has {len(ids)} tokens, more than max_action_tokens, {limit}; "
                 f"use --max-action-tokens {len(ids)} or more"
             )
         if not ids:

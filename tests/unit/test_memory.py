@@ -279,7 +279,7 @@ def test_gradients_do_not_depend_on_the_size_of_forward_passes(name):
     for divisor in (1, 4):
         trainer = make_trainer(name)
         batch = trainer.credit(trainer.collector.collect()[0])[0]
-        trainer.divisor = divisor
+        trainer.halving.divisor = divisor
         trainer.gradient(batch, trainer.objective.counts(batch))
         assert len(trainer.policy.split(batch.inputs, batch.nodes, 0, divisor)) == (1 if divisor == 1 else 5)
         gradients.append([p.grad for p in trainer.parameters])
