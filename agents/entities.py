@@ -184,6 +184,8 @@ class SeesEntities(TeamPolicy):
     """Agents' embeddings by Perception."""
 
     targets: Targets
+    actor: Any
+    token: Any
 
     def make_embed(self) -> Any:
         return Perception(entities_of(self.spec), self.options.embedding)
@@ -200,8 +202,8 @@ class SeesEntities(TeamPolicy):
 class AimsAtOnce(SeesEntities):
     """Actors on the encoder that know what is aimed at."""
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1))
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Any, steps: int) -> tuple[Tensor, None]:  # noqa: ARG002
+        return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1)), None
 
 
 class AimsOneByOne(SeesEntities, MAT):
@@ -229,7 +231,12 @@ class AimsOneByOne(SeesEntities, MAT):
         known = self.attend(inputs, folds.encoder)
         return reorder(torch.cat([known, self.targets(inputs["agents"])], -1), order)
 
-    def reads(self, representation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def reads(
+        self,
+        representation: Tensor,
+        action: Tensor,
+        order: Tensor | None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         known, told = self.part(representation)
         target, _ = self.targets.follow(told, action)
         kind = action.squeeze(-1).clamp(max=self.targets.ordinary) + 1
@@ -240,8 +247,8 @@ class AimsOneByOne(SeesEntities, MAT):
     def embed_tokens(self, x: Tensor) -> Tensor:
         return self.token_norm(F.gelu(x))
 
-    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
-        features = super().decode(representation, action, folds)
+    def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
+        features = super().decode(representation, action, folds, order)
         _, told = self.targets.follow(self.part(representation)[1], action)
         return torch.cat([features, told], -1)
 
@@ -255,12 +262,17 @@ class EntityStepper:
     def __init__(self, policy: AimsOneByOne, folds: Folds) -> None:
         self.policy, self.folds = policy, folds
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> Decoded:
+    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: None) -> Decoded:  # noqa: ARG002
         decoded = self.policy.search(representation, mask, noise, self.folds, mask.shape[1])
         assert decoded is not None
         return decoded
 
 
-def fitting(kind: Any, reader: type[SeesEntities], spec: EnvSpec) -> Any:
-    """A class of policies, or where observations are made of entities the one of its like that is a `reader`."""
-    return kind if spec.entities is None else type(f"{reader.__name__}{kind.__name__}", (reader, kind), {})
+def reads_entities(spec: EnvSpec, options: Any) -> bool:
+    """Whether a policy reads observations as entities: where they are, and the team has one set of parameters."""
+    return spec.entities is not None and options.parameters_per == "team"
+
+
+def fitting(kind: Any, reader: type[SeesEntities], spec: EnvSpec, options: Any) -> Any:
+    """A class of policies, or the one of its like that is a `reader` of entities."""
+    return type(f"{reader.__name__}{kind.__name__}", (reader, kind), {}) if reads_entities(spec, options) else kind

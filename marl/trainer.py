@@ -1,6 +1,5 @@
 """collect -> backup -> learn -> callbacks."""
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,16 +20,16 @@ from marl.checkpoint import (
 )
 from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
-from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
+from marl.errors import CheckpointError, ConfigError, NonFiniteError
+from marl.halving import Halving
+from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
-from marl.rollout import Collector, Episodes, Rollout, minibatches
+from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.tasks import Task, named
 from marl.threads import peak_memory_mb, usable_cores
-
-LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -78,7 +77,8 @@ class Trainer:
         pairs = zip(config.tasks, [(env, policy), *others], strict=True)
         self.tasks = [self.make_task(i, task.label, *pair) for i, (task, pair) in enumerate(pairs)]
         self.value_norm, self.collector = self.tasks[0].value_norm, self.tasks[0].collector
-        self.divisor = 1
+        self.chunk = chunk_steps(config, policy, env.num_envs)
+        self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
         self.iteration = 0
         self.steps = 0
         self.last_score: float | None = None
@@ -96,6 +96,7 @@ class Trainer:
             self.generators["policy"],
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
+            self.links.agents == "sequential",
         )
         return Task(name, policy, value_norm, collector)
 
@@ -232,9 +233,9 @@ class Trainer:
             advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
             returns = rollout.value
         batch = rollout.flat(advantage, returns)
-        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        played = batch.nodes.mask.flatten(1).any(-1).view(-1, self.chunk).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
-            batch = batch.rows(played)
+            batch = batch.rows(rows_of(played, self.chunk))
         return batch, metrics
 
     def agents(self, batch: Batch) -> dict[str, float]:
@@ -256,7 +257,7 @@ class Trainer:
     def ratio(self, batch: Batch) -> Tensor:
         """(B, 1, 1): how much likelier the trained nodes of a row are now than when they were decided."""
         ratio = torch.ones_like(batch.advantage[:, :1, :1])
-        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.divisor):
+        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.halving.divisor):
             rows = batch.rows(index)
             change = self.policy.evaluate(rows.inputs, rows.nodes).log_prob - rows.log_prob
             ratio[index] = unit_sum(change, rows.nodes.trained, "step").clamp(-20.0, 20.0).exp()
@@ -270,7 +271,7 @@ class Trainer:
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            cut = (minibatches(batch, learn.minibatches, self.generators["minibatch"]) for batch in batches)
+            cut = (minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk) for batch in batches)
             for each_task in zip(*cut, strict=True):
                 parts = self.update(each_task, epochs)
                 epoch_kl += parts["policy/kl"]
@@ -294,7 +295,7 @@ class Trainer:
         reduced = distributed.all_reduce(torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
         limit = learn.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).to(self.device)
         if not bool(torch.isfinite(norm + total["loss/total"])):
             shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
             raise NonFiniteError(
@@ -311,54 +312,35 @@ class Trainer:
         """Fill the gradients of a minibatch of each task; returns the parts of the loss on this rank.
 
         `counts` (tasks, 2) are those of the objective.
-
-        Where memory runs out, this minibatch and those that follow take forward passes of half the size. Raises
-        MemoryLimitError where one row is too much.
         """
-        while True:
-            self.optimiser.zero_grad(set_to_none=True)
-            rows = self.config.learn.micro_batch
-            passes = [
-                task.policy.split(each.inputs, each.nodes, rows, self.divisor)
-                for task, each in zip(self.tasks, minibatches, strict=True)
+
+        def split(divisor: int) -> list[tuple[int, Rows]]:
+            rows, found = self.config.learn.micro_batch, enumerate(zip(self.tasks, minibatches, strict=True))
+            return [
+                (i, part)
+                for i, (task, each) in found
+                for part in task.policy.split(each.inputs, each.nodes, rows, divisor)
             ]
-            try:
-                return self.accumulate(minibatches, passes, counts)
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0]
-            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
-            largest = max(row_count(index) for each in passes for index in each)
-            if largest == 1:
-                raise MemoryLimitError(
-                    f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
-                    "observations"
-                )
-            self.divisor *= 2
-            self.optimiser.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            LOGGER.warning(
-                "out of memory in a forward pass of %d rows (%s); from now on they are half as big. Set --micro-batch "
-                "to begin with fewer",
-                largest,
-                reason,
-            )
+
+        def size(part: tuple[int, Rows]) -> int:
+            return row_count(part[1])
+
+        return self.halving.run(split, size, lambda passes: self.accumulate(minibatches, passes, counts), self.chunk)
 
     def accumulate(
-        self, minibatches: Sequence[Batch], passes: Sequence[Sequence[Rows]], counts: Tensor
+        self, minibatches: Sequence[Batch], passes: Sequence[tuple[int, Rows]], counts: Tensor
     ) -> dict[str, Tensor]:
-        """Add up the gradients of the forward passes, and the parts of their losses."""
+        """The gradients of the forward passes, each of some rows of a task, added up, and the parts of their losses."""
+        self.optimiser.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
-        for task, minibatch, cuts, count in zip(self.tasks, minibatches, passes, counts, strict=True):
-            for index in cuts:
-                micro = minibatch if len(cuts) == 1 else minibatch.rows(index)
-                evaluation = task.policy.evaluate(micro.inputs, micro.nodes)
-                loss, parts = self.objective(evaluation, micro, count)
-                loss.backward()
-                for name, part in parts.items():
-                    total[name] = total[name] + part if name in total else part
+        for number, index in passes:
+            whole = len(passes) == len(minibatches)
+            micro = minibatches[number] if whole else minibatches[number].rows(index)
+            evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
+            loss, parts = self.objective(evaluation, micro, counts[number])
+            loss.backward()
+            for name, part in parts.items():
+                total[name] = total[name] + part if name in total else part
         return total
 
     def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -372,7 +354,7 @@ class Trainer:
             "collector": self.collector.get_state(environments),
             "others": [task.collector.get_state(environments) for task in self.tasks[1:]],
             "rng": rng_state(self.generators),
-            "divisor": self.divisor,
+            "divisor": self.halving.divisor,
         }
         tensors = {
             "model": dict(self.module.state_dict()),
@@ -414,7 +396,7 @@ class Trainer:
             self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
-        self.divisor = local.get("divisor", 1)
+        self.halving.divisor = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]
         restored = [task.collector.set_state(state) for task, state in zip(self.tasks, collectors, strict=True)]
         if all(restored) or self.config.collect.whole_episodes:
@@ -444,11 +426,6 @@ def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, An
         )
     others = [p for name, p in named if not name.startswith("critic")]
     return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator, of a GPU or of the CPU, refused."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, float]:

@@ -111,9 +111,9 @@ def test_passes_decide_what_one_after_another_would(name):
         folds, stepper = policy.prepare()
         known = policy.represent(inputs, folds, None)
         for i in range(5):
-            logits = policy.actor(policy.decode(known, action, folds))
+            logits = policy.actor(policy.decode(known, action, folds, None))
             action[:, i] = policy.head.pick(logits[:, i] + policy.head.offset(mask[:, i], noise[:, i]), mask[:, i])
-        assert torch.equal(stepper.decode(known, mask, noise).action, action)
+        assert torch.equal(stepper.decode(known, mask, noise, None).action, action)
 
 
 @pytest.mark.parametrize("name", NAMES)
