@@ -237,6 +237,8 @@ class RunConfig:
     """Folder that holds the runs."""
     name: str = ""
     """Name of this run's folder; empty makes one from environment, agent, seed and time."""
+    init: str = ""
+    """Folder of a run, or of a checkpoint, whose last weights to begin with; empty begins with new ones."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)

@@ -15,10 +15,11 @@ import torch
 
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
-from marl.checkpoint import Checkpoint, load
+from marl.checkpoint import Checkpoint, load, load_weights
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.errors import CheckpointError, ConfigError, MarlError
+from marl.loading import load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.seeding import Streams, fix_globals
@@ -102,6 +103,8 @@ def execute(
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
         if checkpoint is not None:
             saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
+        if checkpoint is None and config.init:
+            begin_with(trainer, Path(config.init))
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         if distributed.rank() == 0:
             prepare_folder(folder, config, trainer.steps)
@@ -205,6 +208,17 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
         pairs[-1][1].module.to(device)
         share(pairs[-1][1], policy, (task.label, config.tasks[0].label))
     return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, others=pairs)
+
+
+def begin_with(trainer: Trainer, path: Path) -> None:
+    """Give an untrained agent the weights of another run; its optimiser and the scale of its values begin anew.
+
+    Raises CheckpointError where there are none, or they do not fit.
+    """
+    checkpoint = load_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "last")
+    if (agent := checkpoint.data["agent"]) != trainer.config.agent:
+        raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
+    load_weights(trainer.module, checkpoint.tensors["model"], checkpoint.path)
 
 
 def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:
