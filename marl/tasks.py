@@ -41,7 +41,7 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
         if here != there:
             raise ConfigError(
                 f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}, so one agent "
-                "cannot learn both; give tasks of one shape, or for SMAC add --layout entities"
+                "cannot learn both; give tasks of one shape, as SMAC's are with layout=entities"
             )
     tensors = given.state_dict(keep_vars=True)
     for name in tensors:
