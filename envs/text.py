@@ -183,9 +183,8 @@ class TextEnv:
         alive = np.ones(count, dtype=bool) if self._alive is None else np.array(self._alive(self.state), dtype=bool)
         prompt = self._prompt(self.state)
         if not are_texts([prompt] if count == 1 else prompt):
-            raise EnvironmentContractError(
-                f"{self.spec.name}: the prompt is {prompt!r:.200}; expected {'a text' if count == 1 else f'{count} texts'}"
-            )
+            wanted = "a text" if count == 1 else f"{count} texts"
+            raise EnvironmentContractError(f"{self.spec.name}: the prompt is {prompt!r:.200}; expected {wanted}")
         prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
         return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
 
