@@ -197,7 +197,7 @@ class TextEnv:
         if self._ended:
             return ((REST,),) * self.spec.num_agents
         given = self._candidates(self.state)
-        rows = [given] if self.spec.num_agents == 1 else given
+        rows: list[Any] = [given] if self.spec.num_agents == 1 else given
         rows = [row if isinstance(row, str) else tuple(row) for row in rows]
         for agent in np.flatnonzero(alive):
             row = rows[agent]

@@ -21,11 +21,12 @@ from marl.checkpoint import (
 from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, ConfigError, NonFiniteError
-from marl.memory import Halving
+from marl.halving import Halving
+from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
-from marl.rollout import Collector, Episodes, Rollout, minibatches
+from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
 
@@ -70,6 +71,7 @@ class Trainer:
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
         }
+        self.chunk = chunk_steps(config, policy, env.num_envs)
         first = rank * env.num_envs
         self.collector = Collector(
             env,
@@ -79,6 +81,7 @@ class Trainer:
             self.generators["policy"],
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
+            self.links.agents == "sequential",
         )
         self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
         self.iteration = 0
@@ -192,9 +195,9 @@ class Trainer:
             advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
             returns = rollout.value
         batch = rollout.flat(advantage, returns)
-        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        played = batch.nodes.mask.flatten(1).any(-1).view(-1, self.chunk).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
-            batch = batch.rows(played)
+            batch = batch.rows(rows_of(played, self.chunk))
         return batch, metrics
 
     def agents(self, batch: Batch) -> dict[str, float]:
@@ -229,7 +232,7 @@ class Trainer:
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"]):
+            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk):
                 parts = self.update(minibatch, epochs)
                 epoch_kl += parts["policy/kl"]
                 for name, part in parts.items():
@@ -269,7 +272,7 @@ class Trainer:
         def split(divisor: int) -> Sequence[Rows]:
             return self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, divisor)
 
-        return self.halving.run(split, row_count, lambda passes: self.accumulate(minibatch, passes, counts))
+        return self.halving.run(split, row_count, lambda passes: self.accumulate(minibatch, passes, counts), self.chunk)
 
     def accumulate(self, minibatch: Batch, passes: Sequence[Rows], counts: Tensor) -> dict[str, Tensor]:
         """The gradients of the forward passes, added up, and the parts of their losses."""

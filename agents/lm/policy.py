@@ -16,12 +16,13 @@ from agents.lm import story
 from agents.lm.backbone import Backbone
 from agents.lm.generate import generate
 from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.scale import DepthScale
 from agents.lm.situations import FREE, Situations
 from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, fingerprint, mlp
-from marl.memory import Halving
+from marl.halving import Halving
 from marl.objective import row_count
 from marl.transcript import Turn
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
@@ -38,7 +39,7 @@ SITUATIONS = 20_000
 class Judgement:
     """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
 
-    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` as in Decision.
+    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` and `earned` as in Decision.
     """
 
     mask: Tensor
@@ -48,6 +49,7 @@ class Judgement:
     value: Tensor
     reference: Tensor | None = None
     expected: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class TokenPolicy(nn.Module):
     samples_freely = True
     """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
 
+    earns = False
+    """Nodes earn something by themselves."""
+
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
@@ -107,6 +112,10 @@ class TokenPolicy(nn.Module):
         self.critic = self.make_critic(backbone.feature_size)
         if self.critic is not None:
             self.critic.to(backbone.device)
+        frozen = options.critic_reads == "frozen"
+        self.critic_scale = DepthScale(options.max_action_tokens, backbone.feature_size) if frozen else None
+        if self.critic_scale is not None:
+            self.critic_scale.to(backbone.device)
         self.halving = Halving("Set --token-budget to begin with smaller ones")
         self._fingerprint: tuple[int, ...] = ()
         self._menus: dict[tuple[int, int], Menu] = {}
@@ -162,7 +171,8 @@ class TokenPolicy(nn.Module):
         joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
         whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
         nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
-        return Decision(texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference"))
+        extra = {name: whole[name] for name in ("behaviour", "reference", "earned") if name in whole}
+        return Decision(texts, nodes, whole["log_prob"], whole["value"], **extra)
 
     def decide(
         self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
@@ -192,6 +202,7 @@ class TokenPolicy(nn.Module):
         kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
         kinds |= {"behaviour": np.float32} if self.samples_freely else {}
         kinds |= {"reference": np.float32} if self.options.reference else {}
+        kinds |= {"earned": np.float32} if self.earns else {}
         row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
         return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
 
@@ -280,7 +291,9 @@ class TokenPolicy(nn.Module):
         for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
             tokens = self.action(tries[t], c)
             action[k, : len(tokens)] = tokens
-        parts = {name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference")}
+        parts = {
+            name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference", "earned")
+        }
         if self.samples_freely:
             parts["behaviour"] = judged.log_prob
         return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
@@ -386,8 +399,24 @@ class TokenPolicy(nn.Module):
         self.in_passes(lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in known], judge)
         return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:  # noqa: ARG002 - the protocol's
-        """Forget situations, where there are too many, that this rollout did not meet."""
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        """Take in the scale of the frozen features, once for each situation of this rollout that has candidates.
+
+        And forget situations, where there are too many, that it did not meet.
+        """
+        if self.critic_scale is not None:
+            met = zip(inputs["prompt"][mask].tolist(), inputs["choices"][mask].tolist(), strict=True)
+            keys: list[Key] = [(*pair, ()) for pair in dict.fromkeys(met) if pair[1] != FREE]
+            scale, sums, taken = self.critic_scale, self.critic_scale.nothing(), set[Key]()
+
+            def take(group: Sequence[Key]) -> None:
+                tries = [self.trie(key) for key in group]
+                trees = [self.tree(key, trie) for key, trie in zip(group, tries, strict=True)]
+                sums.add_(scale.sums(self.recall(group, trees), plant(tries, self.device).depth))
+                taken.update(group)
+
+            self.in_passes(lambda: [key for key in keys if key not in taken], take)
+            self.critic_scale.add(sums)
         if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
             self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
 
@@ -457,8 +486,14 @@ class TokenPolicy(nn.Module):
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
-        features = grove.frozen if self.options.critic_reads == "frozen" else grove.hidden
-        return self.critic(features).squeeze(-1)
+        return self.critic(self.critic_features(grove)).squeeze(-1)
+
+    def critic_features(self, grove: Grove) -> Tensor:
+        """(S, H): what the critic reads of every state."""
+        if self.critic_scale is None:
+            return grove.hidden
+        assert grove.frozen is not None
+        return self.critic_scale(grove.frozen, grove.forest.depth)
 
     def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]
