@@ -43,6 +43,8 @@ from envs.smac.rules import (
     RECOVER,
     SEPARATION,
     SHIELD,
+    HELD,
+    SIDE,
     SLOP,
     STAT_FIELDS,
     STEP,
@@ -92,6 +94,10 @@ ALL, TWICE = np.float32(1.0), np.float32(2.0)
 CROWD, FINENESS, SHIFT = np.int32(128), np.float32(1024.0), np.float32(16.0)
 LARGEST = np.float32(16000.0)
 NOBODY = np.int32(2**31 - 1)
+
+STICK = 0.8
+HOLD, FAN, LOOKS, FULL = 8, 4, 8, 10.0
+TURN_X, TURN_Y = math.cos(math.pi / 8), math.sin(math.pi / 8)
 
 IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING, WAITING = range(7)
 """Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side;
@@ -318,7 +324,7 @@ def attack(stats, real, whole, tally, unit, target, away):
 
 
 @compiled
-def walk(stats, way, real, whole, spots, unit, x, y, most):
+def walk(stats, way, real, whole, spots, unit, x, y, most, chases):
     """One loop's way towards a point, at most `most`, around walls and units in the way. True on arrival."""
     straight = True
     step = min(stats[STEP, unit], most)
@@ -338,7 +344,14 @@ def walk(stats, way, real, whole, spots, unit, x, y, most):
         dx, dy = dx * (step / length), dy * (step / length)
     if stats[FLIES, unit] == 0.0:
         spots[SOLID, unit] = ABSENT
+        if chases and straight:
+            dx, dy = flow(whole, spots, unit, dx, dy, most)
+            if dx == 0.0 and dy == 0.0:
+                return False
         blocker = blocker_of(spots, unit, dx, dy)
+        if blocker >= 0 and chases and whole[HELD, unit] > 0:
+            squeeze(real, whole, spots, unit, dx, dy)
+            return False
         if blocker >= 0:
             step_aside(real, whole, spots, unit, blocker, dx, dy)
             return False
@@ -405,6 +418,103 @@ def step_aside(real, whole, spots, unit, blocker, dx, dy):
         sign = 1.0 if free else -1.0
         put(real, spots, unit, real[X, unit] + sign * side_x, real[Y, unit] + sign * side_y)
         whole[MOVED, unit] = 1
+
+
+@compiled
+def is_free(spots, unit, dx, dy):
+    """Whether a step of (dx, dy) runs into no unit deeper than now."""
+    xs, ys, solid, radius = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH, unit]
+    x, y, step_x, step_y = xs[unit], ys[unit], np.float32(dx), np.float32(dy)
+    step = step_x * step_x + step_y * step_y
+    hit = False
+    for other in range(xs.shape[0]):
+        reach, away_x, away_y = max(NOTHING, solid[other] + radius), xs[other] - x, ys[other] - y
+        towards = TWICE * (away_x * step_x + away_y * step_y)
+        room = away_x * away_x + away_y * away_y - reach * reach + step + GRAZE
+        hit |= (room < towards) & (towards > step)
+    return not hit
+
+
+@compiled
+def turn_past(spots, unit, x, y, length, sign):
+    """How far to turn from the direction (x, y) to the left (sign 1) or right, to pass all who stand within length."""
+    xs, ys, solid, width = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH]
+    total = 0.0
+    for _ in range(LOOKS):
+        most = 0.0
+        for other in range(xs.shape[0]):
+            away_x, away_y = float(xs[other] - xs[unit]), float(ys[other] - ys[unit])
+            reach = float(width[other] + width[unit])
+            along, across = x * away_x + y * away_y, x * away_y - y * away_x
+            if solid[other] == width[other] and 0.0 < along < length + reach and abs(across) < reach - 1e-3:
+                if along - math.sqrt(reach * reach - across * across) < length:
+                    apart = math.sqrt(along * along + across * across)
+                    turn = sign * math.atan2(across, along) + math.asin(min(1.0, reach / apart))
+                    most = max(most, turn)
+        if most <= 0.0:
+            return total
+        most += 1e-3
+        total += most
+        if total > math.pi:
+            return FULL
+        c, s = math.cos(most), sign * math.sin(most)
+        x, y = c * x - s * y, s * x + c * y
+    return total
+
+
+@compiled
+def flow(whole, spots, unit, dx, dy, length):
+    """Turn the step (dx, dy) so that it leads around those who stand in the way; (0, 0) where none does."""
+    step = math.sqrt(dx * dx + dy * dy)
+    if step < TOUCH:
+        return dx, dy
+    x, y = dx / step, dy / step
+    left = turn_past(spots, unit, x, y, length, 1.0)
+    if left == 0.0:
+        return dx, dy
+    look = max(length, 1.5)
+    left, right = turn_past(spots, unit, x, y, look, 1.0), turn_past(spots, unit, x, y, look, -1.0)
+    if whole[HELD, unit] <= 0:
+        whole[SIDE, unit] = 0
+    bias = STICK * float(whole[SIDE, unit])
+    whole[SIDE, unit] = 1 if left - bias < right else -1
+    turn = left if whole[SIDE, unit] > 0 else right
+    whole[HELD, unit] = HOLD
+    if turn >= FULL:
+        whole[HELD, unit] = 0
+        return 0.0, 0.0
+    c, s = math.cos(turn), whole[SIDE, unit] * math.sin(turn)
+    return c * dx - s * dy, s * dx + c * dy
+
+
+@compiled
+def detour(stats, real, spots, unit, target):
+    """About how far the way to a target is: the arc that sets out past those who stand in the way."""
+    dx, dy = real[X, target] - real[X, unit], real[Y, target] - real[Y, unit]
+    apart = math.sqrt(dx * dx + dy * dy)
+    length = apart - stats[RADIUS, unit] - stats[RADIUS, target] - stats[RANGE, unit]
+    if length <= 0.0 or apart < TOUCH:
+        return apart
+    if turn_past(spots, unit, dx / apart, dy / apart, length, 1.0) == 0.0:
+        return apart
+    look = max(length, 1.5)
+    left = turn_past(spots, unit, dx / apart, dy / apart, look, 1.0)
+    right = turn_past(spots, unit, dx / apart, dy / apart, look, -1.0)
+    turn = min(left, right, 3.0)
+    return apart * turn / math.sin(turn) if turn > 1e-3 else apart
+
+
+@compiled
+def squeeze(real, whole, spots, unit, dx, dy):
+    """Fan."""
+    sign = float(whole[SIDE, unit]) if whole[SIDE, unit] != 0 else 1.0
+    step_x, step_y = dx, dy
+    for _ in range(FAN):
+        step_x, step_y = TURN_X * step_x - sign * TURN_Y * step_y, sign * TURN_Y * step_x + TURN_X * step_y
+        if is_free(spots, unit, step_x, step_y):
+            put(real, spots, unit, real[X, unit] + step_x, real[Y, unit] + step_y)
+            whole[MOVED, unit] = 1
+            return
 
 
 @compiled

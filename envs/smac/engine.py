@@ -4,6 +4,7 @@ Every game loop, living units act in a random order: timers, regeneration, then 
 after that delayed hits land and overlapping units are pushed apart. See `FIDELITY.md` for what is modelled.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from envs.smac.combat import (
     attack,
     bury,
     confine,
+    detour,
     draw,
     gap,
     land,
@@ -82,6 +84,10 @@ from envs.smac.rules import (
     RUNNING_ON,
     SCAN,
     SHIELD,
+    FLIES,
+    HELD,
+    SIDE,
+    ATTACK,
     SLOP,
     STEPS,
     TARGET,
@@ -150,6 +156,7 @@ def begin(world, real, whole, tally):
     """The first moment of an episode."""
     real[:] = 0.0
     whole[:KIND] = -1
+    whole[SIDE:] = 0
     share = draw(tally, 1 << 20) / (1 << 20)
     for unit in range(world.units):
         real[X, unit], real[Y, unit] = world.start[0, unit], world.start[1, unit]
@@ -173,6 +180,7 @@ def age(stats, real, whole, spots, unit):
     """Timers and regeneration of one loop."""
     real[COOLDOWN, unit] = max(0.0, real[COOLDOWN, unit] - 1.0)
     whole[MOVED, unit] = 0
+    whole[HELD, unit] -= 1
     whole[HEALING, unit] = -1
     if stats[AGES, unit] == 0.0:
         return
@@ -249,6 +257,21 @@ def choose_target(stats, spots, unit):
 
 
 @compiled
+def choose_way(stats, real, spots, unit, nearest):
+    """The one with the shortest way."""
+    best, least = nearest, detour(stats, real, spots, unit, nearest)
+    for other in range(int(stats[AGENTS, 0])):
+        if real[HEALTH, other] > 0.0 and other != nearest and stats[FLIES, other] == 0.0:
+            dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]
+            apart = math.sqrt(dx * dx + dy * dy)
+            if apart < least and apart < stats[SCAN, unit] + stats[RADIUS, unit] + stats[RADIUS, other]:
+                way = detour(stats, real, spots, unit, other)
+                if way < least:
+                    best, least = other, way
+    return best
+
+
+@compiled
 def choose_patient(stats, real, unit):
     """The friend in reach with the least share of its health, the nearest of equals; or -1."""
     best, least, nearest = -1, 1.0, FAR
@@ -295,11 +318,13 @@ def act_enemy(stats, real, whole, tally, spots, unit):
             if whole[ORDER, unit] == ATTACKING:
                 whole[ORDER, unit] = WAITING
         away = gap(stats, real, unit, target) if target >= 0 else FAR
-        if away > stats[RANGE, unit] + stats[SLOP, unit] and whole[ORDER, unit] != ATTACKING:
+        if away > stats[RANGE, unit] + (stats[SLOP, unit] if stats[RANGE, unit] >= 1.0 else TOUCH) and whole[ORDER, unit] != ATTACKING:
             found = choose_target(stats, spots, unit)
             while found >= 0 and real[HEALTH, found] <= 0.0:  # died in this loop
                 bury(spots, found)
                 found = choose_target(stats, spots, unit)
+            if found >= 0 and stats[RANGE, unit] < 1.0:
+                found = choose_way(stats, real, spots, unit, found)
             if found >= 0:
                 target = found
                 away = gap(stats, real, unit, target)
@@ -325,7 +350,7 @@ def take_turn(stats, way, real, whole, tally, spots, unit):
     if most > 0.0:
         x = real[X, friend] if friend >= 0 else real[GOAL_X, unit]
         y = real[Y, friend] if friend >= 0 else real[GOAL_Y, unit]
-        arrived = walk(stats, way, real, whole, spots, unit, x, y, most)
+        arrived = walk(stats, way, real, whole, spots, unit, x, y, most, friend >= 0 and 0.0 <= stats[RANGE, unit] < 1.0 and stats[ATTACK, unit] >= 0.0)
         if arrived and friend < 0 and whole[ORDER, unit] != HUNTING:
             whole[ORDER, unit] = IDLE
     if whole[MOVED, unit] == 0:
