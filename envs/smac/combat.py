@@ -427,6 +427,11 @@ def step_aside(real, whole, spots, unit, blocker, dx, dy):
 
 
 @compiled
+def sign(x):
+    return 1 if x > 0 else -1 if x < 0 else 0
+
+
+@compiled
 def is_free(spots, unit, dx, dy):
     """Whether a step of (dx, dy) runs into no unit deeper than now."""
     return blocker_of(spots, unit, dx, dy) < 0
@@ -472,8 +477,7 @@ def go_around(whole, spots, unit, dx, dy, length):
     look = max(length, AHEAD)
     left = turn_past(spots, unit, dx / step, dy / step, look, 1.0)
     right = turn_past(spots, unit, dx / step, dy / step, look, -1.0)
-    kept = (whole[SIDE, unit] > 0) - (whole[SIDE, unit] < 0)
-    side, turn = (1, left) if left - LOYALTY * kept < right else (-1, right)
+    side, turn = (1, left) if left - LOYALTY * sign(whole[SIDE, unit]) < right else (-1, right)
     whole[SIDE, unit] = side * KEPT_LOOPS if turn < CLOSED else 0
     if turn >= CLOSED:
         return 0.0, 0.0
@@ -502,7 +506,7 @@ def way_around(stats, real, spots, unit, target):
 def squeeze_past(real, whole, spots, unit, dx, dy):
     """Instead of a step of (dx, dy), the first free one of those turned ever further to the side kept, up to a right
     angle."""
-    side = 1.0 if whole[SIDE, unit] > 0 else -1.0
+    side = sign(whole[SIDE, unit])
     for _ in range(EIGHTHS):
         dx, dy = EIGHTH_X * dx - side * EIGHTH_Y * dy, side * EIGHTH_Y * dx + EIGHTH_X * dy
         if is_free(spots, unit, dx, dy):

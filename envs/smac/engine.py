@@ -45,6 +45,7 @@ from envs.smac.combat import (
     pursue_attack,
     rank_of,
     separate,
+    sign,
     single,
     walk,
     way_around,
@@ -183,7 +184,7 @@ def age(stats, real, whole, spots, unit):
     """Timers and regeneration of one loop."""
     real[COOLDOWN, unit] = max(0.0, real[COOLDOWN, unit] - 1.0)
     whole[MOVED, unit] = 0
-    whole[SIDE, unit] -= (whole[SIDE, unit] > 0) - (whole[SIDE, unit] < 0)
+    whole[SIDE, unit] -= sign(whole[SIDE, unit])
     whole[HEALING, unit] = -1
     if stats[AGES, unit] == 0.0:
         return
