@@ -7,15 +7,16 @@ to next, discrete tokens are rows of a table, and log-probabilities are taken at
 Shape legend: E environments, N agents, D embedding, H heads, A actions, V = A + 1 tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.attention import DecoderBlock, DecoderFold, TokenTable, ask
 from agents.nn import Head
+from agents.pergroup import PerGroup
 
 
 class Decoded(NamedTuple):
@@ -29,49 +30,67 @@ class Decoded(NamedTuple):
 class Stepper:
     """The decoder and the actor, a position at a time, with the weights as they were when it was made.
 
-    Discrete tokens are those of `table`; without one `embed` makes tokens (E, D) of continuous actions (E, A).
+    Discrete tokens are those of `table`; without one the first is `start` (1, D), and `embed` makes the others (E, D)
+    of the actions before (E, L) and the groups of who took them.
     """
 
     def __init__(
         self,
         blocks: Any,
         folds: tuple[DecoderFold, ...],
-        actor: Any,
+        actor: nn.Sequential | PerGroup,
         head: Head,
         table: TokenTable | None,
-        embed: Callable[[Tensor], Tensor],
+        start: Tensor,
+        embed: Callable[[Tensor, Any], Tensor],
     ) -> None:
         self.blocks = [BlockStep(block, fold) for block, fold in zip(blocks, folds, strict=True)]
-        hidden, _, norm, last = actor
-        self.hidden = (hidden.bias, hidden.weight.mT)
-        self.norm = (norm.normalized_shape, norm.weight, norm.bias)
-        self.last = (last.bias, last.weight.mT)
-        self.head, self.table, self.embed = head, table, embed
+        self.rows = None
+        if isinstance(actor, PerGroup):
+            self.rows = actor.rows()
+        else:
+            layers: Any = actor
+            hidden, _, norm, last = layers
+            self.hidden = (hidden.bias, hidden.weight.mT)
+            self.norm = (norm.normalized_shape, norm.weight, norm.bias)
+            self.last = (last.bias, last.weight.mT)
+        self.head, self.table, self.start, self.embed = head, table, start, embed
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> Decoded:
-        """Actions, each given those before it."""
+    def decode(
+        self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: Sequence[Any] | None = None
+    ) -> Decoded:
+        """Actions, each given those before it; `groups` (N) are those of the rows of each position, where there are."""
         envs, agents, _ = representation.shape
         bag = None if self.table is None else Bag(self.table, envs, agents)
         layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
-        offsets = (self.head.offset(mask, noise) + self.last[0]).unbind(1)
+        offset = self.head.offset(mask, noise)
+        offsets = (offset if self.rows is not None else offset + self.last[0]).unbind(1)
         masks = mask.unbind(1)
-        start = representation.new_zeros(envs, self.head.slots)
         action: Tensor | None = None
-        actions, hidden, features = [], [], []
+        actions, told, features = [], [], []
         for i in range(agents):
             if bag is not None:
                 x = bag.attend(action)
+            elif action is None:
+                x = layers[0].attend(i, self.start.expand(envs, -1))
             else:
-                x = layers[0].attend(i, self.embed(start if action is None else action))
+                x = layers[0].attend(i, self.embed(action, None if groups is None else groups[i - 1]))
             x = layers[0].finish(i, x)
             for layer in layers[1:]:
                 x = layer.finish(i, layer.attend(i, x))
             features.append(x)
-            x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
-            hidden.append(x)
-            action = self.head.pick(torch.addmm(offsets[i], x, self.last[1]), masks[i])
+            if self.rows is not None and groups is not None:
+                x = self.rows(x, groups[i])
+                perturbed = x + offsets[i]
+            else:
+                x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
+                perturbed = torch.addmm(offsets[i], x, self.last[1])
+            told.append(x)
+            action = self.head.pick(perturbed, masks[i])
             actions.append(action)
-        parameters = F.linear(torch.stack(hidden, 1), self.last[1].mT, self.last[0])
+        parameters = torch.stack(told, 1)
+        if self.rows is None:
+            parameters = F.linear(parameters, self.last[1].mT, self.last[0])
         return Decoded(torch.stack(actions, 1), parameters, torch.stack(features, 1))
 
 

@@ -3,6 +3,7 @@
 Shape legend: E environments, N agents, D embedding, A actions, L slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
 from agents.decode import Decoded
+from agents.memory import RecurrentActors, remembered
 from agents.nn import make_actors, plain_kernels, present_agents, sample
+from agents.pergroup import PerGroup
 from agents.transformer import (
     MAT,
     EncoderFolds,
@@ -49,15 +52,13 @@ class MATBad(MAT):
         It is that of whoever decides first; where that is drawn, the mean over the living agents.
         """
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         alive, order = inputs["alive"], fixed_order(inputs["alive"])
         representation = self.represent(inputs, folds, order)
         if not self.random_order:
             representation = representation[:, :1]
         first = representation.flatten(0, 1).unsqueeze(1)
-        nothing = torch.zeros(len(first), 1, self.slots, device=first.device)
-        if self.spec.discrete:
-            nothing = nothing.long()
-        value = self.critic(self.decode(first, nothing, folds)).view(len(alive), -1)
+        value = self.critic(self.decode(first, self.nothing(len(first), 1), folds)).view(len(alive), -1)
         if self.random_order:
             weight = reorder(alive.unsqueeze(-1), order).squeeze(-1).to(value.dtype)
             value = (value * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1.0)
@@ -150,8 +151,8 @@ class MATGRU(OneByOne):
         """What the decoder reads: tokens of earlier actions, added to the observations, normalised together."""
         return self.token_norm(F.gelu(self.token(before)) + representation)
 
-    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:  # noqa: ARG002
-        return self.decoder(self.fuse(self.before(action), representation))[0]
+    def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        return self.decoder(self.fuse(self.before(action, order), representation))[0]
 
 
 class GRUStepper:
@@ -159,23 +160,23 @@ class GRUStepper:
 
     def __init__(self, policy: MATGRU) -> None:
         self.policy = policy
+        self.rows: Any = policy.actor.rows() if isinstance(policy.actor, PerGroup) else None
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None) -> Decoded:
+    def decode(
+        self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: Sequence[Any] | None
+    ) -> Decoded:
         policy, head = self.policy, self.policy.head
         offset = head.offset(mask, noise)
         memory: Tensor | None = None
-        pair = representation.new_zeros(len(mask), 2, policy.slots)
-        if policy.spec.discrete:
-            pair = pair.long()
-        before = policy.before(pair)[:, :1]
+        before = policy.before(policy.nothing(len(mask), 1))
         actions, parameters, features = [], [], []
         for i in range(mask.shape[1]):
             row = slice(i, i + 1)
             x, memory = policy.decoder(policy.fuse(before, representation[:, row]), memory)
-            parameters.append(policy.actor(x))
-            pair = head.pick(parameters[-1] + offset[:, row], mask[:, row]).expand(-1, 2, -1)
-            before = policy.before(pair)[:, 1:]
-            actions.append(pair[:, :1])
+            group = None if groups is None else groups[i]
+            parameters.append(policy.actor(x) if group is None else self.rows(x.squeeze(1), group).unsqueeze(1))
+            actions.append(head.pick(parameters[-1] + offset[:, row], mask[:, row]))
+            before = policy.mark(actions[-1].squeeze(1), group).unsqueeze(1)
             features.append(x)
         return Decoded(*(torch.cat(parts, 1) for parts in (actions, parameters, features)))
 
@@ -185,26 +186,36 @@ def make_mat_gru(spec: EnvSpec, options: GRUOptions) -> MATGRU:
     return MATGRU(spec, options)
 
 
+Told = tuple[Tensor, Tensor | None]
+"""Parameters (B, N, A) of distributions, and what actors with a memory of their own remember, (B / K, N, D)."""
+
+
 class Factorised(TeamPolicy):
     """Agents that decide at the same time, with the encoder's critic."""
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:
-        """Parameters (E, N, A) of each agent's distribution; of agents without a node in `mask` whatever is cheap."""
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:
+        """Those of each agent, of agents without a node in `mask` whatever is cheap; in chunks of `steps` rows."""
         raise NotImplementedError
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         with torch.no_grad(), plain_kernels():
+            inputs, memory = self.remember(inputs, self.kept(), 1)
             representation = self.attend(inputs, self.kept())
-            parameters = self.distributions(inputs, representation, None)
+            parameters, actors = self.distributions(inputs, representation, None, 1)
             shape = tuple(inputs["alive"].shape)
             noise = None if deterministic else self.head.noise(shape, parameters.device, generator)
             action, log_prob = sample(self.head, parameters, inputs["action_mask"], noise)
             value = self.critic(representation)
-        return Decision(self.head.to_env(action), self.nodes(inputs, self.head, action, None), log_prob, value)
+            if memory is not None and actors is not None:
+                memory = torch.cat([memory, actors], 1)
+        nodes = self.nodes(inputs, self.head, action, None)
+        return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        representation = self.attend(inputs, self.fold_encoder())
-        parameters = self.distributions(inputs, representation, nodes.mask)
+        folds = self.fold_encoder()
+        inputs, _ = self.remember(inputs, folds, self.memory_steps)
+        representation = self.attend(inputs, folds)
+        parameters, _ = self.distributions(inputs, representation, nodes.mask, self.memory_steps)
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
         return Evaluation(log_prob, entropy, self.critic(representation))
 
@@ -214,10 +225,10 @@ class MATEncoder(Factorised):
 
     def __init__(self, spec: EnvSpec, options: TransformerOptions) -> None:
         super().__init__(spec, options)
-        self.actor = self.make_actor()
+        self.actor = self.per_group(self.make_actor)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        return self.actor(representation)
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
+        return self.actor(representation), None
 
 
 @register_agent("mat-encoder", options=TransformerOptions, summary="MAT without its decoder: agents decide at once")
@@ -225,27 +236,26 @@ def make_mat_encoder(spec: EnvSpec, options: TransformerOptions) -> MATEncoder:
     return MATEncoder(spec, options)
 
 
-@dataclass(frozen=True)
-class MATDecOptions(TransformerOptions):
-    """MAT-Dec: agents that act on what they see themselves, with the transformer as critic."""
-
-    shared_parameters: bool = True
-    """One actor for all agents; else each has its own."""
-
-
 class MATDec(Factorised):
     """Decentralised actors, multi-layer perceptrons on the agents' own observations; no gradient of theirs reaches
     the encoder."""
 
-    def __init__(self, spec: EnvSpec, options: MATDecOptions) -> None:
+    def __init__(self, spec: EnvSpec, options: TransformerOptions) -> None:
         super().__init__(spec, options)
         hidden = (options.embedding, options.embedding)
-        self.actor = make_actors(spec, self.feature_size, hidden, options.shared_parameters)
+        self.actor: Any = make_actors(self.feature_size, hidden, self.head.size, self.places)
+        if options.memory:
+            self.actor = RecurrentActors(self.actor, spec.num_agents)
+            self.memory_shape = (2 * spec.num_agents, options.embedding)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        return self.actor(self.features(inputs), present_agents(mask))
+    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
+        present = present_agents(mask)
+        if not self.memory_steps:
+            return self.actor(self.features(inputs), present), None
+        past = remembered(inputs, steps, slice(self.spec.num_agents, None))
+        return self.actor(self.features(inputs), past, present)
 
 
-@register_agent("mat-dec", options=MATDecOptions, summary="MAT's encoder as critic of decentralised actors")
-def make_mat_dec(spec: EnvSpec, options: MATDecOptions) -> MATDec:
+@register_agent("mat-dec", options=TransformerOptions, summary="MAT's encoder as critic of decentralised actors")
+def make_mat_dec(spec: EnvSpec, options: TransformerOptions) -> MATDec:
     return MATDec(spec, options)

@@ -1,10 +1,14 @@
 """PPO with multi-layer perceptrons: IPPO (de Witt et al. 2020), MAPPO (Yu et al. 2022), HAPPO (Kuba et al. 2022)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
+from agents.memory import MemoryOptions, Recurrent, RecurrentActors, remembered
 from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
+from agents.pergroup import Per, group_places
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
 from marl.registry import register_agent
@@ -12,13 +16,13 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 
 @dataclass(frozen=True)
-class MLPOptions:
+class MLPOptions(MemoryOptions):
     """PPO with an actor and a critic for each agent."""
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
-    shared_parameters: bool = True
-    """One actor for all agents; else each has its own."""
+    parameters_per: Per = "team"
+    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
     agent_id: bool = True
     """Append the agent's one-hot identity to its observation."""
     normalise_observations: bool = False
@@ -29,6 +33,7 @@ class MLPOptions:
     """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"hidden is {self.hidden}; give one or more positive widths, such as 64 64")
 
@@ -46,39 +51,51 @@ class MLPPolicy(VectorPolicy):
         self.reads_state = central and spec.state_size > 0
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
-        self.actor = make_actors(spec, self.feature_size, options.hidden, options.shared_parameters)
+        places = group_places(spec, options.parameters_per)
+        self.actor: Any = make_actors(self.feature_size, options.hidden, self.head.size, places)
         self.state_moments = None
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
         if central:
             width = spec.state_size or spec.num_agents * spec.observation_size
-            self.critic = mlp(width, options.hidden, spec.num_agents, 1.0)
+            self.critic: Any = mlp(width, options.hidden, spec.num_agents, 1.0)
         else:
             self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
 
-    def value(self, inputs: Inputs) -> Tensor:
+    def view(self, inputs: Inputs) -> Tensor:
+        """What the critic reads: (E, N, D), or where central (E, S)."""
         if not self.central:
-            return self.critic(self.features(inputs)).squeeze(-1)
+            return self.features(inputs)
         if self.reads_state:
             view = inputs["state"]
-            if self.state_moments is not None:
-                view = self.state_moments(view.unsqueeze(-2)).squeeze(-2)
-        else:
-            x = inputs["agents"] if self.moments is None else self.moments(inputs["agents"])
-            view = x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2)
-        return self.critic(view)
+            return view if self.state_moments is None else self.state_moments(view.unsqueeze(-2)).squeeze(-2)
+        x = inputs["agents"] if self.moments is None else self.moments(inputs["agents"])
+        return x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2)
+
+    def value(self, inputs: Inputs) -> Tensor:
+        value = self.critic(self.view(inputs))
+        return value if self.central else value.squeeze(-1)
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         parameters = self.actor(self.features(inputs))
+        return self.decision(inputs, parameters, self.value(inputs), generator, deterministic)
+
+    def decision(
+        self, inputs: Inputs, parameters: Tensor, value: Tensor, generator: Generator | None, deterministic: bool
+    ) -> Decision:
+        """Of the distributions' `parameters` (E, N, A) and the values (E, N)."""
         noise = None if deterministic else self.head.noise(tuple(parameters.shape[:-1]), parameters.device, generator)
         action, log_prob = sample(self.head, parameters, inputs["action_mask"], noise)
         nodes = self.nodes(inputs, self.head, action, None)
-        return Decision(self.head.to_env(action), nodes, log_prob, self.value(inputs).unsqueeze(-1))
+        return Decision(self.head.to_env(action), nodes, log_prob, value.unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         parameters = self.actor(self.features(inputs), present_agents(nodes.mask))
+        return self.evaluation(inputs, nodes, parameters, self.value(inputs))
+
+    def evaluation(self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor) -> Evaluation:
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
-        return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
+        return Evaluation(log_prob, entropy, value.unsqueeze(-1))
 
     def observe(self, inputs: Inputs, mask: Tensor) -> None:
         super().observe(inputs, mask)
@@ -86,22 +103,62 @@ class MLPPolicy(VectorPolicy):
             self.state_moments.update(inputs["state"].unsqueeze(-2), mask.any(-1, keepdim=True))
 
 
+class RecurrentPolicy(MLPPolicy):
+    """Actors and critic with memories of their own (Yu et al. 2022); a central critic has one for the whole team."""
+
+    def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
+        super().__init__(spec, options, central)
+        self.actor, self.critic = RecurrentActors(self.actor, spec.num_agents), Recurrent(self.critic)
+        self.memory_steps = options.memory
+        self.memory_shape = (spec.num_agents + (1 if central else spec.num_agents), options.hidden[-1])
+
+    def decide(self, inputs: Inputs, steps: int, present: list[bool] | None) -> tuple[Tensor, Tensor]:
+        """Parameters (B, N, A) of the distributions, and the actors' memory (B / `steps`, N, W) behind each chunk."""
+        past = remembered(inputs, steps, slice(self.spec.num_agents))
+        return self.actor(self.features(inputs), past, present)
+
+    def judge(self, inputs: Inputs, steps: int) -> tuple[Tensor, Tensor]:
+        """Values (B, N), and the critic's memory (B / `steps`, R, W) behind each chunk."""
+        view = self.view(inputs)
+        past = remembered(inputs, steps, slice(self.spec.num_agents, None))
+        value, memory = self.critic(view.unsqueeze(1) if self.central else view, past)
+        return value.flatten(1), memory
+
+    def value(self, inputs: Inputs) -> Tensor:
+        return self.judge(inputs, 1)[0]
+
+    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
+        parameters, actors = self.decide(inputs, 1, None)
+        value, critic = self.judge(inputs, 1)
+        decision = self.decision(inputs, parameters, value, generator, deterministic)
+        return replace(decision, memory=torch.cat([actors, critic], 1))
+
+    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        parameters, _ = self.decide(inputs, self.memory_steps, present_agents(nodes.mask))
+        value, _ = self.judge(inputs, self.memory_steps)
+        return self.evaluation(inputs, nodes, parameters, value)
+
+
+def make_policy(spec: EnvSpec, options: MLPOptions, central: bool) -> MLPPolicy:
+    return (RecurrentPolicy if options.memory else MLPPolicy)(spec, options, central)
+
+
 @register_agent("mappo", options=MLPOptions, summary="PPO with a shared actor and a central critic")
 def make_mappo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
-    return MLPPolicy(spec, options, central=True)
+    return make_policy(spec, options, central=True)
 
 
 @register_agent("ippo", options=MLPOptions, summary="independent PPO: actor and critic see one agent's observation")
 def make_ippo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
-    return MLPPolicy(spec, options, central=False)
+    return make_policy(spec, options, central=False)
 
 
 @dataclass(frozen=True)
 class HAPPOOptions(MLPOptions):
     """PPO for one agent after another."""
 
-    shared_parameters: bool = False
-    """One actor for all agents; else each has its own."""
+    parameters_per: Per = "agent"
+    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
 
 
 @register_agent(
@@ -111,4 +168,4 @@ class HAPPOOptions(MLPOptions):
     defaults={"agent_updates": "sequential"},
 )
 def make_happo(spec: EnvSpec, options: HAPPOOptions) -> MLPPolicy:
-    return MLPPolicy(spec, options, central=True)
+    return make_policy(spec, options, central=True)

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from agents.pergroup import PerGroup
 from marl.errors import ConfigError, NonFiniteError
 from marl.normalise import RunningMoments
 from marl.objective import Rows, consecutive
@@ -41,22 +43,6 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float) -> nn.S
     return nn.Sequential(*layers, linear(inputs, outputs, gain))
 
 
-class Separate(nn.Module):
-    """A network for each agent, from (..., N, D) to (..., N, A)."""
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x: Tensor, present: Sequence[bool] | None = None) -> Tensor:
-        """The rows of agents that are not `present` are zero and their networks rest, where some are."""
-        if present is None or not any(present):
-            present = [True] * len(self.networks)
-        rows = [network(x[..., i, :]) if present[i] else None for i, network in enumerate(self.networks)]
-        nothing = torch.zeros_like(next(row for row in rows if row is not None))
-        return torch.stack([nothing if row is None else row for row in rows], -2)
-
-
 class Shared(nn.Sequential):
     """One network for all agents."""
 
@@ -64,11 +50,10 @@ class Shared(nn.Sequential):
         return super().forward(input)
 
 
-def make_actors(spec: EnvSpec, inputs: int, hidden: tuple[int, ...], shared: bool) -> Shared | Separate:
-    """Actors from features (..., N, D) to the parameters of their distributions, (..., N, A)."""
-    if shared:
-        return Shared(*mlp(inputs, hidden, spec.action_size, SMALL_GAIN))
-    return Separate(mlp(inputs, hidden, spec.action_size, SMALL_GAIN) for _ in spec.agents)
+def make_actors(inputs: int, hidden: tuple[int, ...], outputs: int, places: Sequence[int]) -> Shared | PerGroup:
+    """Actors from features (..., N, D) to the parameters of their distributions, (..., N, A); see `group_places`."""
+    networks = [mlp(inputs, hidden, outputs, SMALL_GAIN) for _ in range(max(places) + 1)]
+    return PerGroup(networks, places) if len(networks) > 1 else Shared(*networks[0])
 
 
 def present_agents(mask: Tensor | None) -> list[bool] | None:
@@ -79,10 +64,14 @@ def present_agents(mask: Tensor | None) -> list[bool] | None:
 class CategoricalHead(nn.Module):
     """One discrete action per agent, L = 1. Parameters of the distribution: logits (..., A)."""
 
-    def __init__(self, spec: EnvSpec) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = spec.action_size
+        self.size = size
         self.slots = 1
+
+    def lay_out(self, mask: Tensor) -> Tensor:
+        """The mask as the other methods want it, from that of the environment (E, N, A)."""
+        return mask
 
     def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         """Gumbel noise (*shape, A): with it drawn beforehand, sampling is a deterministic map."""
@@ -120,6 +109,8 @@ class CategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """A Normal per action dimension, L = A, in units where the action space is [-1, 1].
 
+    Bounds are (A,), or (N, A) where each agent has its own.
+
     The standard deviation is `std_limit` * sigmoid(log_std), one free parameter per dimension, as in
     MAT's released code; samples are not squashed, and clipped only on their way to the environment.
     """
@@ -128,18 +119,20 @@ class GaussianHead(nn.Module):
     high: Tensor
     bounded: Tensor
 
-    def __init__(self, spec: EnvSpec, std_limit: float, std_start: float) -> None:
+    def __init__(self, low: np.ndarray, high: np.ndarray, std_limit: float, std_start: float) -> None:
         super().__init__()
         if not 0.0 < std_start < std_limit:
             raise ConfigError(f"std_start is {std_start}; it must lie between 0 and std_limit, which is {std_limit}")
-        self.size = self.slots = spec.action_size
+        self.size = self.slots = low.shape[-1]
         self.std_limit = std_limit
         share = std_start / std_limit
         self.log_std = nn.Parameter(torch.full((self.size,), float(np.log(share / (1.0 - share)))))
-        space: Any = spec.action_space
-        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32), persistent=False)
-        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32), persistent=False)
+        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
         self.register_buffer("bounded", self.low.isfinite() & self.high.isfinite(), persistent=False)
+
+    def lay_out(self, mask: Tensor) -> Tensor:
+        return mask
 
     def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         return torch.randn((*shape, self.size), device=device, generator=generator)
@@ -179,7 +172,81 @@ class GaussianHead(nn.Module):
         return torch.where(self.bounded, scaled, free).cpu().numpy()
 
 
-Head = CategoricalHead | GaussianHead
+class MixedHead(nn.Module):
+    """A mixed team: L = 1 + A, slot 0 the choice of a discrete agent and those behind the torques of a continuous one.
+
+    Parameters, noise and masks are those of a CategoricalHead and a GaussianHead side by side, and the masks alone say
+    which of the two an agent has. Slot 0 of a continuous agent holds the number of choices, and is no node.
+    """
+
+    discrete: Tensor
+
+    def __init__(self, spec: EnvSpec, std_limit: float, std_start: float) -> None:
+        super().__init__()
+        spaces: Any = spec.action_spaces
+        discrete = [isinstance(space, gymnasium.spaces.Discrete) for space in spaces]
+        self.choices = max(space.n for space, chooses in zip(spaces, discrete, strict=True) if chooses)
+        boxes = {i: space for i, space in enumerate(spaces) if not discrete[i]}
+        low = np.zeros((len(spaces), max(box.shape[0] for box in boxes.values())), np.float32)
+        high = np.zeros_like(low)
+        for i, box in boxes.items():
+            low[i, : box.shape[0]], high[i, : box.shape[0]] = box.low, box.high
+        self.register_buffer("discrete", torch.tensor(discrete).unsqueeze(-1), persistent=False)
+        self.choice = CategoricalHead(self.choices)
+        self.torque = GaussianHead(low, high, std_limit, std_start)
+        self.size, self.slots, self.width = self.choices + self.torque.size, 1 + self.torque.size, spec.action_size
+
+    def lay_out(self, mask: Tensor) -> Tensor:
+        choice, torque = mask[..., : self.choices], mask[..., : self.torque.size]
+        return torch.cat([choice & self.discrete, torque & ~self.discrete], -1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What is the categorical head's and what the Gaussian one's, of parameters, noise or masks."""
+        return x.split([self.choices, self.torque.size], -1)
+
+    def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
+        return torch.cat([head.noise(shape, device, generator) for head in (self.choice, self.torque)], -1)
+
+    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+        choice, torque = self.parts(mask)
+        drawn = (None, None) if noise is None else self.parts(noise)
+        return torch.cat([self.choice.offset(choice, drawn[0]), self.torque.offset(torque, drawn[1])], -1)
+
+    def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:
+        choice, torque = self.parts(mask)
+        logits, means = self.parts(perturbed)
+        picked = self.choice.pick(logits, choice).masked_fill(~choice.any(-1, keepdim=True), self.choices)
+        return torch.cat([picked.to(means.dtype), self.torque.pick(means, torque)], -1)
+
+    def log_prob(self, parameters: Tensor, mask: Tensor, action: Tensor) -> Tensor:
+        return self.evaluate(parameters, mask, action)[0]
+
+    def evaluate(self, parameters: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability or density, and entropy, of each slot, (..., L); zero where there is none."""
+        (choice, torque), (logits, means) = self.parts(mask), self.parts(parameters)
+        absent = ~choice.any(-1, keepdim=True)
+        index = action[..., :1].long().clamp(max=self.choices - 1)
+        chosen = self.choice.evaluate(logits, choice | absent, index)
+        turned = self.torque.evaluate(means, torque, action[..., 1:])
+        log_prob, entropy = (
+            torch.cat([left.masked_fill(absent, 0.0), right], -1) for left, right in zip(chosen, turned, strict=True)
+        )
+        return log_prob, entropy
+
+    def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:
+        choice, torque = self.parts(mask)
+        return torch.cat([choice.any(-1, keepdim=True), torque], -1) & alive.unsqueeze(-1)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """(E, N, A) float32, entry 0 of a discrete agent being its choice."""
+        given = np.zeros((*action.shape[:-1], self.width), np.float32)
+        given[..., : self.torque.size] = self.torque.to_env(action[..., 1:])
+        chosen, discrete = action[..., 0].cpu().numpy(), self.discrete.squeeze(-1).cpu().numpy()
+        given[..., 0] = np.where(discrete, chosen, given[..., 0])
+        return given
+
+
+Head = CategoricalHead | GaussianHead | MixedHead
 
 
 def sample(head: Head, parameters: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -190,10 +257,13 @@ def sample(head: Head, parameters: Tensor, mask: Tensor, noise: Tensor | None) -
 
 def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
     """The head that fits the action space; ConfigError for one that has none."""
+    space: Any = spec.action_space
     if spec.discrete:
-        return CategoricalHead(spec)
+        return CategoricalHead(spec.action_size)
     if spec.continuous:
-        return GaussianHead(spec, std_limit, std_start)
+        return GaussianHead(space.low, space.high, std_limit, std_start)
+    if spec.mixed:
+        return MixedHead(spec, std_limit, std_start)
     kind = type(spec.action_space).__name__
     raise ConfigError(f"{spec.name} has {kind} actions; this agent acts on Discrete or Box spaces only")
 
@@ -255,6 +325,9 @@ class VectorPolicy(nn.Module):
     """
 
     reads_state = False
+    head: Head
+    memory_steps = 0
+    memory_shape: tuple[int, int] | None = None
 
     def __init__(self, spec: EnvSpec, agent_id: bool, normalise: bool) -> None:
         super().__init__()
@@ -288,7 +361,9 @@ class VectorPolicy(nn.Module):
         inputs = {"agents": torch.as_tensor(obs.agents), "alive": alive, "action_mask": mask}
         if self.reads_state:
             inputs["state"] = torch.as_tensor(obs.state)
-        return {name: x.to(device) for name, x in inputs.items()}
+        inputs = {name: x.to(device) for name, x in inputs.items()}
+        inputs["action_mask"] = self.head.lay_out(inputs["action_mask"])
+        return inputs
 
     def features(self, inputs: Inputs) -> Tensor:
         """(E, N, D + N): normalised observations with the agent's one-hot identity behind."""
@@ -307,7 +382,7 @@ class VectorPolicy(nn.Module):
     def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
         if not rows and nodes.mask.device.type == "cpu":
             rows = max(1, CACHED_ROWS // nodes.mask.shape[1])
-        return consecutive(nodes.mask, rows, divisor)
+        return consecutive(nodes.mask, rows, divisor, self.memory_steps or 1)
 
     def after_update(self) -> None:
         pass

@@ -24,22 +24,27 @@ class FixedPolicy:
         self.spec, self.constant = spec, constant
         self.head = make_head(spec, std_limit=1.0, std_start=0.5)
         self.slots = self.head.slots
-        discrete = constant is not None and isinstance(self.head, CategoricalHead)
-        if discrete and constant not in range(spec.action_size):
-            raise ConfigError(f"action is {constant}; {spec.name} has the actions 0 to {spec.action_size - 1}")
+        choices = 0
+        if not isinstance(self.head, GaussianHead):
+            choices = self.head.size if isinstance(self.head, CategoricalHead) else self.head.choices
+        if constant is not None and choices and constant not in range(choices):
+            raise ConfigError(f"action is {constant}; {spec.name} has the actions 0 to {choices - 1}")
 
     def encode(self, obs: Obs) -> Inputs:
         alive = torch.as_tensor(obs.alive)
         shape = (*alive.shape, self.spec.action_size)
         mask = torch.ones(shape, dtype=torch.bool) if obs.action_mask is None else torch.as_tensor(obs.action_mask)
-        return {"alive": alive, "action_mask": mask}
+        return {"alive": alive, "action_mask": self.head.lay_out(mask)}
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:  # noqa: ARG002
         mask = inputs["action_mask"]
         if isinstance(self.head, GaussianHead):
             action = self._torques(mask, generator)
-        else:
+        elif isinstance(self.head, CategoricalHead):
             action = self._choices(mask, generator)
+        else:
+            choice, torque = self.head.parts(mask)
+            action = torch.cat([self._choices(choice, generator), self._torques(torque, generator)], -1)
         exists = self.head.slot_mask(inputs["alive"], mask)
         zeros = torch.zeros(exists.shape)
         return Decision(self.head.to_env(action), Nodes(action, exists, torch.zeros_like(exists)), zeros, zeros)

@@ -3,6 +3,7 @@
 Shape legend: E environments, N agents, D embedding, A actions, H heads, L slots.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,19 +13,34 @@ from torch import Generator, Tensor, nn
 
 from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
 from agents.decode import Decoded, Stepper
-from agents.nn import RELU_GAIN, SMALL_GAIN, GaussianHead, VectorPolicy, fingerprint, linear, make_head, plain_kernels
+from agents.memory import MemoryOptions, Recall, remembered
+from agents.nn import (
+    RELU_GAIN,
+    SMALL_GAIN,
+    CategoricalHead,
+    MixedHead,
+    VectorPolicy,
+    fingerprint,
+    linear,
+    make_head,
+    plain_kernels,
+)
+from agents.pergroup import MarkedTokens, Per, PerGroup, group_places
 from marl.errors import ConfigError
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 
 @dataclass(frozen=True)
-class TeamOptions:
+class TeamOptions(MemoryOptions):
     """A network over all agents."""
 
     embedding: int = 64
     """Width of the network."""
     agent_id: bool = True
     """Append the agent's one-hot identity to its observation."""
+    parameters_per: Per = "team"
+    """Who has an embedding of observations and actions, and an actor: the team together, each group of agents (by type,
+    as the environment says), or each agent. Attention and critic are always the team's."""
     normalise_observations: bool = False
     """Standardise observations by running moments, kept with the weights."""
     std_limit: float = 0.5
@@ -33,6 +49,7 @@ class TeamOptions:
     """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.embedding < 1:
             raise ConfigError(f"embedding is {self.embedding}; give 1 or more, usually 64")
 
@@ -68,7 +85,8 @@ class MATOptions(TransformerOptions):
 class EncoderFolds(NamedTuple):
     """The encoder's weights as the forward pass wants them, multiplied out where that saves work on every row."""
 
-    embed: tuple[Tensor, Tensor]
+    embed: tuple[Tensor, Tensor] | None
+    """None where groups have embeddings of their own."""
     blocks: tuple[Fold, ...]
 
 
@@ -83,15 +101,28 @@ class TeamPolicy(VectorPolicy):
         super().__init__(spec, options.agent_id, options.normalise_observations)
         width = options.embedding
         self.options = options
-        self.embed = nn.Sequential(
-            nn.LayerNorm(self.feature_size), linear(self.feature_size, width), nn.GELU(), self.embed_norm(width)
-        )
+        self.places = group_places(spec, options.parameters_per)
+        self.embed = self.per_group(self.make_embed)
         self.encoder: Any = self.make_encoder()
         self.critic = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, 1, SMALL_GAIN))
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
+        self.recall = None
+        if options.memory:
+            self.recall = Recall(width)
+            self.memory_steps, self.memory_shape = options.memory, (spec.num_agents, width)
         self._kept: tuple[object, Any] | None = None
         self._all: tuple[nn.Parameter, ...] = ()
+
+    def per_group(self, make: Callable[[], nn.Sequential]) -> nn.Sequential | PerGroup:
+        networks = [make() for _ in range(max(self.places) + 1)]
+        return PerGroup(networks, self.places) if len(networks) > 1 else networks[0]
+
+    def make_embed(self) -> nn.Sequential:
+        width = self.options.embedding
+        return nn.Sequential(
+            nn.LayerNorm(self.feature_size), linear(self.feature_size, width), nn.GELU(), self.embed_norm(width)
+        )
 
     def embed_norm(self, width: int) -> nn.Module:
         return nn.LayerNorm(width)
@@ -107,14 +138,16 @@ class TeamPolicy(VectorPolicy):
 
     def make_actor(self) -> nn.Sequential:
         """From features (..., D) to the parameters of the head's distribution, (..., A)."""
-        width, actions = self.options.embedding, self.spec.action_size
-        return nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, actions, SMALL_GAIN))
+        width, size = self.options.embedding, self.head.size
+        return nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, size, SMALL_GAIN))
 
-    def fold_embedding(self) -> tuple[Tensor, Tensor]:
+    def fold_embedding(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the first layer with the gain and bias of the normalisation before it.
 
         Observations need no gradient, so neither does their normalisation then.
         """
+        if isinstance(self.embed, PerGroup):
+            return None
         norm, first = cast(nn.LayerNorm, self.embed[0]), cast(nn.Linear, self.embed[1])
         return first.weight * norm.weight, first.bias + first.weight @ norm.bias
 
@@ -135,13 +168,26 @@ class TeamPolicy(VectorPolicy):
             self._kept = (mark, self.prepare())
         return self._kept[1]
 
+    def remember(self, inputs: Inputs, folds: EncoderFolds, steps: int) -> tuple[Inputs, Tensor | None]:
+        """The inputs with observations embedded and joined to what was seen before, in chunks of `steps`, and what each
+        agent remembers behind them; without a memory the inputs as they are."""
+        if self.recall is None:
+            return inputs, None
+        past = remembered(inputs, steps, slice(self.spec.num_agents))
+        x, memory = self.recall(self.embed_observations(inputs, folds), past)
+        return inputs | {"embedded": x}, memory
+
     def embed_observations(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
         """(E, N, D), each agent by itself."""
+        if "embedded" in inputs:
+            return inputs["embedded"]
         x = self.features(inputs)
+        if folds.embed is None:
+            return self.embed(x)
         # Given a gain and a bias, a CPU normalises twice as fast as without.
         width = x.shape[-1]
         x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
-        return self.embed[3](F.gelu(F.linear(x, *folds.embed)))
+        return cast(nn.Sequential, self.embed)[3](F.gelu(F.linear(x, *folds.embed)))
 
     def attend(self, inputs: Inputs, folds: EncoderFolds) -> Tensor:
         """The encoder's representation (E, N, D), in the order of the agents."""
@@ -153,6 +199,7 @@ class TeamPolicy(VectorPolicy):
 
     def value(self, inputs: Inputs) -> Tensor:
         folds = self.fold_encoder() if torch.is_grad_enabled() else self.kept()
+        inputs, _ = self.remember(inputs, folds, 1)
         return self.critic(self.attend(inputs, folds)).squeeze(-1)
 
 
@@ -164,15 +211,19 @@ class OneByOne(TeamPolicy):
 
     def __init__(self, spec: EnvSpec, options: Any) -> None:
         super().__init__(spec, options)
-        width = options.embedding
-        if isinstance(self.head, GaussianHead):
-            self.token: nn.Module = linear(spec.action_size, width)
-        else:
-            self.token = nn.Embedding(spec.action_size + 1, width)
+        width, groups = options.embedding, max(self.places) + 1
+        if isinstance(self.head, CategoricalHead):
+            self.token: nn.Module = nn.Embedding(1 + groups * self.head.size, width)
             nn.init.orthogonal_(self.token.weight, RELU_GAIN)
+        elif isinstance(self.head, MixedHead):
+            self.token = MarkedTokens(self.head.choices + 1, self.head.torque.size, groups, width, RELU_GAIN)
+        elif groups > 1:
+            self.token = MarkedTokens(1, self.head.size, groups, width, RELU_GAIN)
+        else:
+            self.token = linear(self.head.size, width)
         self.token_norm = nn.LayerNorm(width)
         self.decoder: Any = self.make_decoder()
-        self.actor = self.make_actor()
+        self.actor = self.per_group(self.make_actor)
 
     def make_decoder(self) -> nn.Module:
         raise NotImplementedError
@@ -189,8 +240,8 @@ class OneByOne(TeamPolicy):
         """What the decoder knows of the observations, (E, N, D), in the order of decisions."""
         raise NotImplementedError
 
-    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
-        """Features (E, N, D) of every agent given the `action` (E, N, L) of those before it."""
+    def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
+        """Features (E, N, D) of every agent given the `action` (E, N, L) of those before it, both in that `order`."""
         raise NotImplementedError
 
     def decide_order(self, alive: Tensor, generator: Generator | None) -> Tensor | None:
@@ -205,18 +256,63 @@ class OneByOne(TeamPolicy):
         options: Any = self.options
         return options.agent_order == "random"
 
+    def groups(self, order: Tensor | None) -> Tensor | None:
+        """The group of each position, (N,), or (E, N) in an `order`; None where all share their parameters."""
+        if max(self.places) == 0:
+            return None
+        groups = torch.tensor(self.places, device=self.identity.device)
+        return groups if order is None else groups[order]
+
+    def positions(self, order: Tensor | None) -> list[Any] | None:
+        """For each of N positions the group of its rows, or of each row (E,); None where all share their parameters."""
+        groups = self.groups(order)
+        if groups is None:
+            return None
+        return list(self.places) if order is None else list(groups.unbind(1))
+
+    def parameters_of(self, features: Tensor, order: Tensor | None) -> Tensor:
+        """The actor's, (E, N, A), of features (E, N, D) in that order."""
+        if not isinstance(self.actor, PerGroup):
+            return self.actor(features)
+        return reorder(self.actor(restore(features, order)), order)
+
     def embed_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (..., D) of continuous actions (..., A), or of kinds (...): 0 the start, 1 + a the action a."""
+        """Tokens (..., D) of what `mark` makes of actions."""
         return self.token_norm(F.gelu(self.token(x)))
 
-    def before(self, action: Tensor) -> Tensor:
-        """What `embed_tokens` takes for each position, of the action before it: (E, N, A), or kinds (E, N)."""
+    def mark(self, action: Tensor, group: Any) -> Tensor:
+        """What tells the actions (..., L) of agents of a `group` (...) apart, and from the start, which is 0.
+
+        Kinds (...), 1 + a being the action a, or vectors: torques (..., A), or as MarkedTokens has them.
+        """
         if isinstance(self.token, nn.Embedding):
-            return F.pad(action[:, :-1, 0] + 1, (1, 0))
-        return F.pad(action[:, :-1], (0, 0, 1, 0))
+            kind = action[..., 0] + 1
+            return kind if group is None else kind + self.head.size * group
+        if not isinstance(self.token, MarkedTokens):
+            return action
+        if not isinstance(self.head, MixedHead):
+            action = F.pad(action, (1, 0))
+        return self.token.mark(action, 0 if group is None else group)
+
+    def nothing(self, envs: int, agents: int) -> Tensor:
+        """(E, N, L): actions to begin with, all zero."""
+        zeros = self.identity.new_zeros(envs, agents, self.slots)
+        return zeros.long() if isinstance(self.head, CategoricalHead) else zeros
+
+    def before(self, action: Tensor, order: Tensor | None = None) -> Tensor:
+        """What `embed_tokens` takes for each position, of the action (E, N, L) before it."""
+        groups, earlier = self.groups(order), action[:, :-1]
+        marked = self.mark(earlier, None if groups is None else groups[..., : earlier.shape[1]])
+        return F.pad(marked, (1, 0) if marked.dim() == 2 else (0, 0, 1, 0))
 
     def search(
-        self, representation: Tensor, mask: Tensor, noise: Tensor | None, folds: Any, passes: int
+        self,
+        representation: Tensor,
+        mask: Tensor,
+        noise: Tensor | None,
+        folds: Any,
+        passes: int,
+        order: Tensor | None = None,
     ) -> Decoded | None:
         """What the sequential decoder decides, by at most `passes` passes over all agents; for discrete actions.
 
@@ -224,10 +320,10 @@ class OneByOne(TeamPolicy):
         so N are always enough, and what a pass leaves as it was is settled whole. None where `passes` were too few.
         """
         offset = self.head.offset(mask, noise)
-        action = torch.zeros((*mask.shape[:2], self.slots), dtype=torch.long, device=mask.device)
+        action = self.nothing(*mask.shape[:2])
         for done in range(1, passes + 1):
-            features = self.decode(representation, action, folds)
-            parameters = self.actor(features)
+            features = self.decode(representation, action, folds, order)
+            parameters = self.parameters_of(features, order)
             better = self.head.pick(parameters + offset, mask)
             if done == mask.shape[1] or torch.equal(better, action):
                 return Decoded(better, parameters, features)
@@ -237,31 +333,34 @@ class OneByOne(TeamPolicy):
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         with torch.no_grad(), plain_kernels():
             folds, stepper = self.kept()
+            inputs, memory = self.remember(inputs, folds.encoder, 1)
             alive = inputs["alive"]
             envs, agents = alive.shape
             noise = None if deterministic else self.head.noise((envs, agents), alive.device, generator)
             order = self.decide_order(alive, generator)
             representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
             passes = parallel_passes(envs, agents, alive.device.type) if self.spec.discrete else 0
-            decoded = self.search(representation, mask, noise, folds, passes)
-            decoded = decoded or stepper.decode(representation, mask, noise)
+            decoded = self.search(representation, mask, noise, folds, passes, order)
+            decoded = decoded or stepper.decode(representation, mask, noise, self.positions(order))
             log_prob = self.head.log_prob(decoded.parameters, mask, decoded.action)
             value = self.critic(decoded.features if self.values_follow_actions else representation)
             action, log_prob, value = (restore(x, order) for x in (decoded.action, log_prob, value))
         nodes = self.nodes(inputs, self.head, action, order)
-        return Decision(self.head.to_env(action), nodes, log_prob, value)
+        return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         folds, order = self.fold(), nodes.order
+        inputs, _ = self.remember(inputs, folds.encoder, self.memory_steps)
         representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
         action = reorder(nodes.action, order)
-        features = self.decode(representation, action, folds)
-        log_prob, entropy = self.head.evaluate(self.actor(features), mask, action)
+        features = self.decode(representation, action, folds, order)
+        log_prob, entropy = self.head.evaluate(self.parameters_of(features, order), mask, action)
         value = self.critic(features if self.values_follow_actions else representation)
         return Evaluation(*(restore(x, order) for x in (log_prob, entropy, value)))
 
     def value(self, inputs: Inputs) -> Tensor:
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         order = fixed_order(inputs["alive"])
         return restore(self.critic(self.represent(inputs, folds, order)), order).squeeze(-1)
 
@@ -285,20 +384,24 @@ class MAT(OneByOne):
     def fold(self) -> Folds:
         decoder = tuple(block.fold() for block in self.decoder)
         table = None
-        if isinstance(self.token, nn.Embedding):
+        if isinstance(self.token, nn.Embedding) and max(self.places) == 0:
             kinds = self.token_norm(F.gelu(self.token.weight))
             table = TokenTable(decoder[0].own, self.heads, kinds)
         return Folds(self.fold_encoder(), decoder, table)
 
     def prepare(self) -> tuple[Folds, Stepper]:
         folds = self.fold()
-        return folds, Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, self.embed_tokens)
+        start = self.embed_tokens(self.before(self.nothing(1, 1)))[:, 0]
+        return folds, Stepper(self.decoder, folds.decoder, self.actor, self.head, folds.table, start, self.embed_action)
+
+    def embed_action(self, action: Tensor, group: Any) -> Tensor:
+        return self.embed_tokens(self.mark(action, group))
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         return reorder(self.attend(inputs, folds.encoder), order)
 
-    def decode(self, representation: Tensor, action: Tensor, folds: Any) -> Tensor:
-        x = before = self.before(action)
+    def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
+        x = before = self.before(action, order)
         bias = causal_bias(action.shape[1], self.heads, representation)
         for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
             if number == 0 and folds.table is not None:
@@ -316,8 +419,9 @@ class MAT(OneByOne):
         that begins the sequence, and so to nobody, is at [i, i]. A living agent's row sums to 1, a dead one's to 0.
         """
         folds, order = self.fold(), nodes.order
+        inputs, _ = self.remember(inputs, folds.encoder, 1)
         representation = self.represent(inputs, folds, order)
-        x = self.embed_tokens(self.before(reorder(nodes.action, order)))
+        x = self.embed_tokens(self.before(reorder(nodes.action, order), order))
         total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)
         bias = causal_bias(x.shape[1], self.heads, x)
         for block, fold in zip(self.decoder, folds.decoder, strict=True):

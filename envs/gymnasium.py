@@ -133,7 +133,7 @@ def flat_action(space: spaces.Space, where: str) -> spaces.Discrete | spaces.Box
 def inner_action(space: spaces.Space, action: np.ndarray) -> Any:
     """An agent's own action (), or (A,) with padding beyond its width, as a member of its space."""
     if isinstance(space, spaces.Discrete):
-        return int(action) + int(space.start)
+        return int(np.ravel(action)[0]) + int(space.start)
     assert isinstance(space, spaces.Box)
     own = np.asarray(action)[: space.low.size].reshape(space.shape)
     return np.clip(own, space.low, space.high).astype(space.dtype)

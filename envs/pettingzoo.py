@@ -6,6 +6,7 @@ environment object, and `as_parallel_env` shows one of ours to PettingZoo's tool
 """
 
 import importlib
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,16 +38,17 @@ class ParallelBridge:
 
     Observations are flattened to float32 vectors and padded with zeros to the widest agent; a Dict with
     `observation` and `action_mask` gives both, and an `action_mask` in an agent's info is understood too.
-    Discrete actions of unequal number and Box actions of unequal width are padded and masked; continuous
-    actions are clipped to the agent's own bounds. Rewards are individual. `state` is the environment's, where
-    it has a `state_space`. Infos are joined, as `<agent>/<name>`.
+    Discrete actions of unequal number and Box actions of unequal width are padded and masked; where some agents have
+    the one and some the other, the team is mixed. Continuous actions are clipped to the agent's own bounds. An
+    agent's group is its name without the number behind, where the spaces of all of that name are equal. Rewards
+    are individual. `state` is the environment's, where it has a `state_space`. Infos are joined, as `<agent>/<name>`.
 
     An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
     still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
     truncated where, among the agents that acted in its last step, any was cut off without having terminated;
     those stay alive in the last observation, the terminated do not. Else it is terminated.
 
-    Raises ConfigError for agents that mix discrete and continuous actions and for unsupported spaces.
+    Raises ConfigError for unsupported spaces.
     """
 
     def __init__(self, env: ParallelEnv, max_steps: int | None = None, name: str | None = None) -> None:
@@ -80,12 +82,23 @@ class ParallelBridge:
             name=self.name,
             agents=tuple(str(agent) for agent in self._agents),
             observation_space=_common_box([*boxes, *_nothing(boxes)]),
-            action_space=_common_action(actions, self.name),
+            action_space=_common_action(actions),
             max_steps=min(limits) if limits else None,
             state_space=None if self._state_space is None else flat_box(self._state_space, self.name),
             team_reward=False,
+            groups=self._groups(),
             observation_sizes=tuple(box.shape[0] for box in boxes),
             action_sizes=tuple(_action_width(action) for action in actions),
+        )
+
+    def _groups(self) -> tuple[str, ...]:
+        names = [str(agent) for agent in self._agents]
+        stems = [re.sub(r"_?\d+$", "", name) for name in names]
+        spaces_of: dict[str, set[str]] = {stem: set() for stem in stems}
+        for stem, *both in zip(stems, self._observation_spaces, self._action_spaces, strict=True):
+            spaces_of[stem].add(str(both))
+        return tuple(
+            stem if stem and len(spaces_of[stem]) == 1 else name for name, stem in zip(names, stems, strict=True)
         )
 
     def reset(self, seed: int | None = None) -> Obs:
@@ -126,7 +139,7 @@ class ParallelBridge:
             observation, mask = _split(observations[agent], infos.get(agent) or {})
             vector = flat_vector(self._observation_spaces[index], observation)
             seen[index, : len(vector)] = vector
-            if mask is not None and self.spec.discrete:
+            if mask is not None and isinstance(self._action_spaces[index], spaces.Discrete):
                 available[index, : len(mask)] = np.asarray(mask, dtype=bool)
         living = np.array([agent in alive for agent in self._agents])
         return Obs(seen, living, action_mask=available, state=self._state())
@@ -206,6 +219,7 @@ class ParallelView(ParallelEnv):
         if spec.state_space is not None:
             self.state_space = spec.state_space
         self._obs: Obs | None = None
+        self._discrete = [isinstance(space, spaces.Discrete) for space in spec.action_spaces]
         self._observation_spaces = {name: self._observation_space(index) for index, name in enumerate(spec.agents)}
         self._action_spaces = {name: self._action_space(index) for index, name in enumerate(spec.agents)}
 
@@ -213,13 +227,13 @@ class ParallelView(ParallelEnv):
         space, size = self.env.spec.observation_space, self.env.spec.observation_sizes[index]
         assert isinstance(space, spaces.Box)
         box = spaces.Box(space.low[:size], space.high[:size], dtype=np.float32)
-        if not self.env.spec.discrete:
+        if not self._discrete[index]:
             return box
         mask = spaces.Box(0, 1, (self.env.spec.action_sizes[index],), np.int8)
         return spaces.Dict({"observation": box, "action_mask": mask})
 
     def _action_space(self, index: int) -> spaces.Space:
-        space, size = self.env.spec.action_space, self.env.spec.action_sizes[index]
+        space, size = self.env.spec.action_spaces[index], self.env.spec.action_sizes[index]
         if isinstance(space, spaces.Box):
             return spaces.Box(space.low[:size], space.high[:size], dtype=np.float32)
         return spaces.Discrete(size)
@@ -241,7 +255,11 @@ class ParallelView(ParallelEnv):
         joint = np.zeros((spec.num_agents, *width), dtype=np.int64 if spec.discrete else np.float32)
         for agent, action in actions.items():
             index = self.possible_agents.index(agent)
-            joint[index, ...] = action if spec.discrete else np.pad(action, (0, spec.action_size - len(action)))
+            if spec.discrete:
+                joint[index] = action
+            else:
+                own = np.atleast_1d(action)
+                joint[index, : len(own)] = own
         step = self.env.step(joint)
         self._obs = step.obs
         living = self._living(step.obs)
@@ -264,7 +282,7 @@ class ParallelView(ParallelEnv):
             row = np.array(obs.agents[index, : spec.observation_sizes[index]])
             mask = np.ones(spec.action_size, bool) if obs.action_mask is None else obs.action_mask[index]
             available = mask[: spec.action_sizes[index]].astype(np.int8)
-            seen[agent] = {"observation": row, "action_mask": available} if spec.discrete else row
+            seen[agent] = {"observation": row, "action_mask": available} if self._discrete[index] else row
         return seen
 
     def state(self) -> np.ndarray:
@@ -322,12 +340,11 @@ def _nothing(boxes: list[spaces.Box]) -> list[spaces.Box]:
     return [spaces.Box(0.0, 0.0, (width,), np.float32)]
 
 
-def _common_action(actions: list[spaces.Discrete | spaces.Box], name: str) -> spaces.Discrete | spaces.Box:
+def _common_action(actions: list[spaces.Discrete | spaces.Box]) -> spaces.Space:
+    """The smallest space that holds every agent's; the Tuple of all where they are of both kinds."""
     if len({type(action) for action in actions}) > 1:
-        raise ConfigError(
-            f"{name}: some agents have Discrete actions and some have Box actions; one policy acts for all agents, "
-            "so give all of them the same kind"
-        )
+        empty = spaces.Box(0.0, 0.0, (1,), np.float32)
+        return spaces.Tuple([empty if action.shape == (0,) else action for action in actions])
     discrete = [int(action.n) for action in actions if isinstance(action, spaces.Discrete)]
     if discrete:
         return spaces.Discrete(max(discrete))

@@ -182,6 +182,9 @@ class TextEnv:
         count = self.spec.num_agents
         alive = np.ones(count, dtype=bool) if self._alive is None else np.array(self._alive(self.state), dtype=bool)
         prompt = self._prompt(self.state)
+        if not are_texts([prompt] if count == 1 else prompt):
+            wanted = "a text" if count == 1 else f"{count} texts"
+            raise EnvironmentContractError(f"{self.spec.name}: the prompt is {prompt!r:.200}; expected {wanted}")
         prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
         return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
 
@@ -194,11 +197,13 @@ class TextEnv:
         if self._ended:
             return ((REST,),) * self.spec.num_agents
         given = self._candidates(self.state)
-        rows = [tuple(row) for row in ([given] if self.spec.num_agents == 1 else given)]
+        rows: list[Any] = [given] if self.spec.num_agents == 1 else given
+        rows = [row if isinstance(row, str) else tuple(row) for row in rows]
         for agent in np.flatnonzero(alive):
-            if not rows[agent] or len(set(rows[agent])) < len(rows[agent]):
+            row = rows[agent]
+            if not row or not are_texts(row) or len(set(row)) < len(row):
                 raise EnvironmentContractError(
-                    f"{self.spec.name}: agent {agent} is offered {list(rows[agent])}; expected distinct texts"
+                    f"{self.spec.name}: agent {agent} is offered {row!r:.200}; expected a list of distinct texts"
                 )
         return tuple(row if living else (REST,) for row, living in zip(rows, alive, strict=True))
 
@@ -228,6 +233,11 @@ class TextEnv:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def are_texts(row: Any) -> bool:
+    """Whether these are strings, and not one string by itself."""
+    return not isinstance(row, str) and all(isinstance(text, str) for text in row)
 
 
 def words_of(*texts: str) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 Every game is seeded, exact in `get_state`/`set_state`, and says two numbers about itself:
 
-* `optimum`: the best expected return of any policy that sees all observations;
+* `optimum`: the best expected return of any policy that sees all observations and forgets none;
 * `factorised_optimum`: the best expected return of agents that share one stochastic policy, see only
-  their own observation (no agent id) and decide independently of each other's action.
+  their own present observation (no agent id) and decide independently of each other's action.
 
 Where the two differ, a policy that is a sequence over agents is needed.
 
@@ -16,7 +16,9 @@ Where the two differ, a policy that is a sequence over agents is needed.
 | permutation | 1 | 1 | n!/n^n | n identical agents must choose n distinct actions |
 | chain | length | 1 | 1 | one reward at the very end |
 | copy | length | 1 | 1/symbols (1 for one agent) | the answer is in another agent's observation |
+| recall | length | 1 | 1/symbols | what was seen at the first step is asked for at the last |
 | continuous | length | 0 | see `Continuous` | only the first agent sees the target of all |
+| mixed | length | 1 | see `Mixed` | switches and dials must act on what the first switch alone sees |
 | mortal | length | see `Mortal` | the same | deaths and action masks that change at every step |
 
 Climbing and penalty are from Claus and Boutilier, "The Dynamics of Reinforcement Learning in
@@ -44,13 +46,13 @@ class ToyOptions:
     """Options of the toy games. None is the task's own default; a task refuses an option that it does not have."""
 
     agents: int | None = None
-    """Number of agents (permutation, chain, copy, continuous, mortal)."""
+    """Number of agents (permutation, chain, copy, recall, continuous, mixed, mortal)."""
     length: int | None = None
-    """Steps of an episode (chain, copy, continuous, mortal)."""
+    """Steps of an episode (chain, copy, recall, continuous, mixed, mortal)."""
     penalty: float | None = None
     """What mixing the two good equilibria costs, zero or below (penalty)."""
     symbols: int | None = None
-    """Size of the alphabet (copy)."""
+    """Size of the alphabet (copy, recall)."""
     unequal: bool | None = None
     """Every second agent lacks the last action dimension (continuous)."""
     individual: bool | None = None
@@ -113,14 +115,16 @@ class Toy:
             raise ValueError(f"{name}: an action of shape {action.shape}; expected {expected}")
         obs = self._observe()
         mask = np.ones((count, size), dtype=bool) if obs.action_mask is None else obs.action_mask
-        if self.spec.continuous:
-            return np.where(mask & obs.alive[:, None], np.clip(action, -1.0, 1.0), 0.0)
-        for agent in np.flatnonzero(obs.alive):
-            choice = int(action[agent])
+        discrete = np.array([isinstance(space, spaces.Discrete) for space in self.spec.action_spaces])
+        if not self.spec.discrete:
+            exists = (mask | discrete[:, None]) & obs.alive[:, None]
+            action = np.where(exists, np.where(discrete[:, None], action, np.clip(action, -1.0, 1.0)), 0.0)
+        for agent in np.flatnonzero(obs.alive & discrete):
+            choice = int(np.ravel(action[agent])[0])
             if not 0 <= choice < size or not mask[agent, choice]:
                 available = np.flatnonzero(mask[agent]).tolist()
                 raise ValueError(f"{name}: agent {agent} cannot choose action {choice}; available: {available}")
-        return np.where(obs.alive, action, 0)
+        return np.where(obs.alive, action, 0) if self.spec.discrete else action
 
     def _team(self, reward: float) -> np.ndarray:
         return np.full(self.spec.num_agents, reward, dtype=np.float32)
@@ -316,6 +320,53 @@ class Copy(Toy):
         )
 
 
+class Recall(Toy):
+    """Say at the last step the symbol that was shown at the first.
+
+    Each agent observes a symbol of its own (one-hot of `symbols`; zeros after the first step), then a one-hot of the
+    step. At the last step the team earns the share of agents that say their symbol. Nothing else is paid, and nothing
+    that an agent sees depends on an action. So the last observation is the same whatever the symbols were, and an
+    agent without a memory earns 1/symbols, even where it sees the others' observations and actions. State: all
+    symbols, then the step. The last step terminates.
+    """
+
+    memory = ("shown",)
+    optimum = 1.0
+
+    def __init__(self, agents: int = 2, length: int = 4, symbols: int = 3) -> None:
+        _at_least("recall", "agents", agents, 1)
+        _at_least("recall", "length", length, 2)
+        _at_least("recall", "symbols", symbols, 2)
+        self.length, self.symbols = length, symbols
+        self.factorised_optimum = 1 / symbols
+        super().__init__(
+            EnvSpec(
+                name="toy/recall",
+                agents=_names(agents),
+                observation_space=_box(0.0, 1.0, symbols + length),
+                action_space=spaces.Discrete(symbols),
+                max_steps=length,
+                state_space=_box(0.0, 1.0, agents * symbols + length),
+            )
+        )
+
+    def _begin(self) -> None:
+        self.shown = self._random.integers(self.symbols, size=self.spec.num_agents)
+
+    def _play(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        at_end = self.elapsed + 1 == self.length
+        return self._team(float((action == self.shown).mean()) if at_end else 0.0), at_end
+
+    def _observe(self) -> Obs:
+        symbols, now = np.eye(self.symbols, dtype=np.float32)[self.shown], _one_hot(self.elapsed, self.length)
+        seen = symbols if self.elapsed == 0 else np.zeros_like(symbols)
+        rows = np.concatenate([seen, np.tile(now, (self.spec.num_agents, 1))], axis=1)
+        return Obs(agents=rows, alive=self._everyone(), state=np.append(symbols, now))
+
+    def _describe(self) -> str:
+        return f"shown {self.shown.tolist()}"
+
+
 class Continuous(Toy):
     """Agents' actions in [-1, 1] must add up to a target that only the first agent sees.
 
@@ -365,6 +416,61 @@ class Continuous(Toy):
 
     def _describe(self) -> str:
         return f"target {np.round(self.target, 3).tolist()}"
+
+
+class Mixed(Toy):
+    """Switches (Discrete(3)) and dials (a Box from -1 to 1), in turn, must all show the place that agent 0 is shown.
+
+    The places are -1, 0 and 1, one of them drawn anew at each step; a switch shows the one that it chooses, a dial the
+    number that it is set to. Reward of the team: the mean over agents of max(0, 1 - distance to the place), divided by
+    `length`. Observation (4): the place, one-hot, for agent 0 and zeros for the others; then 1 for a switch. State (3):
+    the place. The task has no end of its own: it is truncated.
+
+    Without a word of the first agent's the others are right in one case of three, whatever they show:
+    (1 + (N - 1) / 3) / N.
+    """
+
+    memory = ("place",)
+    optimum = 1.0
+    places = 3
+
+    def __init__(self, agents: int = 4, length: int = 1) -> None:
+        _at_least("mixed", "agents", agents, 2)
+        _at_least("mixed", "length", length, 1)
+        self.length = length
+        self.factorised_optimum = (1.0 + (agents - 1) / self.places) / agents
+        self.dial = np.arange(agents) % 2 == 1  # (N,)
+        super().__init__(
+            EnvSpec(
+                name="toy/mixed",
+                agents=_names(agents),
+                observation_space=_box(0.0, 1.0, self.places + 1),
+                action_space=spaces.Tuple([_box(-1.0, 1.0, 1) if dial else spaces.Discrete(3) for dial in self.dial]),
+                max_steps=length,
+                state_space=_box(0.0, 1.0, self.places),
+                groups=tuple("dial" if dial else "switch" for dial in self.dial),
+            )
+        )
+
+    def _begin(self) -> None:
+        self.place = int(self._random.integers(self.places))
+
+    def _play(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        shown = action[:, 0] - np.where(self.dial, 0.0, 1.0)
+        reward = np.maximum(0.0, 1.0 - np.abs(shown - (self.place - 1))).mean() / self.length
+        self._begin()
+        return self._team(reward), False
+
+    def _observe(self) -> Obs:
+        state = _one_hot(self.place, self.places)
+        seen = np.zeros((self.spec.num_agents, self.places + 1), dtype=np.float32)
+        seen[0, : self.places] = state
+        seen[:, -1] = ~self.dial
+        mask = np.arange(self.spec.action_size) < np.array(self.spec.action_sizes)[:, None]
+        return Obs(seen, self._everyone(), action_mask=mask, state=state)
+
+    def _describe(self) -> str:
+        return f"place {self.place - 1}"
 
 
 class Mortal(Toy):
@@ -439,7 +545,9 @@ GAMES: dict[str, Callable[..., Toy]] = {
     "permutation": permutation,
     "chain": Chain,
     "copy": Copy,
+    "recall": Recall,
     "continuous": Continuous,
+    "mixed": Mixed,
     "mortal": Mortal,
 }
 

@@ -168,7 +168,7 @@ class Pad(EnvWrapper):
             agents=spec.agents + tuple(f"pad_{index}" for index in range(self._extra)),
             groups=spec.groups + ("pad",) * self._extra,
             observation_space=_widen(_with_zero(box), width),
-            action_space=_wider_action(spec, actions),
+            action_space=_wider_action(spec, actions, self._extra),
             observation_sizes=spec.observation_sizes + (0,) * self._extra,
             action_sizes=spec.action_sizes + (1,) * self._extra,
         )
@@ -304,7 +304,14 @@ def _widen(box: spaces.Box, size: int) -> spaces.Box:
     return spaces.Box(np.pad(box.low, extra), np.pad(box.high, extra), dtype=np.float32)
 
 
-def _wider_action(spec: EnvSpec, size: int) -> spaces.Space:
+def _wider_action(spec: EnvSpec, size: int, extra_agents: int) -> spaces.Space:
+    if spec.mixed:
+        if size > spec.action_size:
+            raise ConfigError(
+                f"Pad: action_size={size}, but the agents of {spec.name} have action spaces of their own, which need "
+                "no padding; leave it out"
+            )
+        return spaces.Tuple((*spec.action_spaces, *(spaces.Discrete(1),) * extra_agents))
     if isinstance(spec.action_space, spaces.Box):
         extra = (0, size - spec.action_size)
         low = np.pad(spec.action_space.low, extra, constant_values=-1)

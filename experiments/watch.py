@@ -18,6 +18,7 @@ from marl.config import RunConfig, default_config
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.loading import batch_of_one, load_checkpoint, make_policy
+from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory
@@ -241,11 +242,13 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) 
     generator = torch.Generator().manual_seed(seed)
     obs, total, length = env.reset(seed), 0.0, 0
     end = "stopped by --stop-after"
+    memory = Memory(policy, 1)
     screen.show()
     while length < parsed.stop_after:
         with torch.inference_mode():
-            inputs = policy.encode(batch_of_one(obs))
+            inputs = memory.join(policy.encode(batch_of_one(obs)))
             decision = policy.act(inputs, generator, not parsed.stochastic)
+            memory.keep(decision)
             attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
         step = env.step(decision.action[0])
         obs, total, length = step.obs, total + float(step.reward.mean()), length + 1

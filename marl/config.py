@@ -149,8 +149,8 @@ class LearnConfig:
         ValueNorm(self.value_norm_decay)
         self.links()
         self.make_objective()
-        if self.objective == "soft_q":
-            self._require_one_step_returns()
+        if self.objective == "soft_q" and self.value_norm_decay != 0.0:
+            raise ConfigError(f"value_norm_decay is {self.value_norm_decay}; objective 'soft_q' needs it to be 0")
         if self.advantage != "gae" and (self.objective != "ppo" or self.value_coef != 0.0):
             raise ConfigError(
                 f"advantage is {self.advantage!r}, which has no critic; set value_coef, {self.value_coef}, to 0 and "
@@ -170,17 +170,6 @@ class LearnConfig:
     def make_objective(self) -> ClippedPPO | SoftQ:
         kind = ClippedPPO if self.objective == "ppo" else SoftQ
         return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
-
-    def _require_one_step_returns(self) -> None:
-        """Longer returns leave out the divergence that soft values hold, and Q values keep the unit of the reward."""
-        links = self.links()
-        for name, value in (
-            ("gae_lambda", links.gae_lambda),
-            ("lambda_intra", links.lambda_intra),
-            ("value_norm_decay", self.value_norm_decay),
-        ):
-            if value != 0.0:
-                raise ConfigError(f"{name} is {value}; objective 'soft_q' needs it to be 0")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ def against_critic(
         value_norm.denormalise(rollout.bootstrap),
         rollout.order,
         rollout.discount(links.gamma),
-        rollout.penalty(reference_coef),
+        rollout.node_reward(reference_coef),
     )
+    if rollout.earned is not None:
+        returns = returns - rollout.earned
     explained = explained_variance(value, returns, mask)
     value_norm.update(returns, mask)
     mean, std = value_norm.moments()
@@ -51,7 +53,7 @@ def against_critic(
 def against_others(rollout: Rollout, learn: LearnConfig, group_size: int) -> tuple[Tensor, dict[str, float]]:
     """Advantages of a rollout of whole episodes, as `learn.advantage` says, and metrics."""
     links = learn.links()
-    node_reward = rollout.penalty(learn.reference_reward_coef)
+    node_reward = rollout.node_reward(learn.reference_reward_coef)
     if learn.advantage == "return":
         links = replace(links, gae_lambda=1.0, lambda_intra=1.0)
         returns = returns_to_go(links, rollout, rollout.reward, rollout.mask, node_reward)

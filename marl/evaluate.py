@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from marl.memory import Memory
 from marl.protocols import Policy, VectorEnv
 from marl.seeding import Streams
 from marl.stats import mean_interval
@@ -42,9 +43,11 @@ def evaluate(
     rows: dict[int, EpisodeRow] = {}
     obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
     playing[len(seeds) :] = -1
+    memory = Memory(policy, count)
     while (playing >= 0).any():
         with torch.inference_mode():
-            decision = policy.act(policy.encode(obs), generator, deterministic)
+            decision = policy.act(memory.join(policy.encode(obs)), generator, deterministic)
+        memory.keep(decision)
         step = env.step(decision.action)
         obs = step.obs
         totals += step.reward.mean(-1)
@@ -52,6 +55,7 @@ def evaluate(
         ended = step.terminated | step.truncated
         if not ended.any():
             continue
+        memory.forget(ended)
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
         for e in np.flatnonzero(ended):
             episode = int(playing[e])

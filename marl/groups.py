@@ -60,8 +60,11 @@ def anchored(returns: Tensor, keys: Tensor, mask: Tensor, size: int) -> Tensor:
 
 
 def observation_keys(inputs: Inputs, agents: int) -> Tensor:
-    """(T, E, N) int64, equal where an agent sees the same: all inputs (T, E, N, ...) that belong to single agents."""
-    own = [x for x in inputs.values() if x.dim() >= 3 and x.shape[2] == agents]
+    """(T, E, N) int64, equal where an agent sees the same: all inputs (T, E, N, ...) that belong to single agents.
+
+    What it remembers does not count.
+    """
+    own = [x for name, x in inputs.items() if name != "memory" and x.dim() >= 3 and x.shape[2] == agents]
     shape = own[0].shape[:3]
     rows = torch.cat([x.reshape(*shape, -1).double() for x in own], -1)
     return rows.flatten(0, 2).unique(dim=0, return_inverse=True)[1].view(shape)

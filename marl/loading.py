@@ -11,6 +11,8 @@ import torch
 
 from marl.checkpoint import Checkpoint, load, load_weights
 from marl.errors import CheckpointError
+from marl.evaluate import policy_device
+from marl.memory import Memory
 from marl.protocols import Policy
 from marl.registry import AGENTS
 from marl.spaces import spec_from_json
@@ -18,21 +20,33 @@ from marl.types import EnvSpec, Obs
 
 
 class LoadedPolicy:
-    """A frozen policy: `action = policy.act(observation)`."""
+    """A frozen policy: `action = policy.act(observation)`, and `policy.reset()` where an episode begins.
+
+    Only an agent that remembers needs the latter; to the others it does nothing.
+    """
 
     def __init__(self, policy: Policy, step: int) -> None:
         self.policy, self.step = policy, step
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
+        self.memory: Memory | None = None
 
     @property
     def spec(self) -> EnvSpec:
         return self.policy.spec
 
+    def reset(self, ended: np.ndarray | None = None) -> None:
+        """Forget all, or what belongs to the environments where `ended` (E,) is True."""
+        if ended is None:
+            self.memory = None
+        elif self.memory is not None:
+            self.memory.forget(ended)
+
     def act(self, observation: Obs | np.ndarray, deterministic: bool = True) -> np.ndarray:
         """Actions (N,) int64, (N, A) float32 or N strings of an `Obs`, or of an array (N, D) in which all agents live.
 
-        Given leading axis E, the actions have it too. Raises ValueError for another shape, and where an agent that
-        reads text is given no `Obs`, which holds the actions to choose from.
+        Given leading axis E, the actions have it too. Raises ValueError for another shape, where an agent that
+        reads text is given no `Obs`, which holds the actions to choose from, and where one that remembers is given
+        another E than at the step before.
         """
         text = isinstance(self.spec.observation_space, gymnasium.spaces.Text)
         if not isinstance(observation, Obs):
@@ -47,7 +61,11 @@ class LoadedPolicy:
         else:
             self._check(observation.agents)
         with torch.inference_mode():
-            action = self.policy.act(self.policy.encode(observation), self.generator, deterministic).action
+            inputs = self.policy.encode(observation)
+            self.memory = self.memory or Memory(self.policy, len(observation.alive))
+            decision = self.policy.act(self.memory.join(inputs), self.generator, deterministic)
+            self.memory.keep(decision)
+        action = decision.action
         return action[0] if single else action
 
     def _all_alive(self, agents: np.ndarray) -> Obs:

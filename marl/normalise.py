@@ -30,7 +30,11 @@ class RunningMoments(nn.Module):
         shape = self.mean.shape
         weight = mask.reshape(-1, shape[0], 1).double()
         rows = x.reshape(-1, *shape).double() * weight
-        sums = torch.stack([rows.sum(0), rows.square().sum(0), weight.sum(0).expand(shape)])
+        self.add(torch.stack([rows.sum(0), rows.square().sum(0), weight.sum(0).expand(shape)]))
+
+    @torch.no_grad()
+    def add(self, sums: Tensor) -> None:
+        """Take in entries of this rank by their sums, sums of squares and counts, (3, N, D) float64."""
         total, square, counts = all_reduce(sums)
         count = counts[:, :1]
         mean = total / count.clamp(min=1.0)

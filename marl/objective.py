@@ -182,7 +182,8 @@ class SoftQ(ValueLoss):
     """Entropy-regularised policy optimisation node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
     Optimization", eq. 12 and 13).
 
-    Returns are one-step: the reward and the soft value of the next node. `Evaluation.value` is the Q of the action
+    Returns are the reward and the soft value of the next node, or longer ones (lambda above 0) with the divergence that
+    the nodes between have earned. `Evaluation.value` is the Q of the action
     taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
     """
 
@@ -215,7 +216,10 @@ class SoftQ(ValueLoss):
 
 
 def no_reference(name: str, value: float) -> ConfigError:
-    return ConfigError(f"{name} is {value}, but this agent has no reference policy; leave it 0")
+    return ConfigError(
+        f"{name} is {value}, but this agent keeps no reference policy; leave it 0, or take a language agent "
+        "with --reference"
+    )
 
 
 def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
@@ -231,12 +235,17 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def consecutive(mask: Tensor, rows: int, divisor: int) -> list[Rows]:
-    """The rows of `mask` (B, N, L) in order, cut into parts of about equal size as `Policy.split` says."""
+def consecutive(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[Rows]:
+    """The rows of `mask` (B, N, L) in order, cut into parts of about equal size as `Policy.split` says.
+
+    `chunk` rows stay together.
+    """
     count = mask.shape[0]
-    most = max(1, -(-(min(rows, count) if rows else count) // divisor))
+    most = -(-(min(rows, count) if rows else count) // divisor)
+    most = max(chunk, most - most % chunk)
     size = -(-count // max(1, -(-count // most)))
-    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+    size = max(chunk, size + -size % chunk)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def row_count(index: Rows) -> int:

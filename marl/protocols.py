@@ -27,6 +27,8 @@ class Env(Protocol):
     def step(self, action: np.ndarray) -> Step:
         """Act with (N,) int64 or (N, A) float32. Entries of dead agents and padded dimensions are ignored.
 
+        A mixed team acts with (N, A) float32, of which a discrete agent's entry 0 is the index of its action.
+
         Raises RuntimeError before the first `reset` and after an episode's end.
         """
         ...

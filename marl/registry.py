@@ -50,7 +50,8 @@ class EnvEntry:
 class AgentEntry:
     """An agent. `make(spec, options) -> Policy`; `trains` is False for random and scripted agents.
 
-    `defaults`: the settings of a run, by their flat names, that make the algorithm what it is.
+    `defaults`: the settings of a run, by their flat names, that make the algorithm what it is. `check(options, learn)`
+    raises ConfigError for options and settings of learning that make no sense together.
     """
 
     name: str
@@ -59,6 +60,7 @@ class AgentEntry:
     trains: bool = True
     summary: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Any, Any], None] | None = None
 
 
 @dataclass

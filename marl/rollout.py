@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from marl.errors import EnvironmentContractError, NonFiniteError
+from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.objective import Batch, no_reference
 from marl.protocols import Policy, State, VectorEnv
@@ -26,12 +27,17 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference`:
-    (T, E, N, L), or None where the policy does not give them.
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference, earned`:
+    (T, E, N, L), or None where the policy does not give them. With a policy that remembers, an environment's steps
+    lie together.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
+        self.by_env = decision.memory is not None
+
         def like(x: Tensor) -> Tensor:
+            if self.by_env:
+                return torch.zeros((len(x), steps, *x.shape[1:]), dtype=x.dtype, device=x.device).transpose(0, 1)
             return torch.zeros((steps, *x.shape), dtype=x.dtype, device=x.device)
 
         nodes = decision.nodes
@@ -44,6 +50,7 @@ class Rollout:
         self.log_prob, self.value = like(decision.log_prob), like(decision.value)
         self.behaviour = None if decision.behaviour is None else like(decision.behaviour)
         self.reference = None if decision.reference is None else like(decision.reference)
+        self.earned = None if decision.earned is None else like(decision.earned)
         self.reward = torch.zeros((steps, envs, num_agents), device=device)
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
@@ -60,6 +67,8 @@ class Rollout:
             self.behaviour[t] = decision.behaviour
         if self.reference is not None and decision.reference is not None:
             self.reference[t] = decision.reference
+        if self.earned is not None and decision.earned is not None:
+            self.earned[t] = decision.earned
         if nodes.order is not None and self.order is None:
             # Until some agent died everyone decided in the order 0..N-1.
             self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
@@ -70,53 +79,61 @@ class Rollout:
         """(T, E): the discount of each step, None where every step is one primitive step."""
         return gamma**self.duration if bool((self.duration > 1).any()) else None
 
-    def penalty(self, coef: float) -> Tensor | None:
-        """`coef` times the log-ratio of reference to policy at each node that is trained: a reward for staying near.
+    def node_reward(self, coef: float) -> Tensor | None:
+        """What nodes earn by themselves, and `coef` times the log-ratio of reference to policy at each that is trained:
+        a reward for staying near.
 
-        (T, E, N, L), None for a coefficient of 0. Raises ConfigError where the policy has no reference.
+        (T, E, N, L), None where there is neither. Raises ConfigError where the policy has no reference.
         """
         if coef == 0.0:
-            return None
+            return self.earned
         if self.reference is None:
             raise no_reference("reference_reward_coef", coef)
-        return coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
+        near = coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
+        return near if self.earned is None else near + self.earned
 
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
         return self.mask if self.value.shape == self.mask.shape else self.mask.any(-1, keepdim=True)
 
     def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
-        """All T x E rows as one batch; views, nothing is copied."""
+        """All T x E rows as one batch, nothing stored is copied; with a memory, environment after environment."""
 
-        def flat(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.flatten(0, 1)
+        def flat(x: Tensor) -> Tensor:
+            return (x.transpose(0, 1) if self.by_env else x).flatten(0, 1)
+
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else flat(x)
 
         return Batch(
-            inputs={name: x.flatten(0, 1) for name, x in self.inputs.items()},
-            nodes=Nodes(
-                self.action.flatten(0, 1), self.mask.flatten(0, 1), self.trained.flatten(0, 1), flat(self.order)
-            ),
-            log_prob=self.log_prob.flatten(0, 1),
-            value=self.value.flatten(0, 1),
-            advantage=advantage.flatten(0, 1),
-            returns=returns.flatten(0, 1),
-            behaviour=flat(self.behaviour),
-            reference=flat(self.reference),
+            inputs={name: flat(x) for name, x in self.inputs.items()},
+            nodes=Nodes(flat(self.action), flat(self.mask), flat(self.trained), maybe(self.order)),
+            log_prob=flat(self.log_prob),
+            value=flat(self.value),
+            advantage=flat(advantage),
+            returns=flat(returns),
+            behaviour=maybe(self.behaviour),
+            reference=maybe(self.reference),
         )
 
 
-def minibatches(batch: Batch, count: int, generator: Generator) -> Iterator[Batch]:
-    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole.
+def minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> Iterator[Batch]:
+    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole, and chunks.
 
-    A single part is the batch itself, not copied: the order of its rows means nothing.
+    A single part is the batch itself, not copied: the order of its chunks means nothing.
     """
     if count == 1:
         yield batch
         return
-    rows = batch.log_prob.shape[0]
-    order = torch.randperm(rows, generator=generator).to(batch.log_prob.device)
+    chunks = batch.log_prob.shape[0] // chunk
+    order = torch.randperm(chunks, generator=generator).to(batch.log_prob.device)
     for part in order.tensor_split(count):
-        yield batch.rows(part)
+        yield batch.rows(rows_of(part, chunk))
+
+
+def rows_of(chunks: Tensor, chunk: int) -> Tensor:
+    """The rows of `chunks` (K,), each of which is `chunk` rows."""
+    return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten()
 
 
 @dataclass
@@ -133,7 +150,7 @@ class Collector:
     """Steps a vector environment with a policy.
 
     `drop_nonfinite`: an episode with a NaN or an infinity is left out of learning and its environment
-    reset; otherwise NonFiniteError names environment, agent and step.
+    reset; otherwise NonFiniteError names environment, agent and step. `one_chain`: the agents are links of one chain.
     """
 
     def __init__(
@@ -145,7 +162,9 @@ class Collector:
         generator: Generator,
         seeds: list[int],
         drop_nonfinite: bool = False,
+        one_chain: bool = False,
     ) -> None:
+        self.one_chain = one_chain
         self.env, self.policy, self.value_norm = env, policy, value_norm
         self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
         self.total = 0
@@ -153,6 +172,7 @@ class Collector:
         self.seconds = {"env": 0.0, "act": 0.0}
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
+        self.memory = Memory(policy, env.num_envs)
         self.obs = env.reset(seeds)
         require_promise(env.spec, self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
@@ -170,7 +190,9 @@ class Collector:
             clock = time.perf_counter()
             with torch.inference_mode():
                 inputs = self.policy.encode(without(self.obs, over) if over.any() else self.obs)
+                inputs = self.memory.join(inputs)
                 decision = self.policy.act(inputs, self.generator)
+                self.memory.keep(decision)
             if self.rollout is None:
                 self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
             rollout = self.rollout
@@ -181,6 +203,7 @@ class Collector:
             self.seconds["act"] += acted - clock
             self.total += int((~over).sum())
             ended = self._store(rollout, t, step, episodes, over)
+            self.memory.forget(ended)
             if seeds is not None:
                 over = over | ended
                 if over.all():
@@ -200,6 +223,7 @@ class Collector:
     def _begin(self, seeds: list[int]) -> None:
         """Start an episode in every environment."""
         self.obs = self.env.reset(seeds)
+        self.memory.forget()
         require_choice(self.env.spec, self.obs)
         self.episode_return[:] = 0.0
         self.episode_length[:] = 0
@@ -275,7 +299,7 @@ class Collector:
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
-        value = following_value(self.policy, self.value_norm, obs)
+        value = following_value(self.policy, self.value_norm, obs, self.memory, rows, self.one_chain)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
@@ -313,13 +337,14 @@ class Collector:
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
     def get_state(self, environments: bool = True) -> dict[str, Any]:
-        """Progress of the running episodes and the environments' states; without them, of none."""
+        """Progress of the running episodes, the environments' states and what is remembered; without them, of none."""
         states = self.env.get_state() if environments else [None] * self.env.num_envs
         return {
             "return": self.episode_return.tolist(),
             "length": self.episode_length.tolist(),
             "total": self.total,
             "envs": states,
+            "memory": self.memory.get_state(),
         }
 
     def set_state(self, data: dict[str, Any]) -> bool:
@@ -329,17 +354,26 @@ class Collector:
         if len(states) != self.env.num_envs:
             return False
         self.obs = self.env.set_state(states)
+        self.memory.set_state(data["memory"])
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
 
 
 @torch.inference_mode()
-def following_value(policy: Policy, value_norm: ValueNorm, obs: Obs) -> Tensor:
-    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`."""
-    value = policy.value(policy.encode(obs))
+def following_value(
+    policy: Policy, value_norm: ValueNorm, obs: Obs, memory: Memory, rows: np.ndarray, one_chain: bool = False
+) -> Tensor:
+    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`, of environments `rows`.
+
+    Where all are links of one chain it is worth what its next node is, the first living agent's.
+    """
+    value = policy.value(memory.carried(policy.encode(obs), rows))
     alive = torch.as_tensor(obs.alive).to(value.device)
-    if policy.spec.team_reward:
+    if one_chain:
+        first = alive.to(torch.uint8).argmax(-1, keepdim=True)
+        value, alive = (x.gather(-1, first).expand_as(x) for x in (value, alive))
+    elif policy.spec.team_reward:
         mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
         value = torch.where(alive, value, mean)
     # Who is dead alone, or with everybody, collects nothing more: zero in reward units.

@@ -86,6 +86,8 @@ def execute(
     config: RunConfig, folder: Path, device: torch.device, checkpoint: Checkpoint | None, notes: tuple[str, ...]
 ) -> Path:
     """Build the parts, train, and leave a checkpoint whatever ends it."""
+    if (check := AGENTS.get(config.agent).check) is not None:
+        check(config.agent_options, config.learn)
     fix_globals(config.seed)
     torch.set_num_threads(1)
     keep_memory()

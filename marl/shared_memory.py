@@ -94,7 +94,7 @@ def _layout(spec: EnvSpec, num_envs: int) -> dict[str, tuple[tuple[int, ...], ty
     rows = (num_envs, spec.num_agents)
     for kind, space, kinds in (
         ("observation", spec.observation_space, (Box, Text)),
-        ("action", spec.action_space, (Discrete, Box, Text)),
+        *(("action", space, (Discrete, Box) if spec.mixed else (Discrete, Box, Text)) for space in spec.action_spaces),
     ):
         if not isinstance(space, kinds) or (isinstance(space, Box) and len(space.shape) != 1):
             allowed = ", ".join("Box with one axis" if kind is Box else kind.__name__ for kind in kinds)
@@ -112,7 +112,7 @@ def _layout(spec: EnvSpec, num_envs: int) -> dict[str, tuple[tuple[int, ...], ty
     layout["duration"] = ((num_envs,), np.int64)
     if spec.discrete:
         layout["action"] = (rows, np.int64)
-    elif spec.continuous:
+    elif spec.continuous or spec.mixed:
         layout["action"] = ((*rows, spec.action_size), np.float32)
     return layout
 

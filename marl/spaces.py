@@ -33,7 +33,9 @@ def _space_to_json(space: gymnasium.Space | None) -> dict[str, Any] | None:
         return {"kind": "box", "dtype": str(space.dtype), **bounds}
     if isinstance(space, gymnasium.spaces.Text):
         return {"kind": "text", "max_length": space.max_length, "characters": space.characters}
-    raise CheckpointError(f"a {type(space).__name__} space cannot be saved; use Box, Discrete or Text")
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return {"kind": "tuple", "spaces": [_space_to_json(each) for each in space.spaces]}
+    raise CheckpointError(f"a {type(space).__name__} space cannot be saved; use Box, Discrete, Text or a Tuple")
 
 
 def _space_from_json(data: dict[str, Any] | None) -> Any:
@@ -45,4 +47,6 @@ def _space_from_json(data: dict[str, Any] | None) -> Any:
         dtype: Any = np.dtype(data["dtype"]).type
         low, high = (np.array([float(x) for x in data[name]], dtype=dtype) for name in ("low", "high"))
         return gymnasium.spaces.Box(low, high, dtype=dtype)
+    if data["kind"] == "tuple":
+        return gymnasium.spaces.Tuple([_space_from_json(each) for each in data["spaces"]])
     return gymnasium.spaces.Text(data["max_length"], charset=data["characters"])

@@ -1,6 +1,5 @@
 """collect -> backup -> learn -> callbacks."""
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +20,15 @@ from marl.checkpoint import (
 )
 from marl.config import LearnConfig, RunConfig
 from marl.credit import against_critic, against_others
-from marl.errors import CheckpointError, ConfigError, MemoryLimitError, NonFiniteError
+from marl.errors import CheckpointError, ConfigError, NonFiniteError
+from marl.halving import Halving
+from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
-from marl.rollout import Collector, Episodes, Rollout, minibatches
+from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.threads import peak_memory_mb, usable_cores
-
-LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -72,6 +71,7 @@ class Trainer:
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
         }
+        self.chunk = chunk_steps(config, policy, env.num_envs)
         first = rank * env.num_envs
         self.collector = Collector(
             env,
@@ -81,8 +81,9 @@ class Trainer:
             self.generators["policy"],
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
+            self.links.agents == "sequential",
         )
-        self.divisor = 1
+        self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
         self.iteration = 0
         self.steps = 0
         self.last_score: float | None = None
@@ -194,9 +195,9 @@ class Trainer:
             advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
             returns = rollout.value
         batch = rollout.flat(advantage, returns)
-        played = batch.nodes.mask.flatten(1).any(-1).nonzero().squeeze(-1)
+        played = batch.nodes.mask.flatten(1).any(-1).view(-1, self.chunk).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
-            batch = batch.rows(played)
+            batch = batch.rows(rows_of(played, self.chunk))
         return batch, metrics
 
     def agents(self, batch: Batch) -> dict[str, float]:
@@ -218,7 +219,7 @@ class Trainer:
     def ratio(self, batch: Batch) -> Tensor:
         """(B, 1, 1): how much likelier the trained nodes of a row are now than when they were decided."""
         ratio = torch.ones_like(batch.advantage[:, :1, :1])
-        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.divisor):
+        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.halving.divisor):
             rows = batch.rows(index)
             change = self.policy.evaluate(rows.inputs, rows.nodes).log_prob - rows.log_prob
             ratio[index] = unit_sum(change, rows.nodes.trained, "step").clamp(-20.0, 20.0).exp()
@@ -231,7 +232,7 @@ class Trainer:
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"]):
+            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk):
                 parts = self.update(minibatch, epochs)
                 epoch_kl += parts["policy/kl"]
                 for name, part in parts.items():
@@ -253,7 +254,7 @@ class Trainer:
         reduced = distributed.all_reduce(torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
         limit = learn.max_grad_norm or float("inf")
-        norm = clip_gradients(self.parameters, limit)
+        norm = clip_gradients(self.parameters, limit).to(self.device)
         if not bool(torch.isfinite(norm + total["loss/total"])):
             shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
             raise NonFiniteError(
@@ -266,40 +267,16 @@ class Trainer:
         return total | {"gradient/norm": norm}
 
     def gradient(self, minibatch: Batch, counts: Tensor) -> dict[str, Tensor]:
-        """Fill the gradients; returns the parts of the loss on this rank.
+        """Fill the gradients; returns the parts of the loss on this rank."""
 
-        Where memory runs out, this minibatch and those that follow take forward passes of half the size. Raises
-        MemoryLimitError where one row is too much.
-        """
-        while True:
-            self.optimiser.zero_grad(set_to_none=True)
-            passes = self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, self.divisor)
-            try:
-                return self.accumulate(minibatch, passes, counts)
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0]
-            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
-            largest = max(map(row_count, passes))
-            if largest == 1:
-                raise MemoryLimitError(
-                    f"a forward pass of one row does not fit in memory ({reason}); take a smaller model, or shorter "
-                    "observations"
-                )
-            self.divisor *= 2
-            self.optimiser.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            LOGGER.warning(
-                "out of memory in a forward pass of %d rows (%s); from now on they are half as big. Set --micro-batch "
-                "to begin with fewer",
-                largest,
-                reason,
-            )
+        def split(divisor: int) -> Sequence[Rows]:
+            return self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, divisor)
+
+        return self.halving.run(split, row_count, lambda passes: self.accumulate(minibatch, passes, counts), self.chunk)
 
     def accumulate(self, minibatch: Batch, passes: Sequence[Rows], counts: Tensor) -> dict[str, Tensor]:
-        """Add up the gradients of the forward passes, and the parts of their losses."""
+        """The gradients of the forward passes, added up, and the parts of their losses."""
+        self.optimiser.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         for index in passes:
             micro = minibatch if len(passes) == 1 else minibatch.rows(index)
@@ -320,7 +297,7 @@ class Trainer:
         local = {
             "collector": self.collector.get_state(environments),
             "rng": rng_state(self.generators),
-            "divisor": self.divisor,
+            "divisor": self.halving.divisor,
         }
         tensors = {
             "model": dict(self.module.state_dict()),
@@ -360,7 +337,7 @@ class Trainer:
             self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
-        self.divisor = local.get("divisor", 1)
+        self.halving.divisor = local.get("divisor", 1)
         if self.collector.set_state(local["collector"]) or self.config.collect.whole_episodes:
             return notes
         first = rank * self.env.num_envs
@@ -372,12 +349,17 @@ class Trainer:
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
 
-    Many small tensors are cheaper to join than to take a norm of each.
+    Those of a device are joined: a norm of each takes longer where they are many and small.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    devices: dict[torch.device, list[Tensor]] = {}
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        devices.setdefault(gradient.device, []).append(gradient)
+    norms = [torch.cat([gradient.flatten() for gradient in part]).norm() for part in devices.values()]
+    norm = torch.stack([part.to(norms[0].device) for part in norms]).norm()
     if norm > limit:
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        scale = limit / (float(norm) + 1e-6)
+        for part in devices.values():
+            torch._foreach_mul_(part, scale)
     return norm
 
 
@@ -397,11 +379,6 @@ def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, An
         )
     others = [p for name, p in named if not name.startswith("critic")]
     return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator, of a GPU or of the CPU, refused."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def episode_metrics(episodes: Episodes) -> dict[str, float]:

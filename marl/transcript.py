@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marl.backup import Links, backup
 from marl.evaluate import policy_device
+from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.protocols import Policy, VectorEnv
 from marl.rollout import following_value
@@ -62,18 +63,21 @@ def play(
     turns: list[Turn] = []
     terminated = truncated = False
     last = obs
+    memory = Memory(policy, 1)
     with torch.inference_mode():
         while not (terminated or truncated) and len(turns) < longest:
             seen = copy.deepcopy(obs)
-            inputs = policy.encode(seen)
+            inputs = memory.join(policy.encode(seen))
             decision = policy.act(inputs, generator, deterministic)
+            memory.keep(decision)
             step = env.step(decision.action)
             obs = step.obs
             terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
             last = obs if step.final is None else step.final.obs
             duration = 1 if step.duration is None else int(step.duration[0])
             turns.append(Turn(seen, inputs, decision, step.reward[0].copy(), duration, decision.value[0]))
-    bootstrap = following_value(policy, value_norm, last)
+    one_chain = links.agents == "sequential"
+    bootstrap = following_value(policy, value_norm, last, memory, np.array([0]), one_chain)
     return credited(turns, links, value_norm, terminated, bootstrap)
 
 

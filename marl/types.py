@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from torch import Tensor
 
+from marl.errors import EnvironmentContractError
+
 Inputs = dict[str, Tensor]
 """What `Policy.encode` makes of an observation: tensors with leading axis E."""
 
@@ -26,7 +28,8 @@ class EnvSpec:
     """What an environment promises; who is alive is data, not structure.
 
     `observation_space` is one agent's: a Box (D,) padded to the widest agent, or Text.
-    `action_space` is one agent's: Discrete(A), a Box (A,) padded to the widest agent, or Text.
+    `action_space` is one agent's: Discrete(A), a Box (A,) padded to the widest agent, or Text. In a mixed team, where
+    some act in Discrete and others in Box spaces, it is the Tuple of all N, each without padding.
     `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
     `state_space` is a Box (S,) or None. `max_steps` primitive steps truncate an episode.
     `team_reward` says that every agent always receives the same reward.
@@ -48,12 +51,14 @@ class EnvSpec:
 
     def __post_init__(self) -> None:
         count = len(self.agents)
+        if isinstance(self.action_space, gymnasium.spaces.Tuple):
+            self._require_team(self.action_space.spaces)
         if not self.groups:
             object.__setattr__(self, "groups", ("agent",) * count)
         if not self.observation_sizes and isinstance(self.observation_space, gymnasium.spaces.Box):
             object.__setattr__(self, "observation_sizes", self.observation_space.shape * count)
         if not self.action_sizes and not isinstance(self.action_space, gymnasium.spaces.Text):
-            object.__setattr__(self, "action_sizes", (self.action_size,) * count)
+            object.__setattr__(self, "action_sizes", tuple(self._width(space) for space in self.action_spaces))
 
     @property
     def num_agents(self) -> int:
@@ -68,13 +73,40 @@ class EnvSpec:
         return isinstance(self.action_space, gymnasium.spaces.Box)
 
     @property
+    def mixed(self) -> bool:
+        """Whether agents act in spaces of their own, some discrete and some continuous."""
+        return isinstance(self.action_space, gymnasium.spaces.Tuple)
+
+    @property
+    def action_spaces(self) -> tuple[gymnasium.Space, ...]:
+        """(N,): each agent's; padded, but in a mixed team."""
+        if isinstance(self.action_space, gymnasium.spaces.Tuple):
+            return tuple(self.action_space.spaces)
+        return (self.action_space,) * self.num_agents
+
+    @property
     def action_size(self) -> int:
-        """A: the number of discrete actions, or of action dimensions."""
-        if isinstance(self.action_space, gymnasium.spaces.Discrete):
-            return int(self.action_space.n)
-        if isinstance(self.action_space, gymnasium.spaces.Box):
-            return int(self.action_space.shape[0])
-        raise TypeError(f"{self.name}: a {type(self.action_space).__name__} action has no size")
+        """A: the number of discrete actions, or of action dimensions; in a mixed team the largest of all."""
+        return max(self._width(space) for space in self.action_spaces)
+
+    def _require_team(self, spaces: tuple[gymnasium.Space, ...]) -> None:
+        """Raise EnvironmentContractError unless these are N spaces of both kinds."""
+        kinds = [type(space).__name__ for space in spaces]
+        if len(kinds) != self.num_agents or set(kinds) != {"Discrete", "Box"}:
+            raise EnvironmentContractError(
+                f"{self.name}: action_space is the Tuple of {', '.join(kinds)} for {self.num_agents} agents; give one "
+                "space an agent, some Discrete and some Box, or where all are of one kind the widest of them alone"
+            )
+
+    def _width(self, space: gymnasium.Space) -> int:
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(space.n)
+        if isinstance(space, gymnasium.spaces.Box):
+            return int(space.shape[0])
+        raise EnvironmentContractError(
+            f"{self.name}: actions {space} are not supported; give Discrete, Box or Text, or the Tuple of "
+            "a team's Discrete and Box spaces"
+        )
 
     @property
     def observation_size(self) -> int:
@@ -175,10 +207,13 @@ class Nodes:
 class Decision:
     """What a policy decided: the environment's `action`, (E, N) int64 or (E, N, A) float32, and its nodes.
 
+    In a mixed team it is (E, N, A) float32 and a discrete agent's entry 0 is the index of its action.
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
     in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
     that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
-    a frozen reference policy, or None.
+    a frozen reference policy, or None. `memory`: (E, R, W) what a policy that remembers wants to read at the next
+    step, see marl.memory. `earned`: (E, N, L) what each node earns by itself, in units of the reward, and its own Q
+    value does not hold; None where nothing.
     """
 
     action: Any
@@ -187,6 +222,8 @@ class Decision:
     value: Tensor
     behaviour: Tensor | None = None
     reference: Tensor | None = None
+    memory: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.lm.tokens import Tokenizer
 from agents.lm.tree import Tree, batches, pack
 from agents.lm.vocabulary import OutputMatrix
+from marl.errors import ConfigError
 
 
 class Backbone(nn.Module):
@@ -30,9 +31,14 @@ class Backbone(nn.Module):
         token_budget: int,
         adapters: Any | None = None,
         reference: Any | None = None,
+        placed: bool = False,
     ) -> None:
-        """`adapters` is the peft model around `model`; `reference` a frozen copy of a model that trains in full."""
+        """`adapters` is the peft model around `model`; `reference` a frozen copy of a model that trains in full.
+
+        `placed`: the model's layers lie on devices of their own and stay there.
+        """
         super().__init__()
+        self.placed = placed
         self._held = (model.eval(), adapters, reference)
         self.tokenizer, self.context, self.token_budget = tokenizer, context, token_budget
         self.feature_size = int(model.get_input_embeddings().weight.shape[1])
@@ -46,6 +52,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go in, and where everything but the model itself belongs."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -87,7 +94,7 @@ class Backbone(nn.Module):
             hidden = self._forward(model, [trees[index] for index in group])
             for row, index in enumerate(group):
                 parts[index] = hidden[row, len(trees[index].prompt) - 1 : trees[index].length]
-        return torch.cat([parts[index] for index in range(len(trees))]).float()
+        return torch.cat([parts[index] for index in range(len(trees))]).to(self.device, torch.float32)
 
     def _forward(self, model: Any, trees: Sequence[Tree]) -> Tensor:
         """(B, S, H) hidden states of trees padded on the right."""
@@ -109,7 +116,17 @@ class Backbone(nn.Module):
             adapters.base_model.enable_adapter_layers()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":
-        """Take the weights that are not parameters of this module along to another device."""
+        """Take the weights that are not parameters of this module along to another device.
+
+        Raises ConfigError for a model that is placed, and another device than its first.
+        """
+        if self.placed:
+            asked = fn(torch.empty(0, device=self.device)).device
+            if asked != self.device:
+                raise ConfigError(
+                    f"device is {asked}, but device_map begins on {self.device}; use --device {self.device}"
+                )
+            return self
         super()._apply(fn, recurse)
         for model in (self._held[0], self._held[2]):
             if model is not None:

@@ -14,10 +14,9 @@ from agents.lm.backbone import Backbone
 class Generation:
     """What B prompts were answered, on the model's device.
 
-    `tokens` (B, L) int64 and `mask` (B, L) bool: the answers with their stop tokens, padded on the right; L is the
-    longest. `log_prob` (B, L): of each token at the temperature, over the whole vocabulary. `behaviour` (B, L): under
-    the distribution that really sampled it, which `top_p` cuts; 0 for a greedy choice. `ended` (B,) bool: stopped by
-    a stop token, not by the limit.
+    `tokens` (B, L) int64 and `mask` (B, L) bool: the answers with their end tokens, padded on the right; L is the
+    longest. `behaviour` (B, L): each token's log-probability under the distribution that sampled it, at the
+    temperature, over what `top_p` leaves of the vocabulary; 0 for a greedy choice.
 
     The cache is another path than `Backbone.features`: in bf16 the same token's log-probability differs between the
     two by as much as a PPO clip allows, so what learns from features takes its old log-probabilities from them too.
@@ -25,12 +24,10 @@ class Generation:
 
     tokens: Tensor
     mask: Tensor
-    log_prob: Tensor
     behaviour: Tensor
-    ended: Tensor
 
     def ids(self, row: int) -> tuple[int, ...]:
-        """One answer's ids, its stop token included."""
+        """One answer's ids, its end token included."""
         return tuple(self.tokens[row][self.mask[row]].tolist())
 
 
@@ -42,45 +39,39 @@ def generate(
     max_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    stop: Sequence[int] = (),
     greedy: bool = False,
     generator: Generator | None = None,
 ) -> Generation:
-    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including a token of `stop`.
+    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including the tokenizer's end token.
 
-    `stop` empty stands for the tokenizer's end token; an answer of a stop token alone is the empty text. Equal
-    prompts are read once; an answer that has ended costs nothing more. `generator` belongs to the model's device.
-    Raises ValueError for a prompt that leaves no room for `max_tokens` in the context.
+    An answer of an end token alone is the empty text. Equal prompts are read once; an answer that has ended costs
+    nothing more. `generator` belongs to the model's device. Raises ValueError for a prompt that leaves no room for
+    `max_tokens` in the context.
     """
     longest = max(map(len, prompts))
     if longest + max_tokens > backbone.context:
         raise ValueError(
             f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit a context of {backbone.context}"
         )
-    device, end = backbone.device, backbone.tokenizer.end
-    stops = torch.tensor(sorted(set(stop)) or [end], device=device)
+    device = backbone.device
     shape = (len(prompts), max_tokens)
     tokens = torch.full(shape, backbone.tokenizer.pad, device=device)
-    log_prob, behaviour = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    behaviour = torch.zeros(shape, device=device)
     mask = torch.zeros(shape, dtype=torch.bool, device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
 
     reader = _Reader(backbone, prompts)
     rows = torch.arange(len(prompts), device=device)
     for slot in range(max_tokens):
         log_probs = torch.log_softmax(backbone.output.logits(reader.hidden) / temperature, -1)
-        token, sampled = _choose(log_probs, top_p, greedy, generator)
+        token, behaviour[rows, slot] = _choose(log_probs, top_p, greedy, generator)
         tokens[rows, slot], mask[rows, slot] = token, True
-        log_prob[rows, slot] = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        behaviour[rows, slot] = sampled
-        stopped = torch.isin(token, stops)
-        ended[rows[stopped]] = True
-        rows = rows[~stopped]
+        going = (token != backbone.tokenizer.end).nonzero().squeeze(-1)
+        rows = rows[going]
         if not len(rows) or slot + 1 == max_tokens:
             break
-        reader.read(token[~stopped], (~stopped).nonzero().squeeze(-1))
+        reader.read(token[going], going)
     length = int(mask.sum(-1).max())
-    return Generation(tokens[:, :length], mask[:, :length], log_prob[:, :length], behaviour[:, :length], ended)
+    return Generation(tokens[:, :length], mask[:, :length], behaviour[:, :length])
 
 
 def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -143,8 +134,8 @@ class _Reader:
             use_cache=True,
             **{self.cache_name: self.cache},
         )
-        self.hidden = out.last_hidden_state[:, -1]
+        self.hidden = out.last_hidden_state[:, -1].to(ids.device)
 
     def _keep(self, rows: Tensor) -> None:
         self.seen, self.position, self.hidden = self.seen[rows], self.position[rows], self.hidden[rows]
-        self.cache.batch_select_indices(rows)
+        self.cache.batch_select_indices(rows.cpu())  # whichever devices its layers are on

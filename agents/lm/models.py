@@ -10,11 +10,13 @@ from agents.lm.backbone import Backbone
 from agents.lm.tokens import PretrainedTokenizer, Tokenizer
 from agents.lm.tree import Tree
 from agents.lm.words import WordTokenizer
+from marl import distributed
 from marl.errors import ConfigError, MissingDependencyError
 from marl.types import EnvSpec
 
 Precision = Literal["auto", "fp32", "bf16"]
 Chat = Literal["auto", "off"]
+DeviceMap = Literal["none", "auto"]
 
 
 def load_backbone(
@@ -22,18 +24,23 @@ def load_backbone(
     spec: EnvSpec,
     *,
     precision: Precision = "auto",
+    device_map: DeviceMap = "none",
     chat: Chat = "auto",
     lora_rank: int = 0,
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj"),
     token_budget: int = 4096,
     seed: int = 0,
 ) -> Backbone:
-    """The model `name` on the CPU, ready to train.
+    """The model `name`, ready to train: on the CPU, or with `device_map` where accelerate has put it.
 
     `lora_rank` above 0 trains adapters of that rank on the layers named `lora_targets`, in float32, and freezes the
     rest (Hu et al. 2021; scaled by 2, as rank 8 and alpha 16 are); 0 trains all weights, beside a frozen copy as the
     reference. `precision` is that of frozen weights; what trains is float32. `seed` draws the weights of `tiny` and
     the adapters; both are the same whatever else is drawn, so the reference of a continued run is the same too.
+
+    With `device_map` "auto" accelerate spreads the layers over the GPUs, in order, and hidden states travel between
+    them. It needs adapters, room for the whole model, and one process. Tested with accelerate's hooks on a CPU; it
+    has not run on several GPUs yet.
 
     Raises ConfigError for a model that is not there or cannot be used, MissingDependencyError without the extra `lm`.
     """
@@ -44,13 +51,15 @@ def load_backbone(
         raise ConfigError(
             f"precision is bf16, which is for frozen weights; model {name} with lora_rank {lora_rank} needs fp32"
         )
-    model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat)
+    if device_map != "none":
+        _require_one_process_and_accelerate()
+    model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat, device_map)
     adapters = reference = None
     if lora_rank:
         adapters = _adapt(model, name, lora_rank, lora_targets, seed)
     else:
         reference = copy.deepcopy(model).eval().requires_grad_(False)
-    backbone = Backbone(model, tokenizer, _context(model), token_budget, adapters, reference)
+    backbone = Backbone(model, tokenizer, _context(model), token_budget, adapters, reference, device_map != "none")
     if not from_scratch:
         _check(backbone, name)
     return backbone
@@ -64,6 +73,18 @@ def require_extra() -> None:
         raise MissingDependencyError(
             f"language agents need transformers ({error}); run: pip install 'seqmarl[lm]'"
         ) from error
+
+
+def _require_one_process_and_accelerate() -> None:
+    if distributed.world_size() > 1:
+        raise ConfigError(
+            f"device_map spreads one model over all GPUs, and this run has {distributed.world_size()} ranks; start it "
+            "without torchrun, or leave it 'none'"
+        )
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"device_map needs accelerate ({error}); run: pip install accelerate") from error
 
 
 def frozen_dtype(precision: Precision) -> torch.dtype:
@@ -106,10 +127,10 @@ def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
         return LlamaForCausalLM(config), tokenizer
 
 
-def _pretrained(name: str, dtype: torch.dtype, chat: Chat) -> tuple[Any, Tokenizer]:
+def _pretrained(name: str, dtype: torch.dtype, chat: Chat, device_map: DeviceMap) -> tuple[Any, Tokenizer]:
     from agents.lm.pretrained import open_pretrained
 
-    model, tokenizer = open_pretrained(name, dtype)
+    model, tokenizer = open_pretrained(name, dtype, None if device_map == "none" else device_map)
     return model, PretrainedTokenizer(tokenizer, name, chat)
 
 

@@ -14,7 +14,9 @@ class LanguageOptions:
     model: str = "tiny"
     """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the frozen weights."""
+    """Arithmetic of the frozen weights; auto is bf16 where the machine computes in it."""
+    device_map: Literal["none", "auto"] = "none"
+    """auto spreads a pretrained model that one GPU cannot hold over those that there are."""
     lora_rank: int | None = None
     """Rank of the adapters that are trained; 0 trains all weights. None is 0 for tiny and 8 for the others."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
@@ -32,8 +34,8 @@ class LanguageOptions:
     team: Literal["parallel", "sequential"] = "parallel"
     """Several agents: each sees its own prompt, or behind it also what the agents before it have chosen."""
     critic: Literal["auto", "shared", "frozen", "none"] = "auto"
-    """Features that the critic reads: those of the model that learns, those of the frozen one, or no critic. auto is
-    frozen where adapters are trained, shared where all weights are."""
+    """Features that the critic reads: those of the model that learns (shared), those of the frozen one, or no critic;
+    auto takes the frozen ones where adapters are trained."""
     critic_hidden: tuple[int, ...] = (256,)
     """Widths of the hidden layers of the critic."""
     reference: bool = False
@@ -42,6 +44,8 @@ class LanguageOptions:
     """Tokens of one forward pass, as far as rows can be split."""
 
     def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model is empty; give tiny, smollm2, a folder, a GGUF file or a cached Hugging Face name")
         for name in ("max_action_tokens", "token_budget"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
@@ -49,6 +53,21 @@ class LanguageOptions:
             raise ConfigError(f"temperature is {self.temperature}; give a positive number")
         if self.lora_rank is not None and self.lora_rank < 0:
             raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
+        if any(width < 1 for width in self.critic_hidden):
+            raise ConfigError(f"critic_hidden is {self.critic_hidden}; a layer has a width of 1 or more")
+        if self.model == "tiny" and self.device_map != "none":
+            raise ConfigError("device_map is for pretrained models; tiny fits everywhere, leave it 'none'")
+        if not self.rank:
+            self._require_nothing_of_adapters()
+
+    def _require_nothing_of_adapters(self) -> None:
+        for name in ("lora_targets", "device_map"):
+            value, usual = getattr(self, name), getattr(LanguageOptions, name)
+            if value != usual:
+                raise ConfigError(
+                    f"{name} is {value!r}, which is for adapters, and model {self.model} trains in full; give a "
+                    "--lora-rank above 0"
+                )
 
     @property
     def rank(self) -> int:

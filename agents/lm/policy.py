@@ -5,7 +5,7 @@ the tries of several situations, H features.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,14 @@ from agents.lm import story
 from agents.lm.backbone import Backbone
 from agents.lm.generate import generate
 from agents.lm.options import LanguageOptions, TokenOptions
+from agents.lm.scale import DepthScale
 from agents.lm.situations import FREE, Situations
 from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, fingerprint, mlp
+from marl.halving import Halving
+from marl.objective import row_count
 from marl.transcript import Turn
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
@@ -36,7 +39,7 @@ SITUATIONS = 20_000
 class Judgement:
     """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
 
-    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` as in Decision.
+    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` and `earned` as in Decision.
     """
 
     mask: Tensor
@@ -46,6 +49,7 @@ class Judgement:
     value: Tensor
     reference: Tensor | None = None
     expected: Tensor | None = None
+    earned: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class TokenPolicy(nn.Module):
     samples_freely = True
     """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
 
+    earns = False
+    """Nodes earn something by themselves."""
+
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
         super().__init__()
         self.spec, self.options, self.backbone = spec, options, backbone
@@ -103,6 +110,13 @@ class TokenPolicy(nn.Module):
             spec.agents if options.team == "sequential" else (),
         )
         self.critic = self.make_critic(backbone.feature_size)
+        if self.critic is not None:
+            self.critic.to(backbone.device)
+        frozen = options.critic_reads == "frozen"
+        self.critic_scale = DepthScale(options.max_action_tokens, backbone.feature_size) if frozen else None
+        if self.critic_scale is not None:
+            self.critic_scale.to(backbone.device)
+        self.halving = Halving("Set --token-budget to begin with smaller ones")
         self._fingerprint: tuple[int, ...] = ()
         self._menus: dict[tuple[int, int], Menu] = {}
         self._frozen: OrderedDict[Key, Tensor] = OrderedDict()
@@ -157,7 +171,8 @@ class TokenPolicy(nn.Module):
         joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
         whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
         nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
-        return Decision(texts, nodes, whole["log_prob"], whole["value"], whole.get("behaviour"), whole.get("reference"))
+        extra = {name: whole[name] for name in ("behaviour", "reference", "earned") if name in whole}
+        return Decision(texts, nodes, whole["log_prob"], whole["value"], **extra)
 
     def decide(
         self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
@@ -187,6 +202,7 @@ class TokenPolicy(nn.Module):
         kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
         kinds |= {"behaviour": np.float32} if self.samples_freely else {}
         kinds |= {"reference": np.float32} if self.options.reference else {}
+        kinds |= {"earned": np.float32} if self.earns else {}
         row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
         return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
 
@@ -195,47 +211,75 @@ class TokenPolicy(nn.Module):
         present = fingerprint(self.parameters())
         if present != self._fingerprint:
             self._menus, self._fingerprint = {}, present
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._menus]
-        for group in self.alone([(*pair, ()) for pair in new]):
-            tries = [self.trie(key) for key in group]
-            sizes = [len(trie.paths) for trie in tries]
-            rows = self.rows(
-                group, tries, np.arange(len(group)).repeat(sizes), np.concatenate(list(map(np.arange, sizes)))
-            )
-            for trie, (prompt, choices, _), part in zip(tries, group, np.cumsum(sizes), strict=True):
-                mine = {name: x[part - len(trie.paths) : part] for name, x in rows.items()}
-                share = np.exp(mine["log_prob"].astype(np.float64).sum(-1))
-                self._menus[prompt, choices] = Menu(trie.texts, share.cumsum(), mine)
+        self.in_passes(
+            lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in self._menus], self.remember, alone=True
+        )
         return [self._menus[pair] for pair in pairs]
+
+    def remember(self, group: Sequence[Key]) -> None:
+        """Work out the menus of situations with candidates."""
+        tries = [self.trie(key) for key in group]
+        sizes = [len(trie.paths) for trie in tries]
+        candidate = np.concatenate([np.arange(size) for size in sizes])
+        rows = self.rows(group, tries, np.arange(len(group)).repeat(sizes), candidate)
+        for trie, (prompt, choices, _), part in zip(tries, group, np.cumsum(sizes), strict=True):
+            mine = {name: x[part - len(trie.paths) : part] for name, x in rows.items()}
+            share = np.exp(mine["log_prob"].astype(np.float64).sum(-1))
+            self._menus[prompt, choices] = Menu(trie.texts, share.cumsum(), mine)
 
     def speak(self, prompts: Sequence[int], generator: Generator | None, greedy: bool) -> list[Menu]:
         """Free text: for each prompt a menu of the one action that was sampled."""
         if not prompts:
             return []
-        options = self.options
-        answers = generate(
-            self.backbone,
-            [self.situations.prompts[prompt] for prompt in prompts],
-            max_tokens=self.slots,
-            temperature=options.temperature,
-            top_p=options.top_p if isinstance(options, TokenOptions) else 1.0,
-            greedy=greedy,
-            generator=generator,
-        )
-        behaviour = answers.behaviour.cpu().numpy()
-        keys: list[Key] = [(prompt, FREE, answers.ids(row)) for row, prompt in enumerate(prompts)]
+        keys, behaviour = self.answer(prompts, generator, greedy)
         said: dict[Key, tuple[str, dict[str, np.ndarray]]] = {}
-        for group in self.groups(list(dict.fromkeys(keys))):
+
+        def judge(group: Sequence[Key]) -> None:
             tries = [self.trie(key) for key in group]
             rows = self.rows(group, tries, np.arange(len(group)), np.zeros(len(group), np.int64))
             for k, key in enumerate(group):
                 said[key] = self.backbone.tokenizer.decode(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
+
+        self.in_passes(lambda: [key for key in dict.fromkeys(keys) if key not in said], judge)
         menus = []
         for key, sampled in zip(keys, behaviour, strict=True):
             text, rows = said[key]
-            padded = np.pad(sampled, (0, self.slots - len(sampled)))[None]
-            menus.append(Menu((text,), np.ones(1), rows | ({"behaviour": padded} if "behaviour" in rows else {})))
+            menus.append(
+                Menu((text,), np.ones(1), rows | ({"behaviour": sampled[None]} if "behaviour" in rows else {}))
+            )
         return menus
+
+    def answer(
+        self, prompts: Sequence[int], generator: Generator | None, greedy: bool
+    ) -> tuple[list[Key], list[np.ndarray]]:
+        """What was sampled behind prompts, and with what log-probabilities (L,) each."""
+        options = self.options
+        texts = [self.situations.prompts[prompt] for prompt in prompts]
+        size = max(map(len, texts)) + self.slots
+
+        def split(divisor: int) -> list[slice]:
+            count = max(1, options.token_budget // divisor // size)
+            return [slice(start, min(start + count, len(texts))) for start in range(0, len(texts), count)]
+
+        def work(passes: Sequence[slice]) -> tuple[list[Key], list[np.ndarray]]:
+            keys: list[Key] = []
+            behaviour: list[np.ndarray] = []
+            for part in passes:
+                answers = generate(
+                    self.backbone,
+                    texts[part],
+                    max_tokens=self.slots,
+                    temperature=options.temperature,
+                    top_p=options.top_p if isinstance(options, TokenOptions) else 1.0,
+                    greedy=greedy,
+                    generator=generator,
+                )
+                keys += [(prompt, FREE, answers.ids(row)) for row, prompt in enumerate(prompts[part])]
+                sampled = answers.behaviour.cpu().numpy()
+                behaviour += list(np.pad(sampled, ((0, 0), (0, self.slots - sampled.shape[1]))))
+            return keys, behaviour
+
+        return self.halving.run(split, row_count, work)
 
     def rows(
         self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray
@@ -247,28 +291,41 @@ class TokenPolicy(nn.Module):
         for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
             tokens = self.action(tries[t], c)
             action[k, : len(tokens)] = tokens
-        parts = {name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference")}
+        parts = {
+            name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference", "earned")
+        }
         if self.samples_freely:
             parts["behaviour"] = judged.log_prob
         return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
 
-    def groups(self, keys: Sequence[Key]) -> list[list[Key]]:
-        """Keys that are computed together in acting, by the token budget."""
-        lengths = [self.tree(key, self.trie(key)).length for key in keys]
-        return [[keys[i] for i in group] for group in batches(lengths, self.options.token_budget)]
+    def in_passes(
+        self, left: Callable[[], Sequence[Key]], work: Callable[[Sequence[Key]], None], alone: bool = False
+    ) -> None:
+        """Do `work` on what is `left` in passes of the token budget, which are halved where memory runs out.
 
-    def alone(self, keys: Sequence[Key]) -> list[list[Key]]:
-        """The same for what is remembered: on a CPU each alone. There company gains little, and the numbers of a
-        situation must not depend, by rounding, on what else was new at that moment.
+        `alone` is for what is remembered: on a CPU a pass is then one situation. There company gains little, and the
+        numbers of a situation must not depend, by rounding, on what else was new at that moment.
         """
-        return [[key] for key in keys] if self.device.type == "cpu" else self.groups(keys)
+
+        def split(divisor: int) -> list[list[Key]]:
+            keys = left()
+            if alone and self.device.type == "cpu":
+                return [[key] for key in keys]
+            lengths = [self.tree(key, self.trie(key)).length for key in keys]
+            return [[keys[i] for i in group] for group in batches(lengths, self.options.token_budget // divisor)]
+
+        def every(passes: Sequence[Sequence[Key]]) -> None:
+            for group in passes:
+                work(group)
+
+        self.halving.run(split, len, every)
 
     # Learning
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         living, located = self.locate(inputs, nodes)
         if not located:
-            nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * nodes.mask.float()
+            nothing = sum(p.sum().to(self.device) for p in self.parameters() if p.requires_grad) * nodes.mask.float()
             return Evaluation(nothing, nothing, nothing if self.critic is not None else nothing[..., :1], nothing)
         wanted = {place: k for k, place in enumerate(dict.fromkeys(located))}
         keys = {key: t for t, key in enumerate(dict.fromkeys(key for key, _ in wanted))}
@@ -333,14 +390,33 @@ class TokenPolicy(nn.Module):
         pairs = list(zip(prompt.ravel().tolist(), choices.ravel().tolist(), strict=True))
         bound = [pair for pair in pairs if pair[1] != FREE]
         known = {pair: float(menu.rows["value"][0, 0]) for pair, menu in zip(bound, self.menus(bound), strict=True)}
-        for group in self.groups([(*pair, ()) for pair in dict.fromkeys(pairs) if pair[1] == FREE]):
+
+        def judge(group: Sequence[Key]) -> None:
             grove = self.grove(group, [self.trie(key) for key in group])
             values = self.values(grove)[grove.forest.root].tolist()
-            known |= {key[:2]: value for key, value in zip(group, values, strict=True)}
+            known.update({key[:2]: value for key, value in zip(group, values, strict=True)})
+
+        self.in_passes(lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in known], judge)
         return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:  # noqa: ARG002 - the protocol's
-        """Forget situations, where there are too many, that this rollout did not meet."""
+    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+        """Take in the scale of the frozen features, once for each situation of this rollout that has candidates.
+
+        And forget situations, where there are too many, that it did not meet.
+        """
+        if self.critic_scale is not None:
+            met = zip(inputs["prompt"][mask].tolist(), inputs["choices"][mask].tolist(), strict=True)
+            keys: list[Key] = [(*pair, ()) for pair in dict.fromkeys(met) if pair[1] != FREE]
+            scale, sums, taken = self.critic_scale, self.critic_scale.nothing(), set[Key]()
+
+            def take(group: Sequence[Key]) -> None:
+                tries = [self.trie(key) for key in group]
+                trees = [self.tree(key, trie) for key, trie in zip(group, tries, strict=True)]
+                sums.add_(scale.sums(self.recall(group, trees), plant(tries, self.device).depth))
+                taken.update(group)
+
+            self.in_passes(lambda: [key for key in keys if key not in taken], take)
+            self.critic_scale.add(sums)
         if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
             self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
 
@@ -410,8 +486,14 @@ class TokenPolicy(nn.Module):
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
-        features = grove.frozen if self.options.critic_reads == "frozen" else grove.hidden
-        return self.critic(features).squeeze(-1)
+        return self.critic(self.critic_features(grove)).squeeze(-1)
+
+    def critic_features(self, grove: Grove) -> Tensor:
+        """(S, H): what the critic reads of every state."""
+        if self.critic_scale is None:
+            return grove.hidden
+        assert grove.frozen is not None
+        return self.critic_scale(grove.frozen, grove.forest.depth)
 
     def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]
@@ -422,12 +504,15 @@ class TokenPolicy(nn.Module):
         """(S, H) features of the frozen model, which are computed once as long as there is room to keep them."""
         known = {key: self._frozen[key] for key in keys if key in self._frozen}
         named = dict(zip(keys, trees, strict=True))
-        for group in self.alone([key for key in keys if key not in known]):
+
+        def read(group: Sequence[Key]) -> None:
             new = [named[key] for key in group]
             features = self.backbone.features(new, reference=True)
             for key, mine in zip(group, features.split([tree.rows for tree in new]), strict=True):
                 known[key] = self._frozen[key] = mine.clone()
                 self._frozen_bytes += mine.nbytes
+
+        self.in_passes(lambda: [key for key in keys if key not in known], read, alone=True)
         while self._frozen_bytes > REMEMBERED:
             self._frozen_bytes -= self._frozen.popitem(last=False)[1].nbytes
         return torch.cat([known[key] for key in keys])

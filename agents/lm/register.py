@@ -11,6 +11,7 @@ from agents.lm.options import LanguageOptions, TokenOptions
 from agents.lm.policy import TokenPolicy
 from agents.lm.soft import SoftOptions, SoftPolicy
 from agents.lm.twosome import Twosome, TwosomeOptions
+from marl.config import LearnConfig
 from marl.errors import ConfigError
 from marl.registry import register_agent
 from marl.types import EnvSpec
@@ -42,6 +43,33 @@ ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
 """Algorithms over tokens: summary and settings."""
 
 
+def check(options: LanguageOptions, learn: LearnConfig) -> None:
+    """Raise ConfigError for settings of learning that leave some of an agent's options without a meaning."""
+    soft = isinstance(options, SoftOptions)
+    if (learn.objective == "soft_q") != soft:
+        raise ConfigError(f"objective is {learn.objective!r}; 'soft_q' is what agent etpo computes, and it alone")
+    if learn.advantage == "gae" and options.critic_reads == "none":
+        raise ConfigError(
+            "critic is 'none', and advantage 'gae' needs one; leave --critic out, or learn from whole episodes: "
+            "--advantage return --whole-episodes --value-coef 0"
+        )
+    if learn.advantage == "gae" and learn.value_coef == 0.0:
+        raise ConfigError("value_coef is 0, so nothing trains the critic that the advantages come from; give more")
+    if learn.advantage != "gae" and options.critic_reads != "none":
+        raise ConfigError(f"advantage is {learn.advantage!r}, which uses no critic; add --critic none")
+    for name in ("reference_coef", "reference_reward_coef"):
+        value = getattr(learn, name)
+        if value and soft:
+            raise ConfigError(f"{name} is {value}, but agent etpo weighs that divergence by --beta; leave it 0")
+        if value and not options.reference:
+            raise ConfigError(f"{name} is {value}, but no reference is kept; add --reference, or leave it 0")
+    if learn.agent_updates == "sequential" and options.team == "sequential":
+        raise ConfigError(
+            "agent_updates is 'sequential', which learns from one agent without the others, but with team "
+            "'sequential' an agent reads what the others have said; change one of them"
+        )
+
+
 def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
     """The model of `options`. Raises ConfigError for an environment whose observations or actions are no text."""
     for kind, space in (("observations", spec.observation_space), ("actions", spec.action_space)):
@@ -51,6 +79,7 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
         options.model,
         spec,
         precision=options.precision,
+        device_map=options.device_map,
         chat=options.chat,
         lora_rank=options.rank,
         lora_targets=options.lora_targets,
@@ -64,7 +93,7 @@ def make_token_policy(spec: EnvSpec, options: TokenOptions) -> TokenPolicy:
 
 
 for _name, (_summary, _defaults) in ALGORITHMS.items():
-    register_agent(_name, options=TokenOptions, summary=_summary, defaults=_defaults)(make_token_policy)
+    register_agent(_name, options=TokenOptions, summary=_summary, defaults=_defaults, check=check)(make_token_policy)
 
 
 @register_agent(
@@ -72,6 +101,7 @@ for _name, (_summary, _defaults) in ALGORITHMS.items():
     options=TwosomeOptions,
     summary="PPO over candidate actions scored by their tokens (Tan et al. 2024)",
     defaults=LEARN | {"ratio": "agent"},
+    check=check,
 )
 def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
     return Twosome(spec, options, open_backbone(spec, options))
@@ -93,6 +123,7 @@ def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
         "critic_learning_rate": 3e-3,
         "max_grad_norm": 1.0,
     },
+    check=check,
 )
 def make_soft(spec: EnvSpec, options: SoftOptions) -> SoftPolicy:
     return SoftPolicy(spec, options, open_backbone(spec, options))

@@ -41,15 +41,15 @@ class Situations:
         self.room = context - slots - sum(len(label) + slots for label in self.labels[:-1])
         if self.room < 1:
             raise ConfigError(
-                f"the model's context of {context} tokens leaves no room for a prompt beside the actions of "
-                f"{max(1, len(speakers))} agents with max_action_tokens {slots}; lower --max-action-tokens"
+                f"the model's context of {context} tokens leaves no room for a prompt beside "
+                f"{max(1, len(speakers))} actions of up to {slots} tokens; lower --max-action-tokens"
             )
         # Two prompts agree in what the chat template puts behind them.
         self.tail = _agree(tokenizer.prompt("a")[::-1], tokenizer.prompt("b")[::-1])
         self.prompts: dict[int, Tokens] = {}
         self.texts: dict[int, str] = {}
         self.tries: dict[int, Trie] = {}
-        self.cut = 0
+        self.cut, self.equal = 0, False
         self._known: dict[Any, int] = {}
         self._next = 0
 
@@ -60,7 +60,8 @@ class Situations:
             ids, cut = fit_prompt(self.tokenizer, text, self.room, self.overflow)
             if cut:
                 self.cut += 1
-                LOGGER.warning("prompt %d that is too long: its first %d characters were cut off", self.cut, cut)
+                if self.cut & (self.cut - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                    LOGGER.warning("prompt %d that is too long: its first %d characters were cut off", self.cut, cut)
             number = self._add(text, self.prompts, ids)
             self.texts[number] = text
         return number
@@ -87,8 +88,13 @@ class Situations:
             if not texts:
                 raise EnvironmentContractError("an agent is offered no candidate action; leave one even to the dead")
             trie = build_trie(texts, [self.tokenizer.action(text) for text in texts], self.end, self.slots)
-            if len(trie.paths) < len(texts):
-                LOGGER.warning("of the candidate actions %s some are equal; each counts once", list(texts))
+            if len(trie.paths) < len(texts) and not self.equal:
+                self.equal = True
+                LOGGER.warning(
+                    "of the candidate actions %.200s some are equal, or the same tokens to the model; each counts once "
+                    "(said once)",
+                    list(texts),
+                )
             number = self._add(texts, self.tries, trie)
         return number
 

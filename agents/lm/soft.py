@@ -5,7 +5,8 @@ For a state s (a prefix) and a token w, with pi the policy, rho the reference an
     Q(s, w)  <-  r + discount * V(s'),    V(s) = E_pi[Q'(s, w)] - beta KL(pi || rho)
     policy loss at s = sum_w pi(w) (beta (log pi(w) - log rho(w)) - Q(s, w))
 
-whose minimum is pi(w) ~ rho(w) exp(Q(s, w) / beta).
+whose minimum is pi(w) ~ rho(w) exp(Q(s, w) / beta). Longer returns go on through the sampled w' behind w, which earns
+-beta log(pi(w') / rho(w')) by itself; its expectation is in V(s').
 """
 
 import copy
@@ -68,9 +69,12 @@ class QHead(nn.Module):
 
 
 class SoftPolicy(TokenPolicy):
-    """`Decision.value` is V, `Evaluation.value` the Q of the token taken, `expected` the policy loss."""
+    """`Decision.value` is V, `earned` the sampled divergence, `Evaluation.value` the Q of the token taken, `expected`
+    the policy loss.
+    """
 
     samples_freely = False
+    earns = True
     critic: QHead
 
     def __init__(self, spec: EnvSpec, options: SoftOptions, backbone: Backbone) -> None:
@@ -97,9 +101,11 @@ class SoftPolicy(TokenPolicy):
 
     def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
         judged = super().judge(grove, tree, candidate, acting)
-        if acting:
-            return judged
         edges, mask = grove.forest.rows(tree, candidate, self.slots)
+        if acting:
+            assert grove.frozen is not None
+            reference = self.distribution(self.backbone.reference_output, grove.frozen, grove.forest)[0][edges]
+            return replace(judged, earned=(self.beta * (reference - judged.log_prob)).masked_fill(~mask, 0.0))
         expected, divergence, q = self.expectations(grove, self.critic)
         loss = (self.beta * divergence - expected)[grove.forest.source[edges]]
         return replace(judged, value=q[edges].masked_fill(~mask, 0.0), expected=loss.masked_fill(~mask, 0.0))
@@ -112,7 +118,7 @@ class SoftPolicy(TokenPolicy):
         forest = grove.forest
         log_prob = self.distribution(self.backbone.output, grove.hidden, forest)[0]
         reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
-        v, u = head(grove.hidden if self.options.critic_reads == "shared" else grove.frozen)
+        v, u = head(self.critic_features(grove))
         q = v[forest.source] + self.token_q.token_logits(pick(u, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
 
         def mean(x: Tensor) -> Tensor:

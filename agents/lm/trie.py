@@ -23,15 +23,16 @@ Tokens = tuple[int, ...]
 class Trie:
     """C candidate actions as paths. S states, M edges.
 
-    `token`, `source` (M,): an edge's token and the state it leaves. `entry` (S,): the edge that leads to a state, -1
-    for state 0. `paths`: the edges of each candidate. `free`: nothing restricts the tokens, the paths are only what
-    was sampled.
+    `token`, `source` (M,): an edge's token and the state it leaves. `entry`, `depth` (S,): the edge that leads to a
+    state, -1 for state 0, and how many edges lie before it. `paths`: the edges of each candidate. `free`: nothing
+    restricts the tokens, the paths are only what was sampled.
     """
 
     texts: tuple[str, ...]
     token: np.ndarray
     source: np.ndarray
     entry: np.ndarray
+    depth: np.ndarray
     paths: tuple[Tokens, ...]
     free: bool = False
     index: dict[Tokens, int] = field(default_factory=dict, repr=False)
@@ -62,7 +63,7 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
     states: dict[int, int] = {-1: 0}
     token: list[int] = []
     source: list[int] = []
-    entry = [-1]
+    entry, depth = [-1], [0]
     kept: dict[Tokens, int] = {}
     names: list[str] = []
     paths: list[Tokens] = []
@@ -71,7 +72,7 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
             ids = (*ids, end)
         if len(ids) > limit:
             raise ConfigError(
-                f"the action {text!r} has {len(ids)} tokens, more than max_action_tokens, {limit}; "
+                f"the action {text!r:.80} has {len(ids)} tokens, more than max_action_tokens, {limit}; "
                 f"use --max-action-tokens {len(ids)} or more"
             )
         if not ids:
@@ -87,6 +88,7 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
             if edge not in states:
                 states[edge] = len(entry)
                 entry.append(edge)
+                depth.append(len(path))
             state = states[edge]
             edge = edges.setdefault((state, piece), len(token))
             if edge == len(token):
@@ -96,9 +98,8 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
         kept[ids] = len(paths)
         names.append(text)
         paths.append(tuple(path))
-    return Trie(
-        tuple(names), np.array(token, np.int64), np.array(source, np.int64), np.array(entry), tuple(paths), free, kept
-    )
+    t, s, e, d = (np.array(x, np.int64) for x in (token, source, entry, depth))
+    return Trie(tuple(names), t, s, e, d, tuple(paths), free, kept)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Forest:
 
     `source` (M,): the flat state that an edge leaves. `root` (P,): the flat state at the end of each prompt.
     `free` (S,): states where every token of the vocabulary is allowed. `branching` (S,): states with a choice.
+    `depth` (S,): tokens between a state and its prompt.
     """
 
     tries: tuple[Trie, ...]
@@ -115,6 +117,7 @@ class Forest:
     root: Tensor
     free: Tensor
     branching: Tensor
+    depth: Tensor
     first_edge: np.ndarray
 
     @property
@@ -143,8 +146,9 @@ def plant(tries: Sequence[Trie], device: torch.device) -> Forest:
     free = np.array([trie.free for trie in tries]).repeat(states)
     branching = free | (np.bincount(source, minlength=len(free)) > 1)
     token = np.concatenate([trie.token for trie in tries])
-    flat = [torch.from_numpy(x).to(device) for x in (token, source, first_state, free, branching)]
-    return Forest(tuple(tries), flat[0], flat[1], flat[2], flat[3], flat[4], first_edge)
+    depth = np.concatenate([trie.depth for trie in tries])
+    flat = [torch.from_numpy(x).to(device) for x in (token, source, first_state, free, branching, depth)]
+    return Forest(tuple(tries), flat[0], flat[1], flat[2], flat[3], flat[4], flat[5], first_edge)
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:

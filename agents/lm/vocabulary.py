@@ -14,20 +14,25 @@ CHUNK = 1 << 23
 
 @dataclass(frozen=True)
 class OutputMatrix:
-    """Logits are `vectors @ weight.T + bias`: `weight` (V, H), `bias` (V,) or None. All arithmetic is float32."""
+    """Logits are `vectors @ weight.T + bias`: `weight` (V, H), `bias` (V,) or None. All arithmetic is float32.
+
+    Vectors go to the weight's device and what comes of them returns to theirs.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
 
     def logits(self, vectors: Tensor) -> Tensor:
         """(M, V) logits of vectors (M, H)."""
-        spans = _slices(vectors, self.weight)
-        return torch.cat([_slice_logits(vectors.float(), self.weight, self.bias, *span) for span in spans], -1)
+        here = vectors.to(self.weight.device, torch.float32)
+        spans = _slices(here, self.weight)
+        return torch.cat([_slice_logits(here, self.weight, self.bias, *span) for span in spans], -1).to(vectors.device)
 
     def token_logits(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """(M, C): the logits of the tokens `ids` (M, C) under vectors (M, H)."""
-        logits = (F.embedding(ids, self.weight).float() @ vectors.float().unsqueeze(-1)).squeeze(-1)
-        return logits if self.bias is None else logits + self.bias[ids].float()
+        here, ids = vectors.to(self.weight.device, torch.float32), ids.to(self.weight.device)
+        logits = (F.embedding(ids, self.weight).float() @ here.unsqueeze(-1)).squeeze(-1)
+        return (logits if self.bias is None else logits + self.bias[ids].float()).to(vectors.device)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(M,) each: log sum exp of the logits, and their mean under the softmax.
@@ -35,7 +40,9 @@ class OutputMatrix:
         A token's log-probability is its logit less the first; the entropy is the first less the second. Divide the
         vectors by a temperature for the distribution at that temperature.
         """
-        return _Moments.apply(vectors.float(), self.weight, self.bias)  # pyright: ignore[reportReturnType]
+        here = vectors.to(self.weight.device, torch.float32)
+        both: Any = _Moments.apply(here, self.weight, self.bias)
+        return both[0].to(vectors.device), both[1].to(vectors.device)
 
 
 class _Moments(torch.autograd.Function):

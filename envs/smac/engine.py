@@ -47,6 +47,7 @@ from envs.smac.combat import (
     single,
     walk,
 )
+from envs.smac.crew import ENDED, call, claim
 from envs.smac.fork import observe_as_fork, survey_as_fork
 from envs.smac.orders import FAR, command, rouse
 from envs.smac.rules import (
@@ -441,25 +442,31 @@ def settle(rules, world, battle, view, env):
 
 
 @entry
-def advance(rules, world, battle, view, action, scratch, first, last):
-    """Play one step in environments [first, last): orders, loops, reward, end, observations; returns how many ended.
+def advance(rules, world, battle, view, action, scratch, desk, helps):
+    """Play one step in the environments claimed: orders, loops, reward, end, observations; returns how many ended.
 
     The first four and `scratch` are plain tuples of the fields of Rules, World, Battle, View and Scratch, the World's
     with the leading axis of `one_world`. `action` (E, N) holds actions within range; those of the dead are not read.
+    Threads that share a `desk` share the work, see `crew`; one that `helps` stays for the steps that follow.
     """
     rules, world, battle, view, scratch = Rules(*rules), World(*world), Battle(*battle), View(*view), Scratch(*scratch)
-    ended = 0
-    for env in range(first, last):
-        real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
-        here = one_world(world, env)
-        take(rules, battle, view, action[env], env)
-        for agent in range(rules.agents):
-            if whole[LAST, agent] != NO_ACTION:
-                command(rules, here, real, whole, agent, whole[LAST, agent])
-        play(here, scratch, real, whole, tally)
-        settle(rules, here, battle, view, env)
-        ended += 1 - tally[RUNNING]
-    return ended
+    if not helps:
+        call(desk, action.shape[0])
+    first, last = claim(desk, helps, 0, 0)
+    while first < last:
+        ended = 0
+        for env in range(first, last):
+            real, whole, tally = battle.real[env], battle.whole[env], battle.tally[env]
+            here = one_world(world, env)
+            take(rules, battle, view, action[env], env)
+            for agent in range(rules.agents):
+                if whole[LAST, agent] != NO_ACTION:
+                    command(rules, here, real, whole, agent, whole[LAST, agent])
+            play(here, scratch, real, whole, tally)
+            settle(rules, here, battle, view, env)
+            ended += 1 - tally[RUNNING]
+        first, last = claim(desk, helps, last - first, ended)
+    return desk[ENDED]
 
 
 @entry

@@ -2,9 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
 from logging import getLogger
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ import numpy as np
 from envs.smac import SmacOptions, chance, engine
 from envs.smac.build import build_rules, build_world, random_stream
 from envs.smac.combat import World
+from envs.smac.crew import Crew, useful_threads
 from envs.smac.maps import TEAM_TASKS, BattleMap, load_map
 from envs.smac.picture import draw_text
 from envs.smac.rules import (
@@ -50,7 +49,7 @@ class BattleBuffers:
         self.stats, self.starts = (np.stack([part] * count) for part in (self.world.stats, self.world.start))
         """Those of each environment where teams are drawn, else (1, ...) of all; see `combat.one_world`."""
         self.ignore = options.unavailable_action == "ignore"
-        self._told = False
+        self._warned = False
         self.spec = self._spec()
         agents, units = self.rules.agents, self.world.units
         self.battle = engine.Battle(
@@ -68,6 +67,7 @@ class BattleBuffers:
             terminated=np.zeros(num_envs, bool),
             truncated=np.zeros(num_envs, bool),
         )
+        self._sides = np.stack([np.arange(units) < agents, np.arange(units) >= agents], 1).astype(int)
         self.obs = Obs(self.view.seen, self.view.alive, self.view.mask, self.view.state)
         self.restarted: np.ndarray | None = None
         """(E,) bool where a game was lost in the last step; None where none can be."""
@@ -130,24 +130,33 @@ class BattleBuffers:
             raise ConfigError(f"{self.spec.name}: there is no environment {outside[0]}; there are {count}, from 0")
         return indices
 
-    def info(self, index: int) -> dict[str, float]:
-        """Of an episode that has just ended. The first one with ignored actions is logged."""
-        health, agents, ignored = self.battle.real[index, HEALTH], self.rules.agents, self.battle.tally[index, IGNORED]
-        if self.ignore and ignored and not self._told:
-            self._told = True
+    def infos(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, float], ...]:
+        """Of episodes that have just ended. The first one with ignored actions is logged."""
+        won = (self.view.outcome[indices] == WON).tolist()
+        dead = ((self.battle.real[indices, HEALTH] <= 0.0) @ self._sides).tolist()
+        infos = tuple(
+            {"success": float(win), "dead_allies": float(allies), "dead_enemies": float(enemies)}
+            for win, (allies, enemies) in zip(won, dead, strict=True)
+        )
+        if self.restarted is not None:
+            for info, restarted in zip(infos, self.restarted[indices], strict=True):
+                info.update({"restarted": 1.0} if restarted else {})
+        if self.ignore:
+            ignored = self.battle.tally[indices, IGNORED].tolist()
+            for info, actions in zip(infos, ignored, strict=True):
+                info["ignored_actions"] = float(actions)
+            self._warn(max(ignored))
+        return infos
+
+    def _warn(self, ignored: int) -> None:
+        if ignored and not self._warned:
+            self._warned = True
             getLogger("marl").warning(
                 "%s: %d actions of an episode were not available and did nothing; later ones are only counted, as "
                 "ignored_actions in the info",
                 self.spec.name,
                 ignored,
             )
-        return {
-            "success": float(self.view.outcome[index] == WON),
-            "dead_allies": float((health[:agents] <= 0).sum()),
-            "dead_enemies": float((health[agents:] <= 0).sum()),
-            **({"restarted": 1.0} if self.restarted is not None and self.restarted[index] else {}),
-            **({"ignored_actions": float(ignored)} if self.ignore else {}),
-        }
 
     def render(self, index: int) -> str:
         real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
@@ -163,12 +172,11 @@ class Battles(BattleBuffers):
             raise ConfigError(f"{self.spec.name}: {threads} threads; give 1 or more")
         if must_compile(engine.advance):
             print("smac: compiling the battle engine, once, in about 20 seconds ...", file=sys.stderr, flush=True)
+        self._action = np.zeros((num_envs, self.rules.agents), np.int64)
+        self._threads = useful_threads(threads, num_envs * self.world.units)
         self.set_loops(self.world.loops)
         for index in range(num_envs):
             self.seed(index, None)
-        edges = np.linspace(0, num_envs, min(threads, num_envs) + 1).astype(int).tolist()
-        self._chunks = [(tuple(engine.new_scratch(self.world.units)), *edge) for edge in pairwise(edges)]
-        self._pool = ThreadPoolExecutor(len(self._chunks) - 1) if len(self._chunks) > 1 else None
 
     def seed(self, index: int, seed: int | None) -> None:
         """Put one environment's random stream at the start that a seed names; None takes fresh entropy."""
@@ -179,6 +187,8 @@ class Battles(BattleBuffers):
         self.world = self.world._replace(loops=loops)
         worlds = self.world._replace(stats=self.stats, start=self.starts)
         self._plain = tuple(tuple(part) for part in (self.rules, worlds, self.battle, self.view))
+        scratches = [tuple(engine.new_scratch(self.world.units)) for _ in range(self._threads)]
+        self._crew = Crew(engine.advance, (*self._plain, self._action), scratches)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
         indices = self.known(indices)
@@ -188,11 +198,8 @@ class Battles(BattleBuffers):
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
-        action = self.check(action)
-        if self._pool is None:
-            return engine.advance(*self._plain, action, *self._chunks[0])
-        others = [self._pool.submit(engine.advance, *self._plain, action, *chunk) for chunk in self._chunks[1:]]
-        return engine.advance(*self._plain, action, *self._chunks[0]) + sum(other.result() for other in others)
+        self._action[:] = self.check(action)
+        return self._crew.play()
 
     def get_state(self, index: int) -> State:
         arrays = {name: array[index].copy() for name, array in self.battle._asdict().items()}
@@ -213,8 +220,7 @@ class Battles(BattleBuffers):
             chance.equip(self.rules, self.world_at(index), self.battle.whole[index])
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._crew.close()
 
 
 def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -> "Battles | Games":
@@ -271,7 +277,7 @@ class SmacVector:
         if count:
             ended = np.flatnonzero(terminated | truncated)
             last = Obs(view.seen[ended], view.alive[ended], view.mask[ended], view.state[ended])
-            final = Final(ended, last, tuple(battles.info(int(index)) for index in ended))
+            final = Final(ended, last, battles.infos(ended))
             battles.begin(ended)
         return VectorStep(battles.obs, reward, terminated, truncated, final, restarted)
 
@@ -314,7 +320,7 @@ class SmacEnv:
 
     def step(self, action: np.ndarray) -> Step:
         view, ended = self._battles.view, self._battles.advance(np.asarray(action)[None])
-        info = self._battles.info(0) if ended else {}
+        info = self._battles.infos([0])[0] if ended else {}
         return Step(self._obs(), view.reward[0].copy(), bool(view.terminated[0]), bool(view.truncated[0]), info)
 
     def render(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-_FILES = ("rules.py", "combat.py", "chance.py", "fork.py", "orders.py", "verdict.py", "engine.py")
+_FILES = ("rules.py", "combat.py", "chance.py", "crew.py", "fork.py", "orders.py", "verdict.py", "engine.py")
 _SOURCES = hashlib.sha256(b"".join(files("envs.smac").joinpath(name).read_bytes() for name in _FILES)).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ def blank_action(spec: EnvSpec) -> Any:
 def random_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> Any:
     """Available actions: (N,) int64, (N, A) float32, or N strings: of the candidates, or else of the known words."""
     space = spec.action_space
+    if isinstance(space, spaces.Tuple):
+        return _mixed_action(spec, obs, generator)
     if isinstance(space, spaces.Text):
         candidates = obs.candidates or (spec.words or ("wait",),) * spec.num_agents
         texts = [str(generator.choice(each)) for each in candidates]
@@ -35,6 +37,16 @@ def random_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> An
         return action if obs.action_mask is None else np.where(obs.action_mask, action, np.float32(0))
     mask = np.ones((spec.num_agents, spec.action_size), dtype=bool) if obs.action_mask is None else obs.action_mask
     return np.array([generator.choice(np.flatnonzero(row)) for row in mask], dtype=np.int64)
+
+
+def _mixed_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> np.ndarray:
+    action = np.zeros((spec.num_agents, spec.action_size), dtype=np.float32)
+    for agent, (space, size) in enumerate(zip(spec.action_spaces, spec.action_sizes, strict=True)):
+        alone = replace(spec, agents=("alone",), groups=(), action_space=space, action_sizes=())
+        mask = None if obs.action_mask is None else obs.action_mask[agent : agent + 1, :size]
+        own = random_action(alone, Obs(obs.agents, obs.alive, mask), generator)
+        action[agent, : own.size] = own.ravel()
+    return action
 
 
 def difference(expected: Any, actual: Any, field: str) -> str | None:

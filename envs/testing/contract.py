@@ -56,7 +56,10 @@ def check_spec(env: Env | VectorEnv) -> str:
     if len(spec.groups) != count:
         fail(Promise.SPEC, where, f"groups has {len(spec.groups)} entries; expected {count}, one for each agent")
     _check_space(where, "observation_space", spec.observation_space, (spaces.Box, spaces.Text))
-    _check_space(where, "action_space", spec.action_space, (spaces.Discrete, spaces.Box, spaces.Text))
+    if isinstance(spec.action_space, spaces.Tuple):
+        _check_team(where, spec)
+    else:
+        _check_space(where, "action_space", spec.action_space, (spaces.Discrete, spaces.Box, spaces.Text))
     if spec.state_space is not None:
         _check_space(where, "state_space", spec.state_space, (spaces.Box,))
     if isinstance(spec.observation_space, spaces.Box):
@@ -74,6 +77,16 @@ def check_spec(env: Env | VectorEnv) -> str:
     length = "without a declared limit" if limit is None else f"truncated at {limit} steps"
     seen, done = described(spec.observation_space), described(spec.action_space)
     return f"spec: {spec.name}, {count} agents, {seen} -> {done}, {length}"
+
+
+def _check_team(where: str, spec: EnvSpec) -> None:
+    """The spaces of a mixed team."""
+    for index, space in enumerate(spec.action_spaces):
+        _check_space(where, f"action_space[{index}]", space, (spaces.Discrete, spaces.Box))
+    own: Any = spec.action_spaces
+    widths = tuple(int(space.n) if isinstance(space, spaces.Discrete) else space.shape[0] for space in own)
+    if spec.action_sizes != widths:
+        fail(Promise.SPEC, where, f"action_sizes is {spec.action_sizes}; expected {widths}, as in action_space")
 
 
 def described(space: Any) -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import marl
+from agents.nn import make_head
 from experiments import cli
 from experiments.presets import PRESETS, by_name, choose
 from marl.config import default_config, flatten, from_yaml, override, to_yaml
@@ -171,6 +173,56 @@ def test_eval_and_play_take_the_environment_s_options(monkeypatch, capsys, folde
     code, _, err = call(monkeypatch, capsys, "eval", "smac/3m", "--step-mul", "0")
     assert code == 2
     assert "step_mul is 0; give a whole number of 1 or more" in err
+
+
+TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--steps", "8", "--epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            ["toy/continuous", "--unequal", "True", "--parameters-per", "group"],
+            r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
+        ),
+        (["tests.support.broken:choices", "--agent", "mappo"], r"actions MultiDiscrete\(\[2 3\]\) are not supported"),
+        (["toy/continuous", "--std-start", "0.5"], r"std_start is 0\.5; it must lie between 0 and std_limit"),
+    ],
+)
+def test_teams_that_an_option_or_agent_cannot_take_are_named(monkeypatch, capsys, folder, args, said):  # noqa: ARG001
+    code, _, err = call(monkeypatch, capsys, "train", *args, *TEAM)
+    assert code == 2
+    assert re.search(said, err)
+
+
+def test_a_mixed_team_trains_and_plays(monkeypatch, capsys, folder):
+    """And its checkpoint is not taken for that of a larger team, of another agent or of other groups."""
+    train = ["train", "toy/mixed", "--parameters-per", "group", "--name", "run", *TEAM]
+    assert call(monkeypatch, capsys, *train)[0] == 0
+    code, out, _ = call(monkeypatch, capsys, "play", "runs/run", "--which", "last")
+    assert code == 0
+    assert "reached the time limit" in out
+    path = folder / "runs/run/config.yaml"
+    text = path.read_text()
+    changes = [("agents: null", "agents: 6"), ("agent: mat\n", "agent: mat-bad\n"), ("_per: group", "_per: team")]
+    for old, new in changes:
+        assert old in text
+        path.write_text(text.replace(old, new))
+        code, _, err = call(monkeypatch, capsys, "resume", "runs/run", "--steps", "16")
+        assert code == 2
+        assert "differs from the configuration that step_000000000008 was trained with" in err
+
+
+def test_an_infinite_deviation_is_named(monkeypatch, capsys, folder):  # noqa: ARG001
+    def infinite(*args):
+        head = make_head(*args)
+        torch.nn.init.constant_(head.torque.log_std, float("inf"))
+        return head
+
+    monkeypatch.setattr("agents.transformer.make_head", infinite)
+    code, _, err = call(monkeypatch, capsys, "train", "toy/mixed", *TEAM)
+    assert code == 2
+    assert "log_std is [inf]; every one must be finite" in err
 
 
 def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):

@@ -17,6 +17,7 @@ from envs.gymnasium import make as make_gymnasium
 from envs.pettingzoo import ParallelBridge, as_parallel_env
 from envs.pettingzoo import make as make_pettingzoo
 from envs.testing import check_env, check_vector_env
+from envs.testing.compare import random_action
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.registry import EnvFactory
 from marl.types import EnvSpec
@@ -40,6 +41,7 @@ def test_particle_worlds_keep_the_contract(module, continuous):
     lines = check_env(make)
     assert "time limit: max_steps=8 was kept" in lines
     assert make().spec.continuous == continuous
+    assert make().spec.groups == (("agent",) * 3 if "spread" in module else ("speaker", "listener"))
 
 
 def test_particle_worlds_keep_the_contract_in_a_vector():
@@ -230,10 +232,30 @@ def test_continuous_actions_of_unequal_width_are_cut_and_clipped():
     assert env.received[0]["b"].dtype == np.float64
 
 
+def test_a_team_may_choose_and_steer():
+    """Some agents in Discrete spaces, some in Box spaces, of unequal sizes; and back through our view of it."""
+    actions = {"switch_1": spaces.Discrete(4, start=3), "dial_1": spaces.Box(-2, 2, (1, 2), np.float64)}
+    actions |= {"dial_2": spaces.Box(0, 1, (0,), np.float32)}
+    env = Scripted(dict.fromkeys(actions, (2, "truncated")), action=actions)
+    bridge = ParallelBridge(env)
+    spec = bridge.spec
+    assert (spec.mixed, spec.discrete, spec.continuous) == (True, False, False)
+    assert spec.action_sizes == (4, 2, 1)
+    assert spec.groups == ("switch", "dial_1", "dial_2")
+    obs = bridge.reset()
+    assert obs.action_mask.sum(1).tolist() == [4, 2, 1]
+    bridge.step(np.array([[2, 0, 0, 0], [9, 0.25, 0, 0], [1, 1, 1, 1]], dtype=np.float32))
+    assert env.received[0]["switch_1"] == 5
+    assert env.received[0]["dial_1"].tolist() == [[2, 0.25]]
+    assert env.received[0]["dial_2"].shape == (0,)
+    check_env(lambda: ParallelBridge(Scripted(dict.fromkeys(actions, (2, "truncated")), action=actions)))
+    view = as_parallel_env(toy.make("mixed"))
+    assert [type(view.action_space(agent)).__name__ for agent in view.possible_agents] == ["Discrete", "Box"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"action": {"b": spaces.Box(-1, 1, (2,))}}, "Discrete actions and some have Box actions"),
         ({"action": {"b": spaces.MultiDiscrete([2, 2])}}, "actions MultiDiscrete.* not supported; supported: Discrete"),
         ({"action": {"b": spaces.Box(0, 3, (2,), np.int64)}}, "supported: Discrete, and Box of a float type"),
         ({"observation": {"b": spaces.Text(5)}}, "observations Text.* not supported"),
@@ -373,10 +395,7 @@ def test_there_and_back_again(task, options):
         assert np.array_equal(expected.alive, obs.alive)
         assert expected.action_mask is None or np.array_equal(expected.action_mask, obs.action_mask)
         assert (expected.state is None and obs.state is None) or np.array_equal(expected.state, obs.state)
-        if plain.spec.discrete:
-            action = np.array([generator.choice(np.flatnonzero(row)) for row in obs.action_mask])
-        else:
-            action = generator.uniform(-1, 1, size=(plain.spec.num_agents, 2)).astype(np.float32)
+        action = random_action(plain.spec, obs, generator)
         one, other = plain.step(action), back.step(action)
         assert np.array_equal(one.reward[expected.alive], other.reward[expected.alive])
         assert (one.terminated, one.truncated) == (other.terminated, other.truncated)

@@ -72,6 +72,34 @@ def test_the_game_behind_the_lies_is_honest():
         check_env(lambda task=task: Liar(task))
 
 
+DIAL = spaces.Box(-1, 1, (1,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"action_sizes": (3, 1, 2, 1)}, r"action_sizes is \(3, 1, 2, 1\); expected \(3, 1, 3, 1\)"),
+        (
+            {"action_space": spaces.Tuple([spaces.Discrete(3), DIAL, spaces.Discrete(3, start=1), DIAL])},
+            r"action_space\[2\] starts at 1; expected 0",
+        ),
+    ],
+)
+def test_spaces_of_a_mixed_team(lie, said):
+    found, text = complaint(lambda: Liar("mixed", **lie))
+    assert found == Promise.SPEC
+    assert re.search(said, text)
+
+
+@pytest.mark.parametrize(
+    "team", [(spaces.Discrete(3), DIAL), (DIAL,) * 4, (spaces.MultiDiscrete([2, 2]), *(DIAL,) * 3)]
+)
+def test_a_mixed_team_has_a_space_an_agent_and_both_kinds(team):
+    names = ", ".join(type(space).__name__ for space in team)
+    with pytest.raises(EnvironmentContractError, match=f"toy/mixed: action_space is the Tuple of {names} for 4 agents"):
+        replace(toy.make("mixed").spec, action_space=spaces.Tuple(team))
+
+
 OBSERVATIONS = [
     # the lie, the promise, the complaint
     (lambda obs, _: obs.agents, Promise.OBSERVATION, "reset: the observation is a ndarray; expected marl.types.Obs"),

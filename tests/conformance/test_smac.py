@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import TASKS, SmacOptions, batch, make
+from envs.smac import TASKS, SmacOptions, batch, crew, make
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.env import SmacEnv, SmacVector
 from envs.smac.rules import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
@@ -283,7 +283,8 @@ def test_an_unavailable_action_is_an_error_or_ignored(caplog):
     assert told.startswith("smac/3m: 1 actions of an episode were not available and did nothing")
 
 
-def test_results_do_not_depend_on_threads():
+def test_results_do_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(crew, "WORTH", 1)
     runs = []
     for threads in (1, 2, 5):
         env = batch("2s3z", 5, threads)

@@ -20,8 +20,10 @@ VARIANTS = [
     ("chain", {"agents": 3, "length": 1}),
     ("copy", {"agents": 1, "length": 4, "symbols": 2}),
     ("copy", {"agents": 5}),
+    ("recall", {"agents": 1, "length": 2, "symbols": 4}),
     ("continuous", {"agents": 1}),
     ("continuous", {"agents": 3, "unequal": True}),
+    ("mixed", {"agents": 3, "length": 3}),
     ("mortal", {"individual": True}),
     ("mortal", {"agents": 5, "length": 3}),
 ]
@@ -192,6 +194,32 @@ def test_continuous_pays_minus_the_mean_squared_error_of_clipped_actions():
     assert step.reward == pytest.approx([expected, expected], rel=1e-5)
 
 
+def test_mixed_is_solved_by_passing_the_place_on():
+    env = toy.make("mixed", agents=5, length=3)
+
+    def choose(obs):
+        place = obs.agents[0, :3].argmax()
+        return np.array([[place - env.dial[agent], 9.0, 9.0] for agent in range(5)], np.float32)
+
+    total, last = play(env, choose)
+    assert total == pytest.approx(env.optimum)
+    assert last.truncated
+
+
+def test_mixed_factorised_optimum_by_enumeration():
+    """Over places, with every choice of a switch and a grid of torques of a dial that do not see them."""
+    env = toy.make("mixed", agents=2, length=1)
+    env.reset(0)
+    best = []
+    for shown in np.linspace(-1, 1, 21):
+        paid = []
+        for place in range(3):
+            env.set_state({**env.get_state(), "place": np.array(place), "over": False, "elapsed": 0})
+            paid.append(env.step(np.array([[place, 0, 0], [shown, 0, 0]], np.float32)).reward[0])
+        best.append(np.mean(paid))
+    assert max(best) == pytest.approx(env.factorised_optimum)
+
+
 def follow(obs):
     return obs.agents[:, :4].argmax(axis=1)
 
@@ -282,3 +310,17 @@ def test_options_of_none_are_defaults_and_unknown_tasks_are_refused():
     with pytest.raises(UnknownNameError, match="did you mean 'climbing'"):
         toy.make("climbin")
     assert find_env("toy/xor3")[0].options is toy.ToyOptions
+
+
+def test_recall_pays_for_what_was_shown_and_does_not_show_it_again():
+    """What agents see after the first step, and so at the last, is the same whatever they were shown and did."""
+    later = set()
+    for seed in range(9):
+        env = toy.make("recall", agents=2, length=3, symbols=3)
+        shown = env.reset(seed).agents[:, :3].argmax(-1)
+        steps = [env.step((shown + seed) % 3), env.step((shown + seed) % 3), env.step(shown)]
+        later.add(tuple(step.obs.agents.tobytes() for step in steps))
+        assert [step.reward.tolist() for step in steps] == [[0, 0], [0, 0], [1, 1]]
+        assert [step.terminated for step in steps] == [False, False, True]
+    assert len(later) == 1
+    assert toy.factorised_optimum("recall", symbols=3) == 1 / 3

@@ -111,7 +111,7 @@ def episode_rollout(seed, steps=5, envs=4, agents=2, slots=3):
 
 def with_methods(rollout):
     rollout.discount = lambda gamma: gamma ** rollout.duration.double()
-    rollout.penalty = lambda coef: coef * rollout.log_ratio.masked_fill(~rollout.trained, 0.0) if coef else None
+    rollout.node_reward = lambda coef: coef * rollout.log_ratio.masked_fill(~rollout.trained, 0.0) if coef else None
     return rollout
 
 

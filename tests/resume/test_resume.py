@@ -40,9 +40,12 @@ GROUPS = {"whole_episodes": True, "group_size": 2, "advantage": "gigpo", "value_
 CASES = [
     ("toy/chain", "mat", {"normalise_observations": True}),
     ("toy/mortal", "mat", {"agent_order": "random"}),
+    ("toy/mixed", "mat", {"parameters_per": "group"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
     ("tests.unit.test_rollout:short", "mappo", GROUPS),
+    ("toy/mortal", "mappo", {"memory": 4}),
+    ("toy/mortal", "mat-dec", {"memory": 4}),
     ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
 ]
 

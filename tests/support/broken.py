@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from gymnasium.spaces import MultiDiscrete
 
 from envs.toy import make as make_toy
 from envs.wrappers import EnvWrapper
-from marl.types import Obs, Step
+from marl.types import EnvSpec, Obs, Step
 
 
 class Broken(EnvWrapper):
@@ -20,7 +21,7 @@ class Broken(EnvWrapper):
     """
 
     def __init__(self, what: str, at: int, once: str = "") -> None:
-        super().__init__(make_toy("mortal" if what == "mask" else "chain"))
+        super().__init__(make_toy("mortal" if what in ("mask", "nobody") else "chain"))
         self.what, self.at, self.once, self.count = what, at, once, 0
 
     def reset(self, seed: int | None = None) -> Obs:
@@ -44,6 +45,8 @@ class Broken(EnvWrapper):
             return replace(step, obs=replace(step.obs, state=np.full_like(step.obs.state, np.nan)))
         if self.what == "mask":
             return replace(step, obs=replace(step.obs, action_mask=np.zeros_like(step.obs.action_mask)))
+        if self.what == "nobody":
+            return replace(step, obs=replace(step.obs, alive=np.zeros_like(step.obs.alive)))
         if self.what == "raise":
             raise ZeroDivisionError("the simulator divided by zero")
         if self.what == "kill":
@@ -51,6 +54,12 @@ class Broken(EnvWrapper):
         if self.what == "sleep":
             time.sleep(60)
         return step
+
+
+class Choices(EnvWrapper):
+    @property
+    def spec(self) -> EnvSpec:
+        return replace(super().spec, action_space=MultiDiscrete([2, 3]), action_sizes=())
 
 
 def first(path: Path) -> bool:
@@ -64,3 +73,8 @@ def first(path: Path) -> bool:
 
 def make(what: str = "nothing", at: int = 1, once: str = "") -> Broken:
     return Broken(what, at, once)
+
+
+def choices() -> EnvWrapper:
+    """An environment whose actions no agent can take."""
+    return Choices(make_toy("chain"))

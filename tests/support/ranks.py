@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -10,11 +11,12 @@ from marl.config import default_config, override
 from marl.credit import standardise
 from marl.normalise import RunningMoments, ValueNorm
 from marl.objective import Batch
+from marl.rollout import rows_of
 from marl.run import build
 from marl.types import Nodes
 from marl.vector import make_vector
 
-ROWS = 12
+ROWS, CHUNK = 12, 4
 
 
 def main(path: str) -> None:
@@ -40,6 +42,7 @@ def main(path: str) -> None:
     mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
     parts = trainer.update(mine, 0)
     one_by_one = update_one_by_one(mine, device, world)
+    remembering = update_with_memory(batch, device, rank, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
     moments.update(mine.inputs["agents"], mine.inputs["alive"])
     norm.update(mine.returns, mine.nodes.mask)
@@ -48,6 +51,7 @@ def main(path: str) -> None:
         "parts": {name: float(x) for name, x in parts.items()},
         "gradients": torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist(),
         "one by one": one_by_one,
+        "remembering": remembering,
         "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
@@ -69,6 +73,18 @@ def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[fl
     for _ in range(2):
         trainer.agents(batch)
     return torch.cat([p.detach().flatten() for p in trainer.policy.actor.parameters()]).tolist()
+
+
+def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int) -> list[float]:
+    """The gradient of an agent that remembers, of which each rank has other chunks."""
+    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "memory": CHUNK})
+    trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
+    g = torch.Generator().manual_seed(1)
+    memory = torch.randn((ROWS, *trainer.policy.memory_shape), generator=g)
+    began = torch.rand(ROWS, generator=g) < 0.3
+    batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
+    trainer.update(batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)), 0)
+    return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ class TokenTable(nn.Module):
         everything = torch.ones_like(tokens, dtype=torch.bool)
         log_prob = self.logits.log_softmax(-1)[place].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         action = (2 * tokens[..., 0] + tokens[..., 1]).numpy()
-        return Decision(action, Nodes(tokens, everything, everything), log_prob, self.soft_value()[place])
+        earned = BETA * (REFERENCE[place].gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_prob)
+        nodes = Nodes(tokens, everything, everything)
+        return Decision(action, nodes, log_prob, self.soft_value()[place], earned=earned)
 
     def evaluate(self, inputs, nodes: Nodes) -> Evaluation:
         place = self.places(inputs, nodes.action)

@@ -3,15 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.spaces import Box, Discrete
 
 from agents.attention import Attention, TokenTable, ask, causal_bias, mix
 from agents.decode import Bag
 from agents.mat import MAT, MATOptions
-from agents.nn import GaussianHead
+from agents.nn import GaussianHead, make_actors, make_head
 from agents.scripted import FixedPolicy
 from agents.transformer import parallel_passes, reorder
 from experiments.reference_mat import ReferenceMAT
@@ -23,16 +24,23 @@ from marl.types import EnvSpec, Obs
 E, N, D, A = 7, 5, 4, 3
 
 
-def make_spec(discrete: bool, agents: int = N, state: int = 0) -> EnvSpec:
+KINDS = ["discrete", "torques", "mixed"]
+
+
+def make_spec(kind: str, agents: int = N, state: int = 0) -> EnvSpec:
+    """Agent 0 has three torques and the others two; of a mixed team every second agent chooses instead."""
     low, high = np.array([-2.0, 0.0, -1.0], dtype=np.float32), np.array([2.0, 1.0, 1.0], dtype=np.float32)
+    wide, narrow, choice = Box(low, high), Box(low[:2] - 1, high[:2]), Discrete(A)
+    team = spaces.Tuple([wide if i == 0 else choice if i % 2 else narrow for i in range(agents)])
     return EnvSpec(
         name="made-up",
         agents=tuple(f"agent_{i}" for i in range(agents)),
-        observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (D,), np.float32),
-        action_space=gymnasium.spaces.Discrete(A) if discrete else gymnasium.spaces.Box(low, high),
+        observation_space=Box(-np.inf, np.inf, (D,), np.float32),
+        action_space={"discrete": choice, "torques": wide, "mixed": team}[kind],
         max_steps=10,
-        state_space=gymnasium.spaces.Box(-np.inf, np.inf, (state,), np.float32) if state else None,
-        action_sizes=(A,) * agents if discrete else (A, *(2,) * (agents - 1)),
+        state_space=Box(-np.inf, np.inf, (state,), np.float32) if state else None,
+        action_sizes=(A, *(2,) * (agents - 1)) if kind == "torques" else (),
+        groups=tuple("first" if i == 0 else "odd" if i % 2 else "even" for i in range(agents)),
     )
 
 
@@ -40,11 +48,11 @@ def make_obs(spec: EnvSpec, seed: int = 0, deaths: bool = True) -> Obs:
     rng = np.random.default_rng(seed)
     agents = spec.num_agents
     alive = rng.random((E, agents)) < 0.6 if deaths else np.ones((E, agents), dtype=bool)
-    if spec.discrete:
-        mask = rng.random((E, agents, A)) < 0.6
-        mask[..., 1] = True
-    else:
-        mask = np.broadcast_to(np.arange(A) < np.array(spec.action_sizes)[:, None], (E, agents, A)).copy()
+    some = rng.random((E, agents, A)) < 0.6
+    some[..., 1] = True
+    mask = np.broadcast_to(np.arange(A) < np.array(spec.action_sizes)[:, None], (E, agents, A)).copy()
+    chooses = np.array([isinstance(space, Discrete) for space in spec.action_spaces])
+    mask[:, chooses] = some[:, chooses]
     state = rng.normal(size=(E, spec.state_size)).astype(np.float32) if spec.state_size else None
     return Obs(rng.normal(size=(E, agents, D)).astype(np.float32), alive, mask, state)
 
@@ -72,16 +80,22 @@ POLICIES = {
     "mat": ("mat", {}),
     "mat, two blocks and heads": ("mat", {"blocks": 2, "heads": 2}),
     "mat, random order": ("mat", {"agent_order": "random"}),
+    "mat, per group": ("mat", {"parameters_per": "group", "blocks": 2}),
+    "mat, per agent, random order": ("mat", {"parameters_per": "agent", "agent_order": "random"}),
     "mat-bad": ("mat-bad", {}),
+    "mat-bad, per group": ("mat-bad", {"parameters_per": "group"}),
     "mat-bad, random order": ("mat-bad", {"agent_order": "random"}),
     "mat-decoder": ("mat-decoder", {}),
     "mat-decoder, two blocks": ("mat-decoder", {"blocks": 2, "agent_order": "random"}),
     "mat-gru": ("mat-gru", {}),
     "mat-gru, random order": ("mat-gru", {"agent_order": "random", "layers": 1}),
+    "mat-gru, per group, random order": ("mat-gru", {"parameters_per": "group", "agent_order": "random"}),
     "mat-encoder": ("mat-encoder", {}),
+    "mat-encoder, per group": ("mat-encoder", {"parameters_per": "group"}),
     "mat-dec": ("mat-dec", {}),
-    "mat-dec, separate": ("mat-dec", {"shared_parameters": False}),
+    "mat-dec, per agent": ("mat-dec", {"parameters_per": "agent"}),
     "mappo": ("mappo", {}),
+    "mappo, per group": ("mappo", {"parameters_per": "group"}),
     "ippo": ("ippo", {}),
     "happo": ("happo", {}),
 }
@@ -95,13 +109,14 @@ def build(name, spec, **options):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", [0, 6])
 @pytest.mark.parametrize("deaths", [True, False])
-def test_act_and_evaluate_agree(name, discrete, state, deaths):
-    spec = make_spec(discrete, state=state)
+def test_act_and_evaluate_agree(name, kind, state, deaths):
+    spec = make_spec(kind, state=state)
     policy = build(name, spec)
-    inputs = policy.encode(make_obs(spec, deaths=deaths))
+    obs = make_obs(spec, deaths=deaths)
+    inputs = policy.encode(obs)
     with torch.no_grad():
         decision = policy.act(inputs, torch.Generator().manual_seed(3))
         evaluation = policy.evaluate(inputs, decision.nodes)
@@ -110,23 +125,32 @@ def test_act_and_evaluate_agree(name, discrete, state, deaths):
     torch.testing.assert_close(evaluation.value, decision.value, atol=2e-5, rtol=1e-5)
     alive = inputs["alive"]
     # The others' values follow the actions of those before, or in which order agents are read.
-    if not getattr(policy, "values_follow_actions", False) and name != "mat-gru, random order":
+    if not getattr(policy, "values_follow_actions", False) and not (name.startswith("mat-gru") and "random" in name):
         same = policy.value(inputs)[alive]
         torch.testing.assert_close(same, decision.value.squeeze(-1)[alive], atol=2e-5, rtol=1e-5)
     assert (mask.any(-1) == alive).all()
-    if discrete:
-        assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
-        assert decision.action.shape == (E, N)
-        assert decision.action.dtype == np.int64
-    else:
-        assert (mask.sum(-1)[alive] == torch.tensor(spec.action_sizes).expand(E, N)[alive]).all()
-        assert decision.action.shape == (E, N, A)
-        assert all(spec.action_space.contains(a) for a in decision.action.reshape(-1, A))
+    slots = [1 if isinstance(space, Discrete) else spec.action_sizes[i] for i, space in enumerate(spec.action_spaces)]
+    assert (mask.sum(-1)[alive] == torch.tensor(slots).expand(E, N)[alive]).all()
+    obey(spec, obs, decision.action)
+
+
+def obey(spec, obs, action):
+    """Every agent's action is one of its own space, and available."""
+    assert action.shape == ((E, N) if spec.discrete else (E, N, A))
+    assert action.dtype == (np.int64 if spec.discrete else np.float32)
+    for agent, space in enumerate(spec.action_spaces):
+        for env in range(E):
+            own = action[env, agent].reshape(-1)
+            if isinstance(space, Discrete):
+                assert own[0] == int(own[0])
+                assert obs.action_mask[env, agent, int(own[0])]
+            else:
+                assert space.contains(own[: space.shape[0]])
 
 
 def one_by_one(policy, parameters, mask, noise):
     """Actions of a decoder that is run on all positions once per agent, of which it reads one row each time."""
-    action = torch.zeros(*mask.shape[:2], policy.slots, dtype=torch.long if policy.spec.discrete else noise.dtype)
+    action = policy.nothing(*mask.shape[:2])
     for i in range(mask.shape[1]):
         row = slice(i, i + 1)
         perturbed = parameters(action)[:, row] + policy.head.offset(mask[:, row], noise[:, row])
@@ -137,12 +161,12 @@ def one_by_one(policy, parameters, mask, noise):
 SHAPES = [{}, {"blocks": 2, "heads": 2}, {"heads": 4}, {"blocks": 3}]
 
 
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 @pytest.mark.parametrize("passes", [0, N])
-def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, discrete, name, passes):
+def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, kind, name, passes):
     """One position at a time or all at once until nothing changes: the same sampled actions."""
-    spec = make_spec(discrete)
+    spec = make_spec(kind)
     policy = build(name, spec)
     monkeypatch.setattr("agents.transformer.parallel_passes", lambda *_: passes)
     inputs = policy.encode(make_obs(spec))
@@ -153,17 +177,20 @@ def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, discrete, name, 
         folds = policy.fold()
         representation = policy.represent(inputs, folds, order)
         mask = reorder(inputs["action_mask"], order)
-        full = lambda action: policy.actor(policy.decode(representation, action, folds))  # noqa: E731
+        full = lambda action: policy.parameters_of(policy.decode(representation, action, folds, order), order)  # noqa: E731
         action = one_by_one(policy, full, mask, noise)
-        if discrete:
-            assert policy.search(representation, mask, noise, folds, 1) is None
-            assert policy.search(representation, mask, noise, folds, N) is not None
+        found = policy.search(representation, mask, noise, folds, N, order)
+        same(action, found.action, kind)
+        if kind == "discrete":
+            assert policy.search(representation, mask, noise, folds, 1, order) is None
             assert len(action.unique()) > 1
-    same(action, reorder(decision.nodes.action, order), discrete)
+    same(action, reorder(decision.nodes.action, order), kind)
 
 
-def same(action, expected, discrete):
-    if discrete:
+def same(action, expected, kind):
+    if kind == "mixed":
+        assert torch.equal(action[..., 0], expected[..., 0])
+    if kind == "discrete":
         assert torch.equal(action, expected)
     else:
         torch.testing.assert_close(action, expected, atol=1e-4, rtol=1e-4)
@@ -178,15 +205,15 @@ def double():
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS[:2])
 @pytest.mark.parametrize("options", SHAPES)
-def test_folded_weights_compute_what_the_layers_do(discrete, options):
+def test_folded_weights_compute_what_the_layers_do(kind, options):
     """Against a network with separate keys, queries and values, a mask buffer, and distributions of torch's."""
-    spec = make_spec(discrete)
+    spec = make_spec(kind)
     policy = mat(spec, **options)
     reference = ReferenceMAT(policy)
     obs = make_obs(spec, deaths=False)
-    if not discrete:
+    if kind == "torques":
         obs.action_mask[:] = True
     inputs = policy.encode(obs)
     inputs["agents"] = inputs["agents"].double()
@@ -195,13 +222,13 @@ def test_folded_weights_compute_what_the_layers_do(discrete, options):
     with torch.no_grad():
         decision = policy.act(inputs, torch.Generator().manual_seed(5))
         representation = reference.encode(inputs["agents"])[0]
-        action = one_by_one(policy, lambda a: reference.decode(shifted(a, discrete), representation), available, noise)
-        same(action, decision.nodes.action, discrete)
+        action = one_by_one(policy, lambda a: reference.decode(shifted(a, kind), representation), available, noise)
+        same(action, decision.nodes.action, kind)
         likeliest = policy.act(inputs, deterministic=True).nodes.action
         expected = reference.act(obs.agents.astype(np.float64), obs.action_mask, deterministic=True)[0]
-        same(torch.as_tensor(expected).to(likeliest.dtype), likeliest, discrete)
+        same(torch.as_tensor(expected).to(likeliest.dtype), likeliest, kind)
     ours = policy.evaluate(inputs, decision.nodes)
-    theirs = reference.evaluate(inputs["agents"], decision.nodes.action, available if discrete else None)
+    theirs = reference.evaluate(inputs["agents"], decision.nodes.action, available if kind == "discrete" else None)
     near(decision.value, ours.value)
     near(decision.log_prob, ours.log_prob)
     for mine, other in zip((ours.log_prob, ours.entropy, ours.value), theirs, strict=True):
@@ -218,9 +245,9 @@ def near(x, y):
     torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
 
-def shifted(action, discrete):
+def shifted(action, kind):
     """The token of each position: one-hot, the start first, or the torques themselves."""
-    if not discrete:
+    if kind == "torques":
         return torch.nn.functional.pad(action[:, :-1], (0, 0, 1, 0))
     kinds = torch.nn.functional.pad(action[:, :-1, 0] + 1, (1, 0))
     return torch.nn.functional.one_hot(kinds, A + 1).to(torch.get_default_dtype())
@@ -229,7 +256,7 @@ def shifted(action, discrete):
 @pytest.mark.parametrize("change", ["step", "fused step", "load", "in place", "replace"])
 def test_acting_follows_the_weights_at_once(change):
     """What acting keeps of the weights is made anew after whatever changes them."""
-    spec = make_spec(True)
+    spec = make_spec("discrete")
     policy, other = mat(spec), mat(spec)
     obs = make_obs(spec)
     with torch.inference_mode():
@@ -281,10 +308,10 @@ def test_passes_over_all_agents_are_tried_where_they_cost_less(envs, agents, pas
     assert parallel_passes(envs, agents, "cuda") == agents
 
 
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_changing_an_action_leaves_earlier_agents_untouched(discrete, name):
-    spec = make_spec(discrete)
+def test_changing_an_action_leaves_earlier_agents_untouched(kind, name):
+    spec = make_spec(kind)
     policy = build(name, spec)
     inputs = policy.encode(make_obs(spec))
     with torch.no_grad():
@@ -293,7 +320,7 @@ def test_changing_an_action_leaves_earlier_agents_untouched(discrete, name):
         places = nodes.order if nodes.order is not None else torch.arange(N).expand(E, N)
         rows = torch.arange(E)
         for position in range(N):
-            after = policy.evaluate(inputs, changed(nodes, places[:, position], discrete))
+            after = policy.evaluate(inputs, changed(policy, nodes, places[:, position]))
             for place in range(N):
                 other = places[:, place]
                 same = torch.equal(after.log_prob[rows, other], before.log_prob[rows, other])
@@ -302,24 +329,29 @@ def test_changing_an_action_leaves_earlier_agents_untouched(discrete, name):
                 assert same == (place <= position or not policy.values_follow_actions)
 
 
-def changed(nodes, who, discrete):
+def changed(policy, nodes, who):
     """The nodes with another action of agent `who` (E,)."""
-    action, rows = nodes.action.clone(), torch.arange(E)
-    action[rows, who] = (action[rows, who] + 1) % A if discrete else action[rows, who] + 0.7
+    action = nodes.action.clone()
+    for env, agent in enumerate(who.tolist()):
+        own = action[env, agent]
+        if isinstance(policy.spec.action_spaces[agent], Discrete):
+            own[0] = (own[0] + 1) % A
+        else:
+            own[int(policy.spec.mixed) :] += 0.7
     return dataclasses.replace(nodes, action=action)
 
 
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", AT_ONCE)
-def test_agents_that_decide_at_once_do_not_hear_of_each_other(discrete, name):
-    spec = make_spec(discrete)
+def test_agents_that_decide_at_once_do_not_hear_of_each_other(kind, name):
+    spec = make_spec(kind)
     policy = build(name, spec)
     inputs = policy.encode(make_obs(spec))
     with torch.no_grad():
         nodes = policy.act(inputs, torch.Generator().manual_seed(3)).nodes
         before = policy.evaluate(inputs, nodes)
         for agent in range(N):
-            after = policy.evaluate(inputs, changed(nodes, torch.full((E,), agent), discrete))
+            after = policy.evaluate(inputs, changed(policy, nodes, torch.full((E,), agent)))
             differs = (after.log_prob != before.log_prob).any(-1).any(0)
             assert differs.tolist() == [other == agent for other in range(N)]
             assert torch.equal(after.value, before.value)
@@ -328,20 +360,20 @@ def test_agents_that_decide_at_once_do_not_hear_of_each_other(discrete, name):
 TEAM = [
     name
     for name, (agent, options) in POLICIES.items()
-    if agent.startswith("mat") and options.get("shared_parameters", True) and "agent_order" not in options
+    if agent.startswith("mat") and "parameters_per" not in options and "agent_order" not in options
 ]
 
 
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TEAM)
-def test_the_living_do_not_see_the_dead(discrete, name):
+def test_the_living_do_not_see_the_dead(kind, name):
     """Neither what a dead agent observes nor how many dead or padded agents there are changes anything."""
-    spec = make_spec(discrete)
+    spec = make_spec(kind)
     policy = build(name, spec, agent_id=False)
     obs = make_obs(spec, seed=4)
     obs.alive[:, 0] = True
     spoiled = Obs(np.where(obs.alive[..., None], obs.agents, 1e3).astype(np.float32), obs.alive, obs.action_mask)
-    few, many = spec, make_spec(discrete, agents=N + 3)
+    few, many = spec, make_spec(kind, agents=N + 3)
     wide = build(name, many, agent_id=False)
     wide.load_state_dict(policy.state_dict())
     pad = lambda x, fill: np.concatenate([x, np.full((E, 3, *x.shape[2:]), fill, x.dtype)], 1)  # noqa: E731
@@ -359,9 +391,9 @@ def test_the_living_do_not_see_the_dead(discrete, name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("discrete", [True, False])
-def test_a_step_in_which_nobody_lives(name, discrete):
-    spec = make_spec(discrete, state=2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_in_which_nobody_lives(name, kind):
+    spec = make_spec(kind, state=2)
     policy = build(name, spec)
     obs = make_obs(spec)
     obs.alive[:] = False
@@ -379,7 +411,7 @@ def test_a_step_in_which_nobody_lives(name, discrete):
 @pytest.mark.parametrize("order", ["fixed", "random"])
 def test_a_chain_of_decisions_is_valued_before_the_first(order):
     """The value of a step is that of its first node, whoever holds it."""
-    spec = make_spec(True)
+    spec = make_spec("discrete")
     policy = make("mat-bad", spec, agent_order=order)
     inputs = policy.encode(make_obs(spec, deaths=order == "fixed"))
     with torch.no_grad():
@@ -401,7 +433,7 @@ def test_a_chain_of_decisions_is_valued_before_the_first(order):
 
 
 def test_no_gradient_of_decentralised_actors_reaches_the_encoder():
-    spec = make_spec(True)
+    spec = make_spec("discrete")
     policy = make("mat-dec", spec)
     inputs = policy.encode(make_obs(spec))
     policy.evaluate(inputs, policy.act(inputs).nodes).log_prob.sum().backward()
@@ -409,7 +441,7 @@ def test_no_gradient_of_decentralised_actors_reaches_the_encoder():
 
 
 def test_actors_of_their_own_rest_while_another_learns():
-    spec = make_spec(True)
+    spec = make_spec("discrete")
     policy = make("happo", spec)
     inputs = policy.encode(make_obs(spec, deaths=False))
     nodes = policy.act(inputs).nodes
@@ -424,7 +456,7 @@ def test_actors_of_their_own_rest_while_another_learns():
 
 
 def test_encoder_is_permutation_equivariant():
-    spec = make_spec(True)
+    spec = make_spec("discrete")
     policy = mat(spec, agent_id=False)
     inputs = policy.encode(make_obs(spec))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
@@ -433,19 +465,27 @@ def test_encoder_is_permutation_equivariant():
         torch.testing.assert_close(policy.value(permuted), policy.value(inputs)[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_random_order_is_random_and_kept():
-    spec = make_spec(True)
-    policy = mat(spec, agent_order="random")
-    inputs = policy.encode(make_obs(spec, deaths=False))
-    order = policy.act(inputs, torch.Generator().manual_seed(0)).nodes.order
-    assert order is not None
-    assert torch.equal(order.sort(-1).values, torch.arange(N).expand(E, N))
-    assert len({tuple(row) for row in order.tolist()}) > 1
+@pytest.mark.parametrize("agent", ["mat", "mat-bad", "mat-decoder", "mat-gru"])
+@pytest.mark.parametrize("deaths", [True, False])
+def test_random_order_is_random_and_kept(agent, deaths):
+    spec = make_spec("discrete")
+    policy = make(agent, spec, agent_order="random")
+    inputs = policy.encode(make_obs(spec, deaths=deaths))
+    drawn = []
+    with torch.no_grad():
+        for seed in range(8):
+            order = policy.act(inputs, torch.Generator().manual_seed(seed)).nodes.order
+            assert torch.equal(order.sort(-1).values, torch.arange(N).expand(E, N))
+            alive = inputs["alive"].gather(1, order)
+            assert torch.equal(alive, alive.sort(-1, descending=True).values)
+            drawn.append(order[:, 0])
+    several = inputs["alive"].sum(-1) > 1
+    assert (torch.stack(drawn) != drawn[0]).any(0)[several].all()
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_sampled_actions_follow_the_reported_distribution(name):
-    spec = make_spec(True, agents=2)
+    spec = make_spec("discrete", agents=2)
     policy = build(name, spec)
     obs = make_obs(spec, deaths=False)
     many = Obs(*(np.repeat(x[:1], 4000, 0) for x in (obs.agents, obs.alive, obs.action_mask)))
@@ -468,7 +508,8 @@ def test_sampled_actions_follow_the_reported_distribution(name):
 
 
 def test_gaussian_start_is_the_paper_s():
-    head = GaussianHead(make_spec(False), 0.5, 0.3655)
+    head = make_head(make_spec("torques"), 0.5, 0.3655)
+    assert isinstance(head, GaussianHead)
     assert head.std().tolist() == pytest.approx([0.3655] * A, abs=1e-4)
     assert head.log_std.tolist() == pytest.approx([1.0] * A, abs=1e-3)
 
@@ -478,30 +519,93 @@ def test_parameter_counts_are_the_paper_s():
     spec = EnvSpec(
         "8m",
         tuple(map(str, range(8))),
-        gymnasium.spaces.Box(-1, 1, (80,), np.float32),
-        gymnasium.spaces.Discrete(14),
+        Box(-1, 1, (80,), np.float32),
+        Discrete(14),
         max_steps=120,
     )
     policy = MAT(spec, MATOptions(agent_id=False))
     assert sum(p.numel() for p in policy.parameters()) == 91161 - 7850
 
 
+def test_a_mixed_head_is_two_distributions_side_by_side():
+    """Against torch's own, agent by agent; a slot that does not exist has neither probability nor entropy."""
+    spec = make_spec("mixed")
+    head = make_head(spec, 0.5, 0.2)
+    mask = head.lay_out(torch.as_tensor(make_obs(spec).action_mask))
+    parameters = torch.randn(E, N, head.size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    action = head.pick(parameters + head.offset(mask, torch.randn(parameters.shape)), mask)
+    log_prob, entropy = head.evaluate(parameters, mask, action)
+    for agent, space in enumerate(spec.action_spaces):
+        row = parameters[:, agent]
+        if isinstance(space, Discrete):
+            logits = row[:, :A].masked_fill(~mask[:, agent, :A], -1e9)
+            own = torch.distributions.Categorical(logits=logits)
+            expected = own.log_prob(action[:, agent, 0]).unsqueeze(-1), own.entropy().unsqueeze(-1)
+            slots = slice(0, 1)
+        else:
+            size = space.shape[0]
+            own = torch.distributions.Normal(row[:, A : A + size], 0.2)
+            expected = own.log_prob(action[:, agent, 1 : 1 + size]), own.entropy()
+            slots = slice(1, 1 + size)
+        for mine, other in zip((log_prob, entropy), expected, strict=True):
+            torch.testing.assert_close(mine[:, agent, slots], other)
+            assert mine[:, agent].count_nonzero() == mine[:, agent, slots].count_nonzero()
+    (log_prob.sum() + entropy.sum()).backward()
+    assert parameters.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("places", [(0, 0, 1, 2, 2), (0, 0, 0, 0, 1), (0, 1, 0, 2, 0), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("absent", [(), (0, 1), (2, 3, 4)])
+def test_groups_computed_together_are_their_networks(places, absent):
+    actor = make_actors(D, (8, 8), A, places)
+    wake(actor)
+    x = torch.randn(3, E, N, D)
+    present = [agent not in absent for agent in range(N)]
+    together = actor(x, present)
+    used = {places[agent] for agent in range(N) if present[agent]}
+    for agent, place in enumerate(places):
+        expected = actor.networks[place](x[..., agent, :]) if place in used else torch.zeros(3, E, A)
+        torch.testing.assert_close(together[..., agent, :], expected)
+        torch.testing.assert_close(actor.rows()(x[0, :, agent], place), actor.networks[place](x[0, :, agent]))
+    together.sum().backward()
+    touched = {int(name.split(".")[1]) for name, p in actor.named_parameters() if p.grad is not None}
+    assert touched == used
+
+
+@pytest.mark.parametrize("agent", ["mat", "mat-gru", "mat-dec", "mat-encoder", "mappo", "ippo"])
+def test_only_a_group_s_own_agents_move_its_actor(agent):
+    spec = make_spec("mixed")
+    policy = make(agent, spec, parameters_per="group")
+    inputs = policy.encode(make_obs(spec, deaths=False))
+    with torch.no_grad():
+        nodes = policy.act(inputs).nodes
+    policy.evaluate(inputs, nodes).log_prob[:, 2].sum().backward()
+    grads = {n: p.grad for n, p in policy.actor.named_parameters() if p.grad is not None and p.grad.any()}
+    assert grads
+    assert all(name.startswith("networks.2.") for name in grads)
+
+
+def test_groups_of_unequal_agents_are_refused():
+    with pytest.raises(ConfigError, match="'agent_0' and 'agent_1' of the group 'all' of made-up have unequal spaces"):
+        make("mat", dataclasses.replace(make_spec("mixed"), groups=("all",) * N), parameters_per="group")
+
+
 def test_unusable_spaces_and_options_are_named():
-    spec = make_spec(True)
-    text = EnvSpec("words", ("a",), spec.observation_space, gymnasium.spaces.Text(5), max_steps=3, action_sizes=(1,))
+    spec = make_spec("discrete")
+    text = EnvSpec("words", ("a",), spec.observation_space, spaces.Text(5), max_steps=3, action_sizes=(1,))
     with pytest.raises(ConfigError, match="words has Text actions"):
         MAT(text, MATOptions())
     with pytest.raises(ConfigError, match="heads is 3"):
         MATOptions(heads=3)
     with pytest.raises(ConfigError, match="std_start"):
-        GaussianHead(make_spec(False), 0.5, 0.6)
+        make_head(make_spec("torques"), 0.5, 0.6)
     with pytest.raises(ConfigError, match="action is 3"):
         FixedPolicy(spec, 3)
 
 
 def test_agents_choose_only_what_they_have():
     """Where an environment gives no mask, the widths before padding are one."""
-    spec = dataclasses.replace(make_spec(True), action_sizes=(1, 2, 3, 1, 2))
+    spec = dataclasses.replace(make_spec("discrete"), action_sizes=(1, 2, 3, 1, 2))
     policy = mat(spec)
     obs = dataclasses.replace(make_obs(spec), action_mask=None)
     with torch.no_grad():
@@ -514,7 +618,7 @@ def test_agents_choose_only_what_they_have():
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("name", ["mat", "mappo"])
 def test_a_deviation_without_bounds_is_refused(value, deterministic, name):
-    spec = make_spec(False)
+    spec = make_spec("torques")
     policy = build(name, spec)
     with torch.no_grad():
         policy.head.log_std[1] = value
@@ -531,23 +635,20 @@ def test_a_deviation_without_bounds_is_refused(value, deterministic, name):
     ],
 )
 def test_weights_of_another_network_are_refused(name, agents, said):
-    tensors = mat(make_spec(True)).state_dict()
-    other = build(name, make_spec(True, agents=agents))
+    tensors = mat(make_spec("discrete")).state_dict()
+    other = build(name, make_spec("discrete", agents=agents))
     before = other.state_dict()
     with pytest.raises(CheckpointError, match=f"step_5 {said}: it is of another agent"):
         load_weights(other, tensors, Path("step_5"))
     assert all(torch.equal(x, before[key]) for key, x in other.state_dict().items())
 
 
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("constant", [None, 0.0])
-def test_fixed_policies_obey_masks(discrete, constant):
-    spec = make_spec(discrete)
+def test_fixed_policies_obey_masks(kind, constant):
+    spec = make_spec(kind)
     policy = FixedPolicy(spec, constant)
-    inputs = policy.encode(make_obs(spec))
-    decision = policy.act(inputs, torch.Generator().manual_seed(0))
-    if discrete:
-        assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
-    else:
-        assert all(spec.action_space.contains(a) for a in decision.action.reshape(-1, A))
+    obs = make_obs(spec)
+    decision = policy.act(policy.encode(obs), torch.Generator().manual_seed(0))
+    obey(spec, obs, decision.action)
     assert not decision.nodes.trained.any()

@@ -1,5 +1,6 @@
 """Updating one agent after another."""
 
+import pytest
 import torch
 
 from marl.config import default_config, override
@@ -21,9 +22,10 @@ def log_probs(trainer, batch):
         return trainer.policy.evaluate(batch.inputs, batch.nodes).log_prob.masked_fill(~batch.nodes.trained, 0.0)
 
 
-def test_each_agent_minds_what_those_before_it_changed(monkeypatch):
+@pytest.mark.parametrize("memory", [0, 4])
+def test_each_agent_minds_what_those_before_it_changed(monkeypatch, memory):
     """Advantages carry the product of the ratios of the agents before, and no one else's nodes are there."""
-    trainer, batch = make_trainer()
+    trainer, batch = make_trainer(memory=memory)
     start = log_probs(trainer, batch)
     torch.testing.assert_close(start, batch.log_prob.masked_fill(~batch.nodes.trained, 0.0), atol=1e-5, rtol=1e-5)
     seen = []

@@ -1,4 +1,10 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -6,12 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.lm import pretrained
+from agents.lm.generate import generate
 from agents.lm.models import load_backbone
 from agents.lm.tokens import fit_prompt
 from agents.lm.tree import Tree
 from agents.lm.words import WordTokenizer
 from marl.errors import ConfigError, MissingDependencyError
-from tests.support.lm import CHAT, SPEC, WORDS, save_gguf, save_llama, save_random, save_tokenizer, separate_features
+from tests.support.lm import (
+    CHAT,
+    SPEC,
+    WORDS,
+    save_gguf,
+    save_llama,
+    save_random,
+    save_tokenizer,
+    separate_features,
+    stir,
+)
 
 pytest.importorskip("transformers")
 
@@ -157,8 +174,10 @@ def test_a_name_that_was_never_fetched(monkeypatch, tmp_path):
 
 def test_damaged_folders(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty cannot be read: .*Give a folder with config\.json"):
+    with pytest.raises(ConfigError, match=r"empty has no config\.json; give a folder with"):
         open_folder(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r"config\.json is a file, and no \.gguf file; give a model's folder or"):
+        open_folder(folder / "config.json")
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -217,6 +236,72 @@ def test_a_model_that_mixes_a_trees_branches_is_refused(folder, monkeypatch):
         open_folder(folder)
 
 
+# A model over several devices
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    """Pretrained models get accelerate's hooks, as those over several devices have them, all on the CPU."""
+    from accelerate import dispatch_model
+
+    opened, places = pretrained.open_pretrained, []
+    blocks = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
+
+    def with_hooks(name, dtype, device_map=None):
+        model, tokenizer = opened(name, dtype, device_map)
+        if device_map is not None:
+            places.append(device_map)
+            dispatch_model(model, dict.fromkeys(blocks, "cpu"), "cpu", force_hooks=True)
+        return model, tokenizer
+
+    monkeypatch.setattr(pretrained, "open_pretrained", with_hooks)
+    return places
+
+
+def test_a_model_behind_hooks_gives_the_same_features_gradients_and_answers(folder, hooked):
+    plain, spread = open_folder(folder), open_folder(folder, device_map="auto")
+    assert hooked == ["auto"]
+    assert all(hasattr(layer, "_hf_hook") for layer in spread.model.model.layers)
+    for backbone in (plain, spread):
+        stir(backbone)
+    trees = [Tree((3, 4, 5), (6, 7), (-1, -1)), Tree((8,))]
+    for backbone in (plain, spread):
+        features = backbone.features(trees)
+        (features.square().sum() + sum(part.sum() for part in backbone.output.moments(features))).backward()
+    assert torch.equal(*(backbone.features(trees) for backbone in (plain, spread)))
+    assert torch.equal(*(backbone.features(trees, reference=True) for backbone in (plain, spread)))
+    assert not torch.equal(spread.features(trees), spread.features(trees, reference=True))
+    for one, other in zip(plain.parameters(), spread.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+        assert bool(one.grad.any())
+    answers = [generate(backbone, [(3, 4, 5), (8,)], max_tokens=6, greedy=True) for backbone in (plain, spread)]
+    assert torch.equal(answers[0].tokens, answers[1].tokens)
+
+
+@pytest.mark.usefixtures("hooked")
+def test_a_model_over_several_devices_stays_where_it_is(folder):
+    spread = open_folder(folder, device_map="auto")
+    assert spread.to("cpu").device.type == "cpu"
+    with pytest.raises(ConfigError, match="device is meta, but device_map begins on cpu; use --device cpu"):
+        spread.to("meta")
+
+
+def test_a_device_map_needs_accelerate_room_and_one_process(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("marl.distributed.world_size", lambda: 2)
+        with pytest.raises(ConfigError, match="this run has 2 ranks; start it without torchrun"):
+            open_folder(folder, device_map="auto")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(MissingDependencyError, match="run: pip install accelerate"):
+            open_folder(folder, device_map="auto")
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "hf_device_map", {"model": 0, "lm_head": "cpu"}, raising=False)
+    with pytest.raises(ConfigError, match="does not fit the GPUs: device_map would leave some of it on the cpu"):
+        open_folder(folder, device_map="auto")
+
+
 # GGUF
 
 
@@ -255,18 +340,54 @@ def test_a_gguf_file_that_is_cut_short(gguf_file, share):
     assert list(pretrained.cache_folder().iterdir()) == []
 
 
-def test_the_second_of_two_processes_that_convert_at_once_takes_the_firsts(gguf_file, monkeypatch):
-    convert, faster = pretrained._convert, []
+def test_of_two_that_convert_at_once_the_second_waits_for_the_first(gguf_file, monkeypatch):
+    """Threads stand for processes: each opens the lock for itself."""
+    convert, begun, may_end, calls = pretrained._convert, threading.Event(), threading.Event(), []
 
-    def overtaken(file, folder):
+    def slow(file, folder):
+        calls.append(folder)
+        begun.set()
+        assert may_end.wait(60)
         convert(file, folder)
-        monkeypatch.setattr(pretrained, "_convert", convert)
-        faster.append(pretrained._converted(file))
 
-    monkeypatch.setattr(pretrained, "_convert", overtaken)
-    assert pretrained._converted(gguf_file) == faster[0]
-    assert list(pretrained.cache_folder().iterdir()) == faster
+    monkeypatch.setattr(pretrained, "_convert", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pretrained._converted, gguf_file)
+        assert begun.wait(60)
+        second = pool.submit(pretrained._converted, gguf_file)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        may_end.set()
+        assert first.result() == second.result()
+    assert len(calls) == 1
+    assert list(pretrained.cache_folder().iterdir()) == [first.result()]
     assert open_folder(gguf_file).context == 256
+
+
+def test_what_a_killed_conversion_left_is_removed(gguf_file):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(gguf_file)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = pretrained.cache_folder().iterdir()
+    assert (left / "half").exists()
+    assert open_folder(gguf_file).context == 256
+    (converted,) = pretrained.cache_folder().iterdir()
+    assert not (converted / "half").exists()
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from agents.lm import pretrained
+from agents.lm.generate import generate
+
+def die(file, folder):
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pretrained._convert = die
+pretrained._converted(pathlib.Path(sys.argv[1]))
+"""
 
 
 def test_a_cache_that_cannot_be_written(gguf_file, tmp_path, monkeypatch):

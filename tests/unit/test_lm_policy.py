@@ -1,6 +1,7 @@
 """Language policies against the plain model, one row and one candidate at a time."""
 
 import dataclasses
+import functools
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 import agents.lm.register
 from agents.lm.options import LanguageOptions
 from agents.lm.tree import Tree
-from marl.errors import ConfigError, EnvironmentContractError
+from marl import run
+from marl.config import default_config, override
+from marl.errors import ConfigError, EnvironmentContractError, MemoryLimitError
+from marl.registry import AGENTS
 from marl.types import Nodes
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, next_logits, observe, spec_of, stir
 
@@ -236,7 +240,8 @@ def test_only_what_is_trained_is_saved():
     policy = make_agent("poad", lora_rank=4)
     names = set(policy.state_dict())
     assert all("lora" in name or name.startswith("critic") for name in names)
-    assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == names
+    trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    assert trained == {name for name in names if not name.startswith("critic_scale")}
 
 
 # Free text
@@ -393,6 +398,52 @@ def test_passes_hold_every_row_once_within_the_budget():
     )  # 9 rows of one situation, 3, and 12: at most 6 in a pass
 
 
+def refuse_passes(policy, monkeypatch, limit):
+    """Forward passes of more than `limit` tokens run out of memory; returns the sizes of the others."""
+    decoder, sizes = policy.backbone.model.get_decoder(), []
+    forward = decoder.forward
+
+    @functools.wraps(forward)
+    def refuse(input_ids, **rest):
+        if input_ids.numel() > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        sizes.append(input_ids.numel())
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(decoder, "forward", refuse)
+    return sizes
+
+
+def test_acting_that_does_not_fit_in_memory_is_halved(monkeypatch, caplog):
+    """The same text, log-probabilities and values in passes of half the size, and passes stay small."""
+    policy = make_agent("poad", max_action_tokens=6, reference=True)
+    stir(policy)
+    obs = observe([[0], [1], [2], [0]], free=True)
+    inputs, whole = act(policy, obs, deterministic=True)
+    values = policy.value(inputs)
+    policy._frozen.clear()
+    sizes = refuse_passes(policy, monkeypatch, 32)
+    _, halved = act(policy, obs, deterministic=True)
+    assert policy.halving.divisor > 1
+    assert "from now on they are smaller. Set --token-budget" in caplog.text
+    assert halved.action.tolist() == whole.action.tolist()
+    for name in ("log_prob", "value", "reference"):
+        torch.testing.assert_close(getattr(halved, name), getattr(whole, name), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(policy.value(inputs), values, atol=2e-5, rtol=1e-4)
+    assert max(sizes) <= 32
+    warned = len(caplog.records)
+    act(policy, obs)
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_one_situation_that_does_not_fit_in_memory_is_an_error(free, monkeypatch):
+    policy = make_agent("poad")
+    refuse_passes(policy, monkeypatch, 3)
+    with pytest.raises(MemoryLimitError, match="a forward pass of one row does not fit in memory"):
+        act(policy, observe(MANY, free=free))
+
+
 # Bad input
 
 
@@ -499,6 +550,11 @@ def test_too_many_situations_are_forgotten(monkeypatch):
         ("poad", {"top_p": 0.0}, "top_p is 0.0"),
         ("poad", {"max_action_tokens": 0}, "max_action_tokens is 0"),
         ("poad", {"lora_rank": -1}, "lora_rank is -1"),
+        ("poad", {"lora_targets": ("v_proj",)}, r"lora_targets is \('v_proj',\), which is for adapters"),
+        ("poad", {"model": "smollm2", "lora_rank": 0, "device_map": "auto"}, "device_map is 'auto', which is for adap"),
+        ("poad", {"device_map": "auto"}, "device_map is for pretrained models"),
+        ("poad", {"model": ""}, "model is empty; give tiny, smollm2"),
+        ("poad", {"critic_hidden": (8, 0)}, r"critic_hidden is \(8, 0\)"),
         ("etpo", {"beta": 0.0}, "beta is 0.0"),
         ("etpo", {"target_decay": 1.0}, "target_decay is 1.0"),
     ],
@@ -520,3 +576,33 @@ def test_options_out_of_range(name, options, message):
 def test_what_is_trained_and_read_by_default(options, rank, reads):
     taken = LanguageOptions(**options)
     assert (taken.rank, taken.critic_reads) == (rank, reads)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("poad", {"critic": "none"}, "critic is 'none', and advantage 'gae' needs one"),
+        ("twosome", {"critic": "none"}, "critic is 'none'"),
+        ("poad", {"value_coef": 0.0}, "value_coef is 0, so nothing trains the critic"),
+        ("grpo", {"critic": "shared"}, "advantage is 'group', which uses no critic; add --critic none"),
+        (
+            "reinforce",
+            {"reference": False},
+            "reference_reward_coef is 0.001, but no reference is kept; add --reference",
+        ),
+        ("poad", {"reference_coef": 0.1}, "reference_coef is 0.1, but no reference is kept; add --reference"),
+        ("etpo", {"reference_coef": 0.1}, "agent etpo weighs that divergence by --beta"),
+        ("etpo", {"objective": "ppo"}, "objective is 'ppo'; 'soft_q' is what agent etpo computes"),
+        ("poad", {"team": "sequential", "agent_updates": "sequential"}, "an agent reads what the others have said"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_errors_before_any_work(name, changes, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "make_env", None)
+    with pytest.raises(ConfigError, match=message):
+        run.start(override(default_config("text/chain", name), changes | {"runs": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("name", ["poad", "ntpo", "twosome", "etpo", "reinforce", "grpo", "gigpo"])
+def test_every_agent_agrees_with_its_own_settings(name):
+    config = default_config("text/chain", name)
+    AGENTS.get(name).check(config.agent_options, config.learn)

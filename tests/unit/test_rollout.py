@@ -1,6 +1,7 @@
 """What the collector keeps of an environment's steps."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from envs.toy import make as make_toy
 from envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl import run
 from marl.checkpoint import load
+from marl.config import default_config, override
 from marl.errors import ConfigError
+from marl.memory import Memory
 from marl.normalise import ValueNorm
-from marl.rollout import Collector
+from marl.rollout import Collector, following_value
+from marl.types import Obs
 from marl.vector import SyncVector
 
 
@@ -83,14 +87,14 @@ def test_behaviour_and_reference_are_kept_where_a_policy_gives_them():
     plain = collector(lambda: make_toy("chain"))
     rollout, _ = plain.collect()
     assert rollout.behaviour is None
-    assert rollout.penalty(0.0) is None
+    assert rollout.node_reward(0.0) is None
     with pytest.raises(ConfigError, match="reference_reward_coef is"):
-        rollout.penalty(0.5)
+        rollout.node_reward(0.5)
     sampling = collector(lambda: make_toy("chain"), kind=Sampler)
     rollout, _ = sampling.collect()
     assert rollout.behaviour is not None
     torch.testing.assert_close(rollout.behaviour, rollout.log_prob - 0.25)
-    penalty = rollout.penalty(0.5)
+    penalty = rollout.node_reward(0.5)
     assert penalty is not None
     torch.testing.assert_close(penalty, 0.5 * rollout.log_prob)
     batch = rollout.flat(rollout.value, rollout.value).rows(torch.tensor([5, 1]))
@@ -118,6 +122,62 @@ class Short(EnvWrapper):
 
 def short():
     return Short(make_toy("copy", length=6))
+
+
+class Backwards(EnvWrapper):
+    """The agents in reverse, so that the first dies first."""
+
+    def observe(self, obs):
+        return Obs(obs.agents[::-1].copy(), obs.alive[::-1].copy(), obs.action_mask[::-1].copy(), obs.state)
+
+    def step(self, action):
+        step = super().step(action[::-1])
+        return replace(step, reward=step.reward[::-1].copy())
+
+
+def test_one_chain_goes_on_where_its_first_agent_is_dead():
+    """At the time limit of `mortal` its last agents live no more; reversed, those are the first of the chain."""
+    config = override(
+        default_config("toy/mortal", "mat-bad"), {"num_envs": 2, "rollout_steps": 6, "value_norm_decay": 0.0}
+    )
+    env = SyncVector([lambda: Backwards(make_toy("mortal", individual=True))] * 2)
+    trainer = run.build(config, env, torch.device("cpu"), 1)
+    with torch.no_grad():
+        trainer.policy.critic[-1].bias.fill_(3.0)
+    rollout, _ = trainer.collector.collect()
+    assert rollout.truncated[-1].all()
+    assert not rollout.mask[-1, :, 0].any()
+    # The dead would be worth 0; a living agent's chain is worth what the critic says.
+    torch.testing.assert_close(rollout.bootstrap[-1], torch.full((2, 3), 3.0), atol=0.5, rtol=0)
+
+
+class Worth:
+    """Values agents by their number."""
+
+    def __init__(self, team_reward):
+        self.spec = replace(make_toy("mortal").spec, team_reward=team_reward)
+
+    def encode(self, obs):
+        return {"alive": torch.as_tensor(obs.alive)}
+
+    def value(self, inputs):
+        return torch.arange(1.0, 4.0).expand(inputs["alive"].shape)
+
+
+@pytest.mark.parametrize(
+    ("team_reward", "one_chain", "expected"),
+    [
+        (True, True, [[1, 1, 1], [2, 2, 2], [0, 0, 0]]),
+        (False, True, [[1, 1, 1], [2, 2, 2], [0, 0, 0]]),
+        (True, False, [[1, 2, 3], [2.5, 2, 3], [0, 0, 0]]),
+        (False, False, [[1, 2, 3], [0, 2, 3], [0, 0, 0]]),
+    ],
+)
+def test_what_a_cut_chain_is_worth(team_reward, one_chain, expected):
+    alive = np.array([[True] * 3, [False, True, True], [False] * 3])
+    policy: Any = Worth(team_reward)
+    value = following_value(policy, ValueNorm(0.0), Obs(None, alive), Memory(policy, 3), np.arange(3), one_chain)
+    assert value.tolist() == expected
 
 
 def lengths(seeds):

@@ -365,7 +365,7 @@ def test_captions_tell_step_return_and_result(monkeypatch):
     assert captions[-1][1] == f"step {len(rewards)} of 60"
     assert captions[-1][2] == f"{len(rewards) / 2:.1f} s"
     assert captions[-1][3] == f"return {sum(rewards):.2f}"
-    assert captions[-1][4] == ("won" if env._battles.info(0)["success"] else "lost")
+    assert captions[-1][4] == ("won" if env._battles.infos([0])[0]["success"] else "lost")
     assert captions[-2][3] == f"return {sum(rewards[:-1]):.2f}", "a reward is paid at the end of its step"
     assert all(len(caption) == 4 for caption in captions[:-1])
     assert len(drawn[-1]) == 4 + HOLD

@@ -176,10 +176,21 @@ def test_saying_nothing_in_free_text_lets_time_pass():
     assert steps[-1].info["invalid"] == 4
 
 
-@pytest.mark.parametrize("offered", [[], ["a", "a"]])
-def test_a_game_that_offers_nothing_or_the_same_twice(offered):
-    with pytest.raises(EnvironmentContractError, match=r"single: agent 0 is offered .*; expected distinct texts"):
+@pytest.mark.parametrize("offered", [[], ["a", "a"], "go", [1, 2]])
+def test_a_game_that_offers_nothing_or_the_same_twice_or_no_texts(offered):
+    with pytest.raises(
+        EnvironmentContractError, match=r"single: agent 0 is offered .*; expected a list of distinct text"
+    ):
         single(lambda _: offered).reset(0)
+
+
+@pytest.mark.parametrize(
+    ("agents", "prompt", "expected"), [(("a",), 7, "7; expected a text"), (("a", "b"), "ab", "'ab'; expected 2 texts")]
+)
+def test_a_game_whose_prompt_is_no_text(agents, prompt, expected):
+    env = TextEnv("odd", lambda _: 0, lambda _: prompt, lambda *_: Turn(0), agents=agents)
+    with pytest.raises(EnvironmentContractError, match=f"odd: the prompt is {expected}"):
+        env.reset(0)
 
 
 def test_an_ended_game_is_asked_for_no_actions():

@@ -84,6 +84,15 @@ def test_spaces_that_lie_are_named(small, what, said):
         run.start(broken(small, what, at=5))
 
 
+@pytest.mark.parametrize("agent", ["mat-bad", "mat-gru", "happo"])
+def test_a_step_without_anybody_is_passed_over(small, agent):
+    """Once in every environment, in the middle of an episode, of which nothing is decided or learned there."""
+    config = override(small(BROKEN, agent, eval_episodes=0, steps=96), {"kwargs": {"what": "nobody", "at": 3}})
+    found = rows(run.start(config))
+    assert len(found) == 3
+    assert all(np.isfinite(value) for row in found for value in row.values())
+
+
 def test_a_full_disc_at_a_checkpoint_does_not_stop_training(small, monkeypatch, caplog):
     calls = []
 
