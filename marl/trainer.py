@@ -250,8 +250,7 @@ class Trainer:
         learn = self.config.learn
         counts = distributed.all_reduce(self.objective.counts(minibatch))
         total = self.gradient(minibatch, counts)
-        distributed.sum_gradients(self.parameters)
-        reduced = distributed.all_reduce(torch.stack(list(total.values())))
+        reduced = distributed.sum_gradients(self.parameters, torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
         limit = learn.max_grad_norm or float("inf")
         norm = clip_gradients(self.parameters, limit).to(self.device)
