@@ -21,7 +21,7 @@ from marl.errors import CheckpointError, ConfigError, MarlError
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, find_env
 from marl.seeding import Streams, fix_globals
-from marl.threads import free_cores
+from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
 from marl.vector import make_vector
@@ -90,6 +90,7 @@ def execute(
         check(config.agent_options, config.learn)
     fix_globals(config.seed)
     torch.set_num_threads(1)
+    keep_memory()
     free = max(1, free_cores() // distributed.local_world_size())
     env = make_env(config, free, local_share(config), train=True)
     evaluation: Evaluate | None = None
