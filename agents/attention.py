@@ -82,7 +82,8 @@ class Mixture(torch.autograd.Function):
         return torch.bmm(weights, y)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = grad_outputs
         query, y, weights = ctx.saved_tensors
         score = weights * torch.bmm(gradient, y.mT)
         score = torch.addcmul(score, weights, score.sum(-1, keepdim=True), value=-1.0)

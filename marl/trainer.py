@@ -358,7 +358,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     if norm > limit:
         scale = limit / (float(norm) + 1e-6)
         for part in devices.values():
-            torch._foreach_mul_(part, scale)
+            for gradient in part:
+                gradient.mul_(scale)
     return norm
 
 
