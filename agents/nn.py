@@ -19,7 +19,7 @@ from marl.types import EnvSpec, Inputs, Nodes, Obs
 
 RELU_GAIN = 2.0**0.5
 SMALL_GAIN = 0.01
-CACHED_ROWS = 8192
+CACHED_ROWS = 4096
 """Agent rows of a forward pass whose features stay in a CPU's cache; more take longer and only cost memory."""
 
 SOFTMAX_WIDTH = 16

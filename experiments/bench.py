@@ -21,7 +21,7 @@ from marl.config import override
 from marl.errors import ConfigError
 from marl.registry import EnvFactory, find_env
 from marl.run import build
-from marl.threads import free_cores, peak_memory_mb, usable_cores
+from marl.threads import free_cores, keep_memory, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
@@ -65,6 +65,7 @@ def run(config: Bench) -> None:
     cores = usable_cores()
     console.print(f"{cores} cores, {free_cores()} of them free; torch {torch.__version__}, numpy {np.__version__}")
     torch.set_num_threads(1)
+    keep_memory()
     for part in config.parts:
         console.print(PARTS[part](config))
     console.print(f"peak memory of this process {peak_memory_mb():.0f} MiB")

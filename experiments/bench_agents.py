@@ -17,6 +17,7 @@ from experiments.reference_mat import ReferenceMAT, ReferenceUpdate
 from marl.objective import Batch, ClippedPPO
 from marl.registry import AGENTS
 from marl.threads import usable_cores
+from marl.trainer import clip_gradients
 from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
@@ -138,7 +139,8 @@ def random_batch(policy: Any, obs: Obs) -> Batch:
 
 
 def updater(policy: Any, batch: Batch) -> Callable[[], object]:
-    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
+    parameters = list(policy.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=1e-6, fused=True)
     objective = ClippedPPO()
 
     def update() -> None:
@@ -147,7 +149,7 @@ def updater(policy: Any, batch: Batch) -> Callable[[], object]:
         for index in policy.split(batch.inputs, batch.nodes, 0, 1):
             part = batch.rows(index)
             objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
+        clip_gradients(parameters, 10.0)
         optimiser.step()
 
     return update

@@ -78,16 +78,20 @@ def broadcast_module(module: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, in one message; what has none on any rank keeps none."""
+def sum_gradients(parameters: list[nn.Parameter], numbers: Tensor) -> Tensor:
+    """Add up the gradients of all ranks, and `numbers` (K,), in one message; returns the sum of the numbers.
+
+    A parameter that has no gradient on any rank keeps none.
+    """
     if not dist.is_initialized():
-        return
+        return numbers
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     given = torch.tensor([float(p.grad is not None) for p in parameters], device=gradients[0].device)
-    flat = all_reduce(torch.cat([*(gradient.flatten() for gradient in gradients), given]))
-    *parts, given = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    flat = all_reduce(torch.cat([*(gradient.flatten() for gradient in gradients), given, numbers]))
+    *parts, given, numbers = flat.split([*(p.numel() for p in parameters), len(parameters), len(numbers)])
     for parameter, part, ranks in zip(parameters, parts, given.tolist(), strict=True):
         parameter.grad = part.view_as(parameter) if ranks else None
+    return numbers
 
 
 def gather(value: Any) -> list[Any]:

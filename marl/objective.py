@@ -116,7 +116,7 @@ class ClippedPPO(ValueLoss):
 
     def counts(self, batch: Batch) -> Tensor:
         """(2,): policy units and value nodes of a batch, the denominators of its means."""
-        units = to_units(batch.nodes.trained, self.ratio)
+        units = to_units(batch.nodes.trained, self.unit(batch))
         return torch.stack([units.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
 
     def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,11 +126,10 @@ class ClippedPPO(ValueLoss):
         batches add up to that minibatch's means, and so do their gradients.
         """
         units, nodes = counts.clamp(min=1.0).unbind()
-        trained = batch.nodes.trained
-        mask = to_units(trained, self.ratio)
-        log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, self.ratio)
-        entropy = unit_sum(evaluation.entropy, trained, self.ratio)
-        advantage = unit_mean(batch.advantage.expand_as(trained), trained, self.ratio)
+        trained, unit = batch.nodes.trained, self.unit(batch)
+        mask = to_units(trained, unit)
+        log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, unit)
+        advantage = unit_mean(batch.advantage.expand_as(trained), trained, unit)
         # exp(88) is infinite in float32, and infinity times a zero gradient is NaN.
         log_ratio = log_ratio.clamp(-20.0, 20.0)
         ratio = log_ratio.exp()
@@ -138,11 +137,11 @@ class ClippedPPO(ValueLoss):
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         extra: dict[str, Tensor] = {}
         if batch.behaviour is not None:
-            gap = unit_sum(batch.log_prob - batch.behaviour, trained, self.ratio)
+            gap = unit_sum(batch.log_prob - batch.behaviour, trained, unit)
             surrogate = surrogate * gap.clamp(-20.0, 20.0).exp().clamp(max=self.behaviour_cap)
             extra["policy/behaviour_gap"] = masked_sum(gap.abs(), mask) / units
         policy_loss = -masked_sum(surrogate, mask) / units
-        entropy_mean = masked_sum(entropy, mask) / units
+        entropy_mean = masked_sum(evaluation.entropy, trained) / units
         loss = policy_loss - self.entropy_coef * entropy_mean
         if self.value_coef:
             value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
@@ -152,7 +151,7 @@ class ClippedPPO(ValueLoss):
             raise no_reference("reference_coef", self.reference_coef)
         if batch.reference is not None:
             distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
-            divergence = masked_sum(unit_sum(kl_estimate(distance, "k3"), trained, self.ratio), mask) / units
+            divergence = masked_sum(kl_estimate(distance, "k3"), trained) / units
             loss = loss + self.reference_coef * divergence
             extra["policy/reference_kl"] = divergence.detach()
         with torch.no_grad():
@@ -164,6 +163,10 @@ class ClippedPPO(ValueLoss):
                 "policy/clip_fraction": masked_sum(((ratio < low) | (ratio > high)).float(), mask) / units,
             }
         return loss, parts | extra
+
+    def unit(self, batch: Batch) -> Unit:
+        """What the ratio belongs to: an agent's only slot is a node of its own, which is less work."""
+        return "node" if self.ratio == "agent" and batch.nodes.mask.shape[-1] == 1 else self.ratio
 
     def value_error(self, value: Tensor, batch: Batch) -> Tensor:
         """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
@@ -233,10 +236,15 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
 
 
 def consecutive(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[Rows]:
-    """The rows of `mask` (B, N, L) in order, cut into parts as `Policy.split` says; `chunk` rows stay together."""
+    """The rows of `mask` (B, N, L) in order, cut into parts of about equal size as `Policy.split` says.
+
+    `chunk` rows stay together.
+    """
     count = mask.shape[0]
-    size = -(-(min(rows, count) if rows else count) // divisor)
-    size = max(chunk, size - size % chunk)
+    most = -(-(min(rows, count) if rows else count) // divisor)
+    most = max(chunk, most - most % chunk)
+    size = -(-count // max(1, -(-count // most)))
+    size = max(chunk, size + -size % chunk)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

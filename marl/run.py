@@ -24,7 +24,7 @@ from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.seeding import Streams, fix_globals
 from marl.tasks import share
-from marl.threads import free_cores
+from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
 from marl.vector import make_vector
@@ -93,6 +93,7 @@ def execute(
         check(config.agent_options, config.learn)
     fix_globals(config.seed)
     torch.set_num_threads(1)
+    keep_memory()
     free = max(1, free_cores() // distributed.local_world_size())
     tasks, envs = config.tasks, []
     evaluation: Evaluate | None = None

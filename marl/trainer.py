@@ -291,11 +291,10 @@ class Trainer:
         learn = self.config.learn
         counts = distributed.all_reduce(torch.stack([self.objective.counts(each) for each in minibatches]))
         total = self.gradient(minibatches, counts * len(minibatches))
-        distributed.sum_gradients(self.parameters)
-        reduced = distributed.all_reduce(torch.stack(list(total.values())))
+        reduced = distributed.sum_gradients(self.parameters, torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
         limit = learn.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).to(self.device)
+        norm = clip_gradients(self.parameters, limit).to(self.device)
         if not bool(torch.isfinite(norm + total["loss/total"])):
             shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
             raise NonFiniteError(
@@ -408,6 +407,24 @@ class Trainer:
                 seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(env.num_envs)]
                 task.collector.obs = env.reset(seeds)
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
+
+    Those of a device are joined: a norm of each takes longer where they are many and small.
+    """
+    devices: dict[torch.device, list[Tensor]] = {}
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        devices.setdefault(gradient.device, []).append(gradient)
+    norms = [torch.cat([gradient.flatten() for gradient in part]).norm() for part in devices.values()]
+    norm = torch.stack([part.to(norms[0].device) for part in norms]).norm()
+    if norm > limit:
+        scale = limit / (float(norm) + 1e-6)
+        for part in devices.values():
+            for gradient in part:
+                gradient.mul_(scale)
+    return norm
 
 
 def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def transcript(policy: Any, episode: Sequence[Turn]) -> str:
     """Markdown: prompt, action, reward, and a table of its tokens. A token without a choice has no probability."""
     parts = []
     for said in speeches(policy, episode):
-        quoted = "\n".join(f"> {line}" for line in said.prompt.splitlines() or [""])
+        quoted = "\n".join(f"> {line}  " for line in said.prompt.splitlines() or [""])
         likely = np.exp(sum(said.log_prob))
         rows = [
             f"| {token.replace('|', BAR)} | {f'{p:.3f}' if free else ''} | {v:.3f} | {a:+.3f} |"

