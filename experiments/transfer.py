@@ -28,6 +28,11 @@ from marl.vector import make_vector
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
 """By agent, beginning (pretrained or scratch), percentage and seed."""
 
+OWN = frozenset(
+    {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
+)
+"""Settings of runs that belong to the comparison."""
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -62,6 +67,8 @@ class Transfer:
     def __post_init__(self) -> None:
         if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0 or min(self.percentages) < 0:
             raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
+        if fixed := sorted(OWN & set(self.settings)):
+            raise ConfigError(f"settings have {', '.join(fixed)}, which this command sets itself; leave it out")
         for name in ("budget", "pretrain_steps", "episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
@@ -78,6 +85,19 @@ class Transfer:
         own = {"seed": seed, "runs": str(self.folder), "name": f"{agent}-{seed}-{part}"}
         watch = {"eval_episodes": self.episodes, "eval_interval": 0}
         return override(choose(env, agent)[0], self.settings | own | watch | changes)
+
+    def plan(self, agent: str, seed: int) -> tuple[RunConfig, dict[str, list[RunConfig]]]:
+        """The pre-training, and by its beginning each run on the target, once for every part of the data it learns."""
+        source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
+        parts = [self.steps(percentage) for percentage in sorted(set(self.percentages) - {0})]
+        targets = {
+            beginning: [
+                self.config(self.target, agent, seed, beginning, steps=steps, init=init, eval_start=True)
+                for steps in parts
+            ]
+            for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
+        }
+        return source, targets
 
 
 def transfer(asked: Transfer) -> None:
@@ -101,15 +121,17 @@ def transfer(asked: Transfer) -> None:
 
 
 def require_fit(asked: Transfer, agent: str) -> None:
-    """Raises ConfigError, before long work, where the weights of the sources would not fit the target."""
+    """Raises ConfigError, before long work, where a run would be refused, or the weights of the sources would not fit
+    the target."""
     entry, policies, labels = AGENTS.get(agent), [], []
-    for name in (asked.source, asked.target):
-        config = asked.config(name, agent, 0, "check")
-        for task in config.tasks:
-            env = make_vector(task.name, task.options, 1)
-            policies.append(entry.make(env.spec, config.agent_options))
-            labels.append(task.label)
-            env.close()
+    if not entry.trains:
+        raise ConfigError(f"agent {agent!r} does not learn; leave it out")
+    source, targets = asked.plan(agent, asked.seeds[0])
+    for task in source.tasks + targets["scratch"][0].tasks:
+        env = make_vector(task.name, task.options, 1)
+        policies.append(entry.make(env.spec, source.agent_options))
+        labels.append(task.label)
+        env.close()
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share(policy, policies[0], (label, labels[0]))
 
@@ -118,23 +140,24 @@ def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
     """Every run on the target, once it has learned from all the data that it may have."""
     for seed in asked.seeds:
         for agent in asked.agents:
-            source = asked.config(asked.source, agent, seed, "source", steps=asked.pretrain_steps)
-            pretrained = str(advance(source))
-            for beginning, init in (("pretrained", pretrained), ("scratch", "")):
-                folder = Path()
-                for percentage in sorted(set(asked.percentages) - {0}):
-                    steps = asked.steps(percentage)
-                    changes = {"steps": steps, "init": init, "eval_start": True}
-                    folder = advance(asked.config(asked.target, agent, seed, beginning, **changes))
-                yield agent, seed, beginning, folder
+            source, targets = asked.plan(agent, seed)
+            advance(source)
+            for beginning, configs in targets.items():
+                for config in configs:
+                    advance(config)
+                yield agent, seed, beginning, folder_of(configs[-1])
 
 
-def advance(config: RunConfig) -> Path:
+def folder_of(config: RunConfig) -> Path:
+    return Path(config.runs) / config.name
+
+
+def advance(config: RunConfig) -> None:
     """Train until `config.steps`, from wherever the run stands; at its end it is evaluated and saved.
 
     Raises ConfigError where the folder holds another run, or this one is interrupted.
     """
-    folder = Path(config.runs) / config.name
+    folder = folder_of(config)
     if (folder / "config.yaml").exists():
         if digest(read_config(folder)) != digest(config):
             raise ConfigError(f"{folder} was begun with other settings; give another --name, or remove it")
@@ -144,7 +167,6 @@ def advance(config: RunConfig) -> Path:
         start(config)
     if done(folder) < config.steps:
         raise ConfigError(f"{folder} was interrupted; the same command goes on from there")
-    return folder
 
 
 def done(folder: Path) -> int:

@@ -25,20 +25,19 @@ from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.tracking import png
+from marl.types import EnvSpec
 from marl.vector import make_vector
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Who plays what: `folder` is the run's, or None for an untrained agent."""
+    """Who plays what: `folder` is the run's, or None for an untrained agent, which has no checkpoint either."""
 
     config: RunConfig
-    policy: Policy | None
     title: str
     folder: Path | None
     value_norm: ValueNorm
-    moves: Checkpoint | None = None
-    """What a policy is made of for each environment by itself: of several, or another than the run's."""
+    checkpoint: Checkpoint | None = None
 
     @property
     def task(self) -> EnvFactory:
@@ -61,9 +60,7 @@ def resolve(parsed: Any) -> Subject:
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
         value_norm = ValueNorm(config.learn.value_norm_decay)
         value_norm.load_state_dict(checkpoint.tensors["value_norm"])
-        if parsed.env or len(config.tasks) > 1:
-            return Subject(config, None, title, folder, value_norm, checkpoint)
-        return Subject(config, make_policy(checkpoint), title, folder, value_norm)
+        return Subject(config, title, folder, value_norm, checkpoint)
     if path.parts[:1] == ("runs",) or path.is_absolute():
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if parsed.env:
@@ -76,7 +73,7 @@ def resolve(parsed: Any) -> Subject:
     config = default_config(subject, agent)
     if (chosen := getattr(parsed, "env_options", None)) is not None:
         config = dataclasses.replace(config, env_options=chosen)
-    return Subject(config, None, f"{agent} on {subject}", None, ValueNorm(0.0))
+    return Subject(config, f"{agent} on {subject}", None, ValueNorm(0.0))
 
 
 def elsewhere(config: RunConfig, env: str) -> RunConfig:
@@ -86,11 +83,10 @@ def elsewhere(config: RunConfig, env: str) -> RunConfig:
     return dataclasses.replace(config, env=env, env_options=kept)
 
 
-def policy_for(subject: Subject, spec: Any) -> Policy:
-    if subject.moves is not None:
-        return make_policy(subject.moves, spec)
-    if subject.policy is not None:
-        return subject.policy
+def policy_for(subject: Subject, spec: EnvSpec) -> Policy:
+    """The agent as it plays in one environment."""
+    if subject.checkpoint is not None:
+        return make_policy(subject.checkpoint, spec)
     return AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
 
 
@@ -191,37 +187,41 @@ class Screen:
 
 
 def show(parsed: Any) -> None:
-    """`marl play`: a video beside the run, or text on the terminal."""
+    """`marl play`: a story, a video beside the run, or text on the terminal."""
     subject = resolve(parsed)
+    env = EnvFactory(subject.task.name, drawing_options(subject.task))()
+    try:
+        policy = policy_for(subject, env.spec)
+        if parsed.view in (None, "story") and hasattr(policy, "transcript"):
+            tell(subject, policy, parsed)
+        else:
+            draw(subject, policy, env, parsed)
+    finally:
+        env.close()
+
+
+def draw(subject: Subject, policy: Policy, env: Env, parsed: Any) -> None:
+    """The episodes in pictures or as the text that the environment draws."""
     name = subject.task.name
-    if parsed.view in (None, "story") and hasattr(subject.policy, "transcript"):
-        tell(subject, parsed)
-        return
     if parsed.view == "story":
         raise ConfigError(f"agent {subject.config.agent!r} tells no story; leave out --view story")
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
-    env = EnvFactory(name, drawing_options(subject.task))()
+    screen = Screen(name, env, parsed.view, out, parsed.fps)
+    if parsed.attention:
+        check_attention(subject, policy, screen)
     try:
-        policy = policy_for(subject, env.spec)
-        screen = Screen(name, env, parsed.view, out, parsed.fps)
-        if parsed.attention:
-            check_attention(subject, policy, screen)
-        try:
-            for seed in paired_seeds(parsed.episodes):
-                play_episode(env, policy, screen, seed, parsed)
-        finally:
-            screen.close()
+        for seed in paired_seeds(parsed.episodes):
+            play_episode(env, policy, screen, seed, parsed)
     finally:
-        env.close()
+        screen.close()
     if not screen.drawn:
         raise ConfigError(f"{name} draws nothing: its `render` returns None")
 
 
-def tell(subject: Subject, parsed: Any) -> None:
+def tell(subject: Subject, policy: Any, parsed: Any) -> None:
     """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
-    policy: Any = subject.policy
     config = subject.config
     out = parsed.out or (subject.folder or Path()) / "play.png"
     if out.suffix != ".png":

@@ -171,13 +171,27 @@ def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
         entry = find_env(task)[0]
         if entry.name != find_env(first)[0].name:
             raise ConfigError(f"{name!r} joins environments of several families; give tasks of one")
-        own = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in given)}
+        own = dict(_option(text, pair) for pair in given)
         known = [option.name for option in fields(entry.options)]
         for key in own:
             if key not in known:
                 raise UnknownNameError(closest(f"option of {entry.name}", key, known))
         found.append(EnvFactory(task, {**options, **own}, text.rpartition("/")[2]))
+    labels = [task.label for task in found]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"{name!r} has {twice[0]!r} {len(twice)} times; give each task once")
     return found
+
+
+def _option(task: str, pair: str) -> tuple[str, Any]:
+    """The name and the value of `name=value`."""
+    name, equals, value = pair.partition("=")
+    try:
+        if equals:
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"{pair!r} in {task!r} is no option with its value; give name=value")
 
 
 def find_family(name: str) -> EnvEntry:

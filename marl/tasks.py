@@ -41,14 +41,10 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
         if here != there:
             raise ConfigError(
                 f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}, so one agent "
-                "cannot learn both; give tasks of one shape, as SMAC's are with layout=entities"
+                "cannot learn both; give tasks of one shape, or SMAC's with layout=entities to an agent that knows no "
+                "number of agents, such as mat with parameters_per=team"
             )
     tensors = given.state_dict(keep_vars=True)
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
         setattr(mine.get_submodule(owner), leaf, tensors[name])
-
-
-def named(metrics: dict[str, float], task: str) -> dict[str, float]:
-    """Metrics with the task's name behind their own."""
-    return {f"{name}/{task}": value for name, value in metrics.items()}

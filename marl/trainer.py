@@ -28,7 +28,7 @@ from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
-from marl.tasks import Task, named
+from marl.tasks import Task
 from marl.threads import peak_memory_mb, usable_cores
 
 SMALL_UPDATE = 32768
@@ -168,7 +168,7 @@ class Trainer:
                 found.setdefault(name, []).append(value)
         means = {name: sum(values) / len(values) for name, values in found.items()}
         for task, each in zip(self.tasks, metrics, strict=True):
-            means |= named(each, task.name)
+            means |= {f"{name}/{task.name}": value for name, value in each.items()}
         return means
 
     def episode_seeds(self) -> list[int] | None:
@@ -333,8 +333,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         for number, index in passes:
-            whole = len(passes) == len(minibatches)
-            micro = minibatches[number] if whole else minibatches[number].rows(index)
+            batch = minibatches[number]
+            micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
             evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
             loss, parts = self.objective(evaluation, micro, counts[number])
             loss.backward()

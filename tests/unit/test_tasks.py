@@ -29,6 +29,11 @@ def test_names_of_several_tasks():
             [make_vector(task.name, task.options, 1) for task in tasks_of(name, {})]
     with pytest.raises(ConfigError, match="several families"):
         tasks_of("toy/copy+mamujoco/Hopper-3x1", {})
+    with pytest.raises(ConfigError, match="has 'climbing' 2 times"):
+        tasks_of("toy/climbing+climbing", {})
+    for option in ("length", "length=["):
+        with pytest.raises(ConfigError, match="is no option with its value; give name=value"):
+            tasks_of(f"toy/copy,{option}", {})
 
 
 def build(env, **changes):
@@ -125,4 +130,18 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         transfer(replace(asked, settings=SETTINGS | {"epochs": 2}))
     with pytest.raises(ConfigError, match=r"in climbing and .* in copy"):
         transfer(replace(asked, target="toy/copy", name="other"))
+    with pytest.raises(ConfigError, match="'random' does not learn"):
+        transfer(replace(asked, agents=("mat", "random"), name="other"))
+    with pytest.raises(ConfigError, match="settings have seed, which this command sets itself"):
+        replace(asked, settings={"seed": 2})
     assert not Path(tmp_path / "other").exists()
+
+
+def test_states_saved_before_agents_could_remember_are_read():
+    trainer = build(PAIR)
+    trainer.iterate()
+    collector = trainer.collector
+    state = collector.get_state()
+    del state["memory"]
+    assert collector.set_state(state)
+    collector.collect()
