@@ -269,7 +269,7 @@ def test_parts_of_an_update_hold_whole_chunks():
     assert [len(part) for part in parts] == [3, 2, 2, 2]
     assert torch.equal(whole, whole[:, :1] + torch.arange(CHUNK))
     assert whole[:, 0].sort().values.tolist() == [0] * 3 + [CHUNK] * 3 + [2 * CHUNK] * 3
-    for rows, divisor, sizes in ((0, 1, [36]), (10, 1, [8] * 4 + [4]), (0, 2, [16, 16, 4]), (0, 99, [4] * 9)):
+    for rows, divisor, sizes in ((0, 1, [36]), (10, 1, [8] * 4 + [4]), (0, 2, [12] * 3), (0, 99, [4] * 9)):
         assert [part.stop - part.start for part in consecutive(batch.nodes.mask, rows, divisor, CHUNK)] == sizes
 
 
@@ -299,7 +299,7 @@ def test_running_out_of_memory_keeps_chunks_whole(monkeypatch):
     batch = trainer.credit(trainer.collector.collect()[0])[0]
     with pytest.raises(MemoryLimitError, match="4 rows"):
         trainer.update(batch, 0)
-    assert sizes == [36, 16, 8, 4]
+    assert sizes == [36, 12, 8, 4]
 
 
 @pytest.mark.parametrize("name", ["mappo", "happo", "mat"])
