@@ -20,7 +20,7 @@ from experiments.bench_smac import random_choice, smac_part
 from marl.config import override
 from marl.errors import ConfigError
 from marl.registry import EnvFactory, find_env
-from marl.run import build, options
+from marl.run import build
 from marl.threads import free_cores, keep_memory, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
@@ -185,7 +185,7 @@ def train_part(config: Bench) -> Table:
         free = free_cores()
         batched = find_env(config.env)[0].batch is not None
         count = settings.collect.num_envs
-        env = make_vector(config.env, options(settings), count, threads=min(free, count) if batched else 1)
+        env = make_vector(config.env, settings.tasks[0].options, count, threads=min(free, count) if batched else 1)
         trainer = build(settings, env, torch.device("cpu"), free)
         trainer.iterate()
         metrics = [trainer.iterate() for _ in range(max(2, config.rounds // 2))]

@@ -33,6 +33,7 @@ USAGE = """usage: marl COMMAND ...
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               several seeds and agents side by side: table, JSON, picture
+  transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
   list envs | agents | presets                    what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite
   bench [PART ...]                                measure speed on this machine
@@ -182,6 +183,8 @@ class Watch:
     """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
     agent: str = "random"
     """The agent, where the subject is an environment."""
+    env: str = ""
+    """Where the run's agent plays, if not in the environment that it has learned in; its options are the run's."""
     episodes: int = 1
     """Episodes to play."""
     which: str = "best"
@@ -262,6 +265,13 @@ def report_runs(args: list[str]) -> None:
 
     parsed = tyro.cli(Report, prog="marl report", args=args)
     report(parsed.runs, parsed.metric, parsed.out)
+
+
+def transfer(args: list[str]) -> None:
+    from experiments.transfer import Transfer
+    from experiments.transfer import transfer as run
+
+    run(tyro.cli(Transfer, prog="marl transfer", args=args, registry=KEYWORDS))
 
 
 def list_things(args: list[str]) -> None:
@@ -356,6 +366,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "play": play,
     "report": report_runs,
+    "transfer": transfer,
     "list": list_things,
     "check-env": check,
     "bench": bench,
