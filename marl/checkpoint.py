@@ -113,7 +113,8 @@ def load(path: Path, map_location: str | torch.device = "cpu", which: str | int 
     """Read and verify a checkpoint: the one in `path`, or of the root `path` the "last", the "best" or a step's.
 
     Tensors arrive on `map_location`. Of a root, "last" is the one saved last and "best" the one of the highest
-    score; where it is damaged, the next one in that order is taken, with a warning that names the damage.
+    score, or the last where none has one; where it is damaged, the next one in that order is taken, with a warning
+    that names the damage.
 
     Raises CheckpointError where an explicit directory or step is damaged or absent, where nothing is usable, and
     for a format newer than this code; ConfigError for an unknown `which`.
@@ -131,7 +132,8 @@ def load(path: Path, map_location: str | torch.device = "cpu", which: str | int 
     if which not in ("last", "best"):
         raise ConfigError(f"which is {which!r}; give 'last', 'best' or a step number")
     history = _history(path)
-    candidates = history if which == "last" else [entry for entry in history if entry.error] + _by_score(history)
+    scored = _by_score(history)
+    candidates = [entry for entry in history if entry.error] + scored if which == "best" and scored else history
     damage = []
     for entry in candidates:
         try:
@@ -141,7 +143,6 @@ def load(path: Path, map_location: str | torch.device = "cpu", which: str | int 
         except CheckpointError as error:
             LOGGER.warning("%s; falling back to the checkpoint before it", error)
             damage.append(str(error))
-    damage += [f"{entry.path.name} without a score" for entry in history if entry not in candidates]
     raise CheckpointError(f"no usable checkpoint ({which}) in {path}; found: {'; '.join(damage) or 'no step_* folder'}")
 
 
