@@ -175,17 +175,16 @@ def done(folder: Path) -> int:
 
 
 def table(asked: Transfer, reached: dict[str, int], scores: Scores) -> Table:
-    """One row a percentage, two columns an agent: means over seeds with their 95 % Student intervals.
+    """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals.
 
     `reached`: the steps of each percentage, in whole iterations.
     """
-    columns = [(agent, beginning) for agent in scores for beginning in scores[agent]]
     title = f"{asked.source} -> {asked.target}: {asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
-    made = Table("data", "steps", *(f"{agent}, {beginning}" for agent, beginning in columns), title=title)
-    for percentage, steps in reached.items():
-        cells = []
-        for agent, beginning in columns:
-            found = list(scores[agent][beginning][percentage].values())
-            cells.append(shown(sum(found) / len(found), *mean_interval(found)))
-        made.add_row(f"{percentage} %", f"{steps:,}", *cells)
+    columns = (f"{percentage} %\n{steps:,} steps" for percentage, steps in reached.items())
+    made = Table("data", *columns, title=title)
+    for agent, beginnings in scores.items():
+        for beginning, percentages in beginnings.items():
+            found = [list(percentages[percentage].values()) for percentage in reached]
+            cells = (shown(sum(each) / len(each), *mean_interval(each)) for each in found)
+            made.add_row(f"{agent}, {beginning}", *cells)
     return made
