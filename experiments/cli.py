@@ -62,6 +62,17 @@ def main() -> None:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         print(f"marl: {error}{notes}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        from marl.halving import ran_out_of_memory
+
+        if not ran_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(
+            f"marl: out of memory ({reason}); take fewer --num-envs or --rollout-steps, or a smaller model",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("marl: stopped at once; a run continues from its last checkpoint with `marl resume`", file=sys.stderr)
         sys.exit(130)
@@ -189,8 +200,8 @@ class Watch:
     """Episodes to play."""
     which: str = "best"
     """The checkpoint: best, last, or a number of steps."""
-    stochastic: bool = False
-    """Sample actions instead of taking the most probable ones."""
+    actions: Literal["run", "greedy", "sampled"] = "run"
+    """The most probable actions, or sampled ones; by default what the run's own evaluations take."""
 
 
 def evaluate(args: list[str]) -> None:

@@ -44,6 +44,10 @@ class Subject:
         """The environment to watch, of several the first."""
         return self.config.tasks[0]
 
+    def greedy(self, parsed: Any) -> bool:
+        """Whether the most probable actions are taken."""
+        return parsed.actions == "greedy" or (parsed.actions == "run" and not self.config.watch.eval_stochastic)
+
 
 def resolve(parsed: Any) -> Subject:
     """The run, checkpoint or environment that the subject names."""
@@ -109,7 +113,7 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     """Print the table of one environment; returns a line of JSON for each episode."""
     env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
-        rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), not parsed.stochastic)
+        rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), subject.greedy(parsed))
     finally:
         env.close()
     values = summarise(rows)
@@ -125,7 +129,7 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     for tag in sorted(values.keys() - shown):
         name, mean = tag.removeprefix("eval/"), values[tag]
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
-    Console().print(table, f"{len(rows)} episodes, {'sampled' if parsed.stochastic else 'greedy'} actions")
+    Console().print(table, f"{len(rows)} episodes, {'greedy' if subject.greedy(parsed) else 'sampled'} actions")
     note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
     return [json.dumps(note | dataclasses.asdict(row)) for row in rows]
 
@@ -213,7 +217,7 @@ def draw(subject: Subject, policy: Policy, env: Env, parsed: Any) -> None:
         check_attention(subject, policy, screen)
     try:
         for seed in paired_seeds(parsed.episodes):
-            play_episode(env, policy, screen, seed, parsed)
+            play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
     finally:
         screen.close()
     if not screen.drawn:
@@ -231,11 +235,12 @@ def tell(subject: Subject, policy: Any, parsed: Any) -> None:
     try:
         for number, seed in enumerate(paired_seeds(parsed.episodes)):
             episode = transcript.play(
-                policy, env, seed, config.learn.links(), subject.value_norm, not parsed.stochastic, parsed.stop_after
+                policy, env, seed, config.learn.links(), subject.value_norm, subject.greedy(parsed), parsed.stop_after
             )
             console.print(Markdown(policy.transcript(episode)))
             total = sum(float(turn.reward.mean()) for turn in episode)
-            console.print(f"return {total:.6g} in {len(episode)} steps")
+            stopped = "; stopped by --stop-after" if len(episode) == parsed.stop_after else ""
+            console.print(f"return {total:.6g} in {len(episode)} steps{stopped}")
             if number == 0:
                 save_picture(out, policy.picture(episode))
     finally:
@@ -268,7 +273,7 @@ def drawing_options(task: EnvFactory) -> dict[str, Any]:
     return chosen
 
 
-def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) -> None:
+def play_episode(env: Env, policy: Any, screen: Screen, seed: int, greedy: bool, parsed: Any) -> None:
     """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
     obs, total, length = env.reset(seed), 0.0, 0
@@ -278,7 +283,7 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) 
     while length < parsed.stop_after:
         with torch.inference_mode():
             inputs = memory.join(policy.encode(batch_of_one(obs)))
-            decision = policy.act(inputs, generator, not parsed.stochastic)
+            decision = policy.act(inputs, generator, greedy)
             memory.keep(decision)
             attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
         step = env.step(decision.action[0])

@@ -75,7 +75,8 @@ class Evaluate:
     def tell(self, trainer: Any) -> None:
         if self.stage is None:
             self.stage = self.makes[0](1)
-        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm)
+        greedy = not trainer.config.watch.eval_stochastic
+        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm, greedy)
         trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
         trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))
 

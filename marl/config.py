@@ -158,14 +158,11 @@ class LearnConfig:
             )
 
     def links(self) -> Links:
-        return Links(
-            self.agent_links,
-            self.slot_links,
-            self.gamma,
-            self.gae_lambda,
-            self.gamma if self.gamma_intra is None else self.gamma_intra,
-            self.gae_lambda if self.lambda_intra is None else self.lambda_intra,
-        )
+        """How credit runs; without a critic nothing cuts returns short, whatever the lambdas are."""
+        gamma_intra = self.gamma if self.gamma_intra is None else self.gamma_intra
+        weights = (self.gae_lambda, self.gae_lambda if self.lambda_intra is None else self.lambda_intra)
+        over, inside = weights if self.advantage == "gae" else (1.0, 1.0)
+        return Links(self.agent_links, self.slot_links, self.gamma, over, gamma_intra, inside)
 
     def make_objective(self) -> ClippedPPO | SoftQ:
         kind = ClippedPPO if self.objective == "ppo" else SoftQ

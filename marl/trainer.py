@@ -34,6 +34,9 @@ from marl.threads import peak_memory_mb, usable_cores
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
 
+SMALL_GRADIENT = 2**16
+"""Numbers in a gradient up to which copying it is cheaper than a norm of its own."""
+
 
 class Trainer:
     """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress.
@@ -412,18 +415,20 @@ class Trainer:
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
 
-    Those of a device are joined: a norm of each takes longer where they are many and small.
+    Small ones of a device are joined: a norm of each takes longer.
     """
-    devices: dict[torch.device, list[Tensor]] = {}
-    for gradient in (p.grad for p in parameters if p.grad is not None):
-        devices.setdefault(gradient.device, []).append(gradient)
-    norms = [torch.cat([gradient.flatten() for gradient in part]).norm() for part in devices.values()]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    small: dict[torch.device, list[Tensor]] = {}
+    for gradient in gradients:
+        if gradient.numel() <= SMALL_GRADIENT:
+            small.setdefault(gradient.device, []).append(gradient.flatten())
+    norms = [torch.cat(part).norm() for part in small.values()]
+    norms += [gradient.norm() for gradient in gradients if gradient.numel() > SMALL_GRADIENT]
     norm = torch.stack([part.to(norms[0].device) for part in norms]).norm()
     if norm > limit:
         scale = limit / (float(norm) + 1e-6)
-        for part in devices.values():
-            for gradient in part:
-                gradient.mul_(scale)
+        for gradient in gradients:
+            gradient.mul_(scale)
     return norm
 
 

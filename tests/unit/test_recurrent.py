@@ -239,7 +239,7 @@ def test_evaluations_and_stories_remember():
     assert (policy.told, policy.valued) == ([[0], [1], [2], [3]], [[4]])
     policy = Counter(one.spec)
     screen = SimpleNamespace(show=lambda *_: None, end=lambda: None)
-    play_episode(make_toy("chain"), policy, screen, 0, SimpleNamespace(stop_after=3, stochastic=False, attention=False))
+    play_episode(make_toy("chain"), policy, screen, 0, True, SimpleNamespace(stop_after=3, attention=False))
     assert policy.told == [[0], [1], [2]]
 
 
