@@ -200,7 +200,7 @@ class Watch:
     """Episodes to play."""
     which: str = "best"
     """The checkpoint: best, last, or a number of steps."""
-    actions: Literal["run", "greedy", "sampled"] = "run"
+    act: Literal["run", "greedy", "sampled"] = "run"
     """The most probable actions, or sampled ones; by default what the run's own evaluations take."""
 
 

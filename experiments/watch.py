@@ -46,7 +46,7 @@ class Subject:
 
     def greedy(self, parsed: Any) -> bool:
         """Whether the most probable actions are taken."""
-        return parsed.actions == "greedy" or (parsed.actions == "run" and not self.config.watch.eval_stochastic)
+        return parsed.act == "greedy" or (parsed.act == "run" and not self.config.watch.eval_stochastic)
 
 
 def resolve(parsed: Any) -> Subject:
