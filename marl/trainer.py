@@ -28,7 +28,7 @@ from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
-from marl.threads import peak_memory_mb, usable_cores
+from marl.threads import peak_memory_mb, quick_products, usable_cores
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -123,8 +123,10 @@ class Trainer:
         rollout, episodes = self.collector.collect(self.episode_seeds())
         steps = distributed.all_reduce(torch.tensor(self.collector.total - total))
         collected = time.perf_counter()
-        torch.set_num_threads(self.learn_threads(rollout))
-        metrics = self.learn(rollout)
+        threads = self.learn_threads(rollout)
+        torch.set_num_threads(threads)
+        with quick_products(self.device):
+            metrics = self.learn(rollout)
         torch.set_num_threads(self.act_threads)
         end = time.perf_counter()
         self.iteration += 1
@@ -133,6 +135,7 @@ class Trainer:
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
+        metrics["speed/learn_threads"] = float(threads)
         metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = int(steps) / (end - start)
         return metrics | episode_metrics(episodes)
