@@ -76,8 +76,9 @@ def train_table(env: str, free: int, rounds: int) -> Table:
             if turn == 0:
                 loop.rates.clear()
                 loop.shares.clear()
-    columns = ("agent", "threads", "steps per CPU s", "times ref.", "per s", "times ref.", *PHASES)
-    table = Table(*columns, title=f"training on {env}; threads of env/act/learn", caption=choose(env, "mat")[1])
+    columns = ("agent", "per CPU s", "times ref.", "per s", "times ref.", "threads", "% of time")
+    title = f"training on {env}: steps, and env/act/learn"
+    table = Table(*columns, title=title, caption=choose(env, "mat")[1])
     medians = {
         name: [statistics.median(rates) for rates in zip(*loop.rates, strict=True)] for name, loop in loops.items()
     }
@@ -85,8 +86,8 @@ def train_table(env: str, free: int, rounds: int) -> Table:
         loop.env.close()
         pairs = zip(medians[name], medians["reference"], strict=True)
         rates = [cell for rate, base in pairs for cell in (f"{rate:,.0f}", f"{rate / base:.2f}")]
-        shares = [f"{statistics.mean(share[phase] for share in loop.shares):.0%}" for phase in PHASES]
-        table.add_row(name, loop.threads, *rates, *shares)
+        shares = [f"{100 * statistics.mean(share[phase] for share in loop.shares):.0f}" for phase in PHASES]
+        table.add_row(name, *rates, loop.threads, "/".join(shares))
     return table
 
 
