@@ -17,29 +17,29 @@ from tyro.conf import Positional
 from experiments.bench_agents import act_part, update_part
 from experiments.bench_language import language_part
 from experiments.bench_smac import random_choice, smac_part
-from marl.config import override
+from experiments.bench_train import ranks_part, train_part
 from marl.errors import ConfigError
 from marl.registry import EnvFactory, find_env
-from marl.run import build
 from marl.threads import free_cores, keep_memory, peak_memory_mb, usable_cores
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
-Part = Literal["env", "act", "update", "train", "smac", "language"]
+Part = Literal["env", "act", "update", "train", "ranks", "smac", "language"]
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measure speed on this machine. Every figure is the median of several rounds that take turns.
 
-    env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop.
+    env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop, on
+    `--env` and on two maps of SMAC. ranks: two processes that learn together, beside one.
     smac: steps per second of the battle engine on six maps. language: tokens per second of a language agent.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
     """What to measure."""
     env: str = "mamujoco/HalfCheetah-6x1"
-    """The environment of env and train."""
+    """The environment of env, train and ranks."""
     num_envs: int = 64
     """Environments of env."""
     model: str = "smollm2"
@@ -174,34 +174,12 @@ def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     return {"bare mj_step": bare, "mamujoco_v1": wrapped}
 
 
-def train_part(config: Bench) -> Table:
-    """The whole loop with the tuned preset: steps per second, and where the time goes."""
-    from experiments.presets import choose
-
-    table = Table("agent", "steps/s", "env", "act", "learn", "other", "memory MiB", title=f"training on {config.env}")
-    for agent in ("mat", "mappo"):
-        settings, source = choose(config.env, agent)
-        settings = override(settings, {"seed": 1})
-        free = free_cores()
-        batched = find_env(config.env)[0].batch is not None
-        count = settings.collect.num_envs
-        env = make_vector(config.env, settings.tasks[0].options, count, threads=min(free, count) if batched else 1)
-        trainer = build(settings, env, torch.device("cpu"), free)
-        trainer.iterate()
-        metrics = [trainer.iterate() for _ in range(max(2, config.rounds // 2))]
-        env.close()
-        mean = {name: statistics.mean(m[name] for m in metrics) for name in metrics[0] if name.startswith("speed/")}
-        shares = [f"{mean[f'speed/{name}_fraction']:.0%}" for name in ("env", "act", "learn", "other")]
-        table.add_row(agent, f"{mean['speed/steps_per_second']:,.0f}", *shares, f"{peak_memory_mb():.0f}")
-        table.caption = source
-    return table
-
-
 PARTS: dict[str, Callable[[Bench], RenderableType]] = {
     "env": env_part,
     "act": act_part,
     "update": update_part,
     "train": train_part,
+    "ranks": ranks_part,
     "smac": smac_part,
     "language": language_part,
 }

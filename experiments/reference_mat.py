@@ -8,7 +8,9 @@ Shape legend: E environments, T steps, N agents, A actions, D embedding, O obser
 """
 
 import copy
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch.distributions import Categorical, Normal
 
 from agents.mat import MAT
 from agents.nn import GaussianHead
+from marl.protocols import VectorEnv
 
 
 class Attention(nn.Module):
@@ -158,12 +161,15 @@ class ReferenceMAT(nn.Module):
 
 
 class ReferenceUpdate:
-    """One epoch over a rollout of T steps of E environments, one minibatch, as the released trainer does it."""
+    """One epoch over a rollout of T steps of E environments, as the released trainer does it.
 
-    def __init__(self, policy: ReferenceMAT, steps: int, envs: int, seed: int = 0) -> None:
+    The rollout is made of random numbers, returns and advantages too: what a number is costs nothing.
+    """
+
+    def __init__(self, policy: ReferenceMAT, steps: int, envs: int, minibatches: int = 1, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         spec, shape = policy.spec, (steps, envs, policy.spec.num_agents)
-        self.policy, self.shape = policy, shape
+        self.policy, self.shape, self.minibatches = policy, shape, minibatches
         self.optimiser = torch.optim.Adam(policy.parameters(), lr=1e-6, eps=1e-5)
         slots = spec.action_size if policy.continuous else 1
         floats = {"obs": spec.observation_size, "share": spec.state_size or 1, "rnn": 64, "rnn_critic": 64}
@@ -178,12 +184,13 @@ class ReferenceUpdate:
             self.buffer["available"] = np.ones((*shape, spec.action_size), np.float32)
         self.moments = torch.zeros(3)
 
-    def sample(self) -> dict[str, np.ndarray]:
-        """Every field, gathered by a random order of the T E rows, then flattened to (T E N, ...)."""
+    def samples(self) -> Iterator[dict[str, np.ndarray]]:
+        """Every field, gathered by a random order of the T E rows, then again a minibatch at a time, flattened."""
         steps, envs, agents = self.shape
         order = torch.randperm(steps * envs).numpy()
         rows = {name: x.reshape(steps * envs, agents, -1)[order] for name, x in self.buffer.items()}
-        return {name: x[np.arange(len(order))].reshape(len(order) * agents, -1) for name, x in rows.items()}
+        for part in np.arange(len(order) // self.minibatches * self.minibatches).reshape(self.minibatches, -1):
+            yield {name: x[part].reshape(len(part) * agents, -1) for name, x in rows.items()}
 
     def normalise(self, returns: Tensor) -> Tensor:
         """Returns by moving moments that each minibatch moves first."""
@@ -214,9 +221,42 @@ class ReferenceUpdate:
         return policy_loss - 0.01 * (entropy * active).sum() / active.sum() + value_loss
 
     def __call__(self) -> None:
-        sample = {name: torch.from_numpy(x) for name, x in self.sample().items()}
-        loss = self.loss(sample)
-        self.optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
-        self.optimiser.step()
+        for sample in self.samples():
+            loss = self.loss({name: torch.from_numpy(x) for name, x in sample.items()})
+            self.optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
+            self.optimiser.step()
+
+
+class ReferenceTrainer:
+    """Rollouts of T steps of `env`, and epochs of updates. Returns and advantages are left out: they cost little."""
+
+    def __init__(self, env: VectorEnv, policy: ReferenceMAT, steps: int, epochs: int, minibatches: int) -> None:
+        self.env, self.policy, self.steps, self.epochs = env, policy, steps, epochs
+        self.update = ReferenceUpdate(policy, steps, env.num_envs, minibatches)
+        self.obs = env.reset(list(range(env.num_envs)))
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and the update on it; returns the seconds of each phase."""
+        seconds = {"env": 0.0, "act": 0.0}
+        buffer, space = self.update.buffer, cast(Any, self.env.spec.action_space)
+        for t in range(self.steps):
+            start = time.perf_counter()
+            available = None if self.obs.action_mask is None else self.obs.action_mask.astype(np.float32)
+            action, log_prob, value = self.policy.act(self.obs.agents, available)
+            row = {"obs": self.obs.agents, "action": action, "log_prob": log_prob, "value": value}
+            row["active"] = self.obs.alive[..., None]
+            if available is not None:
+                row["available"] = available
+            for name, x in row.items():
+                buffer[name][t] = x
+            acted = time.perf_counter()
+            continuous = self.policy.continuous
+            self.obs = self.env.step(np.clip(action, space.low, space.high) if continuous else action[..., 0]).obs
+            seconds["act"] += acted - start
+            seconds["env"] += time.perf_counter() - acted
+        start = time.perf_counter()
+        for _ in range(self.epochs):
+            self.update()
+        return seconds | {"learn": time.perf_counter() - start}

@@ -1,4 +1,4 @@
-"""What a process takes of the machine: threads for a phase, and memory.
+"""What a process takes of the machine: threads for a phase, memory, and the library that multiplies matrices.
 
 Spinning threads on busy cores make small operations many times slower.
 """
@@ -8,7 +8,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+import torch
 
 _STAT = Path("/proc/stat")
 
@@ -47,6 +52,33 @@ def keep_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         libc.mallopt(mmap_threshold, 32 * 1024 * 1024)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def quick_products(device: torch.device) -> Iterator[None]:
+    """Let oneDNN multiply matrices of float32 on a CPU where that keeps their precision; nothing elsewhere.
+
+    On AMD's processors it is twice as fast as MKL, which uses half the width of their registers. PyTorch asks it only
+    where products may be less precise, which oneDNN makes use of on some processors and not on others.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cpu" and _keep_precision():
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def _keep_precision() -> bool:
+    """Whether products that may be less precise are not, here: told by numbers that bfloat16 and TF32 round to 1."""
+    before, number = torch.get_float32_matmul_precision(), 1.0 + 2.0**-12
+    numbers = torch.full((256, 256), number)
+    torch.set_float32_matmul_precision("medium")
+    product = numbers @ numbers
+    torch.set_float32_matmul_precision(before)
+    return bool((product / len(numbers) - number**2).abs().max() < 1e-5)
 
 
 def _busy() -> int:

@@ -29,7 +29,7 @@ from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.tasks import Task
-from marl.threads import peak_memory_mb, usable_cores
+from marl.threads import peak_memory_mb, quick_products, usable_cores
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -141,8 +141,10 @@ class Trainer:
         after, count = self.spent()
         steps = distributed.all_reduce(torch.tensor(count - total))
         collected = time.perf_counter()
-        torch.set_num_threads(self.learn_threads(*rollouts))
-        metrics = self.learn(*rollouts)
+        threads = self.learn_threads(*rollouts)
+        torch.set_num_threads(threads)
+        with quick_products(self.device):
+            metrics = self.learn(*rollouts)
         torch.set_num_threads(self.act_threads)
         end = time.perf_counter()
         self.iteration += 1
@@ -151,6 +153,7 @@ class Trainer:
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
+        metrics["speed/learn_threads"] = float(threads)
         metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = int(steps) / (end - start)
         return metrics | self.over_tasks([episode_metrics(ended) for ended in episodes])

@@ -1,0 +1,152 @@
+"""The parts of `marl bench` that measure the whole loop, and data parallelism."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from experiments.presets import choose
+from experiments.reference_mat import ReferenceMAT, ReferenceTrainer
+from marl import distributed
+from marl.config import RunConfig, override
+from marl.errors import ConfigError
+from marl.run import build, local_share, make_env
+from marl.threads import free_cores, keep_memory, usable_cores
+
+PHASES = ("env", "act", "learn")
+MAPS = ("smac/8m", "smac/27m_vs_30m")
+
+
+class Loop:
+    """A trainer of `settings`, ours with `free` cores or the reference, iterated by turns with others."""
+
+    def __init__(self, settings: RunConfig, free: int, reference: bool = False) -> None:
+        self.steps = settings.steps_per_iteration
+        self.env = make_env(settings, settings.tasks[0], free, settings.collect.num_envs, train=True)
+        trainer: Any = build(settings, self.env, torch.device("cpu"), free)
+        if reference:
+            if self.env.spec.mixed:
+                raise ConfigError(f"{settings.env} has mixed actions, which the reference does not know; take another")
+            collect, learn = settings.collect, settings.learn
+            policy = ReferenceMAT(trainer.policy)
+            trainer = ReferenceTrainer(self.env, policy, collect.rollout_steps, learn.epochs, learn.minibatches)
+        self.trainer, self.reference, self.threads = trainer, reference, "1/1/1"
+        self.rates: list[tuple[float, float]] = []
+        self.shares: list[dict[str, float]] = []
+
+    def iterate(self) -> None:
+        used, clock = time.process_time(), time.perf_counter()
+        figures = self.trainer.iterate()
+        seconds = time.perf_counter() - clock
+        self.rates.append((self.steps / (time.process_time() - used), self.steps / seconds))
+        if self.reference:
+            self.shares.append({name: figures[name] / seconds for name in PHASES})
+            return
+        self.shares.append({name: figures[f"speed/{name}_fraction"] for name in PHASES})
+        trainer = self.trainer
+        self.threads = f"{trainer.free_threads}/{trainer.act_threads}/{figures['speed/learn_threads']:.0f}"
+
+
+def train_part(config: Any) -> Group:
+    """The whole loop with the tuned preset: steps per second, and where the time goes.
+
+    On one thread, and where cores are free on those too. The reference plays the same environments, and learns in the
+    same epochs and minibatches.
+    """
+    free = free_cores()
+    return Group(*(train_table(env, free, config.rounds) for env in dict.fromkeys((config.env, *MAPS))))
+
+
+def train_table(env: str, free: int, rounds: int) -> Table:
+    settings = {agent: override(choose(env, agent)[0], {"seed": 1}) for agent in ("mat", "mappo")}
+    loops = {agent: Loop(each, 1) for agent, each in settings.items()}
+    if free > 1:
+        loops["mat, free cores"] = Loop(settings["mat"], free)
+    loops["reference"] = Loop(settings["mat"], 1, reference=True)
+    for turn in range(1 + max(2, rounds // 2)):
+        for loop in loops.values():
+            loop.iterate()
+            if turn == 0:
+                loop.rates.clear()
+                loop.shares.clear()
+    columns = ("agent", "per CPU s", "times ref.", "per s", "times ref.", "threads", "% of time")
+    title = f"training on {env}: steps, and env/act/learn"
+    table = Table(*columns, title=title, caption=choose(env, "mat")[1])
+    medians = {
+        name: [statistics.median(rates) for rates in zip(*loop.rates, strict=True)] for name, loop in loops.items()
+    }
+    for name, loop in loops.items():
+        loop.env.close()
+        pairs = zip(medians[name], medians["reference"], strict=True)
+        rates = [cell for rate, base in pairs for cell in (f"{rate:,.0f}", f"{rate / base:.2f}")]
+        shares = [f"{100 * statistics.mean(share[phase] for share in loop.shares):.0f}" for phase in PHASES]
+        table.add_row(name, *rates, loop.threads, "/".join(shares))
+    return table
+
+
+def ranks_part(config: Any) -> Table:
+    """One rank pinned to a core beside two ranks on a core each, with the same environments in all, by turns."""
+    if usable_cores() < 2:
+        raise ConfigError("ranks needs two cores, and this process may use one; leave it out")
+    rates: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    for _ in range(max(1, config.rounds // 2)):
+        for world, figures in rates.items():
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+            done = subprocess.run(
+                [*command, "-m", "experiments.bench_train", config.env],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            if done.returncode or not lines:
+                raise ConfigError(f"torchrun with {world} ranks failed: {done.stderr[-1000:]}")
+            figures.append(json.loads(lines[0]))
+    table = Table("ranks", "steps/s", "times one rank", "per CPU s of a rank", "times one rank")
+    table.title = f"training mat on {config.env}, a core for each rank"
+    medians = {
+        world: [statistics.median(f[name] for f in figures) for name in ("wall", "cpu")]
+        for world, figures in rates.items()
+    }
+    for world, figure in medians.items():
+        pairs = zip(figure, medians[1], strict=True)
+        table.add_row(str(world), *(cell for rate, base in pairs for cell in (f"{rate:,.0f}", f"{rate / base:.2f}")))
+    return table
+
+
+def measure_rank(env: str, iterations: int = 3) -> None:
+    """What each process under torchrun does; rank 0 prints steps a second of all ranks, by the clock and its CPU."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
+    torch.set_num_threads(1)
+    keep_memory()
+    device = distributed.start("cpu")
+    settings = choose(env, "mat")[0]
+    settings = override(settings, {"seed": 1, "num_envs": 2 * settings.collect.num_envs})
+    vector = make_env(settings, settings.tasks[0], 1, local_share(settings), train=True)
+    trainer = build(settings, vector, device, 1)
+    trainer.iterate()
+    distributed.wait_for_all()
+    clock, used = time.perf_counter(), time.process_time()
+    for _ in range(iterations):
+        trainer.iterate()
+    distributed.wait_for_all()
+    steps = iterations * settings.steps_per_iteration
+    if distributed.rank() == 0:
+        figures = {"wall": steps / (time.perf_counter() - clock), "cpu": steps / (time.process_time() - used)}
+        print(json.dumps(figures), flush=True)
+    vector.close()
+    distributed.wait_for_all()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    measure_rank(sys.argv[1])
