@@ -126,17 +126,10 @@ class BattleBuffers:
             )
         return action
 
-    def known(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(K,) int64 indices of environments. Raises ConfigError where there is no such one."""
-        indices, count = np.asarray(indices, np.int64), len(self.battle.tally)
-        if len(outside := indices[(indices < 0) | (indices >= count)]):
-            raise ConfigError(f"{self.spec.name}: there is no environment {outside[0]}; there are {count}, from 0")
-        return indices
-
     def infos(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, float], ...]:
         """Of episodes that have just ended. The first one with ignored actions is logged."""
-        won = (self.view.outcome[indices] == WON).tolist()
-        dead = ((self.battle.real[indices, HEALTH] <= 0.0) @ self._sides).tolist()
+        won = (self.view.outcome.take(indices) == WON).tolist()
+        dead = ((self.battle.real.take(indices, 0)[:, HEALTH] <= 0.0) @ self._sides).tolist()
         infos = tuple(
             {"success": float(win), "dead_allies": float(allies), "dead_enemies": float(enemies)}
             for win, (allies, enemies) in zip(won, dead, strict=True)
@@ -194,7 +187,7 @@ class Battles(BattleBuffers):
         self._crew = Crew(engine.advance, (*self._plain, self._action), scratches)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
-        indices = self.known(indices)
+        indices = np.asarray(indices, np.int64)
         if self.map.kinds:
             chance.muster(*self._plain[:2], self.battle.whole, self.battle.tally, indices)
         engine.restart(*self._plain, indices)
@@ -266,6 +259,9 @@ class SmacVector:
         return self._battles.obs
 
     def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        if not 0 <= index < self.num_envs:
+            count = self.num_envs
+            raise ConfigError(f"{self.spec.name}: there is no environment {index}; there are {count}, from 0")
         if seed is not None:
             self._battles.seed(index, seed)
         self._battles.begin([index])
@@ -278,8 +274,8 @@ class SmacVector:
         restarted = None if battles.restarted is None else battles.restarted.copy()
         final = None
         if count:
-            ended = np.flatnonzero(terminated | truncated)
-            last = Obs(view.seen[ended], view.alive[ended], view.mask[ended], view.state[ended])
+            ended = (terminated | truncated).nonzero()[0]
+            last = Obs(*(array.take(ended, 0) for array in (view.seen, view.alive, view.mask, view.state)))
             final = Final(ended, last, battles.infos(ended))
             battles.begin(ended)
         return VectorStep(battles.obs, reward, terminated, truncated, final, restarted)

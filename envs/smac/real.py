@@ -97,7 +97,7 @@ class Games(BattleBuffers):
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
         if self._closed:
             raise RuntimeError(f"{self.spec.name} is closed; make a new environment")
-        self._each(self._begin, self.known(indices))
+        self._each(self._begin, indices)
 
     def advance(self, action: np.ndarray) -> int:
         """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
