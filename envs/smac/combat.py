@@ -77,10 +77,11 @@ GRAZE = np.float32(1e-5)
 """Squared distance within which two units only touch."""
 
 # Rows of `spots` (rows, U) float32, what scans over all units read. Who is dead stands FAR_AWAY.
-SPOT_X, SPOT_Y, WIDTH, SOLID, BODY, GROUND_BODY, RANK = range(7)
-SPOT_ROWS = 7
+SPOT_X, SPOT_Y, WIDTH, SOLID, BODY, GROUND_BODY, RANK, NEAR_X, NEAR_Y, NEAR_REACH = range(10)
+SPOT_ROWS = 10
 """WIDTH is the separation radius, of a flyer and of the dead ABSENT; SOLID is the same of those that stand still, and
-GIVE of it of those that walk. BODY is the radius, GROUND_BODY too but of a flyer ABSENT; RANK sets a target behind."""
+GIVE of it of those that walk. BODY is the radius, GROUND_BODY too but of a flyer ABSENT; RANK sets a target behind.
+The last three belong to one unit for a moment, see `gather`."""
 FAR_AWAY = np.float32(1e6)
 ABSENT = np.float32(-10.0)
 HARMLESS = np.float32(1024.0)
@@ -438,29 +439,54 @@ def is_free(spots, unit, dx, dy):
 
 
 @compiled
-def turn_past(spots, unit, x, y, length, side):
-    """Radians to turn from (x, y), to the left (`side` 1) or right (-1), past all who stand within `length`.
-
-    CLOSED where that is more than half a turn.
-    """
+def gather(spots, unit, length):
+    """Note who stands within `length` of a unit's edge, relative to the unit; returns how many do."""
     xs, ys, solid, width = spots[SPOT_X], spots[SPOT_Y], spots[SOLID], spots[WIDTH]
+    count = 0
+    for other in range(xs.shape[0]):
+        x, y, reach = xs[other] - xs[unit], ys[other] - ys[unit], width[other] + width[unit]
+        far = length + reach + TIGHT
+        if solid[other] >= width[other] and reach > NOTHING and x * x + y * y < far * far and other != unit:
+            spots[NEAR_X, count], spots[NEAR_Y, count], spots[NEAR_REACH, count] = x, y, reach
+            count += 1
+    return count
+
+
+@compiled
+def is_clear(spots, near, x, y, length):
+    """Whether none of the `near` gathered stand within `length` in the direction (x, y)."""
+    for i in range(near):
+        away_x, away_y, reach = float(spots[NEAR_X, i]), float(spots[NEAR_Y, i]), float(spots[NEAR_REACH, i])
+        along, across = x * away_x + y * away_y, x * away_y - y * away_x
+        if along <= 0.0 or abs(across) >= reach - TIGHT:
+            continue
+        if along - math.sqrt(reach * reach - across * across) < length:
+            return False
+    return True
+
+
+@compiled
+def turn_past(spots, near, x, y, length, side, limit):
+    """Radians to turn from (x, y), to the left (`side` 1) or right (-1), past all of the `near` gathered who stand
+    within `length`; CLOSED where that is over `limit`."""
     total = 0.0
     for _ in range(CORNERS):
         most = 0.0
-        for other in range(xs.shape[0]):
-            away_x, away_y = float(xs[other] - xs[unit]), float(ys[other] - ys[unit])
-            reach = float(width[other] + width[unit])
+        for i in range(near):
+            away_x, away_y, reach = float(spots[NEAR_X, i]), float(spots[NEAR_Y, i]), float(spots[NEAR_REACH, i])
             along, across = x * away_x + y * away_y, x * away_y - y * away_x
-            if solid[other] < width[other] or along <= 0.0 or abs(across) >= reach - TIGHT:
+            if along <= 0.0 or abs(across) >= reach - TIGHT:
                 continue
             if along - math.sqrt(reach * reach - across * across) < length:
-                apart = math.sqrt(along * along + across * across)
-                most = max(most, side * math.atan2(across, along) + math.asin(min(1.0, reach / apart)))
+                distance = math.sqrt(along * along + across * across)
+                most = max(most, side * math.atan2(across, along) + math.asin(min(1.0, reach / distance)))
+                if total + most > limit:
+                    return CLOSED
         if most <= 0.0:
             return total
         most += TIGHT
         total += most
-        if total > math.pi:
+        if total > limit:
             return CLOSED
         c, s = math.cos(most), side * math.sin(most)
         x, y = c * x - s * y, s * x + c * y
@@ -472,12 +498,16 @@ def go_around(whole, spots, unit, dx, dy, length):
     """The step (dx, dy) turned to the nearer side of who stands within `length`, or the side kept so far; (0, 0) where
     both are closed."""
     step = math.sqrt(dx * dx + dy * dy)
-    if step < TOUCH or turn_past(spots, unit, dx / step, dy / step, length, 1.0) == 0.0:
-        return dx, dy
     look = max(length, AHEAD)
-    left = turn_past(spots, unit, dx / step, dy / step, look, 1.0)
-    right = turn_past(spots, unit, dx / step, dy / step, look, -1.0)
-    side, turn = (1, left) if left - LOYALTY * sign(whole[SIDE, unit]) < right else (-1, right)
+    if step < TOUCH:
+        return dx, dy
+    near = gather(spots, unit, look)
+    if is_clear(spots, near, dx / step, dy / step, length):
+        return dx, dy
+    left = turn_past(spots, near, dx / step, dy / step, look, 1.0, math.pi)
+    handicap = left - LOYALTY * sign(whole[SIDE, unit])
+    right = turn_past(spots, near, dx / step, dy / step, look, -1.0, min(math.pi, handicap))
+    side, turn = (1, left) if handicap < right else (-1, right)
     whole[SIDE, unit] = side * KEPT_LOOPS if turn < CLOSED else 0
     if turn >= CLOSED:
         return 0.0, 0.0
@@ -486,18 +516,23 @@ def go_around(whole, spots, unit, dx, dy, length):
 
 
 @compiled
-def way_around(stats, real, spots, unit, target):
-    """About how long the way to a target is: an arc that sets out past those who stand between."""
+def way_around(stats, real, spots, near, unit, target, least):
+    """About how long the way to a target is: an arc that sets out past those of the `near` gathered who stand between.
+
+    Where that is not under `least`, any number that is not.
+    """
     dx, dy = real[X, target] - real[X, unit], real[Y, target] - real[Y, unit]
     apart = math.sqrt(dx * dx + dy * dy)
     length = apart - stats[RADIUS, unit] - stats[RADIUS, target] - stats[RANGE, unit]
     if length <= 0.0 or apart < TOUCH:
         return apart
-    if turn_past(spots, unit, dx / apart, dy / apart, length, 1.0) == 0.0:
+    if is_clear(spots, near, dx / apart, dy / apart, length):
         return apart
     look = max(length, AHEAD)
-    left = turn_past(spots, unit, dx / apart, dy / apart, look, 1.0)
-    right = turn_past(spots, unit, dx / apart, dy / apart, look, -1.0)
+    # An arc of half-angle t over a chord is t / sin t > 1 + t^2 / 6 times as long.
+    limit = min(math.pi, math.sqrt(6.0 * max(0.0, least / apart - 1.0)))
+    left = turn_past(spots, near, dx / apart, dy / apart, look, 1.0, limit)
+    right = turn_past(spots, near, dx / apart, dy / apart, look, -1.0, min(limit, left))
     turn = min(left, right, 3.0)
     return apart * turn / math.sin(turn) if turn > TIGHT else apart
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.smac.chance import notice
 from envs.smac.combat import (
+    AHEAD,
     ALL,
     ATTACKING,
     BODY,
@@ -39,6 +40,7 @@ from envs.smac.combat import (
     confine,
     draw,
     gap,
+    gather,
     land,
     mark,
     one_world,
@@ -269,13 +271,15 @@ def fights_at_touch(stats, unit):
 @compiled
 def choose_reachable(stats, real, spots, unit, nearest):
     """Of the targets on the ground in scan range the one with the shortest way around those who stand between."""
-    best, least = nearest, way_around(stats, real, spots, unit, nearest)
+    dx, dy = real[X, nearest] - real[X, unit], real[Y, nearest] - real[Y, unit]
+    near = gather(spots, unit, max(AHEAD, stats[SCAN, unit], math.sqrt(dx * dx + dy * dy)))
+    best, least = nearest, way_around(stats, real, spots, near, unit, nearest, math.inf)
     for other in range(int(stats[AGENTS, 0])):
         if real[HEALTH, other] > 0.0 and other != nearest and stats[FLIES, other] == 0.0:
             dx, dy = real[X, other] - real[X, unit], real[Y, other] - real[Y, unit]
             apart = math.sqrt(dx * dx + dy * dy)
             if apart < least and apart < stats[SCAN, unit] + stats[RADIUS, unit] + stats[RADIUS, other]:
-                way = way_around(stats, real, spots, unit, other)
+                way = way_around(stats, real, spots, near, unit, other, least)
                 if way < least:
                     best, least = other, way
     return best
