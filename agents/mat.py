@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
 from agents.decode import Decoded
+from agents.entities import AimsAtOnce, AimsOneByOne, EntityActor, SeesEntities, fitting, reads_entities
 from agents.memory import RecurrentActors, remembered
 from agents.nn import make_actors, plain_kernels, present_agents, sample
 from agents.pergroup import PerGroup
@@ -34,7 +35,7 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 @register_agent("mat", options=MATOptions, summary="Multi-Agent Transformer, autoregressive over agents")
 def make_mat(spec: EnvSpec, options: MATOptions) -> MAT:
-    return MAT(spec, options)
+    return fitting(MAT, AimsOneByOne, spec, options)(spec, options)
 
 
 class MATBad(MAT):
@@ -72,7 +73,7 @@ class MATBad(MAT):
     defaults={"agent_links": "sequential"},
 )
 def make_mat_bad(spec: EnvSpec, options: MATOptions) -> MATBad:
-    return MATBad(spec, options)
+    return fitting(MATBad, AimsOneByOne, spec, options)(spec, options)
 
 
 class MATDecoder(MAT):
@@ -93,7 +94,7 @@ class MATDecoder(MAT):
 
 @register_agent("mat-decoder", options=MATOptions, summary="MAT without its encoder")
 def make_mat_decoder(spec: EnvSpec, options: MATOptions) -> MATDecoder:
-    return MATDecoder(spec, options)
+    return fitting(MATDecoder, AimsOneByOne, spec, options)(spec, options)
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class MATEncoder(Factorised):
 
 @register_agent("mat-encoder", options=TransformerOptions, summary="MAT without its decoder: agents decide at once")
 def make_mat_encoder(spec: EnvSpec, options: TransformerOptions) -> MATEncoder:
-    return MATEncoder(spec, options)
+    return fitting(MATEncoder, AimsAtOnce, spec, options)(spec, options)
 
 
 class MATDec(Factorised):
@@ -243,7 +244,10 @@ class MATDec(Factorised):
     def __init__(self, spec: EnvSpec, options: TransformerOptions) -> None:
         super().__init__(spec, options)
         hidden = (options.embedding, options.embedding)
-        self.actor: Any = make_actors(self.feature_size, hidden, self.head.size, self.places)
+        if reads_entities(spec, options) and not options.memory:
+            self.actor: Any = EntityActor(spec, hidden)
+        else:
+            self.actor = make_actors(self.feature_size, hidden, self.head.size, self.places)
         if options.memory:
             self.actor = RecurrentActors(self.actor, spec.num_agents)
             self.memory_shape = (2 * spec.num_agents, options.embedding)
@@ -258,4 +262,4 @@ class MATDec(Factorised):
 
 @register_agent("mat-dec", options=TransformerOptions, summary="MAT's encoder as critic of decentralised actors")
 def make_mat_dec(spec: EnvSpec, options: TransformerOptions) -> MATDec:
-    return MATDec(spec, options)
+    return fitting(MATDec, SeesEntities, spec, options)(spec, options)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from agents.entities import EntityActor, EntityCritic, reads_entities
 from agents.memory import MemoryOptions, Recurrent, RecurrentActors, remembered
 from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
 from agents.pergroup import Per, group_places
@@ -24,7 +25,7 @@ class MLPOptions(MemoryOptions):
     parameters_per: Per = "team"
     """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
     agent_id: bool = True
-    """Append the agent's one-hot identity to its observation."""
+    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     normalise_observations: bool = False
     """Standardise observations by running moments, kept with the weights."""
     std_limit: float = 0.5
@@ -48,17 +49,22 @@ class MLPPolicy(VectorPolicy):
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
         super().__init__(spec, options.agent_id, options.normalise_observations)
         self.central = central
-        self.reads_state = central and spec.state_size > 0
+        sees = reads_entities(spec, options) and not options.memory
+        self.reads_state = central and spec.state_size > 0 and not sees
         self.head = make_head(spec, options.std_limit, options.std_start)
         self.slots = self.head.slots
         places = group_places(spec, options.parameters_per)
-        self.actor: Any = make_actors(self.feature_size, options.hidden, self.head.size, places)
         self.state_moments = None
+        if sees:
+            self.actor: Any = EntityActor(spec, options.hidden)
+            self.critic: Any = EntityCritic(spec, options.hidden, central)
+            return
+        self.actor = make_actors(self.feature_size, options.hidden, self.head.size, places)
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
         if central:
             width = spec.state_size or spec.num_agents * spec.observation_size
-            self.critic: Any = mlp(width, options.hidden, spec.num_agents, 1.0)
+            self.critic = mlp(width, options.hidden, spec.num_agents, 1.0)
         else:
             self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
 
@@ -73,6 +79,8 @@ class MLPPolicy(VectorPolicy):
         return x.masked_fill(~inputs["alive"].unsqueeze(-1), 0.0).flatten(-2)
 
     def value(self, inputs: Inputs) -> Tensor:
+        if isinstance(self.critic, EntityCritic):
+            return self.critic(inputs["agents"], inputs["alive"])
         value = self.critic(self.view(inputs))
         return value if self.central else value.squeeze(-1)
 

@@ -334,8 +334,13 @@ class VectorPolicy(nn.Module):
         if not spec.observation_sizes:
             kind = type(spec.observation_space).__name__
             raise ConfigError(f"{spec.name} gives {kind} observations; this agent reads Box observations only")
+        if spec.entities is not None and normalise:
+            raise ConfigError(
+                f"normalise_observations is set, but the observations of {spec.name} are made of entities in any "
+                "number; leave it out"
+            )
         self.spec = spec
-        self.agent_id = agent_id
+        self.agent_id = agent_id and spec.entities is None
         self.moments = RunningMoments(spec.num_agents, spec.observation_size) if normalise else None
         self.register_buffer("identity", torch.eye(spec.num_agents), persistent=False)
 

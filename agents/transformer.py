@@ -37,7 +37,7 @@ class TeamOptions(MemoryOptions):
     embedding: int = 64
     """Width of the network."""
     agent_id: bool = True
-    """Append the agent's one-hot identity to its observation."""
+    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     parameters_per: Per = "team"
     """Who has an embedding of observations and actions, and an actor: the team together, each group of agents (by type,
     as the environment says), or each agent. Attention and critic are always the team's."""
@@ -86,7 +86,7 @@ class EncoderFolds(NamedTuple):
     """The encoder's weights as the forward pass wants them, multiplied out where that saves work on every row."""
 
     embed: tuple[Tensor, Tensor] | None
-    """None where groups have embeddings of their own."""
+    """None where groups have embeddings of their own, or observations are made of entities."""
     blocks: tuple[Fold, ...]
 
 
@@ -400,8 +400,13 @@ class MAT(OneByOne):
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         return reorder(self.attend(inputs, folds.encoder), order)
 
+    def reads(self, representation: Tensor, action: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the decoder reads for each agent: of the observations (E, N, D), and what `embed_tokens` takes."""
+        return representation, self.before(action, order)
+
     def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
-        x = before = self.before(action, order)
+        representation, before = self.reads(representation, action, order)
+        x = before
         bias = causal_bias(action.shape[1], self.heads, representation)
         for number, (block, fold) in enumerate(zip(self.decoder, folds.decoder, strict=True)):
             if number == 0 and folds.table is not None:
@@ -421,7 +426,8 @@ class MAT(OneByOne):
         folds, order = self.fold(), nodes.order
         inputs, _ = self.remember(inputs, folds.encoder, 1)
         representation = self.represent(inputs, folds, order)
-        x = self.embed_tokens(self.before(reorder(nodes.action, order), order))
+        representation, before = self.reads(representation, reorder(nodes.action, order), order)
+        x = self.embed_tokens(before)
         total = x.new_zeros(*inputs["alive"].shape, self.spec.num_agents)
         bias = causal_bias(x.shape[1], self.heads, x)
         for block, fold in zip(self.decoder, folds.decoder, strict=True):

@@ -29,7 +29,7 @@ class Loop:
 
     def __init__(self, settings: RunConfig, free: int, reference: bool = False) -> None:
         self.steps = settings.steps_per_iteration
-        self.env = make_env(settings, free, settings.collect.num_envs, train=True)
+        self.env = make_env(settings, settings.tasks[0], free, settings.collect.num_envs, train=True)
         trainer: Any = build(settings, self.env, torch.device("cpu"), free)
         if reference:
             if self.env.spec.mixed:
@@ -131,7 +131,7 @@ def measure_rank(env: str, iterations: int = 3) -> None:
     device = distributed.start("cpu")
     settings = choose(env, "mat")[0]
     settings = override(settings, {"seed": 1, "num_envs": 2 * settings.collect.num_envs})
-    vector = make_env(settings, 1, local_share(settings), train=True)
+    vector = make_env(settings, settings.tasks[0], 1, local_share(settings), train=True)
     trainer = build(settings, vector, device, 1)
     trainer.iterate()
     distributed.wait_for_all()

@@ -33,6 +33,7 @@ USAGE = """usage: marl COMMAND ...
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               several seeds and agents side by side: table, JSON, picture
+  transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
   list envs | agents | presets                    what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite
   bench [PART ...]                                measure speed on this machine
@@ -61,6 +62,17 @@ def main() -> None:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         print(f"marl: {error}{notes}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        from marl.halving import ran_out_of_memory
+
+        if not ran_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(
+            f"marl: out of memory ({reason}); take fewer --num-envs or --rollout-steps, or a smaller model",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("marl: stopped at once; a run continues from its last checkpoint with `marl resume`", file=sys.stderr)
         sys.exit(130)
@@ -182,12 +194,14 @@ class Watch:
     """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
     agent: str = "random"
     """The agent, where the subject is an environment."""
+    env: str = ""
+    """Where the run's agent plays, if not in the environment that it has learned in; its options are the run's."""
     episodes: int = 1
     """Episodes to play."""
     which: str = "best"
     """The checkpoint: best, last, or a number of steps."""
-    stochastic: bool = False
-    """Sample actions instead of taking the most probable ones."""
+    act: Literal["run", "greedy", "sampled"] = "run"
+    """The most probable actions, or sampled ones; by default what the run's own evaluations take."""
 
 
 def evaluate(args: list[str]) -> None:
@@ -262,6 +276,13 @@ def report_runs(args: list[str]) -> None:
 
     parsed = tyro.cli(Report, prog="marl report", args=args)
     report(parsed.runs, parsed.metric, parsed.out)
+
+
+def transfer(args: list[str]) -> None:
+    from experiments.transfer import Transfer
+    from experiments.transfer import transfer as run
+
+    run(tyro.cli(Transfer, prog="marl transfer", args=args, registry=KEYWORDS))
 
 
 def list_things(args: list[str]) -> None:
@@ -356,6 +377,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "play": play,
     "report": report_runs,
+    "transfer": transfer,
     "list": list_things,
     "check-env": check,
     "bench": bench,

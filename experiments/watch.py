@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from marl import transcript
+from marl.checkpoint import Checkpoint
 from marl.config import RunConfig, default_config
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluate import evaluate, paired_seeds, summarise
@@ -21,21 +22,31 @@ from marl.loading import batch_of_one, load_checkpoint, make_policy
 from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.protocols import Env, Policy
-from marl.registry import AGENTS, EnvFactory
-from marl.run import options, read_config
+from marl.registry import AGENTS, EnvFactory, find_family
+from marl.run import read_config
 from marl.tracking import png
+from marl.types import EnvSpec
 from marl.vector import make_vector
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Who plays what: `folder` is the run's, or None for an untrained agent."""
+    """Who plays what: `folder` is the run's, or None for an untrained agent, which has no checkpoint either."""
 
     config: RunConfig
-    policy: Policy | None
     title: str
     folder: Path | None
     value_norm: ValueNorm
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def task(self) -> EnvFactory:
+        """The environment to watch, of several the first."""
+        return self.config.tasks[0]
+
+    def greedy(self, parsed: Any) -> bool:
+        """Whether the most probable actions are taken."""
+        return parsed.act == "greedy" or (parsed.act == "run" and not self.config.watch.eval_stochastic)
 
 
 def resolve(parsed: Any) -> Subject:
@@ -46,14 +57,18 @@ def resolve(parsed: Any) -> Subject:
         checkpoint_only = not (path / "config.yaml").exists() and (path / "manifest.json").exists()
         folder = path.parent.parent if checkpoint_only else path
         config = read_config(folder)
+        if parsed.env:
+            config = elsewhere(config, parsed.env)
         root = path if checkpoint_only else path / "checkpoints"
         checkpoint = load_checkpoint(root, int(which) if which.isdigit() else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
         value_norm = ValueNorm(config.learn.value_norm_decay)
         value_norm.load_state_dict(checkpoint.tensors["value_norm"])
-        return Subject(config, make_policy(checkpoint), title, folder, value_norm)
+        return Subject(config, title, folder, value_norm, checkpoint)
     if path.parts[:1] == ("runs",) or path.is_absolute():
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
+    if parsed.env:
+        raise ConfigError(f"{subject!r} is no run's folder, and --env is where a run of another plays; leave it out")
     if AGENTS.get(agent).trains:
         raise ConfigError(
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
@@ -62,12 +77,20 @@ def resolve(parsed: Any) -> Subject:
     config = default_config(subject, agent)
     if (chosen := getattr(parsed, "env_options", None)) is not None:
         config = dataclasses.replace(config, env_options=chosen)
-    return Subject(config, None, f"{agent} on {subject}", None, ValueNorm(0.0))
+    return Subject(config, f"{agent} on {subject}", None, ValueNorm(0.0))
 
 
-def policy_for(subject: Subject, spec: Any) -> Policy:
-    if subject.policy is not None:
-        return subject.policy
+def elsewhere(config: RunConfig, env: str) -> RunConfig:
+    """The configuration in another environment, with the same options where it is of the same family."""
+    entry = find_family(env)
+    kept = config.env_options if entry.name == find_family(config.env).name else entry.options()
+    return dataclasses.replace(config, env=env, env_options=kept)
+
+
+def policy_for(subject: Subject, spec: EnvSpec) -> Policy:
+    """The agent as it plays in one environment."""
+    if subject.checkpoint is not None:
+        return make_policy(subject.checkpoint, spec)
     return AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
 
 
@@ -76,18 +99,27 @@ def report(parsed: Any) -> None:
     if parsed.episodes < 1 or parsed.num_envs < 1:
         raise ConfigError(f"episodes is {parsed.episodes} and num_envs {parsed.num_envs}; give 1 or more of each")
     subject = resolve(parsed)
-    config = subject.config
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
-    env = make_vector(config.env, options(config), min(parsed.episodes, parsed.num_envs))
+    tasks, lines = subject.config.tasks, []
+    for task in tasks:
+        title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
+        lines += report_task(subject, task, title, parsed)
+    if parsed.out is not None:
+        parsed.out.write_text("\n".join(lines) + "\n")
+
+
+def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> list[str]:
+    """Print the table of one environment; returns a line of JSON for each episode."""
+    env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
-        rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), not parsed.stochastic)
+        rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), subject.greedy(parsed))
     finally:
         env.close()
     values = summarise(rows)
     if "eval/return" not in values:
-        raise NonFiniteError(f"{subject.title}: the return of every episode is NaN or infinite")
-    table = Table("", "mean", "95 % interval", "lowest", "highest", title=subject.title)
+        raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+    table = Table("", "mean", "95 % interval", "lowest", "highest", title=title)
     returns, lengths = [row.returns for row in rows], [row.length for row in rows]
     low, high = values["eval/return_low"], values["eval/return_high"]
     interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
@@ -97,10 +129,9 @@ def report(parsed: Any) -> None:
     for tag in sorted(values.keys() - shown):
         name, mean = tag.removeprefix("eval/"), values[tag]
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
-    Console().print(table, f"{len(rows)} episodes, {'sampled' if parsed.stochastic else 'greedy'} actions")
-    if parsed.out is not None:
-        lines = [json.dumps(dataclasses.asdict(row)) for row in rows]
-        parsed.out.write_text("\n".join(lines) + "\n")
+    Console().print(table, f"{len(rows)} episodes, {'greedy' if subject.greedy(parsed) else 'sampled'} actions")
+    note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
+    return [json.dumps(note | dataclasses.asdict(row)) for row in rows]
 
 
 class Film(Protocol):
@@ -160,51 +191,56 @@ class Screen:
 
 
 def show(parsed: Any) -> None:
-    """`marl play`: a video beside the run, or text on the terminal."""
+    """`marl play`: a story, a video beside the run, or text on the terminal."""
     subject = resolve(parsed)
-    name = subject.config.env
-    if parsed.view in (None, "story") and hasattr(subject.policy, "transcript"):
-        tell(subject, parsed)
-        return
+    env = EnvFactory(subject.task.name, drawing_options(subject.task))()
+    try:
+        policy = policy_for(subject, env.spec)
+        if parsed.view in (None, "story") and hasattr(policy, "transcript"):
+            tell(subject, policy, parsed)
+        else:
+            draw(subject, policy, env, parsed)
+    finally:
+        env.close()
+
+
+def draw(subject: Subject, policy: Policy, env: Env, parsed: Any) -> None:
+    """The episodes in pictures or as the text that the environment draws."""
+    name = subject.task.name
     if parsed.view == "story":
         raise ConfigError(f"agent {subject.config.agent!r} tells no story; leave out --view story")
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
-    env = EnvFactory(name, drawing_options(subject.config))()
+    screen = Screen(name, env, parsed.view, out, parsed.fps)
+    if parsed.attention:
+        check_attention(subject, policy, screen)
     try:
-        policy = policy_for(subject, env.spec)
-        screen = Screen(name, env, parsed.view, out, parsed.fps)
-        if parsed.attention:
-            check_attention(subject, policy, screen)
-        try:
-            for seed in paired_seeds(parsed.episodes):
-                play_episode(env, policy, screen, seed, parsed)
-        finally:
-            screen.close()
+        for seed in paired_seeds(parsed.episodes):
+            play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
     finally:
-        env.close()
+        screen.close()
     if not screen.drawn:
         raise ConfigError(f"{name} draws nothing: its `render` returns None")
 
 
-def tell(subject: Subject, parsed: Any) -> None:
+def tell(subject: Subject, policy: Any, parsed: Any) -> None:
     """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
-    policy: Any = subject.policy
     config = subject.config
     out = parsed.out or (subject.folder or Path()) / "play.png"
     if out.suffix != ".png":
         raise ConfigError(f"cannot write {out}: the picture of a language agent's credit must end in .png")
-    env = make_vector(config.env, options(config), 1)
+    env = make_vector(subject.task.name, subject.task.options, 1)
     console = Console()
     try:
         for number, seed in enumerate(paired_seeds(parsed.episodes)):
             episode = transcript.play(
-                policy, env, seed, config.learn.links(), subject.value_norm, not parsed.stochastic, parsed.stop_after
+                policy, env, seed, config.learn.links(), subject.value_norm, subject.greedy(parsed), parsed.stop_after
             )
             console.print(Markdown(policy.transcript(episode)))
             total = sum(float(turn.reward.mean()) for turn in episode)
-            console.print(f"return {total:.6g} in {len(episode)} steps")
+            stopped = "; stopped by --stop-after" if len(episode) == parsed.stop_after else ""
+            console.print(f"return {total:.6g} in {len(episode)} steps{stopped}")
             if number == 0:
                 save_picture(out, policy.picture(episode))
     finally:
@@ -226,18 +262,18 @@ def check_attention(subject: Subject, policy: Policy, screen: Screen) -> None:
     if screen.view == "text":
         raise ConfigError("attention is drawn in pictures only; leave out --attention or --view text")
     if screen.film is None:
-        raise ConfigError(f"{subject.config.env} does not draw attention; leave out --attention")
+        raise ConfigError(f"{subject.task.name} does not draw attention; leave out --attention")
 
 
-def drawing_options(config: RunConfig) -> dict[str, Any]:
+def drawing_options(task: EnvFactory) -> dict[str, Any]:
     """The environment's options, asking Gymnasium and PettingZoo for pictures."""
-    chosen = options(config)
-    if config.env.partition(":")[0] in ("gymnasium", "pettingzoo"):
+    chosen = task.options
+    if task.name.partition(":")[0] in ("gymnasium", "pettingzoo"):
         chosen["kwargs"] = {"render_mode": "rgb_array", **chosen["kwargs"]}
     return chosen
 
 
-def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) -> None:
+def play_episode(env: Env, policy: Any, screen: Screen, seed: int, greedy: bool, parsed: Any) -> None:
     """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
     obs, total, length = env.reset(seed), 0.0, 0
@@ -247,7 +283,7 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, parsed: Any) 
     while length < parsed.stop_after:
         with torch.inference_mode():
             inputs = memory.join(policy.encode(batch_of_one(obs)))
-            decision = policy.act(inputs, generator, not parsed.stochastic)
+            decision = policy.act(inputs, generator, greedy)
             memory.keep(decision)
             attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
         step = env.step(decision.action[0])

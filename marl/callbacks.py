@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from marl.transcript import play
 
 
 class Evaluate:
-    """Plays episodes on fixed seeds, greedy or sampled, every `interval` iterations and at the end; rank 0 only.
+    """Plays episodes of each task on fixed seeds, greedy or sampled, every `interval` iterations and at the end; rank 0
+    only.
 
     Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
     more episode, the first again. The environments are made on first use.
     """
 
-    def __init__(self, make: Callable[[int], VectorEnv], episodes: int, interval: int, path: Path) -> None:
-        self.make, self.episodes, self.interval, self.path = make, episodes, interval, path
-        self.env: VectorEnv | None = None
+    def __init__(self, makes: Sequence[Callable[[int], VectorEnv]], episodes: int, interval: int, path: Path) -> None:
+        self.makes, self.episodes, self.interval, self.path = makes, episodes, interval, path
+        self.envs: list[VectorEnv] = []
         self.stage: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
@@ -52,25 +53,30 @@ class Evaluate:
         pass
 
     def close(self) -> None:
-        for part in (self.env, self.stage, self.rows):
+        for part in (*self.envs, self.stage, self.rows):
             if part is not None:
                 part.close()
 
     def run(self, trainer: Any) -> dict[str, float]:
-        if self.env is None or self.rows is None:
-            self.env = self.make(min(self.episodes, 32))
+        if self.rows is None:
+            self.envs = [make(min(self.episodes, 32)) for make in self.makes]
             self.rows = RecordFile(self.path)
-        rows = evaluate(trainer.policy, self.env, paired_seeds(self.episodes), not trainer.config.watch.eval_stochastic)
-        for row in rows:
-            self.rows.write((json.dumps({"step": trainer.steps, **dataclasses.asdict(row)}) + "\n").encode())
+        summaries, seeds = [], paired_seeds(self.episodes)
+        for task, env in zip(trainer.tasks, self.envs, strict=True):
+            rows = evaluate(task.policy, env, seeds, not trainer.config.watch.eval_stochastic)
+            note = {"step": trainer.steps} | ({"task": task.name} if len(self.envs) > 1 else {})
+            for row in rows:
+                self.rows.write((json.dumps(note | dataclasses.asdict(row)) + "\n").encode())
+            summaries.append(summarise(rows))
         if hasattr(trainer.policy, "transcript"):
             self.tell(trainer)
-        return summarise(rows)
+        return trainer.over_tasks(summaries)
 
     def tell(self, trainer: Any) -> None:
         if self.stage is None:
-            self.stage = self.make(1)
-        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm)
+            self.stage = self.makes[0](1)
+        greedy = not trainer.config.watch.eval_stochastic
+        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm, greedy)
         trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
         trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))
 

@@ -18,7 +18,7 @@ from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
-from marl.registry import AGENTS, NoOptions, closest, find_env
+from marl.registry import AGENTS, EnvFactory, NoOptions, closest, find_family, tasks_of
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -38,7 +38,7 @@ class CollectConfig:
     """Collecting experience."""
 
     num_envs: int = 16
-    """Environments stepped together, over all ranks."""
+    """Environments of each task stepped together, over all ranks."""
     rollout_steps: int = 128
     """Steps of each environment between two updates."""
     workers: int = 0
@@ -158,14 +158,11 @@ class LearnConfig:
             )
 
     def links(self) -> Links:
-        return Links(
-            self.agent_links,
-            self.slot_links,
-            self.gamma,
-            self.gae_lambda,
-            self.gamma if self.gamma_intra is None else self.gamma_intra,
-            self.gae_lambda if self.lambda_intra is None else self.lambda_intra,
-        )
+        """How credit runs; without a critic nothing cuts returns short, whatever the lambdas are."""
+        gamma_intra = self.gamma if self.gamma_intra is None else self.gamma_intra
+        weights = (self.gae_lambda, self.gae_lambda if self.lambda_intra is None else self.lambda_intra)
+        over, inside = weights if self.advantage == "gae" else (1.0, 1.0)
+        return Links(self.agent_links, self.slot_links, self.gamma, over, gamma_intra, inside)
 
     def make_objective(self) -> ClippedPPO | SoftQ:
         kind = ClippedPPO if self.objective == "ppo" else SoftQ
@@ -224,7 +221,9 @@ class RunConfig:
     """One training run."""
 
     env: Positional[str]
-    """Environment: family/task, pettingzoo:MODULE, gymnasium:ID, or package.module:factory."""
+    """Environment: family/task, pettingzoo:MODULE, gymnasium:ID, or package.module:factory. Several tasks of a family,
+    joined by +, are learned together, each with the same weight; a task may end in options of its own, as in
+    mamujoco/HalfCheetah-6x1,disabled_joint=bfoot+HalfCheetah-6x1,disabled_joint=ffoot."""
     agent: str = "mat"
     """Agent."""
     steps: int = 1_000_000
@@ -235,6 +234,8 @@ class RunConfig:
     """Folder that holds the runs."""
     name: str = ""
     """Name of this run's folder; empty makes one from environment, agent, seed and time."""
+    init: str = ""
+    """Folder of a run, or of a checkpoint, whose last weights to begin with; empty begins with new ones."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
@@ -250,6 +251,11 @@ class RunConfig:
             )
         if self.learn.advantage in ("rloo", "group", "gigpo") and self.collect.group_size < 2:
             raise ConfigError(f"advantage is {self.learn.advantage!r}, but group_size is 1; give 2 or more")
+        if self.learn.agent_updates == "sequential" and "+" in self.env:
+            raise ConfigError(
+                f"agent_updates is 'sequential', agent by agent, and the tasks of {self.env!r} have agents of their "
+                "own; train in one task, or another agent"
+            )
         _not_negative(self, "seed")
         if Path(self.name).name != self.name:
             raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
@@ -261,8 +267,14 @@ class RunConfig:
             )
 
     @property
+    def tasks(self) -> list[EnvFactory]:
+        """The environments to learn in."""
+        given = {f.name: getattr(self.env_options, f.name) for f in dataclasses.fields(self.env_options)}
+        return tasks_of(self.env, given)
+
+    @property
     def steps_per_iteration(self) -> int:
-        return self.collect.num_envs * self.collect.rollout_steps
+        return self.collect.num_envs * self.collect.rollout_steps * (1 + self.env.count("+"))
 
     @property
     def iterations(self) -> int:
@@ -280,7 +292,7 @@ FREE_TO_CHANGE = frozenset(
 
 def default_config(env: str, agent: str) -> RunConfig:
     """The defaults for an environment and an agent: the options that both declare, and what defines the agent."""
-    entry, known = find_env(env)[0], AGENTS.get(agent)
+    entry, known = find_family(env), AGENTS.get(agent)
     config = RunConfig(env=env, agent=agent, agent_options=known.options(), env_options=entry.options())
     taken: dict[str, str] = {f.name: "the run" for f in dataclasses.fields(config)}
     for part in PARTS:
@@ -355,8 +367,7 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         for name in ("env", "agent"):
             if not isinstance(data, dict) or not isinstance(data.get(name), str):
                 raise ConfigError(f"has no text under {name!r}; it is not the configuration of a run")
-        entry, _ = find_env(data["env"])
-        options = {"env_options": entry.options, "agent_options": AGENTS.get(data["agent"]).options}
+        options = {"env_options": find_family(data["env"]).options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
         usual = dataclasses.asdict(default_config(data["env"], data["agent"]))
         for name in PARTS:

@@ -1,7 +1,5 @@
 """From a rollout to advantages: against a critic, or against other episodes."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -55,7 +53,6 @@ def against_others(rollout: Rollout, learn: LearnConfig, group_size: int) -> tup
     links = learn.links()
     node_reward = rollout.node_reward(learn.reference_reward_coef)
     if learn.advantage == "return":
-        links = replace(links, gae_lambda=1.0, lambda_intra=1.0)
         returns = returns_to_go(links, rollout, rollout.reward, rollout.mask, node_reward)
         return standardise(returns, rollout.trained), {}
     returns = step_returns(links, rollout, node_reward)

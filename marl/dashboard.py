@@ -308,9 +308,8 @@ class Board:
 
 
 def _interval(values: Mapping[str, float]) -> str:
-    if "eval/return_low" not in values or "eval/return_high" not in values:
-        return ""
-    return f" [{number(values['eval/return_low'])}, {number(values['eval/return_high'])}]"
+    low, high = (values.get(f"eval/return_{end}", math.nan) for end in ("low", "high"))
+    return "" if math.isnan(low) or math.isnan(high) else f" [{number(low)}, {number(high)}]"
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Text:

@@ -89,16 +89,17 @@ class LoadedPolicy:
             raise ValueError(f"observation has shape {agents.shape}; {self.spec.name} gives {expected}, or E of them")
 
 
-def load_policy(path: str | Path, which: str | int = "best") -> LoadedPolicy:
+def load_policy(path: str | Path, which: str | int = "best", spec: EnvSpec | None = None) -> LoadedPolicy:
     """The policy of a run's folder or of one checkpoint; its simulator need not be installed.
 
-    `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. Raises
-    CheckpointError where there is none.
+    `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. `spec` is that of the
+    environment to act in, for a policy that acts in others than it has learned in. Raises CheckpointError where there
+    is no checkpoint, or it does not fit.
     """
     path = Path(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoint = load_checkpoint(root, which)
-    return LoadedPolicy(make_policy(checkpoint), checkpoint.step)
+    return LoadedPolicy(make_policy(checkpoint, spec), checkpoint.step)
 
 
 def load_checkpoint(root: Path, which: Any) -> Checkpoint:
@@ -107,11 +108,12 @@ def load_checkpoint(root: Path, which: Any) -> Checkpoint:
     return load(root, which=which)
 
 
-def make_policy(checkpoint: Checkpoint) -> Policy:
+def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None) -> Policy:
+    """The policy for the environment that it has learned in, or for another; CheckpointError where it does not fit."""
     data = checkpoint.data
     entry = AGENTS.get(data["agent"])
     options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
-    policy = entry.make(spec_from_json(data["spec"]), options)
+    policy = entry.make(spec or spec_from_json(data["spec"]), options)
     load_weights(policy.module, checkpoint.tensors["model"], checkpoint.path)
     policy.module.eval()
     return policy

@@ -8,9 +8,11 @@ import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any
+
+import yaml
 
 from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
 
@@ -145,10 +147,56 @@ class EnvFactory:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    """What tells it from the other tasks of a run."""
 
     def __call__(self) -> Any:
         entry, task = find_env(self.name)
         return entry.make(task, **self.options)
+
+
+def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
+    """The environments of a run, of the same `options` but for those that one names itself.
+
+    `name` is `family/task`, or several joined by +, of which those behind the first may leave out the family. A task
+    may end in options: `,name=value`, the value in YAML. Raises UnknownNameError and ConfigError.
+    """
+    first = ""
+    found = []
+    for text in name.split("+"):
+        task, *given = text.split(",")
+        if first and not any(mark in task for mark in "/:"):
+            task = f"{first.partition('/')[0]}/{task}"
+        first = first or task
+        entry = find_env(task)[0]
+        if entry.name != find_env(first)[0].name:
+            raise ConfigError(f"{name!r} joins environments of several families; give tasks of one")
+        own = dict(_option(text, pair) for pair in given)
+        known = [option.name for option in fields(entry.options)]
+        for key in own:
+            if key not in known:
+                raise UnknownNameError(closest(f"option of {entry.name}", key, known))
+        found.append(EnvFactory(task, {**options, **own}, text.rpartition("/")[2]))
+    labels = [task.label for task in found]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"{name!r} has {twice[0]!r} {len(twice)} times; give each task once")
+    return found
+
+
+def _option(task: str, pair: str) -> tuple[str, Any]:
+    """The name and the value of `name=value`."""
+    name, equals, value = pair.partition("=")
+    try:
+        if equals:
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"{pair!r} in {task!r} is no option with its value; give name=value")
+
+
+def find_family(name: str) -> EnvEntry:
+    """The entry that the tasks of `tasks_of` have in common."""
+    return find_env(tasks_of(name, {})[0].name)[0]
 
 
 def find_env(name: str) -> tuple[EnvEntry, str]:

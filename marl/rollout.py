@@ -354,7 +354,8 @@ class Collector:
         if len(states) != self.env.num_envs:
             return False
         self.obs = self.env.set_state(states)
-        self.memory.set_state(data["memory"])
+        if "memory" in data:  # runs saved before agents could remember have none
+            self.memory.set_state(data["memory"])
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
-from marl.checkpoint import Checkpoint, load
+from marl.checkpoint import Checkpoint, load, load_weights
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.errors import CheckpointError, ConfigError, MarlError
+from marl.loading import load_checkpoint
 from marl.protocols import VectorEnv
-from marl.registry import AGENTS, find_env
+from marl.registry import AGENTS, EnvFactory, find_env
 from marl.seeding import Streams, fix_globals
+from marl.tasks import share
 from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
@@ -92,13 +95,17 @@ def execute(
     torch.set_num_threads(1)
     keep_memory()
     free = max(1, free_cores() // distributed.local_world_size())
-    env = make_env(config, free, local_share(config), train=True)
+    tasks, envs = config.tasks, []
     evaluation: Evaluate | None = None
     try:
-        trainer = build(config, env, device, free)
+        for task in tasks:
+            envs.append(make_env(config, task, free, local_share(config), train=True))
+        trainer = build(config, envs[0], device, free, *envs[1:])
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
         if checkpoint is not None:
             saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
+        if checkpoint is None and config.init:
+            begin_with(trainer, Path(config.init))
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         if distributed.rank() == 0:
             prepare_folder(folder, config, trainer.steps)
@@ -107,7 +114,7 @@ def execute(
             console(note)
         if config.watch.eval_episodes:
             evaluation = Evaluate(
-                lambda count: make_env(config, free, count, train=False),
+                [partial(make_env, config, task, free, train=False) for task in tasks],
                 config.watch.eval_episodes,
                 config.watch.eval_interval,
                 folder / "evaluations.jsonl",
@@ -122,7 +129,8 @@ def execute(
     finally:
         if evaluation is not None:
             evaluation.close()
-        env.close()
+        for env in envs:
+            env.close()
         distributed.stop()
     return folder
 
@@ -172,26 +180,21 @@ def local_share(config: RunConfig) -> int:
     return count
 
 
-def make_env(config: RunConfig, free: int, count: int, train: bool) -> VectorEnv:
-    """`count` environments; those that are batched by nature take the `free` cores by default.
+def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: bool) -> VectorEnv:
+    """`count` environments of a task; those that are batched by nature take the `free` cores by default.
 
     Environments for evaluation run in this process.
     """
     workers = min(count, config.collect.workers) if train else 0
-    batched = find_env(config.env)[0].batch is not None and not workers
+    batched = find_env(task.name)[0].batch is not None and not workers
     threads = config.compute.env_threads if train else 0
     threads = threads or (min(free, count) if batched else 1)
     restart = config.collect.restart_workers and train
-    return make_vector(config.env, options(config), count, workers, threads, restart)
+    return make_vector(task.name, task.options, count, workers, threads, restart)
 
 
-def options(config: RunConfig) -> dict[str, Any]:
-    """The environment's options as keyword arguments."""
-    return {name: getattr(config.env_options, name) for name in config.env_options.__dataclass_fields__}
-
-
-def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int) -> Trainer:
-    """The trainer of a configuration, without trackers or callbacks."""
+def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *others: VectorEnv) -> Trainer:
+    """The trainer of a configuration, without trackers or callbacks; `others` are the environments of further tasks."""
     entry = AGENTS.get(config.agent)
     if not entry.trains:
         raise ConfigError(
@@ -200,7 +203,23 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int) ->
     torch.manual_seed(Streams(config.seed).integer("weights"))
     policy = entry.make(env.spec, config.agent_options)
     policy.module.to(device)
-    return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free)
+    pairs = []
+    for task, other in zip(config.tasks[1:], others, strict=True):
+        pairs.append((other, entry.make(other.spec, config.agent_options)))
+        pairs[-1][1].module.to(device)
+        share(pairs[-1][1], policy, (task.label, config.tasks[0].label))
+    return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, others=pairs)
+
+
+def begin_with(trainer: Trainer, path: Path) -> None:
+    """Give an untrained agent the weights of another run; its optimiser and the scale of its values begin anew.
+
+    Raises CheckpointError where there are none, or they do not fit.
+    """
+    checkpoint = load_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "last")
+    if (agent := checkpoint.data["agent"]) != trainer.config.agent:
+        raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
+    load_weights(trainer.module, checkpoint.tensors["model"], checkpoint.path)
 
 
 def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:

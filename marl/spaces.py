@@ -7,19 +7,24 @@ import gymnasium
 import numpy as np
 
 from marl.errors import CheckpointError
-from marl.types import EnvSpec
+from marl.types import Entities, EnvSpec
 
 _SPACES = ("observation_space", "action_space", "state_space")
 
 
 def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
     data = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    if spec.entities is not None:
+        data["entities"] = dataclasses.asdict(spec.entities)
     return data | {name: _space_to_json(data[name]) for name in _SPACES}
 
 
 def spec_from_json(data: dict[str, Any]) -> EnvSpec:
     """The inverse of `spec_to_json`; lists become tuples again."""
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    if (entities := fields.get("entities")) is not None:
+        blocks = tuple(tuple(block) for block in entities["blocks"])
+        fields["entities"] = Entities(**(entities | {"blocks": blocks}))
     return EnvSpec(**(fields | {name: _space_from_json(data[name]) for name in _SPACES}))
 
 

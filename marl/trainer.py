@@ -28,16 +28,22 @@ from marl.objective import Batch, Rows, row_count, unit_sum
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
+from marl.tasks import Task
 from marl.threads import peak_memory_mb, quick_products, usable_cores
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
 
+SMALL_GRADIENT = 2**16
+"""Numbers in a gradient up to which copying it is cheaper than a norm of its own."""
+
 
 class Trainer:
     """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress.
 
-    `steps` counts the environment steps that were learned from, over all ranks.
+    `steps` counts the environment steps that were learned from, over all ranks. `others` are the further tasks that are
+    learned at the same time, with policies that share the parameters of `policy`: every update takes rows of each, and
+    each has the same weight in it, whatever its number of agents.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         device: torch.device | None = None,
         free_threads: int = 1,
+        others: Sequence[tuple[VectorEnv, Policy]] = (),
     ) -> None:
         module = policy.module
         assert module is not None
@@ -65,29 +72,36 @@ class Trainer:
             parameter_groups(module, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
         self.links, self.objective = config.learn.links(), config.learn.make_objective()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
         }
+        pairs = zip(config.tasks, [(env, policy), *others], strict=True)
+        self.tasks = [self.make_task(i, task.label, *pair) for i, (task, pair) in enumerate(pairs)]
+        self.value_norm, self.collector = self.tasks[0].value_norm, self.tasks[0].collector
         self.chunk = chunk_steps(config, policy, env.num_envs)
-        first = rank * env.num_envs
-        self.collector = Collector(
+        self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
+        self.iteration = 0
+        self.steps = 0
+        self.last_score: float | None = None
+        self.stop_reason: str | None = None
+
+    def make_task(self, number: int, name: str, env: VectorEnv, policy: Policy) -> Task:
+        config = self.config
+        value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
+        first = (number * distributed.world_size() + distributed.rank()) * env.num_envs
+        collector = Collector(
             env,
             policy,
-            self.value_norm,
+            value_norm,
             config.collect.rollout_steps,
             self.generators["policy"],
             [self.streams.integer("env", first + i) for i in range(env.num_envs)],
             config.collect.on_nonfinite == "drop",
             self.links.agents == "sequential",
         )
-        self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
-        self.iteration = 0
-        self.steps = 0
-        self.last_score: float | None = None
-        self.stop_reason: str | None = None
+        return Task(name, policy, value_norm, collector)
 
     @property
     def finished(self) -> bool:
@@ -117,28 +131,51 @@ class Trainer:
     def iterate(self) -> dict[str, float]:
         """One rollout and the update on it; returns the metrics."""
         start = time.perf_counter()
-        seconds = dict(self.collector.seconds)
+        seconds, total = self.spent()
         torch.set_num_threads(self.act_threads)
-        total = self.collector.total
-        rollout, episodes = self.collector.collect(self.episode_seeds())
-        steps = distributed.all_reduce(torch.tensor(self.collector.total - total))
+        rollouts, episodes = [], []
+        for task in self.tasks:
+            rollout, ended = task.collector.collect(self.episode_seeds())
+            rollouts.append(rollout)
+            episodes.append(ended)
+        after, count = self.spent()
+        steps = distributed.all_reduce(torch.tensor(count - total))
         collected = time.perf_counter()
-        threads = self.learn_threads(rollout)
+        threads = self.learn_threads(*rollouts)
         torch.set_num_threads(threads)
         with quick_products(self.device):
-            metrics = self.learn(rollout)
+            metrics = self.learn(*rollouts)
         torch.set_num_threads(self.act_threads)
         end = time.perf_counter()
         self.iteration += 1
         self.steps += int(steps)
-        spent = {name: self.collector.seconds[name] - before for name, before in seconds.items()}
+        spent = {name: after[name] - before for name, before in seconds.items()}
         spent["learn"] = end - collected
         metrics |= {f"speed/{name}_fraction": part / (end - start) for name, part in spent.items()}
         metrics["speed/other_fraction"] = 1.0 - sum(spent.values()) / (end - start)
         metrics["speed/learn_threads"] = float(threads)
         metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = int(steps) / (end - start)
-        return metrics | episode_metrics(episodes)
+        return metrics | self.over_tasks([episode_metrics(ended) for ended in episodes])
+
+    def spent(self) -> tuple[dict[str, float], int]:
+        """The seconds of collecting by what was done, and the steps collected, on this rank, over all tasks."""
+        collectors = [task.collector for task in self.tasks]
+        seconds = {name: sum(each.seconds[name] for each in collectors) for name in collectors[0].seconds}
+        return seconds, sum(each.total for each in collectors)
+
+    def over_tasks(self, metrics: list[dict[str, float]]) -> dict[str, float]:
+        """Means over the tasks that report a metric, and each task's own where there are several."""
+        if len(metrics) == 1:
+            return metrics[0]
+        found: dict[str, list[float]] = {}
+        for each in metrics:
+            for name, value in each.items():
+                found.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        for task, each in zip(self.tasks, metrics, strict=True):
+            means |= {f"{name}/{task.name}": value for name, value in each.items()}
+        return means
 
     def episode_seeds(self) -> list[int] | None:
         """The seeds of a rollout of whole episodes, equal inside a group; None where episodes simply go on."""
@@ -154,22 +191,24 @@ class Trainer:
         """Threads of acting: one, and for a policy that says that it is heavy the free cores."""
         return self.free_threads if getattr(self.policy, "heavy", False) else 1
 
-    def learn_threads(self, rollout: Rollout) -> int:
+    def learn_threads(self, *rollouts: Rollout) -> int:
         """Threads of this update: as configured, else 1 for small passes and the free cores for the others."""
         learn = self.config.learn
         if self.config.compute.learn_threads:
             return self.config.compute.learn_threads
         if getattr(self.policy, "heavy", False):
             return self.free_threads
-        rows = -(-rollout.mask.shape[0] * rollout.mask.shape[1] // learn.minibatches)
+        rows = -(-rollouts[0].mask.shape[0] * rollouts[0].mask.shape[1] // learn.minibatches)
         rows = min(rows, learn.micro_batch or rows)
-        return self.free_threads if rows * rollout.mask.shape[2] >= SMALL_UPDATE else 1
+        agents = max(rollout.mask.shape[2] for rollout in rollouts)
+        return self.free_threads if rows * agents >= SMALL_UPDATE else 1
 
-    def learn(self, rollout: Rollout) -> dict[str, float]:
+    def learn(self, *rollouts: Rollout) -> dict[str, float]:
         """Backup, then epochs over minibatches."""
         learn = self.config.learn
-        norm_before = {name: x.clone() for name, x in self.value_norm.state_dict().items()}
-        batch, credit = self.credit(rollout)
+        norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
+        credited = [self.credit(rollout, number) for number, rollout in enumerate(rollouts)]
+        batches, credit = [batch for batch, _ in credited], self.over_tasks([told for _, told in credited])
         left = 1.0
         if learn.anneal_learning_rate:
             total = self.config.iterations * self.config.steps_per_iteration
@@ -178,21 +217,23 @@ class Trainer:
             group["lr"] = rate * left
 
         try:
-            metrics = self.agents(batch) if learn.agent_updates == "sequential" else self.epochs(batch)
+            metrics = self.agents(*batches) if learn.agent_updates == "sequential" else self.epochs(*batches)
         except NonFiniteError:
-            self.value_norm.load_state_dict(norm_before)
+            for task, before in zip(self.tasks, norms, strict=True):
+                task.value_norm.load_state_dict(before)
             raise
-        self.policy.observe(rollout.inputs, rollout.mask.any(-1))
+        for task, rollout in zip(self.tasks, rollouts, strict=True):
+            task.policy.observe(rollout.inputs, rollout.mask.any(-1))
         if len(self.rates) > 1:
             metrics["value/learning_rate"] = self.rates[1] * left
         return metrics | credit | {"policy/learning_rate": self.rates[0] * left}
 
-    def credit(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
-        """The rows to learn from, with their advantages, and what there is to say about them."""
+    def credit(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
+        """A task's rows to learn from, with their advantages, and what there is to say about them."""
         learn = self.config.learn
         if learn.advantage == "gae":
             advantage, returns, metrics = against_critic(
-                rollout, self.links, self.value_norm, learn.reference_reward_coef
+                rollout, self.links, self.tasks[task].value_norm, learn.reference_reward_coef
             )
         else:
             advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
@@ -228,15 +269,17 @@ class Trainer:
             ratio[index] = unit_sum(change, rows.nodes.trained, "step").clamp(-20.0, 20.0).exp()
         return ratio
 
-    def epochs(self, batch: Batch) -> dict[str, float]:
-        """Passes over the rollout until they are done or the KL limit ends them; the means of what they report."""
+    def epochs(self, *batches: Batch) -> dict[str, float]:
+        """Passes over the rollouts of all tasks until they are done or the KL limit ends them; the means of what they
+        report."""
         learn = self.config.learn
         sums: dict[str, Tensor] = {}
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            for minibatch in minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk):
-                parts = self.update(minibatch, epochs)
+            cut = (minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk) for batch in batches)
+            for each_task in zip(*cut, strict=True):
+                parts = self.update(each_task, epochs)
                 epoch_kl += parts["policy/kl"]
                 for name, part in parts.items():
                     sums[name] = sums.get(name, torch.zeros_like(part)) + part
@@ -248,11 +291,12 @@ class Trainer:
         means = (torch.stack([sums[name] for name in names]) / updates).tolist()
         return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
 
-    def update(self, minibatch: Batch, epoch: int) -> dict[str, Tensor]:
-        """One gradient step; returns the parts of the loss over all ranks, and the gradient norm."""
+    def update(self, minibatches: Sequence[Batch], epoch: int) -> dict[str, Tensor]:
+        """One gradient step on a minibatch of each task; returns the parts of the loss over all ranks, their means over
+        tasks, and the gradient norm."""
         learn = self.config.learn
-        counts = distributed.all_reduce(self.objective.counts(minibatch))
-        total = self.gradient(minibatch, counts)
+        counts = distributed.all_reduce(torch.stack([self.objective.counts(each) for each in minibatches]))
+        total = self.gradient(minibatches, counts * len(minibatches))
         reduced = distributed.sum_gradients(self.parameters, torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))
         limit = learn.max_grad_norm or float("inf")
@@ -265,25 +309,40 @@ class Trainer:
                 "--max-grad-norm, or look at the observations and rewards"
             )
         self.optimiser.step()
-        self.policy.after_update()
+        for task in self.tasks:
+            task.policy.after_update()
         return total | {"gradient/norm": norm}
 
-    def gradient(self, minibatch: Batch, counts: Tensor) -> dict[str, Tensor]:
-        """Fill the gradients; returns the parts of the loss on this rank."""
+    def gradient(self, minibatches: Sequence[Batch], counts: Tensor) -> dict[str, Tensor]:
+        """Fill the gradients of a minibatch of each task; returns the parts of the loss on this rank.
 
-        def split(divisor: int) -> Sequence[Rows]:
-            return self.policy.split(minibatch.inputs, minibatch.nodes, self.config.learn.micro_batch, divisor)
+        `counts` (tasks, 2) are those of the objective.
+        """
 
-        return self.halving.run(split, row_count, lambda passes: self.accumulate(minibatch, passes, counts), self.chunk)
+        def split(divisor: int) -> list[tuple[int, Rows]]:
+            rows, found = self.config.learn.micro_batch, enumerate(zip(self.tasks, minibatches, strict=True))
+            return [
+                (i, part)
+                for i, (task, each) in found
+                for part in task.policy.split(each.inputs, each.nodes, rows, divisor)
+            ]
 
-    def accumulate(self, minibatch: Batch, passes: Sequence[Rows], counts: Tensor) -> dict[str, Tensor]:
-        """The gradients of the forward passes, added up, and the parts of their losses."""
+        def size(part: tuple[int, Rows]) -> int:
+            return row_count(part[1])
+
+        return self.halving.run(split, size, lambda passes: self.accumulate(minibatches, passes, counts), self.chunk)
+
+    def accumulate(
+        self, minibatches: Sequence[Batch], passes: Sequence[tuple[int, Rows]], counts: Tensor
+    ) -> dict[str, Tensor]:
+        """The gradients of the forward passes, each of some rows of a task, added up, and the parts of their losses."""
         self.optimiser.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
-        for index in passes:
-            micro = minibatch if len(passes) == 1 else minibatch.rows(index)
-            evaluation = self.policy.evaluate(micro.inputs, micro.nodes)
-            loss, parts = self.objective(evaluation, micro, counts)
+        for number, index in passes:
+            batch = minibatches[number]
+            micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
+            evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
+            loss, parts = self.objective(evaluation, micro, counts[number])
             loss.backward()
             for name, part in parts.items():
                 total[name] = total[name] + part if name in total else part
@@ -298,6 +357,7 @@ class Trainer:
         environments = environments and not self.config.collect.whole_episodes
         local = {
             "collector": self.collector.get_state(environments),
+            "others": [task.collector.get_state(environments) for task in self.tasks[1:]],
             "rng": rng_state(self.generators),
             "divisor": self.halving.divisor,
         }
@@ -305,6 +365,7 @@ class Trainer:
             "model": dict(self.module.state_dict()),
             "optimiser": optimiser_tensors,
             "value_norm": dict(self.value_norm.state_dict()),
+            **{f"value_norm_{i}": dict(task.value_norm.state_dict()) for i, task in enumerate(self.tasks) if i},
         }
         data: dict[str, Any] = {
             "iteration": self.iteration,
@@ -328,7 +389,8 @@ class Trainer:
             )
         rank = distributed.rank()
         load_weights(self.module, tensors["model"], checkpoint.path)
-        self.value_norm.load_state_dict(tensors["value_norm"])
+        for i, task in enumerate(self.tasks):
+            task.value_norm.load_state_dict(tensors[f"value_norm_{i}" if i else "value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
@@ -340,29 +402,36 @@ class Trainer:
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         set_rng_state(self.generators, *local["rng"])
         self.halving.divisor = local.get("divisor", 1)
-        if self.collector.set_state(local["collector"]) or self.config.collect.whole_episodes:
+        collectors = [local["collector"], *local.get("others", ())]
+        restored = [task.collector.set_state(state) for task, state in zip(self.tasks, collectors, strict=True)]
+        if all(restored) or self.config.collect.whole_episodes:
             return notes
-        first = rank * self.env.num_envs
-        seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(self.env.num_envs)]
-        self.collector.obs = self.env.reset(seeds)
+        for number, task in enumerate(self.tasks):
+            if not restored[number]:
+                env = task.collector.env
+                first = (number * distributed.world_size() + rank) * env.num_envs
+                seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(env.num_envs)]
+                task.collector.obs = env.reset(seeds)
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
 
-    Those of a device are joined: a norm of each takes longer where they are many and small.
+    Small ones of a device are joined: a norm of each takes longer.
     """
-    devices: dict[torch.device, list[Tensor]] = {}
-    for gradient in (p.grad for p in parameters if p.grad is not None):
-        devices.setdefault(gradient.device, []).append(gradient)
-    norms = [torch.cat([gradient.flatten() for gradient in part]).norm() for part in devices.values()]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    small: dict[torch.device, list[Tensor]] = {}
+    for gradient in gradients:
+        if gradient.numel() <= SMALL_GRADIENT:
+            small.setdefault(gradient.device, []).append(gradient.flatten())
+    norms = [torch.cat(part).norm() for part in small.values()]
+    norms += [gradient.norm() for gradient in gradients if gradient.numel() > SMALL_GRADIENT]
     norm = torch.stack([part.to(norms[0].device) for part in norms]).norm()
     if norm > limit:
         scale = limit / (float(norm) + 1e-6)
-        for part in devices.values():
-            for gradient in part:
-                gradient.mul_(scale)
+        for gradient in gradients:
+            gradient.mul_(scale)
     return norm
 
 

@@ -24,6 +24,27 @@ Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Entities:
+    """Of what an observation consists where agents see like things in any number, such as units.
+
+    `blocks`: (name, rows, width) of its parts in their order. Those named "own" tell of the agent itself, the others of
+    one entity a row, all zeros where there is none to see. The last `aimed` actions are aimed at the rows of block
+    `target`, in their order; those of an agent whose own feature number `switch` is set, at the rows of block `other`.
+    """
+
+    blocks: tuple[tuple[str, int, int], ...]
+    aimed: int
+    target: str
+    switch: int
+    other: str
+
+    @property
+    def width(self) -> int:
+        """That of the whole observation."""
+        return sum(rows * width for _, rows, width in self.blocks)
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """What an environment promises; who is alive is data, not structure.
 
@@ -34,7 +55,8 @@ class EnvSpec:
     `state_space` is a Box (S,) or None. `max_steps` primitive steps truncate an episode.
     `team_reward` says that every agent always receives the same reward.
     `groups` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
-    an environment of text speaks and understands, for models whose vocabulary is made of them.
+    an environment of text speaks and understands, for models whose vocabulary is made of them. `entities` says how
+    to read an observation without knowing how many there are, of agents and of what they see.
     """
 
     name: str
@@ -48,6 +70,7 @@ class EnvSpec:
     observation_sizes: tuple[int, ...] = ()
     action_sizes: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
+    entities: Entities | None = None
 
     def __post_init__(self) -> None:
         count = len(self.agents)
@@ -59,6 +82,11 @@ class EnvSpec:
             object.__setattr__(self, "observation_sizes", self.observation_space.shape * count)
         if not self.action_sizes and not isinstance(self.action_space, gymnasium.spaces.Text):
             object.__setattr__(self, "action_sizes", tuple(self._width(space) for space in self.action_spaces))
+        if self.entities is not None and self.entities.width != self.observation_size:
+            raise EnvironmentContractError(
+                f"{self.name}: its entities are {self.entities.width} wide, and an observation "
+                f"{self.observation_size}; mend the blocks"
+            )
 
     @property
     def num_agents(self) -> int:

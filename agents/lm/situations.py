@@ -61,7 +61,9 @@ class Situations:
             if cut:
                 self.cut += 1
                 if self.cut & (self.cut - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
-                    LOGGER.warning("prompt %d that is too long: its first %d characters were cut off", self.cut, cut)
+                    LOGGER.warning(
+                        "prompts too long so far: %d; of this one the first %d characters were cut off", self.cut, cut
+                    )
             number = self._add(text, self.prompts, ids)
             self.texts[number] = text
         return number

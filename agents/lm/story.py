@@ -62,29 +62,34 @@ def _on_one_line(text: str) -> str:
 
 
 def transcript(policy: Any, episode: Sequence[Turn]) -> str:
-    """Markdown: prompt, action, reward, and a table of its tokens. A token without a choice has no probability."""
-    parts = []
+    """Markdown: prompt, action, reward, and a table of its tokens, where one without alternatives is forced."""
+    parts, heads = [], ["token", "log-probability", *([] if policy.critic is None else ["value"]), credit_of(policy)]
     for said in speeches(policy, episode):
         quoted = "\n".join(f"> {line}  " for line in said.prompt.splitlines() or [""])
         likely = np.exp(sum(said.log_prob))
-        rows = [
-            f"| {token.replace('|', BAR)} | {f'{p:.3f}' if free else ''} | {v:.3f} | {a:+.3f} |"
-            for token, free, p, v, a in zip(
-                said.tokens, said.trained, said.log_prob, said.value, said.advantage, strict=True
-            )
-        ]
+        rows = [heads, ["---"] * len(heads)]
+        for token, free, p, v, a in zip(
+            said.tokens, said.trained, said.log_prob, said.value, said.advantage, strict=True
+        ):
+            value = [] if policy.critic is None else [f"{v:.3f}"]
+            rows.append([token.replace("|", BAR), f"{p:.3f}" if free else "forced", *value, f"{a:+.3f}"])
         parts.append(
             f"**Step {said.step}, {said.agent}**\n\n{quoted}\n\n**{said.action}** "
             f"(probability {likely:.3f}, reward {said.reward:g})\n\n"
-            "| token | log-probability | value | advantage |\n|---|---|---|---|\n" + "\n".join(rows)
+            + "\n".join(f"| {' | '.join(row)} |" for row in rows)
         )
     return "\n\n".join(parts)
 
 
-def picture(policy: Any, episode: Sequence[Turn]) -> np.ndarray:
-    """(height, width, 3) uint8: a cell for each token, blue where its advantage is positive and red where negative.
+def credit_of(policy: Any) -> str:
+    """What the credit of a token is called: without a critic it is what learning compares with other episodes."""
+    return "advantage" if policy.critic is not None else "return to come"
 
-    Full colour is the largest advantage of the episode. Only framed tokens had a choice.
+
+def picture(policy: Any, episode: Sequence[Turn]) -> np.ndarray:
+    """(height, width, 3) uint8: a cell for each token, blue where its credit is positive and red where negative.
+
+    Full colour is the largest credit of the episode. Only framed tokens had a choice.
     """
     try:
         from PIL import Image, ImageDraw, ImageFont
@@ -98,7 +103,9 @@ def picture(policy: Any, episode: Sequence[Turn]) -> np.ndarray:
     height = 2 * MARGIN + LINE + sum(LINE + rows * CELL + 8 for rows, _ in places)
     image = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN), f"advantage of each token, from {-top:.2f} (red) to {top:.2f} (blue)", INK, font)
+    draw.text(
+        (MARGIN, MARGIN), f"{credit_of(policy)} of each token, from {-top:.2g} (red) to {top:.2g} (blue)", INK, font
+    )
     y = MARGIN + LINE
     for each, (rows, boxes) in zip(said, places, strict=True):
         head = f"{each.step}  {each.agent}  reward {each.reward:g}  |  "
@@ -108,7 +115,7 @@ def picture(policy: Any, episode: Sequence[Turn]) -> np.ndarray:
             draw.rectangle(box, _colour(a / top), INK if free else None)
             ink = PAPER if abs(a) > 0.6 * top else INK
             draw.text((x + 6, box[1] + 2), token, ink, font)
-            draw.text((x + 6, box[1] + 21), f"{a:+.2f}", ink, small)
+            draw.text((x + 6, box[1] + 21), f"{a:+.2g}", ink, small)
         y += LINE + rows * CELL + 8
     return np.asarray(image)
 

@@ -56,10 +56,11 @@ class SmacOptions:
     replay_dir: str | None = None
     """Where replays are saved, one of each game: all battles from a seeded reset to the next one or to the end. None
     saves none. Only for sc2."""
-    layout: Literal["smac", "mappo"] = "smac"
+    layout: Literal["smac", "mappo", "entities"] = "smac"
     """What observations and the state hold, in which order: as SMAC does, or the forks of it that MAPPO and MAT were
     published with. These give every agent a state of its own: the state is all of them, agent i's the i-th of N parts
-    of equal width."""
+    of equal width. entities: as SMAC, but what is shown of a unit is alike on all maps (its shield even where it has
+    none, its type among all there are), for agents that act in teams of other sizes than they have learned in."""
     obs_all_health: bool = True
     """Show the health and shield of every unit in sight, and the agent's own."""
     obs_own_health: bool = True
@@ -150,6 +151,11 @@ class SmacOptions:
             raise ConfigError(
                 f"num_fov_actions is {self.num_fov_actions}, which has no effect without conic_fov; leave it out or "
                 "set conic_fov"
+            )
+        if self.layout == "entities" and (self.obs_last_action or self.obs_agent_id):
+            raise ConfigError(
+                "obs_last_action and obs_agent_id show what depends on the number of units, and layout=entities "
+                "nothing of the kind; leave them out, or choose layout=smac"
             )
         self._refuse_idle_options()
 

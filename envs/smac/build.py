@@ -7,7 +7,8 @@ import numpy as np
 from envs.smac import SmacOptions, rules
 from envs.smac.combat import ATTACK_MOVING, BURST, CROWD, HUNTING, IDLE, INSTANT, LINE, WAITING, World
 from envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, lattice, waypoints
-from envs.smac.rules import Rules
+from envs.smac.rules import FIRST_TARGET, Rules
+from marl.types import Entities
 
 _ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING, "nearest": WAITING}
 _KINDS = {"line": LINE, "circle": BURST}
@@ -24,7 +25,7 @@ def random_stream(seed: int | None) -> int:
 
 
 def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
-    mappo = options.layout == "mappo"
+    mappo, entities = options.layout == "mappo", options.layout == "entities"
     units = DATA["units"]
     allies = battle_map.types[: battle_map.num_agents]
     enemies = battle_map.types[battle_map.num_agents :]
@@ -36,8 +37,8 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         enemies=len(enemies),
         actions=rules.FIRST_TARGET + looks + targets,
         limit=options.max_steps or battle_map.limit,
-        ally_shield=int(units[allies[0]]["race"] == "protoss"),
-        enemy_shield=int(units[enemies[0]]["race"] == "protoss"),
+        ally_shield=int(entities or units[allies[0]]["race"] == "protoss"),
+        enemy_shield=int(entities or units[enemies[0]]["race"] == "protoss"),
         type_bits=len(battle_map.ally_types),
         healers=int(healers),
         all_health=int(options.obs_all_health),
@@ -48,6 +49,7 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         timestep=int(options.obs_timestep_number),
         joined=int(options.obs_instead_of_state),
         mappo=int(mappo),
+        entities=int(entities),
         state_last_action=int(options.state_last_action),
         state_timestep=int(options.state_timestep_number),
         sparse=int(options.reward_sparse),
@@ -65,6 +67,19 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         negative_scale=float(options.reward_negative_scale),
         rate=float(options.reward_scale_rate if options.reward_scale else 0.0),
     )
+
+
+def entities(rules: Rules, battle_map: BattleMap) -> Entities:
+    """What the parts of an observation are: moves, enemies, allies, self. Healers aim at allies."""
+    moves, last = 4 + 8 * rules.pathing, rules.own_health * 2 + 2 * rules.own_place + 2 * (rules.looks > 0)
+    blocks = (
+        ("own", 1, moves),
+        ("enemy", rules.enemies, rules.enemy_width),
+        ("ally", rules.ally_rows, rules.ally_width),
+        ("own", 1, last + rules.type_bits + rules.timestep),
+    )
+    healer = moves + last + battle_map.ally_types.index("medivac")
+    return Entities(blocks, rules.actions - FIRST_TARGET - rules.looks, "enemy", healer, "ally")
 
 
 def _chosen(option: bool | None, battle_map: BattleMap) -> bool:

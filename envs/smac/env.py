@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 
 from envs.smac import SmacOptions, chance, engine
-from envs.smac.build import build_rules, build_world, random_stream
+from envs.smac.build import build_rules, build_world, entities, random_stream
 from envs.smac.combat import World
 from envs.smac.crew import Crew, useful_threads
-from envs.smac.maps import TEAM_TASKS, BattleMap, load_map
+from envs.smac.maps import TEAM_TASKS, UNIT_TYPES, BattleMap, load_map
 from envs.smac.picture import draw_text
 from envs.smac.rules import (
     HEALTH,
@@ -43,6 +43,8 @@ class BattleBuffers:
         if num_envs < 1 or num_envs != int(num_envs):
             raise ConfigError(f"smac/{task}: {num_envs} environments; give a whole number of 1 or more")
         self.map = load_map(task)
+        if options.layout == "entities":
+            self.map = replace(self.map, ally_types=UNIT_TYPES, enemy_types=UNIT_TYPES)
         self.rules = build_rules(self.map, options)
         self.world = build_world(self.map, options)
         count = num_envs if self.map.kinds else 1
@@ -85,6 +87,7 @@ class BattleBuffers:
             max_steps=self.rules.limit,
             state_space=gymnasium.spaces.Box(-np.inf, np.inf, (self.rules.state_size,), np.float32),
             groups=groups,
+            entities=entities(self.rules, self.map) if self.rules.entities else None,
         )
 
     def map_at(self, index: int) -> BattleMap:

@@ -17,6 +17,9 @@ DATA: dict[str, Any] = json.loads(files("envs.smac").joinpath("data.json").read_
 TASKS: tuple[str, ...] = tuple(DATA["maps"])
 """The names of SMAC's maps."""
 
+UNIT_TYPES: tuple[str, ...] = tuple(sorted(DATA["units"]))
+"""The types of units on all maps."""
+
 TEAM_TASKS: dict[str, tuple[str, int, int]] = {
     f"{race}_{agents}_vs_{enemies}": (race, agents, enemies)
     for race in DATA["teams"]["races"]

@@ -144,6 +144,8 @@ class Rules(NamedTuple):
     joined: int
     mappo: int
     """Whether observations and states are laid out as in MAPPO's fork, see `envs.smac.fork`."""
+    entities: int
+    """Whether every agent, and so the observer too, has a row among the allies; the observer's own is all zeros."""
     state_last_action: int
     state_timestep: int
     sparse: int
@@ -177,9 +179,13 @@ class Rules(NamedTuple):
         return width + self.last_action * self.actions
 
     @property
+    def ally_rows(self) -> int:
+        return self.agents - 1 + self.entities
+
+    @property
     def observation_size(self) -> int:
         own = self.type_bits + self.own_health * (1 + self.ally_shield) + 2 * self.own_place + 2 * (self.looks > 0)
-        others = self.enemies * self.enemy_width + (self.agents - 1) * self.ally_width
+        others = self.enemies * self.enemy_width + self.ally_rows * self.ally_width
         own += self.mappo * (4 + self.last_action * self.actions)
         return 4 + 8 * self.pathing + others + own + self.agent_id * self.agents + self.timestep
 
@@ -350,6 +356,7 @@ def observe_allies(rules, stats, real, whole, agent, row, at):
     width = 4 + rules.type_bits + rules.all_health * (1 + rules.ally_shield) + rules.last_action * rules.actions
     for other in range(rules.agents):
         if other == agent:
+            at += rules.entities * width
             continue
         dx, dy = real[X, other] - x, real[Y, other] - y
         apart = dx * dx + dy * dy

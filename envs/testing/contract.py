@@ -180,7 +180,7 @@ def _check_text(where: str, field: str, text: str, space: Any) -> None:
         fail(Promise.OBSERVATION, where, f"{field} has {len(text)} characters; {expected}")
     strange = sorted(set(text) - space.character_set)
     if strange:
-        expected = "expected characters of the space's charset, as in Text(1000, charset=string.printable)"
+        expected = "expected those of the space's charset; give more: Text(1000, charset=...), TextEnv(characters=...)"
         fail(Promise.OBSERVATION, where, f"{field} holds {''.join(strange)!r}; {expected}")
 
 

@@ -501,7 +501,7 @@ def test_text_is_checked_too():
 TEXTS = [
     ({"shown": ("one", "")}, r"obs.agents\[1\] has 0 characters; expected 1..40, the space's bounds"),
     ({"shown": ("one", "t" * 41)}, r"obs.agents\[1\] has 41 characters; expected 1..40"),
-    ({"shown": ("one", "Zwölf")}, r"obs.agents\[1\] holds 'Zö'; expected characters of the space's charset.*charset="),
+    ({"shown": ("one", "Zwölf")}, r"obs.agents\[1\] holds 'Zö'; expected those of the space's charset.*characters="),
     (
         {"candidates": (("yes", "no"), ())},
         r"obs.candidates\[1\] is empty; expected an action \(a dead agent keeps one\)",

@@ -11,7 +11,7 @@ from envs.toy import factorised_optimum, optimum
 from experiments.presets import choose
 from marl.config import override
 from marl.evaluate import evaluate, paired_seeds
-from marl.run import build, options
+from marl.run import build
 from marl.vector import make_vector
 
 
@@ -19,7 +19,7 @@ def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> 
     """Mean return of 256 episodes after training on one thread with a fixed seed."""
     config, _ = choose(f"toy/{task}", agent)
     config = override(config, {"seed": 3, "steps": steps, **changes})
-    env = make_vector(config.env, options(config), config.collect.num_envs)
+    env = make_vector(config.env, config.tasks[0].options, config.collect.num_envs)
     trainer = build(config, env, torch.device("cpu"), 1)
     for _ in range(config.iterations):
         trainer.iterate()

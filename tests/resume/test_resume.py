@@ -40,6 +40,7 @@ GROUPS = {"whole_episodes": True, "group_size": 2, "advantage": "gigpo", "value_
 CASES = [
     ("toy/chain", "mat", {"normalise_observations": True}),
     ("toy/mortal", "mat", {"agent_order": "random"}),
+    ("toy/climbing+penalty", "mat", {"normalise_observations": True, "minibatches": 2, "steps": 384}),
     ("toy/mixed", "mat", {"parameters_per": "group"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),

@@ -40,7 +40,7 @@ def main(path: str) -> None:
     rest = [torch.randn(shape, generator=g) for _ in range(4)]
     batch = Batch(inputs, nodes, -rest[0].abs(), *rest[1:])
     mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
-    parts = trainer.update(mine, 0)
+    parts = trainer.update([mine], 0)
     one_by_one = update_one_by_one(mine, device, world)
     remembering = update_with_memory(batch, device, rank, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
@@ -83,7 +83,7 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
     memory = torch.randn((ROWS, *trainer.policy.memory_shape), generator=g)
     began = torch.rand(ROWS, generator=g) < 0.3
     batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
-    trainer.update(batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)), 0)
+    trainer.update([batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK))], 0)
     return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist()
 
 

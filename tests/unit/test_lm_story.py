@@ -33,7 +33,7 @@ def test_a_transcript_holds_prompts_actions_tokens_and_credit():
     )
     # The only candidate: no token had a choice.
     rows = [line for line in text.splitlines() if "-1.500" in line]
-    assert [row.split("|")[1:3] for row in rows] == [[f" {word} ", "  "] for word in ("open", "the", "door")]
+    assert [row.split("|")[1:3] for row in rows] == [[f" {word} ", " forced "] for word in ("open", "the", "door")]
     assert text.count("+0.250") == len(policy.backbone.tokenizer.action(first)) + (first == "go south")
 
 
@@ -44,7 +44,7 @@ def test_marks_of_tables_and_ends_of_lines_stay_inside_their_cells():
     with torch.inference_mode():
         decision = policy.act(inputs, torch.Generator().manual_seed(1))
     text = policy.transcript([Turn(obs, inputs, decision, np.zeros(1), 1, torch.ones(1, 1))])
-    rows = text.partition("|---|---|---|---|\n")[2].splitlines()
+    rows = text.partition("| --- | --- | --- | --- |\n")[2].splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| go", "| \\|", "| \\n", "| north"]
 
 
@@ -81,3 +81,10 @@ def test_long_stories_are_wrapped_and_cut():
         decision = policy.act(inputs, torch.Generator().manual_seed(3))
     speech = Turn(obs, inputs, decision, np.zeros(1), 1, torch.zeros_like(decision.value[0]))
     assert policy.picture([speech]).shape[0] > policy.picture([turn]).shape[0] + story.CELL
+
+
+def test_without_a_critic_what_comes_is_shown_and_no_value():
+    policy = make_agent("grpo", spec_of(), critic="none")
+    text = policy.transcript(episode_of(policy, [1], torch.ones(1, 1)))
+    assert "| token | log-probability | return to come |" in text
+    assert "value" not in text

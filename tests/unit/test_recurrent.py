@@ -239,7 +239,7 @@ def test_evaluations_and_stories_remember():
     assert (policy.told, policy.valued) == ([[0], [1], [2], [3]], [[4]])
     policy = Counter(one.spec)
     screen = SimpleNamespace(show=lambda *_: None, end=lambda: None)
-    play_episode(make_toy("chain"), policy, screen, 0, SimpleNamespace(stop_after=3, stochastic=False, attention=False))
+    play_episode(make_toy("chain"), policy, screen, 0, True, SimpleNamespace(stop_after=3, attention=False))
     assert policy.told == [[0], [1], [2]]
 
 
@@ -280,7 +280,7 @@ def test_gradients_do_not_depend_on_the_size_of_forward_passes(name):
         trainer = make_trainer(name)
         batch = trainer.credit(trainer.collector.collect()[0])[0]
         trainer.halving.divisor = divisor
-        trainer.gradient(batch, trainer.objective.counts(batch))
+        trainer.gradient([batch], trainer.objective.counts(batch).unsqueeze(0))
         assert len(trainer.policy.split(batch.inputs, batch.nodes, 0, divisor)) == (1 if divisor == 1 else 5)
         gradients.append([p.grad for p in trainer.parameters])
     for left, right in zip(*gradients, strict=True):
@@ -298,7 +298,7 @@ def test_running_out_of_memory_keeps_chunks_whole(monkeypatch):
     monkeypatch.setattr(trainer.policy, "evaluate", greedy)
     batch = trainer.credit(trainer.collector.collect()[0])[0]
     with pytest.raises(MemoryLimitError, match="4 rows"):
-        trainer.update(batch, 0)
+        trainer.update([batch], 0)
     assert sizes == [36, 12, 8, 4]
 
 

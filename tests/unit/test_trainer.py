@@ -430,7 +430,7 @@ def test_evaluation_is_paired_and_plays_every_seed():
 
 def test_threads_follow_the_size_of_the_work(small):
     config = small("toy/copy", "mappo", learn_threads=0)
-    env = make_vector(config.env, run.options(config), config.collect.num_envs)
+    env = make_vector(config.env, config.tasks[0].options, config.collect.num_envs)
     trainer = run.build(config, env, torch.device("cpu"), 2)
     rollout, _ = trainer.collector.collect()
     assert (trainer.act_threads, trainer.learn_threads(rollout)) == (1, 1)

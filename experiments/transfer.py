@@ -1,0 +1,190 @@
+"""`marl transfer`: what an agent that has learned several tasks makes of an unseen one, with little data or none.
+
+Everything is a run in a folder of its own, so a command that was stopped goes on where it was when it is given again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from experiments.presets import choose
+from experiments.report import read_curve, shown
+from marl.checkpoint import load
+from marl.config import RunConfig, digest, override
+from marl.errors import ConfigError
+from marl.registry import AGENTS
+from marl.run import has_checkpoint, read_config, resume, start
+from marl.stats import mean_interval
+from marl.tasks import share
+from marl.vector import make_vector
+
+Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""By agent, beginning (pretrained or scratch), percentage and seed."""
+
+OWN = frozenset(
+    {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
+)
+"""Settings of runs that belong to the comparison."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Pre-train on several tasks at once, then learn an unseen one from a few per cent of the data, beside learning it
+    from scratch (Wen et al. 2022, section 5.3). A stopped command goes on where it was when it is given again."""
+
+    source: Positional[str]
+    """Tasks to pre-train on, joined by +, as `marl train` takes them."""
+    target: str
+    """The unseen task; the number of agents may be another where agents read entities (SMAC: layout=entities)."""
+    agents: tuple[str, ...] = ("mat",)
+    """Agents to compare."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds, each with a pre-training of its own."""
+    percentages: tuple[float, ...] = (0, 1, 5, 10)
+    """Parts of the budget after which to evaluate; 0 is before any learning."""
+    budget: int = 1_000_000
+    """Environment steps that are all the data of the target."""
+    pretrain_steps: int = 1_000_000
+    """Environment steps of the pre-training, over all its tasks."""
+    metric: str = "return"
+    """What to compare: return, length, or a number that the environment reports, such as success."""
+    episodes: int = 32
+    """Episodes of an evaluation."""
+    runs: Path = Path("runs")
+    """Folder that holds the runs."""
+    name: str = "transfer"
+    """Folder in it for this comparison, with transfer.json."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of all runs, on top of the presets, for example '{layout: entities, num_envs: 8}'."""
+
+    def __post_init__(self) -> None:
+        if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0 or min(self.percentages) < 0:
+            raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
+        if fixed := sorted(OWN & set(self.settings)):
+            raise ConfigError(f"settings have {', '.join(fixed)}, which this command sets itself; leave it out")
+        for name in ("budget", "pretrain_steps", "episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+    def steps(self, percentage: float) -> int:
+        return round(self.budget * percentage / 100)
+
+    def config(self, env: str, agent: str, seed: int, part: str, **changes: Any) -> RunConfig:
+        """That of a run: the preset, the settings, and what belongs to this comparison."""
+        own = {"seed": seed, "runs": str(self.folder), "name": f"{agent}-{seed}-{part}"}
+        watch = {"eval_episodes": self.episodes, "eval_interval": 0}
+        return override(choose(env, agent)[0], self.settings | own | watch | changes)
+
+    def plan(self, agent: str, seed: int) -> tuple[RunConfig, dict[str, list[RunConfig]]]:
+        """The pre-training, and by its beginning each run on the target, once for every part of the data it learns."""
+        source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
+        parts = [self.steps(percentage) for percentage in sorted(set(self.percentages) - {0})]
+        targets = {
+            beginning: [
+                self.config(self.target, agent, seed, beginning, steps=steps, init=init, eval_start=True)
+                for steps in parts
+            ]
+            for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
+        }
+        return source, targets
+
+
+def transfer(asked: Transfer) -> None:
+    """Run what is missing, print the table and write transfer.json."""
+    for agent in asked.agents:
+        require_fit(asked, agent)
+    scores: Scores = {}
+    reached: dict[str, int] = {}
+    for agent, seed, beginning, folder in learn(asked):
+        curve = read_curve(folder, asked.metric)
+        for percentage in asked.percentages:
+            step = min(step for step in curve if step >= asked.steps(percentage))
+            reached[f"{percentage:g}"] = step
+            found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})
+            found[str(seed)] = round(curve[step], 6)
+    Console().print(table(asked, reached, scores))
+    path = asked.folder / "transfer.json"
+    told = {**dataclasses.asdict(asked), "runs": str(asked.runs), "steps": reached, "scores": scores}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def require_fit(asked: Transfer, agent: str) -> None:
+    """Raises ConfigError, before long work, where a run would be refused, or the weights of the sources would not fit
+    the target."""
+    entry, policies, labels = AGENTS.get(agent), [], []
+    if not entry.trains:
+        raise ConfigError(f"agent {agent!r} does not learn; leave it out")
+    source, targets = asked.plan(agent, asked.seeds[0])
+    for task in source.tasks + targets["scratch"][0].tasks:
+        env = make_vector(task.name, task.options, 1)
+        policies.append(entry.make(env.spec, source.agent_options))
+        labels.append(task.label)
+        env.close()
+    for policy, label in zip(policies[1:], labels[1:], strict=True):
+        share(policy, policies[0], (label, labels[0]))
+
+
+def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
+    """Every run on the target, once it has learned from all the data that it may have."""
+    for seed in asked.seeds:
+        for agent in asked.agents:
+            source, targets = asked.plan(agent, seed)
+            advance(source)
+            for beginning, configs in targets.items():
+                for config in configs:
+                    advance(config)
+                yield agent, seed, beginning, folder_of(configs[-1])
+
+
+def folder_of(config: RunConfig) -> Path:
+    return Path(config.runs) / config.name
+
+
+def advance(config: RunConfig) -> None:
+    """Train until `config.steps`, from wherever the run stands; at its end it is evaluated and saved.
+
+    Raises ConfigError where the folder holds another run, or this one is interrupted.
+    """
+    folder = folder_of(config)
+    if (folder / "config.yaml").exists():
+        if digest(read_config(folder)) != digest(config):
+            raise ConfigError(f"{folder} was begun with other settings; give another --name, or remove it")
+        if done(folder) < config.steps:
+            resume(folder, {"steps": config.steps})
+    else:
+        start(config)
+    if done(folder) < config.steps:
+        raise ConfigError(f"{folder} was interrupted; the same command goes on from there")
+
+
+def done(folder: Path) -> int:
+    """Steps that a run has learned from."""
+    return load(folder / "checkpoints").step if has_checkpoint(folder) else 0
+
+
+def table(asked: Transfer, reached: dict[str, int], scores: Scores) -> Table:
+    """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals.
+
+    `reached`: the steps of each percentage, in whole iterations.
+    """
+    title = f"{asked.source} -> {asked.target}: {asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
+    columns = (f"{percentage} %\n{steps:,} steps" for percentage, steps in reached.items())
+    made = Table("data", *columns, title=title)
+    for agent, beginnings in scores.items():
+        for beginning, percentages in beginnings.items():
+            found = [list(percentages[percentage].values()) for percentage in reached]
+            cells = (shown(sum(each) / len(each), *mean_interval(each)) for each in found)
+            made.add_row(f"{agent}, {beginning}", *cells)
+    return made

@@ -1,0 +1,50 @@
+"""Several environments learned at once: what each has of its own, and one set of parameters for all."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from marl.errors import ConfigError
+from marl.normalise import ValueNorm
+from marl.protocols import Policy
+from marl.rollout import Collector
+
+
+@dataclass(frozen=True)
+class Task:
+    """One environment of a run: the policy as it acts there, what collects, and what scales the values.
+
+    Each task's values have a scale of their own, so that the critic's numbers are of one size whatever a task pays, and
+    a task with large rewards does not drown the others in the value loss.
+    """
+
+    name: str
+    policy: Policy
+    value_norm: ValueNorm
+    collector: Collector
+
+
+def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
+    """Give `policy` the parameters of `original`, and all that belongs in a checkpoint.
+
+    What is the same for every state, such as the number of agents, stays its own. Raises ConfigError, with the `names`
+    of the two environments, where the parameters differ in shape.
+    """
+    mine, given = policy.module, original.module
+    if mine is not policy or given is not original:
+        raise ConfigError("this agent learns in one environment at a time; leave out all but one")
+    mine, given = cast(nn.Module, mine), cast(nn.Module, given)
+    shapes = [{name: list(x.shape) for name, x in module.state_dict().items()} for module in (mine, given)]
+    for name in [*shapes[0], *shapes[1]]:
+        here, there = (shape.get(name) for shape in shapes)
+        if here != there:
+            raise ConfigError(
+                f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}, so one agent "
+                "cannot learn both; give tasks of one shape, or SMAC's with layout=entities to an agent that knows no "
+                "number of agents, such as mat with parameters_per=team"
+            )
+    tensors = given.state_dict(keep_vars=True)
+    for name in tensors:
+        owner, _, leaf = name.rpartition(".")
+        setattr(mine.get_submodule(owner), leaf, tensors[name])

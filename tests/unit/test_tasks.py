@@ -1,0 +1,147 @@
+"""Several tasks in one run, weights that begin another one, and the command that compares both."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.transfer import Transfer, transfer
+from marl import run
+from marl.config import default_config, override
+from marl.errors import CheckpointError, ConfigError, UnknownNameError
+from marl.loading import load_policy
+from marl.registry import tasks_of
+from marl.vector import make_vector
+
+PAIR = "toy/climbing+penalty"
+
+
+def test_names_of_several_tasks():
+    found = tasks_of("mamujoco/HalfCheetah-6x1,disabled_joint=bfoot+Hopper-3x1,max_steps=9", {"max_steps": None})
+    assert [task.name for task in found] == ["mamujoco/HalfCheetah-6x1", "mamujoco/Hopper-3x1"]
+    assert [task.options for task in found] == [{"max_steps": None, "disabled_joint": "bfoot"}, {"max_steps": 9}]
+    assert [task.label for task in found] == ["HalfCheetah-6x1,disabled_joint=bfoot", "Hopper-3x1,max_steps=9"]
+    assert tasks_of("toy/copy", {"a": 1})[0].options == {"a": 1}
+    for name in ("toy/copy,lenght=3", "mamujoco/Hopper-3x1+Hoper-3x1"):
+        with pytest.raises(UnknownNameError):
+            [make_vector(task.name, task.options, 1) for task in tasks_of(name, {})]
+    with pytest.raises(ConfigError, match="several families"):
+        tasks_of("toy/copy+mamujoco/Hopper-3x1", {})
+    with pytest.raises(ConfigError, match="has 'climbing' 2 times"):
+        tasks_of("toy/climbing+climbing", {})
+    for option in ("length", "length=["):
+        with pytest.raises(ConfigError, match="is no option with its value; give name=value"):
+            tasks_of(f"toy/copy,{option}", {})
+
+
+def build(env, **changes):
+    config = override(default_config(env, "mat"), {"num_envs": 4, "rollout_steps": 8, "embedding": 16} | changes)
+    envs = [make_vector(task.name, task.options, 4) for task in config.tasks]
+    return run.build(config, envs[0], torch.device("cpu"), 1, *envs[1:])
+
+
+def test_every_task_has_the_same_weight_whatever_its_number_of_rows():
+    """The gradient of both is the mean of each one's own, though the second has a quarter of the rows."""
+    trainer = build(PAIR)
+    batches = [trainer.credit(task.collector.collect()[0], i)[0] for i, task in enumerate(trainer.tasks)]
+    batches[1] = batches[1].rows(slice(0, 8))
+    found = []
+    for chosen in ([0], [1], [0, 1]):
+        total = torch.zeros(sum(p.numel() for p in trainer.parameters))
+        counts = torch.stack([trainer.objective.counts(batch) for batch in batches])
+        trainer.optimiser.zero_grad()
+        if chosen == [0, 1]:
+            trainer.gradient(batches, counts * 2)
+        else:
+            (i,) = chosen
+            evaluation = trainer.tasks[i].policy.evaluate(batches[i].inputs, batches[i].nodes)
+            trainer.objective(evaluation, batches[i], counts[i])[0].backward()
+        total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trainer.parameters])
+        found.append(total)
+    assert found[2].abs().max() > 1e-4
+    torch.testing.assert_close((found[0] + found[1]) / 2, found[2], atol=1e-6, rtol=1e-5)
+
+
+def test_tasks_share_their_weights_and_not_the_scale_of_their_values():
+    trainer = build(PAIR, normalise_observations=True)
+    metrics = trainer.iterate()
+    first, second = trainer.tasks
+    assert all(a is b for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True))
+    assert first.policy.moments.count.sum() == 2 * 4 * 8 * first.policy.spec.num_agents
+    assert first.policy.moments.count is second.policy.moments.count
+    assert first.value_norm.first != second.value_norm.first
+    assert trainer.steps == 2 * 4 * 8
+    each = [metrics[f"episode/return/{task.name}"] for task in trainer.tasks]
+    assert metrics["episode/return"] == pytest.approx(sum(each) / 2)
+
+
+def test_tasks_of_other_shapes_and_agents_of_their_own_are_refused(small):
+    with pytest.raises(ConfigError, match=r"the parameters 'embed.* in climbing and .* in copy"):
+        run.start(small("toy/climbing+copy", "mat"))
+    with pytest.raises(ConfigError, match="agent_updates is 'sequential'"):
+        small(PAIR, "happo")
+
+
+def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
+    folder = run.start(small(PAIR, "mat", name="first"))
+    rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert {row["task"] for row in rows} == {"climbing", "penalty"}
+    config = small("toy/penalty", "mat", name="second", learning_rate=1e-12, init=str(folder))
+    second = load_policy(run.start(config), "last").policy.module
+    first = load_policy(folder, "last").policy.module
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(first.state_dict(), second.state_dict())
+    with pytest.raises(CheckpointError, match="holds the weights of 'mat'"):
+        run.start(small("toy/penalty", "mappo", name="third", init=str(folder)))
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        run.start(small("toy/penalty", "mat", name="third", init=str(tmp_path / "none")))
+
+
+SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}
+
+
+def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    asked = Transfer(PAIR, "toy/climbing", ("mat",), (1, 2), (0, 1, 10), 640, 128, runs=tmp_path, settings=SETTINGS)
+    trained = []
+    original = run.execute
+
+    def counted(config, *rest):
+        trained.append(config.name)
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return original(config, *rest)
+
+    monkeypatch.setattr(run, "execute", counted)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(asked)
+    assert trained == ["mat-1-source", "mat-1-pretrained", "mat-1-pretrained", "mat-1-scratch"]
+    transfer(asked)
+    whole = json.loads((tmp_path / "transfer" / "transfer.json").read_text())
+    assert whole["steps"] == {"0": 0, "1": 32, "10": 64}
+    assert [sorted(seeds) for seeds in whole["scores"]["mat"]["scratch"].values()] == [["1", "2"]] * 3
+    count = len(trained)
+    transfer(asked)
+    assert len(trained) == count == 4 + 2 + 5
+    assert "mat, scratch" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        transfer(replace(asked, settings=SETTINGS | {"epochs": 2}))
+    with pytest.raises(ConfigError, match=r"in climbing and .* in copy"):
+        transfer(replace(asked, target="toy/copy", name="other"))
+    with pytest.raises(ConfigError, match="'random' does not learn"):
+        transfer(replace(asked, agents=("mat", "random"), name="other"))
+    with pytest.raises(ConfigError, match="settings have seed, which this command sets itself"):
+        replace(asked, settings={"seed": 2})
+    assert not Path(tmp_path / "other").exists()
+
+
+def test_states_saved_before_agents_could_remember_are_read():
+    trainer = build(PAIR)
+    trainer.iterate()
+    collector = trainer.collector
+    state = collector.get_state()
+    del state["memory"]
+    assert collector.set_state(state)
+    collector.collect()
