@@ -31,9 +31,12 @@ Part = Literal["env", "act", "update", "train", "ranks", "smac", "language"]
 class Bench:
     """Measure speed on this machine. Every figure is the median of several rounds that take turns.
 
-    env: environment steps per second of each layer. act, update: milliseconds of a policy. train: the whole loop, on
-    `--env` and on two maps of SMAC. ranks: two processes that learn together, beside one.
-    smac: steps per second of the battle engine on six maps. language: tokens per second of a language agent.
+    - env: environment steps per second of each layer.
+    - act, update: milliseconds of a policy.
+    - train: the whole loop, on `--env` and on two maps of SMAC.
+    - ranks: two processes that learn together, beside one.
+    - smac: steps per second of the battle engine on six maps.
+    - language: tokens per second of a language agent.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
