@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.presets import choose
 from experiments.reference_mat import ReferenceMAT, ReferenceTrainer
@@ -68,7 +68,7 @@ def train_table(env: str, free: int, rounds: int) -> Table:
     settings = {agent: override(choose(env, agent)[0], {"seed": 1}) for agent in ("mat", "mappo")}
     loops = {agent: Loop(each, 1) for agent, each in settings.items()}
     if free > 1:
-        loops["mat, free cores"] = Loop(settings["mat"], free)
+        loops[f"mat {free} cores"] = Loop(settings["mat"], free)
     loops["reference"] = Loop(settings["mat"], 1, reference=True)
     for turn in range(1 + max(2, rounds // 2)):
         for loop in loops.values():
@@ -76,7 +76,7 @@ def train_table(env: str, free: int, rounds: int) -> Table:
             if turn == 0:
                 loop.rates.clear()
                 loop.shares.clear()
-    columns = ("agent", "per CPU s", "times ref.", "per s", "times ref.", "threads", "% of time")
+    columns = (Column("agent", no_wrap=True), "per CPU s", "times ref.", "per s", "times ref.", "threads", "% of time")
     title = f"training on {env}: steps, and env/act/learn"
     table = Table(*columns, title=title, caption=choose(env, "mat")[1])
     medians = {
