@@ -28,14 +28,14 @@ def processes(word):
 
 def guards():
     """The shells of this process that watch over its games."""
-    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    return [pid for pid in children if b"kill -9" in command_of(pid)]
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in contents(path).split()]
+    return [pid for pid in children if b"kill -9" in contents(Path(f"/proc/{pid.decode()}/cmdline"))]
 
 
-def command_of(pid):
-    """The command line of a process, empty if it has just ended."""
+def contents(path):
+    """What stands in a file of /proc, nothing if its process or thread has just ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return path.read_bytes()
     except OSError:
         return b""
 
