@@ -144,7 +144,6 @@ def measure_rank(env: str, iterations: int = 3) -> None:
         figures = {"wall": steps / (time.perf_counter() - clock), "cpu": steps / (time.process_time() - used)}
         print(json.dumps(figures), flush=True)
     vector.close()
-    distributed.wait_for_all()
     distributed.stop()
 
 
