@@ -1,7 +1,7 @@
 """Several environments learned at once: what each has of its own, and one set of parameters for all."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,7 +28,8 @@ class Task:
 def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
     """Give `policy` the parameters of `original`, and all that belongs in a checkpoint.
 
-    What is the same for every state, such as the number of agents, stays its own. Raises ConfigError, with the `names`
+    What is the same for every state, such as the number of agents, stays its own. A policy whose weights are in use
+    outside of its modules has a method `take_over(original)` that gives it those. Raises ConfigError, with the `names`
     of the two environments, where the parameters differ in shape.
     """
     mine, given = policy.module, original.module
@@ -44,6 +45,8 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
                 "cannot learn both; give tasks of one shape, or SMAC's with layout=entities to an agent that knows no "
                 "number of agents, such as mat with parameters_per=team"
             )
+    if hasattr(policy, "take_over"):
+        cast(Any, policy).take_over(original)
     tensors = given.state_dict(keep_vars=True)
     for name in tensors:
         owner, _, leaf = name.rpartition(".")

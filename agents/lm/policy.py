@@ -22,6 +22,7 @@ from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
 from agents.nn import SMALL_GAIN, fingerprint, mlp
+from marl.errors import ConfigError
 from marl.halving import Halving
 from marl.objective import row_count
 from marl.transcript import Turn
@@ -422,6 +423,18 @@ class TokenPolicy(nn.Module):
 
     def after_update(self) -> None:
         self._fingerprint = ()
+
+    def take_over(self, original: "TokenPolicy") -> None:
+        """Use the very model of a policy of the same options for another environment, and its smaller passes.
+
+        Raises ConfigError where the two environments give the words of a vocabulary other meanings.
+        """
+        if self.options.model == "tiny" and self.spec.words != original.spec.words:
+            raise ConfigError(
+                f"{self.spec.name} and {original.spec.name} have words of their own, which model tiny is made of; give "
+                "tasks of the same words, or another --model"
+            )
+        self.backbone, self.halving = original.backbone, original.halving
 
     # Telling
 

@@ -93,6 +93,10 @@ class SoftPolicy(TokenPolicy):
         for slow, new in zip(self.critic_target.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(new, 1.0 - self.decay)
 
+    def take_over(self, original: TokenPolicy) -> None:
+        super().take_over(original)
+        self.decay = 1.0  # the slow copy is the original's, and moves with it, once an update
+
     @torch.no_grad()
     def values(self, grove: Grove) -> Tensor:
         """(S,): the soft value of every state; a target, so without gradients."""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from marl import run
 from marl.config import default_config, override
 from marl.errors import CheckpointError, ConfigError, UnknownNameError
 from marl.loading import load_policy
-from marl.registry import tasks_of
+from marl.registry import AGENTS, tasks_of
 from marl.vector import make_vector
 
 PAIR = "toy/climbing+penalty"
@@ -75,6 +76,34 @@ def test_tasks_share_their_weights_and_not_the_scale_of_their_values():
     assert trainer.steps == 2 * 4 * 8
     each = [metrics[f"episode/return/{task.name}"] for task in trainer.tasks]
     assert metrics["episode/return"] == pytest.approx(sum(each) / 2)
+
+
+@pytest.mark.parametrize("agent", ["poad", "etpo"])
+def test_language_agents_learn_several_tasks_with_one_model(agent):
+    names = "overcooked/tomato-salad,max_steps=5+tomato-salad,max_steps=6"
+    changes = {"num_envs": 2, "rollout_steps": 4, "epochs": 1, "minibatches": 1}
+    config = override(default_config(names, agent), changes)
+    envs = [make_vector(task.name, task.options, 2) for task in config.tasks]
+    trainer = run.build(config, envs[0], torch.device("cpu"), 1, *envs[1:])
+    first, second = (cast(Any, task.policy) for task in trainer.tasks)
+    assert first.backbone is second.backbone
+    assert first.halving is second.halving
+    weight = second.backbone.model.get_input_embeddings().weight
+    before = weight.clone()
+    slow = [p.clone() for p in first.critic_target.parameters()] if agent == "etpo" else []
+    trainer.iterate()
+    assert not torch.equal(weight, before)
+    if slow:
+        for old, new, now in zip(slow, first.critic.parameters(), second.critic_target.parameters(), strict=True):
+            torch.testing.assert_close(now, old.lerp(new, 1.0 - first.decay))
+
+
+def test_a_vocabulary_of_other_words_is_refused():
+    entry = AGENTS.get("poad")
+    specs = [make_vector(f"text/{task}", {}, 1).spec for task in ("wording", "oven")]
+    first, second = (entry.make(spec, entry.options()) for spec in specs)
+    with pytest.raises(ConfigError, match="have words of their own"):
+        second.take_over(first)
 
 
 def test_tasks_of_other_shapes_and_agents_of_their_own_are_refused(small):
