@@ -57,13 +57,13 @@ class Stepper:
         self.head, self.table, self.start, self.embed = head, table, start, embed
 
     def decode(
-        self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: Sequence[Any] | None = None
+        self, representation: Tensor, mask: Tensor, offset: Tensor, groups: Sequence[Any] | None = None
     ) -> Decoded:
-        """Actions, each given those before it; `groups` (N) are those of the rows of each position, where there are."""
+        """Actions, each given those before it; `offset` (E, N, A) is the head's, and `groups` (N) are those of the rows
+        of each position, where there are."""
         envs, agents, _ = representation.shape
         bag = None if self.table is None else Bag(self.table, envs, agents)
         layers = [Layer(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
-        offset = self.head.offset(mask, noise)
         offsets = (offset if self.rows is not None else offset + self.last[0]).unbind(1)
         masks = mask.unbind(1)
         action: Tensor | None = None

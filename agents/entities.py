@@ -262,8 +262,8 @@ class EntityStepper:
     def __init__(self, policy: AimsOneByOne, folds: Folds) -> None:
         self.policy, self.folds = policy, folds
 
-    def decode(self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: None) -> Decoded:  # noqa: ARG002
-        decoded = self.policy.search(representation, mask, noise, self.folds, mask.shape[1])
+    def decode(self, representation: Tensor, mask: Tensor, offset: Tensor, groups: None) -> Decoded:  # noqa: ARG002
+        decoded = self.policy.search(representation, mask, offset, self.folds, mask.shape[1])
         assert decoded is not None
         return decoded
 

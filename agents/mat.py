@@ -163,11 +163,8 @@ class GRUStepper:
         self.policy = policy
         self.rows: Any = policy.actor.rows() if isinstance(policy.actor, PerGroup) else None
 
-    def decode(
-        self, representation: Tensor, mask: Tensor, noise: Tensor | None, groups: Sequence[Any] | None
-    ) -> Decoded:
+    def decode(self, representation: Tensor, mask: Tensor, offset: Tensor, groups: Sequence[Any] | None) -> Decoded:
         policy, head = self.policy, self.policy.head
-        offset = head.offset(mask, noise)
         memory: Tensor | None = None
         before = policy.before(policy.nothing(len(mask), 1))
         actions, parameters, features = [], [], []
@@ -194,8 +191,8 @@ Told = tuple[Tensor, Tensor | None]
 class Factorised(TeamPolicy):
     """Agents that decide at the same time, with the encoder's critic."""
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:
-        """Those of each agent, of agents without a node in `mask` whatever is cheap; in chunks of `steps` rows."""
+    def distributions(self, inputs: Inputs, representation: Tensor, present: list[bool] | None, steps: int) -> Told:
+        """Those of each agent, of agents that are not `present` whatever is cheap; in chunks of `steps` rows."""
         raise NotImplementedError
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
@@ -216,8 +213,9 @@ class Factorised(TeamPolicy):
         folds = self.fold_encoder()
         inputs, _ = self.remember(inputs, folds, self.memory_steps)
         representation = self.attend(inputs, folds)
-        parameters, _ = self.distributions(inputs, representation, nodes.mask, self.memory_steps)
-        log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
+        present = present_agents(nodes.mask)
+        parameters, _ = self.distributions(inputs, representation, present, self.memory_steps)
+        log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, self.critic(representation))
 
 
@@ -228,7 +226,7 @@ class MATEncoder(Factorised):
         super().__init__(spec, options)
         self.actor = self.per_group(self.make_actor)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
+    def distributions(self, inputs: Inputs, representation: Tensor, present: list[bool] | None, steps: int) -> Told:  # noqa: ARG002
         return self.actor(representation), None
 
 
@@ -252,8 +250,7 @@ class MATDec(Factorised):
             self.actor = RecurrentActors(self.actor, spec.num_agents)
             self.memory_shape = (2 * spec.num_agents, options.embedding)
 
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Tensor | None, steps: int) -> Told:  # noqa: ARG002
-        present = present_agents(mask)
+    def distributions(self, inputs: Inputs, representation: Tensor, present: list[bool] | None, steps: int) -> Told:  # noqa: ARG002
         if not self.memory_steps:
             return self.actor(self.features(inputs), present), None
         past = remembered(inputs, steps, slice(self.spec.num_agents, None))

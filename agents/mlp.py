@@ -51,9 +51,9 @@ class MLPPolicy(VectorPolicy):
         self.central = central
         sees = reads_entities(spec, options) and not options.memory
         self.reads_state = central and spec.state_size > 0 and not sees
-        self.head = make_head(spec, options.std_limit, options.std_start)
-        self.slots = self.head.slots
         places = group_places(spec, options.parameters_per)
+        self.head = make_head(spec, options.std_limit, options.std_start, places)
+        self.slots = self.head.slots
         self.state_moments = None
         if sees:
             self.actor: Any = EntityActor(spec, options.hidden)
@@ -98,11 +98,13 @@ class MLPPolicy(VectorPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, value.unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        parameters = self.actor(self.features(inputs), present_agents(nodes.mask))
-        return self.evaluation(inputs, nodes, parameters, self.value(inputs))
+        present = present_agents(nodes.mask)
+        return self.evaluation(inputs, nodes, self.actor(self.features(inputs), present), self.value(inputs), present)
 
-    def evaluation(self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor) -> Evaluation:
-        log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action)
+    def evaluation(
+        self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool] | None
+    ) -> Evaluation:
+        log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, value.unsqueeze(-1))
 
     def observe(self, inputs: Inputs, mask: Tensor) -> None:
@@ -142,9 +144,10 @@ class RecurrentPolicy(MLPPolicy):
         return replace(decision, memory=torch.cat([actors, critic], 1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        parameters, _ = self.decide(inputs, self.memory_steps, present_agents(nodes.mask))
+        present = present_agents(nodes.mask)
+        parameters, _ = self.decide(inputs, self.memory_steps, present)
         value, _ = self.judge(inputs, self.memory_steps)
-        return self.evaluation(inputs, nodes, parameters, value)
+        return self.evaluation(inputs, nodes, parameters, value, present)
 
 
 def make_policy(spec: EnvSpec, options: MLPOptions, central: bool) -> MLPPolicy:

@@ -78,7 +78,7 @@ class CategoricalHead(nn.Module):
         exponential = torch.empty((*shape, self.size), device=device).exponential_(generator=generator)
         return -exponential.log()
 
-    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+    def offset(self, mask: Tensor, noise: Tensor | None, order: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """(..., A): what the logits lack for `pick`; the Gumbel noise, or nothing, and -inf where unavailable."""
         offset = torch.zeros(mask.shape, device=mask.device) if noise is None else noise
         return offset.masked_fill(~mask, float("-inf"))
@@ -87,10 +87,17 @@ class CategoricalHead(nn.Module):
         """(..., 1): the Gumbel-max sample, or without noise the most probable action."""
         return perturbed.argmax(-1, keepdim=True)
 
-    def log_prob(self, logits: Tensor, mask: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, logits: Tensor, mask: Tensor, action: Tensor, order: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return masked_log_softmax(logits, mask).gather(-1, action)
 
-    def evaluate(self, logits: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        action: Tensor,
+        order: Tensor | None = None,  # noqa: ARG002 - this and the next are the Gaussian head's
+        present: Sequence[bool] | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability of `action` and entropy, each (..., 1)."""
         # A finite fill instead of minus infinity: zero times it is zero, in the entropy and in its gradient.
         logits = widen(logits.masked_fill(~mask, -1e9), -1e9)
@@ -111,22 +118,27 @@ class GaussianHead(nn.Module):
 
     Bounds are (A,), or (N, A) where each agent has its own.
 
-    The standard deviation is `std_limit` * sigmoid(log_std), one free parameter per dimension, as in
-    MAT's released code; samples are not squashed, and clipped only on their way to the environment.
+    The standard deviation is `std_limit` * sigmoid(log_std), one free parameter per dimension and group of agents
+    (`places`, see `group_places`), as in MAT's released code; samples are not squashed, and clipped only on their way
+    to the environment. Where there are groups, arguments are (E, N, A), in the agents' order or in `order` (E, N).
     """
 
     low: Tensor
     high: Tensor
     bounded: Tensor
 
-    def __init__(self, low: np.ndarray, high: np.ndarray, std_limit: float, std_start: float) -> None:
+    def __init__(
+        self, low: np.ndarray, high: np.ndarray, std_limit: float, std_start: float, places: Sequence[int] = (0,)
+    ) -> None:
         super().__init__()
         if not 0.0 < std_start < std_limit:
             raise ConfigError(f"std_start is {std_start}; it must lie between 0 and std_limit, which is {std_limit}")
         self.size = self.slots = low.shape[-1]
         self.std_limit = std_limit
         share = std_start / std_limit
-        self.log_std = nn.Parameter(torch.full((self.size,), float(np.log(share / (1.0 - share)))))
+        start = torch.full((self.size,), float(np.log(share / (1.0 - share))))
+        self.log_std = nn.ParameterList(nn.Parameter(start.clone()) for _ in range(max(places) + 1))
+        self.places = tuple(places)
         self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
         self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
         self.register_buffer("bounded", self.low.isfinite() & self.high.isfinite(), persistent=False)
@@ -137,30 +149,46 @@ class GaussianHead(nn.Module):
     def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         return torch.randn((*shape, self.size), device=device, generator=generator)
 
-    def std(self) -> Tensor:
-        return self.std_limit * torch.sigmoid(self.log_std)
+    def std(self, order: Tensor | None = None, present: Sequence[bool] | None = None) -> Tensor:
+        """(A,), or where there are groups (N, A), or in an `order` (E, N, A).
 
-    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+        No gradient reaches the deviations of groups with nobody `present`, not even one of zero.
+        """
+        if len(self.log_std) == 1:
+            return self.std_limit * torch.sigmoid(self.log_std[0])
+        awake = {place for agent, place in enumerate(self.places) if present is None or present[agent]}
+        log_std = torch.stack([self.log_std[p] if p in awake else self.log_std[p].detach() for p in self.places])
+        std = self.std_limit * torch.sigmoid(log_std)
+        return std if order is None else std[order]
+
+    def offset(self, mask: Tensor, noise: Tensor | None, order: Tensor | None = None) -> Tensor:
         """(..., A): what the means lack for `pick`. Raises NonFiniteError where a deviation is not a number or 0."""
-        if not bool(self.log_std.isfinite().all()):
+        log_std = torch.stack(list(self.log_std))
+        if not bool(log_std.isfinite().all()):
             raise NonFiniteError(
-                f"log_std is {self.log_std.tolist()}; every one must be finite. Go back to an earlier checkpoint, and "
+                f"log_std is {log_std.tolist()}; every one must be finite. Go back to an earlier checkpoint, and "
                 "lower --learning-rate"
             )
-        return torch.zeros(mask.shape, device=mask.device) if noise is None else self.std() * noise
+        return torch.zeros(mask.shape, device=mask.device) if noise is None else self.std(order) * noise
 
     def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:
         return perturbed.masked_fill(~mask, 0.0)
 
-    def evaluate(self, mean: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self,
+        mean: Tensor,
+        mask: Tensor,
+        action: Tensor,
+        order: Tensor | None = None,
+        present: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Log-density of `action` and entropy per dimension, (..., A), zero where padded."""
-        entropy = (0.5 + 0.5 * np.log(2 * np.pi) + self.std().log()).expand_as(mean)
-        return self.log_prob(mean, mask, action), entropy.masked_fill(~mask, 0.0)
+        std = self.std(order, present)
+        entropy = (0.5 + 0.5 * np.log(2 * np.pi) + std.log()).expand_as(mean)
+        return log_density(mean, std, action).masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
 
-    def log_prob(self, mean: Tensor, mask: Tensor, action: Tensor) -> Tensor:
-        std = self.std()
-        log_prob = -0.5 * ((action - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
-        return log_prob.masked_fill(~mask, 0.0)
+    def log_prob(self, mean: Tensor, mask: Tensor, action: Tensor, order: Tensor | None = None) -> Tensor:
+        return log_density(mean, self.std(order), action).masked_fill(~mask, 0.0)
 
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:
         return mask & alive.unsqueeze(-1)
@@ -172,6 +200,10 @@ class GaussianHead(nn.Module):
         return torch.where(self.bounded, scaled, free).cpu().numpy()
 
 
+def log_density(mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
+    return -0.5 * ((action - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+
+
 class MixedHead(nn.Module):
     """A mixed team: L = 1 + A, slot 0 the choice of a discrete agent and those behind the torques of a continuous one.
 
@@ -181,7 +213,7 @@ class MixedHead(nn.Module):
 
     discrete: Tensor
 
-    def __init__(self, spec: EnvSpec, std_limit: float, std_start: float) -> None:
+    def __init__(self, spec: EnvSpec, std_limit: float, std_start: float, places: Sequence[int]) -> None:
         super().__init__()
         spaces: Any = spec.action_spaces
         discrete = [isinstance(space, gymnasium.spaces.Discrete) for space in spaces]
@@ -193,7 +225,7 @@ class MixedHead(nn.Module):
             low[i, : box.shape[0]], high[i, : box.shape[0]] = box.low, box.high
         self.register_buffer("discrete", torch.tensor(discrete).unsqueeze(-1), persistent=False)
         self.choice = CategoricalHead(self.choices)
-        self.torque = GaussianHead(low, high, std_limit, std_start)
+        self.torque = GaussianHead(low, high, std_limit, std_start, places)
         self.size, self.slots, self.width = self.choices + self.torque.size, 1 + self.torque.size, spec.action_size
 
     def lay_out(self, mask: Tensor) -> Tensor:
@@ -207,10 +239,10 @@ class MixedHead(nn.Module):
     def noise(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         return torch.cat([head.noise(shape, device, generator) for head in (self.choice, self.torque)], -1)
 
-    def offset(self, mask: Tensor, noise: Tensor | None) -> Tensor:
+    def offset(self, mask: Tensor, noise: Tensor | None, order: Tensor | None = None) -> Tensor:
         choice, torque = self.parts(mask)
         drawn = (None, None) if noise is None else self.parts(noise)
-        return torch.cat([self.choice.offset(choice, drawn[0]), self.torque.offset(torque, drawn[1])], -1)
+        return torch.cat([self.choice.offset(choice, drawn[0]), self.torque.offset(torque, drawn[1], order)], -1)
 
     def pick(self, perturbed: Tensor, mask: Tensor) -> Tensor:
         choice, torque = self.parts(mask)
@@ -218,16 +250,23 @@ class MixedHead(nn.Module):
         picked = self.choice.pick(logits, choice).masked_fill(~choice.any(-1, keepdim=True), self.choices)
         return torch.cat([picked.to(means.dtype), self.torque.pick(means, torque)], -1)
 
-    def log_prob(self, parameters: Tensor, mask: Tensor, action: Tensor) -> Tensor:
-        return self.evaluate(parameters, mask, action)[0]
+    def log_prob(self, parameters: Tensor, mask: Tensor, action: Tensor, order: Tensor | None = None) -> Tensor:
+        return self.evaluate(parameters, mask, action, order)[0]
 
-    def evaluate(self, parameters: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self,
+        parameters: Tensor,
+        mask: Tensor,
+        action: Tensor,
+        order: Tensor | None = None,
+        present: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability or density, and entropy, of each slot, (..., L); zero where there is none."""
         (choice, torque), (logits, means) = self.parts(mask), self.parts(parameters)
         absent = ~choice.any(-1, keepdim=True)
         index = action[..., :1].long().clamp(max=self.choices - 1)
         chosen = self.choice.evaluate(logits, choice | absent, index)
-        turned = self.torque.evaluate(means, torque, action[..., 1:])
+        turned = self.torque.evaluate(means, torque, action[..., 1:], order, present)
         log_prob, entropy = (
             torch.cat([left.masked_fill(absent, 0.0), right], -1) for left, right in zip(chosen, turned, strict=True)
         )
@@ -255,15 +294,16 @@ def sample(head: Head, parameters: Tensor, mask: Tensor, noise: Tensor | None) -
     return action, head.log_prob(parameters, mask, action)
 
 
-def make_head(spec: EnvSpec, std_limit: float, std_start: float) -> Head:
-    """The head that fits the action space; ConfigError for one that has none."""
+def make_head(spec: EnvSpec, std_limit: float, std_start: float, places: Sequence[int] = (0,)) -> Head:
+    """The head that fits the action space, with a deviation for each group (`group_places`); ConfigError for one that
+    has none."""
     space: Any = spec.action_space
     if spec.discrete:
         return CategoricalHead(spec.action_size)
     if spec.continuous:
-        return GaussianHead(space.low, space.high, std_limit, std_start)
+        return GaussianHead(space.low, space.high, std_limit, std_start, places)
     if spec.mixed:
-        return MixedHead(spec, std_limit, std_start)
+        return MixedHead(spec, std_limit, std_start, places)
     kind = type(spec.action_space).__name__
     raise ConfigError(f"{spec.name} has {kind} actions; this agent acts on Discrete or Box spaces only")
 

@@ -105,7 +105,7 @@ class TeamPolicy(VectorPolicy):
         self.embed = self.per_group(self.make_embed)
         self.encoder: Any = self.make_encoder()
         self.critic = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, 1, SMALL_GAIN))
-        self.head = make_head(spec, options.std_limit, options.std_start)
+        self.head = make_head(spec, options.std_limit, options.std_start, self.places)
         self.slots = self.head.slots
         self.recall = None
         if options.memory:
@@ -309,17 +309,18 @@ class OneByOne(TeamPolicy):
         self,
         representation: Tensor,
         mask: Tensor,
-        noise: Tensor | None,
+        offset: Tensor,
         folds: Any,
         passes: int,
         order: Tensor | None = None,
     ) -> Decoded | None:
         """What the sequential decoder decides, by at most `passes` passes over all agents; for discrete actions.
 
+        `offset` (E, N, A) is the head's.
+
         With the noise drawn, a sample is a function of the samples before it. A pass settles at least one more agent,
         so N are always enough, and what a pass leaves as it was is settled whole. None where `passes` were too few.
         """
-        offset = self.head.offset(mask, noise)
         action = self.nothing(*mask.shape[:2])
         for done in range(1, passes + 1):
             features = self.decode(representation, action, folds, order)
@@ -339,10 +340,11 @@ class OneByOne(TeamPolicy):
             noise = None if deterministic else self.head.noise((envs, agents), alive.device, generator)
             order = self.decide_order(alive, generator)
             representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
+            offset = self.head.offset(mask, noise, order)
             passes = parallel_passes(envs, agents, alive.device.type) if self.spec.discrete else 0
-            decoded = self.search(representation, mask, noise, folds, passes, order)
-            decoded = decoded or stepper.decode(representation, mask, noise, self.positions(order))
-            log_prob = self.head.log_prob(decoded.parameters, mask, decoded.action)
+            decoded = self.search(representation, mask, offset, folds, passes, order)
+            decoded = decoded or stepper.decode(representation, mask, offset, self.positions(order))
+            log_prob = self.head.log_prob(decoded.parameters, mask, decoded.action, order)
             value = self.critic(decoded.features if self.values_follow_actions else representation)
             action, log_prob, value = (restore(x, order) for x in (decoded.action, log_prob, value))
         nodes = self.nodes(inputs, self.head, action, order)
@@ -354,7 +356,7 @@ class OneByOne(TeamPolicy):
         representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
         action = reorder(nodes.action, order)
         features = self.decode(representation, action, folds, order)
-        log_prob, entropy = self.head.evaluate(self.parameters_of(features, order), mask, action)
+        log_prob, entropy = self.head.evaluate(self.parameters_of(features, order), mask, action, order)
         value = self.critic(features if self.values_follow_actions else representation)
         return Evaluation(*(restore(x, order) for x in (log_prob, entropy, value)))
 

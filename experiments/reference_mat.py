@@ -87,7 +87,7 @@ class ReferenceMAT(nn.Module):
         self.token_norm = copy.deepcopy(ours.token_norm)
         if isinstance(ours.head, GaussianHead):
             self.token = copy.deepcopy(ours.token)
-            self.log_std, self.std_limit = nn.Parameter(ours.head.log_std.detach().clone()), ours.head.std_limit
+            self.log_std, self.std_limit = nn.Parameter(ours.head.log_std[0].detach().clone()), ours.head.std_limit
         else:
             table: Any = ours.token
             self.token = nn.Linear(spec.action_size + 1, ours.options.embedding, bias=False)

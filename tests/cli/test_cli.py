@@ -216,13 +216,13 @@ def test_a_mixed_team_trains_and_plays(monkeypatch, capsys, folder):
 def test_an_infinite_deviation_is_named(monkeypatch, capsys, folder):  # noqa: ARG001
     def infinite(*args):
         head = make_head(*args)
-        torch.nn.init.constant_(head.torque.log_std, float("inf"))
+        torch.nn.init.constant_(head.torque.log_std[0], float("inf"))
         return head
 
     monkeypatch.setattr("agents.transformer.make_head", infinite)
     code, _, err = call(monkeypatch, capsys, "train", "toy/mixed", *TEAM)
     assert code == 2
-    assert "log_std is [inf]; every one must be finite" in err
+    assert "log_std is [[inf]]; every one must be finite" in err
 
 
 def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):

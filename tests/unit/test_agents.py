@@ -148,12 +148,12 @@ def obey(spec, obs, action):
                 assert space.contains(own[: space.shape[0]])
 
 
-def one_by_one(policy, parameters, mask, noise):
+def one_by_one(policy, parameters, mask, offset):
     """Actions of a decoder that is run on all positions once per agent, of which it reads one row each time."""
     action = policy.nothing(*mask.shape[:2])
     for i in range(mask.shape[1]):
         row = slice(i, i + 1)
-        perturbed = parameters(action)[:, row] + policy.head.offset(mask[:, row], noise[:, row])
+        perturbed = parameters(action)[:, row] + offset[:, row]
         action[:, row] = policy.head.pick(perturbed, mask[:, row])
     return action
 
@@ -178,11 +178,12 @@ def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, kind, name, pass
         representation = policy.represent(inputs, folds, order)
         mask = reorder(inputs["action_mask"], order)
         full = lambda action: policy.parameters_of(policy.decode(representation, action, folds, order), order)  # noqa: E731
-        action = one_by_one(policy, full, mask, noise)
-        found = policy.search(representation, mask, noise, folds, N, order)
+        offset = policy.head.offset(mask, noise, order)
+        action = one_by_one(policy, full, mask, offset)
+        found = policy.search(representation, mask, offset, folds, N, order)
         same(action, found.action, kind)
         if kind == "discrete":
-            assert policy.search(representation, mask, noise, folds, 1, order) is None
+            assert policy.search(representation, mask, offset, folds, 1, order) is None
             assert len(action.unique()) > 1
     same(action, reorder(decision.nodes.action, order), kind)
 
@@ -222,7 +223,8 @@ def test_folded_weights_compute_what_the_layers_do(kind, options):
     with torch.no_grad():
         decision = policy.act(inputs, torch.Generator().manual_seed(5))
         representation = reference.encode(inputs["agents"])[0]
-        action = one_by_one(policy, lambda a: reference.decode(shifted(a, kind), representation), available, noise)
+        offset = policy.head.offset(available, noise)
+        action = one_by_one(policy, lambda a: reference.decode(shifted(a, kind), representation), available, offset)
         same(action, decision.nodes.action, kind)
         likeliest = policy.act(inputs, deterministic=True).nodes.action
         expected = reference.act(obs.agents.astype(np.float64), obs.action_mask, deterministic=True)[0]
@@ -440,19 +442,47 @@ def test_no_gradient_of_decentralised_actors_reaches_the_encoder():
     assert {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None} == {"actor"}
 
 
-def test_actors_of_their_own_rest_while_another_learns():
-    spec = make_spec("discrete")
+@pytest.mark.parametrize("kind", KINDS)
+def test_actors_of_their_own_rest_while_another_learns(kind):
+    spec = make_spec(kind)
     policy = make("happo", spec)
     inputs = policy.encode(make_obs(spec, deaths=False))
-    nodes = policy.act(inputs).nodes
+    with torch.no_grad():
+        nodes = policy.act(inputs).nodes
     mask = nodes.mask.clone()
     mask[:, [0, 1, 3, 4]] = False
     whole, part = (policy.evaluate(inputs, dataclasses.replace(nodes, mask=m)).log_prob for m in (nodes.mask, mask))
     assert torch.equal(whole[:, 2], part[:, 2])
     part[:, 2].sum().backward()
     touched = {name for name, p in policy.named_parameters() if p.grad is not None}
-    assert touched
-    assert all(name.startswith("actor.networks.2.") for name in touched)
+    assert {name for name in touched if name.startswith("actor.networks.2.")}
+    assert all(name.startswith("actor.networks.2.") or name.endswith("log_std.2") for name in touched)
+
+
+OWN = [name for name, (agent, given) in POLICIES.items() if agent == "happo" or "parameters_per" in given]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_group_has_its_own_deviation(name):
+    """Widening it changes the log-probabilities and the noise of its members alone, in whatever order they decide."""
+    spec = make_spec("torques")
+    policy = build(name, spec)
+    inputs = policy.encode(make_obs(spec))
+    place = policy.head.places[1]
+    with torch.no_grad():
+        likeliest = policy.act(inputs, deterministic=True).action
+        nodes = policy.act(inputs, torch.Generator().manual_seed(3)).nodes
+        before = policy.evaluate(inputs, nodes)
+        for other, log_std in enumerate(policy.head.log_std):
+            log_std.fill_(3.0 if other == place else -20.0)
+        after = policy.evaluate(inputs, nodes)
+        drawn = policy.act(inputs, torch.Generator().manual_seed(3)).action
+    exists = nodes.mask.any(-1)
+    members = (torch.tensor(policy.head.places) == place).expand_as(exists)[exists]
+    assert torch.equal((after.entropy > before.entropy)[exists].any(-1), members)
+    assert torch.equal((after.log_prob > -1e3)[exists].all(-1), members)
+    if name in AT_ONCE:
+        assert torch.equal(torch.as_tensor(np.abs(drawn - likeliest).max(-1) > 1e-3)[exists], members)
 
 
 def test_encoder_is_permutation_equivariant():
@@ -511,7 +541,7 @@ def test_gaussian_start_is_the_paper_s():
     head = make_head(make_spec("torques"), 0.5, 0.3655)
     assert isinstance(head, GaussianHead)
     assert head.std().tolist() == pytest.approx([0.3655] * A, abs=1e-4)
-    assert head.log_std.tolist() == pytest.approx([1.0] * A, abs=1e-3)
+    assert head.log_std[0].tolist() == pytest.approx([1.0] * A, abs=1e-3)
 
 
 def test_parameter_counts_are_the_paper_s():
@@ -621,7 +651,7 @@ def test_a_deviation_without_bounds_is_refused(value, deterministic, name):
     spec = make_spec("torques")
     policy = build(name, spec)
     with torch.no_grad():
-        policy.head.log_std[1] = value
+        policy.head.log_std[0][1] = value
     with pytest.raises(NonFiniteError, match="log_std is"):
         policy.act(policy.encode(make_obs(spec)), deterministic=deterministic)
 

@@ -113,7 +113,8 @@ def test_passes_decide_what_one_after_another_would(name):
         for i in range(5):
             logits = policy.actor(policy.decode(known, action, folds, None))
             action[:, i] = policy.head.pick(logits[:, i] + policy.head.offset(mask[:, i], noise[:, i]), mask[:, i])
-        assert torch.equal(stepper.decode(known, mask, noise, None).action, action)
+        offset = policy.head.offset(mask, noise)
+        assert torch.equal(stepper.decode(known, mask, offset, None).action, action)
 
 
 @pytest.mark.parametrize("name", NAMES)
