@@ -54,6 +54,19 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
+# MAPPO's paper takes one minibatch and twenty million steps.
+SPREAD: dict[str, Any] = {
+    "num_envs": 64,
+    "rollout_steps": 25,
+    "steps": 400_000,
+    "minibatches": 2,
+    "epochs": 10,
+    "learning_rate": 7e-4,
+    "entropy_coef": 0.01,
+    "eval_interval": 20,
+    "eval_episodes": 32,
+}
+
 # Tasks in text with a handful of prompts. What a prompt does not tell makes greedy play go in circles, so actions are
 # sampled in evaluations too, as in the published ones.
 TEXT: dict[str, Any] = {
@@ -79,7 +92,10 @@ ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
 LANGUAGE = ("twosome", "ntpo", "poad")
 FAMILIES = {
-    **{family: (settings, AGENTS) for family, settings in (("toy", TOY), ("mamujoco", MUJOCO), ("smac", SMAC))},
+    "toy": (TOY, AGENTS),
+    "mamujoco": (MUJOCO, AGENTS),
+    "smac": (SMAC, AGENTS),
+    "pettingzoo:mpe2.simple_spread_v3": (SPREAD, AGENTS),
     "virtualhome": (HOUSEHOLD, LANGUAGE),
     "overcooked": (KITCHEN, LANGUAGE),
 }
