@@ -107,10 +107,10 @@ class MLPPolicy(VectorPolicy):
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, value.unsqueeze(-1))
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:
-        super().observe(inputs, mask)
+    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+        super().observe(inputs, nodes)
         if self.state_moments is not None:
-            self.state_moments.update(inputs["state"].unsqueeze(-2), mask.any(-1, keepdim=True))
+            self.state_moments.update(inputs["state"].unsqueeze(-2), nodes.mask.any(-1).any(-1, keepdim=True))
 
 
 class RecurrentPolicy(MLPPolicy):

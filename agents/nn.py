@@ -419,10 +419,10 @@ class VectorPolicy(nn.Module):
             x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], -1)
         return x
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:
-        """Take a rollout's observations (T, E, N, D) into the running moments where `mask` (T, E, N) is True."""
+    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+        """Take a rollout's observations (B, N, D) into the running moments where agents have nodes."""
         if self.moments is not None:
-            self.moments.update(inputs["agents"], mask)
+            self.moments.update(inputs["agents"], nodes.mask.any(-1))
 
     def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
         if not rows and nodes.mask.device.type == "cpu":

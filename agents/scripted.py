@@ -68,7 +68,7 @@ class FixedPolicy:
     def value(self, inputs: Inputs) -> Tensor:
         return torch.zeros(inputs["alive"].shape)
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
         pass
 
 

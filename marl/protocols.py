@@ -118,10 +118,10 @@ class Policy(Protocol):
         """Follow a gradient step: a moving average of weights, a memory that has become stale."""
         ...
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:
-        """Take the inputs of a rollout (T, E, ...) into running statistics, after learning from it.
+    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+        """Take a rollout of B = T x E rows into running statistics, after learning from it.
 
-        `mask` (T, E, N) is True where the agent lived and the row was learned from.
+        `inputs` (B, ...) were read where `nodes` (B, N, L) exist: an agent lived and the row was learned from.
         """
         ...
 

@@ -222,8 +222,8 @@ class Trainer:
             for task, before in zip(self.tasks, norms, strict=True):
                 task.value_norm.load_state_dict(before)
             raise
-        for task, rollout in zip(self.tasks, rollouts, strict=True):
-            task.policy.observe(rollout.inputs, rollout.mask.any(-1))
+        for task, batch in zip(self.tasks, batches, strict=True):
+            task.policy.observe(batch.inputs, batch.nodes)
         if len(self.rates) > 1:
             metrics["value/learning_rate"] = self.rates[1] * left
         return metrics | credit | {"policy/learning_rate": self.rates[0] * left}

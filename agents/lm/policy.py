@@ -400,13 +400,15 @@ class TokenPolicy(nn.Module):
         self.in_passes(lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in known], judge)
         return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
 
-    def observe(self, inputs: Inputs, mask: Tensor) -> None:
+    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
         """Take in the scale of the frozen features, once for each situation of this rollout that has candidates.
 
         And forget situations, where there are too many, that it did not meet.
         """
         if self.critic_scale is not None:
-            met = zip(inputs["prompt"][mask].tolist(), inputs["choices"][mask].tolist(), strict=True)
+            living = nodes.mask.any(-1).cpu().numpy()
+            read, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
+            met = zip(read[living].tolist(), choices[living].tolist(), strict=True)
             keys: list[Key] = [(*pair, ()) for pair in dict.fromkeys(met) if pair[1] != FREE]
             scale, sums, taken = self.critic_scale, self.critic_scale.nothing(), set[Key]()
 
@@ -462,6 +464,13 @@ class TokenPolicy(nn.Module):
 
     def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
         """Judge K actions, candidate `candidate[k]` of trie `tree[k]`, as a decision stores them or an update reads."""
+        value = None if self.critic is None else self.values(grove)[grove.forest.source]
+        return self.judgement(grove, tree, candidate, acting, value)
+
+    def judgement(
+        self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool, value: Tensor | None
+    ) -> Judgement:
+        """The same, given the `value` (M,) of every edge, if there is one."""
         forest = grove.forest
         edges, mask = forest.rows(tree, candidate, self.slots)
         state = forest.source[edges]
@@ -471,13 +480,12 @@ class TokenPolicy(nn.Module):
             assert grove.frozen is not None
             reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
             reference = reference[edges].masked_fill(~mask, 0.0)
-        value = log_prob.new_zeros(len(tree), 1) if self.critic is None else self.values(grove)[state]
         return Judgement(
             mask,
             mask & forest.branching[state],
             log_prob[edges].masked_fill(~mask, 0.0),
             entropy[state].masked_fill(~mask, 0.0),
-            value if self.critic is None else value.masked_fill(~mask, 0.0),
+            log_prob.new_zeros(len(tree), 1) if value is None else value[edges].masked_fill(~mask, 0.0),
             reference,
         )
 

@@ -104,15 +104,16 @@ class SoftPolicy(TokenPolicy):
         return expected - self.beta * divergence
 
     def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
-        judged = super().judge(grove, tree, candidate, acting)
         edges, mask = grove.forest.rows(tree, candidate, self.slots)
         if acting:
+            judged = super().judge(grove, tree, candidate, acting)
             assert grove.frozen is not None
             reference = self.distribution(self.backbone.reference_output, grove.frozen, grove.forest)[0][edges]
             return replace(judged, earned=(self.beta * (reference - judged.log_prob)).masked_fill(~mask, 0.0))
         expected, divergence, q = self.expectations(grove, self.critic)
         loss = (self.beta * divergence - expected)[grove.forest.source[edges]]
-        return replace(judged, value=q[edges].masked_fill(~mask, 0.0), expected=loss.masked_fill(~mask, 0.0))
+        judged = self.judgement(grove, tree, candidate, acting, q)
+        return replace(judged, expected=loss.masked_fill(~mask, 0.0))
 
     def expectations(self, grove: Grove, head: QHead) -> tuple[Tensor, Tensor, Tensor]:
         """Under the policy, at every state: the mean of Q (S,), which is constant to Q's weights, and the divergence

@@ -108,7 +108,7 @@ class TokenTable(nn.Module):
     def after_update(self) -> None:
         self.target.lerp_(self.critic.detach(), 0.2)
 
-    def observe(self, inputs, mask) -> None:
+    def observe(self, inputs, nodes) -> None:
         pass
 
 

@@ -532,12 +532,25 @@ def test_without_a_critic_nothing_is_read_for_values(monkeypatch):
     assert policy.value(inputs).tolist() == [[0.0], [0.0]]
 
 
+@pytest.mark.parametrize("team", ["parallel", "sequential"])
+def test_the_critic_s_scale_is_that_of_what_agents_read(team):
+    """Of the prompts with what the agents before have said in them, where they read that, and not of the dead's."""
+    policy = make_agent("poad", spec_of(("Ada", "Bo")), team=team, critic="frozen")
+    inputs, decision = act(policy, observe([[0, 1], [2, 0]], alive=np.array([[True, True], [True, False]])))
+    read = policy.read(inputs, decision.nodes)
+    assert (read[0, 1] == int(inputs["prompt"][0, 1])) == (team == "parallel")
+    policy._frozen.clear()
+    policy.observe(inputs, decision.nodes)
+    choices = inputs["choices"].tolist()
+    assert set(policy._frozen) == {(int(read[e, i]), choices[e][i], ()) for e, i in ((0, 0), (0, 1), (1, 0))}
+
+
 def test_too_many_situations_are_forgotten(monkeypatch):
     monkeypatch.setattr("agents.lm.policy.SITUATIONS", 3)
     policy = make_agent("poad")
     act(policy, observe([[0], [1], [2]]))
-    inputs, _ = act(policy, observe([[1]]))
-    policy.observe(inputs, inputs["alive"])
+    inputs, decision = act(policy, observe([[1]]))
+    policy.observe(inputs, decision.nodes)
     assert len(policy.situations.prompts) == len(policy.situations.tries) == 1
     inputs, decision = act(policy, observe([[0], [1], [2]]))
     policy.evaluate(inputs, decision.nodes)
