@@ -326,9 +326,15 @@ def agent_table() -> Table:
 def preset_table() -> Table:
     from experiments.presets import PRESETS
 
-    table = Table("preset", "settings", title="Presets: chosen by environment and agent, or with --preset NAME")
+    title = "Presets: chosen by environment and agent, or with --preset ENVIRONMENT+AGENT"
+    table = Table(title=title, show_lines=True)
+    for name in ("environment", "agents", "settings"):
+        table.add_column(name, overflow="fold")
+    alike: dict[tuple[str, str], list[str]] = {}
     for (env, agent), changes in PRESETS.items():
-        table.add_row(f"{env}+{agent}", "  ".join(f"{name}={value}" for name, value in changes.items()))
+        alike.setdefault((env, "  ".join(f"{name}={value}" for name, value in changes.items())), []).append(agent)
+    for (env, settings), agents in alike.items():
+        table.add_row(env, ", ".join(agents), settings)
     return table
 
 

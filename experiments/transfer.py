@@ -19,6 +19,7 @@ from experiments.report import read_curve, shown
 from marl.checkpoint import load
 from marl.config import RunConfig, digest, override
 from marl.errors import ConfigError
+from marl.evaluate import evaluate
 from marl.registry import AGENTS
 from marl.run import has_checkpoint, read_config, resume, start
 from marl.stats import mean_interval
@@ -27,6 +28,9 @@ from marl.vector import make_vector
 
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
 """By agent, beginning (pretrained or scratch), percentage and seed."""
+
+EVERYWHERE = ("return", "length")
+"""What the episodes of every environment have."""
 
 OWN = frozenset(
     {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
@@ -121,16 +125,22 @@ def transfer(asked: Transfer) -> None:
 
 
 def require_fit(asked: Transfer, agent: str) -> None:
-    """Raises ConfigError, before long work, where a run would be refused, or the weights of the sources would not fit
-    the target."""
+    """Raises ConfigError, before long work, where a run would be refused, the weights of the sources would not fit the
+    target, or the target lacks the metric."""
     entry, policies, labels = AGENTS.get(agent), [], []
     if not entry.trains:
         raise ConfigError(f"agent {agent!r} does not learn; leave it out")
     source, targets = asked.plan(agent, asked.seeds[0])
-    for task in source.tasks + targets["scratch"][0].tasks:
+    unseen = targets["scratch"][0].tasks
+    for task in source.tasks + unseen:
         env = make_vector(task.name, task.options, 1)
         policies.append(entry.make(env.spec, source.agent_options))
         labels.append(task.label)
+        if task in unseen and asked.metric not in EVERYWHERE:
+            (row,) = evaluate(policies[-1], env, [0])
+            if asked.metric not in row.info:
+                known = ", ".join(sorted({*EVERYWHERE, *row.info}))
+                raise ConfigError(f"the episodes of {task.label} have no {asked.metric!r}; give one of {known}")
         env.close()
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share(policy, policies[0], (label, labels[0]))
