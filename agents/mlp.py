@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor
 
 from agents.entities import EntityActor, EntityCritic, reads_entities
 from agents.memory import MemoryOptions, Recurrent, RecurrentActors, remembered
 from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
-from agents.pergroup import Per, group_places
+from agents.pergroup import Per, PerGroup, group_places
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
 from marl.registry import register_agent
@@ -46,6 +47,9 @@ class MLPPolicy(VectorPolicy):
     observations of all living agents.
     """
 
+    acts_alone = False
+    """Actors can be asked one by one."""
+
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
         super().__init__(spec, options.agent_id, options.normalise_observations)
         self.central = central
@@ -59,6 +63,7 @@ class MLPPolicy(VectorPolicy):
             self.actor: Any = EntityActor(spec, options.hidden)
             self.critic: Any = EntityCritic(spec, options.hidden, central)
             return
+        self.acts_alone = not options.memory
         self.actor = make_actors(self.feature_size, options.hidden, self.head.size, places)
         if self.reads_state and options.normalise_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
@@ -99,7 +104,23 @@ class MLPPolicy(VectorPolicy):
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         present = present_agents(nodes.mask)
+        if present.count(True) == 1 and self.acts_alone:
+            return self.evaluate_one(inputs, nodes, present)
         return self.evaluation(inputs, nodes, self.actor(self.features(inputs), present), self.value(inputs), present)
+
+    def evaluate_one(self, inputs: Inputs, nodes: Nodes, present: list[bool]) -> Evaluation:
+        """The same where a single agent is present, for the work of one."""
+        agent = present.index(True)
+        own = slice(agent, agent + 1)
+        actor = self.actor.of(agent) if isinstance(self.actor, PerGroup) else self.actor
+        parameters = actor(self.features(inputs, own))
+        place = torch.tensor([[agent]], device=parameters.device)
+        told = self.head.evaluate(parameters, inputs["action_mask"][:, own], nodes.action[:, own], place, present)
+        log_prob, entropy = (F.pad(x, (0, 0, agent, self.spec.num_agents - 1 - agent)) for x in told)
+        return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
+
+    def agents_at_work(self, nodes: Nodes) -> int:
+        return present_agents(nodes.mask).count(True) if self.acts_alone else super().agents_at_work(nodes)
 
     def evaluation(
         self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool] | None

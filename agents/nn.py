@@ -56,9 +56,9 @@ def make_actors(inputs: int, hidden: tuple[int, ...], outputs: int, places: Sequ
     return PerGroup(networks, places) if len(networks) > 1 else Shared(*networks[0])
 
 
-def present_agents(mask: Tensor | None) -> list[bool] | None:
-    """Which agents have a node in `mask` (B, N, L); None where it is not given."""
-    return None if mask is None else mask.any(-1).any(0).tolist()
+def present_agents(mask: Tensor) -> list[bool]:
+    """Which agents have a node in `mask` (B, N, L)."""
+    return mask.any(-1).any(0).tolist()
 
 
 class CategoricalHead(nn.Module):
@@ -410,13 +410,13 @@ class VectorPolicy(nn.Module):
         inputs["action_mask"] = self.head.lay_out(inputs["action_mask"])
         return inputs
 
-    def features(self, inputs: Inputs) -> Tensor:
-        """(E, N, D + N): normalised observations with the agent's one-hot identity behind."""
-        x = inputs["agents"]
+    def features(self, inputs: Inputs, agents: slice = slice(None)) -> Tensor:
+        """(E, N, D + N): normalised observations of some agents, or all, with their one-hot identity behind."""
+        x = inputs["agents"][:, agents]
         if self.moments is not None:
-            x = self.moments(x)
+            x = self.moments(x, agents)
         if self.agent_id:
-            x = torch.cat([x, self.identity.expand(*x.shape[:-1], -1)], -1)
+            x = torch.cat([x, self.identity[agents].expand(*x.shape[:-1], -1)], -1)
         return x
 
     def observe(self, inputs: Inputs, nodes: Nodes) -> None:
@@ -424,9 +424,13 @@ class VectorPolicy(nn.Module):
         if self.moments is not None:
             self.moments.update(inputs["agents"], nodes.mask.any(-1))
 
+    def agents_at_work(self, nodes: Nodes) -> int:
+        """Of how many agents `evaluate` computes features."""
+        return nodes.mask.shape[1]
+
     def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Rows]:  # noqa: ARG002
         if not rows and nodes.mask.device.type == "cpu":
-            rows = max(1, CACHED_ROWS // nodes.mask.shape[1])
+            rows = max(1, CACHED_ROWS // max(1, self.agents_at_work(nodes)))
         return consecutive(nodes.mask, rows, divisor, self.memory_steps or 1)
 
     def after_update(self) -> None:

@@ -89,6 +89,10 @@ class PerGroup(nn.Module):
         """(G, B M, D) to (G, B M, A)."""
         return through(stacked([self.networks[g] for g in groups]), x)
 
+    def of(self, agent: int) -> nn.Module:
+        """The network of one agent."""
+        return self.networks[self.places[agent]]
+
     def rows(self) -> "Rows":
         return Rows(stacked(list(self.networks)))
 

@@ -459,6 +459,25 @@ def test_actors_of_their_own_rest_while_another_learns(kind):
     assert all(name.startswith("actor.networks.2.") or name.endswith("log_std.2") for name in touched)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["mappo, per group", "ippo", "happo"])
+def test_one_agent_alone_is_evaluated_as_in_company(name, kind):
+    spec = make_spec(kind)
+    policy = build(name, spec, normalise_observations=True)
+    inputs = policy.encode(make_obs(spec, deaths=False))
+    with torch.no_grad():
+        nodes = policy.act(inputs, torch.Generator().manual_seed(3)).nodes
+        policy.observe(inputs, nodes)
+        whole = policy.evaluate(inputs, nodes)
+        for agent in range(N):
+            mask = torch.zeros_like(nodes.mask)
+            mask[:, agent] = nodes.mask[:, agent]
+            alone = policy.evaluate(inputs, dataclasses.replace(nodes, mask=mask))
+            for one, all_of_them in ((alone.log_prob, whole.log_prob), (alone.entropy, whole.entropy)):
+                torch.testing.assert_close(one[:, agent], all_of_them[:, agent])
+            torch.testing.assert_close(alone.value[:, agent], whole.value[:, agent])
+
+
 OWN = [name for name, (agent, given) in POLICIES.items() if agent == "happo" or "parameters_per" in given]
 
 
