@@ -58,12 +58,15 @@ class Evaluate:
                 part.close()
 
     def run(self, trainer: Any) -> dict[str, float]:
+        config, greedy = trainer.config, not trainer.config.watch.eval_stochastic
         if self.rows is None:
-            self.envs = [make(min(self.episodes, 32)) for make in self.makes]
+            # Greedy episodes are the same in any number of environments, each of which may be a game of its own.
+            count = min(self.episodes, 32, config.collect.num_envs) if greedy else min(self.episodes, 32)
+            self.envs = [make(count) for make in self.makes]
             self.rows = RecordFile(self.path)
         summaries, seeds = [], paired_seeds(self.episodes)
         for task, env in zip(trainer.tasks, self.envs, strict=True):
-            rows = evaluate(task.policy, env, seeds, not trainer.config.watch.eval_stochastic)
+            rows = evaluate(task.policy, env, seeds, greedy)
             note = {"step": trainer.steps} | ({"task": task.name} if len(self.envs) > 1 else {})
             for row in rows:
                 self.rows.write((json.dumps(note | dataclasses.asdict(row)) + "\n").encode())

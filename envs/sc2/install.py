@@ -64,7 +64,10 @@ def find_install(game_version: str | None = None) -> Install:
     try:
         config = run_configs.get(version="latest")
     except (OSError, ValueError, sc_process.SC2LaunchError) as error:
-        raise MissingDependencyError(f"no installation of StarCraft II was found ({error}). {GET_GAME}") from error
+        what = str(error)
+        if isinstance(error, FileNotFoundError) and "SC2PATH" not in os.environ:
+            what = f"SC2PATH is not set, and there is no {error.filename}"
+        raise MissingDependencyError(f"no installation of StarCraft II was found: {what}. {GET_GAME}") from error
     builds = _builds(Path(config.data_dir))
     if game_version is not None:
         config.version = _named_version(config, game_version, builds)
@@ -86,7 +89,8 @@ def _check_path() -> None:
             f"SC2PATH is set, but empty; name the folder of StarCraft II, or unset it. {GET_GAME}"
         )
     if not Path(root).expanduser().is_dir():
-        raise MissingDependencyError(f"no StarCraft II at SC2PATH, which is {root!r}: no such folder. {GET_GAME}")
+        what = "a file, not a folder" if Path(root).expanduser().exists() else "no such folder"
+        raise MissingDependencyError(f"no StarCraft II at SC2PATH, which is {root!r}: {what}. {GET_GAME}")
     if not _builds(Path(root).expanduser()):
         raise MissingDependencyError(
             f"no StarCraft II at SC2PATH, which is {root!r}: it has no folder Versions/BaseNNNNN. {GET_GAME}"

@@ -59,6 +59,9 @@ HEALTHY, SHIELDED, MENDED, LOOKED = (230, 236, 228), (176, 148, 255), (88, 232, 
 LEVELS = 24
 """Steps in which health and shield are shown."""
 
+TABLE = 72
+"""Pixels of each side of the table of attention."""
+
 FLASH = 4.0
 """Game loops for which a shot is seen."""
 
@@ -111,6 +114,8 @@ class Painter:
                 self._stamp(picture, points[unit], unit, moment.real)
         for unit in range(len(alive)):
             self._effects(pen, points, moment, unit, bool(alive[unit]))
+        if attention is not None:
+            self._table(pen, attention, alive)
         self._write(pen, moment, alive, attention is not None)
         return np.asarray(picture.reduce(FINE))
 
@@ -251,6 +256,18 @@ class Painter:
             pen.line([tuple(point) for point in curve], shade, round(width), joint="curve")
             pen.ellipse([*(end - 1.4 * width), *(end + 1.4 * width)], (*LOOKED, int(90 + 160 * weight)))
 
+    def _table(self, pen: Any, attention: np.ndarray, alive: np.ndarray) -> None:
+        """The weights in the corner of the map, as close agents hide their curves: rows look at columns, and on the
+        diagonal is what an agent gave to none."""
+        agents, side = len(attention), TABLE * FINE
+        cell = side / agents
+        left, top = self.ground.width - side - 8 * FINE, (HEADER + 8) * FINE
+        pen.rectangle([left, top, left + side, top + side], (*INK, 200))
+        for i, j in np.argwhere(attention > 0).tolist():
+            if alive[i] and alive[j]:
+                corner = np.array([left + j * cell, top + i * cell])
+                pen.rectangle([*corner, *(corner + cell - 1)], (*LOOKED, int(255 * min(1.0, attention[i, j]))))
+
     def _write(self, pen: Any, moment: Moment, alive: np.ndarray, attention: bool) -> None:
         """The caption, and below it who lives, in the colours of the sides."""
         large, small = self.fonts
@@ -261,7 +278,7 @@ class Painter:
             pen.text((x, 35 * FINE), text, SIDES[side], small)
             x += round(pen.textlength(text, small)) + 24 * FINE
         if attention:
-            words = "curves: whose action an agent looks at"
+            words = "curves, and rows of the table: whose action an agent looks at"
             pen.text((12 * FINE, self.ground.height - 6 * FINE), words, LOOKED, small, "ld")
 
     def _side(self, unit: int) -> Colour:

@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(root, monkeypatch):
         find_install()
     (root / "file").write_text("")
     monkeypatch.setenv("SC2PATH", str(root / "file"))
-    with missing("no such folder"):
+    with missing("a file, not a folder"):
         find_install()
 
 
@@ -94,7 +94,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(root, monkeypatch):
 def test_without_sc2path_the_place_where_it_was_looked_for_is_named(root, monkeypatch):
     monkeypatch.delenv("SC2PATH")
     monkeypatch.setenv("HOME", str(root))
-    with missing(rf"no installation of StarCraft II was found \(.*{root}/StarCraftII/Versions.*set SC2PATH"):
+    with missing(rf"was found: SC2PATH is not set, and there is no {root}/StarCraftII/Versions\..*set SC2PATH"):
         find_install()
     build(root / "StarCraftII", 75689)
     assert find_install().root == root / "StarCraftII"
@@ -103,7 +103,7 @@ def test_without_sc2path_the_place_where_it_was_looked_for_is_named(root, monkey
 def test_odd_folders_and_broken_executables(root):
     build(root, 75689)
     (root / "Versions" / "Base12x").mkdir()
-    with missing("no installation of StarCraft II was found .*12x"):
+    with missing("no installation of StarCraft II was found: .*12x"):
         find_install()
     (root / "Versions" / "Base12x").rmdir()
     binary = find_install().binary

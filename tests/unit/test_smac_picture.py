@@ -13,7 +13,20 @@ from envs.smac.baselines import ScriptedTeam
 from envs.smac.combat import GOING, IDLE
 from envs.smac.film import HOLD, PACE
 from envs.smac.maps import DATA, load_map
-from envs.smac.paint import FLASH, HEADER, HEALTHY, LOOKED, MENDED, SHIELDED, SHOTS, SIDES, WALL, Moment, Painter
+from envs.smac.paint import (
+    FLASH,
+    HEADER,
+    HEALTHY,
+    LOOKED,
+    MENDED,
+    SHIELDED,
+    SHOTS,
+    SIDES,
+    TABLE,
+    WALL,
+    Moment,
+    Painter,
+)
 from envs.smac.picture import GLYPHS, draw_text, reachable, window
 from envs.smac.rules import FIRST_TARGET, GOAL_X, GOAL_Y, HEALTH, LAST, ORDER, RADIUS, SHIELD, TARGET, WINDUP, X, Y
 from marl.errors import MissingDependencyError
@@ -193,28 +206,47 @@ def test_orders_lead_to_where_agents_were_sent():
 TRIO = [("marine", 8.0, 8.0), ("marine", 16.0, 8.0), ("marine", 12.0, 20.0)]
 
 
+TABLE_END = HEADER + 8 + TABLE + 2
+"""The first row below the table of attention."""
+
+
+def below(frame):
+    return frame[TABLE_END:]
+
+
 def test_attention_is_a_curve_from_who_looks_to_whom():
     scene = Scene(TRIO, [("marine", 28.0, 28.0)])
     weights = np.zeros((3, 3), np.float32)
     plain = scene.paint(weights)
     weights[np.diag_indices(3)] = 1.0
-    assert (scene.paint(weights) == plain).all(), "an agent that looks at nobody has no curve"
+    assert (below(scene.paint(weights)) == below(plain)).all(), "an agent that looks at nobody has no curve"
     weights = np.zeros((3, 3), np.float32)
     weights[1, 0] = 0.9
     strong = scene.paint(weights)
     weights[1, 0] = 0.1
     weak = scene.paint(weights)
-    difference = [np.abs(frame.astype(int) - plain).sum() for frame in (strong, weak)]
+    difference = [np.abs(below(frame).astype(int) - below(plain)).sum() for frame in (strong, weak)]
     assert difference[0] > 4 * difference[1] > 0
-    rows, columns = np.nonzero((strong != plain).any(-1))
+    rows, columns = np.nonzero(below(strong != plain).any(-1))
     assert columns.min() >= 7.5 * SCALE
     assert columns.max() <= 16.5 * SCALE
     assert rows.max() - rows.min() < 3 * SCALE, "nothing leads to the third agent"
-    straight = scene.pixel(12, 8)[0]
+    straight = scene.pixel(12, 8)[0] - TABLE_END
     assert rows[columns == 12 * SCALE].min() > straight + 0.5 * SCALE, "it bows to the left of who looks, here south"
     weights[0, 1], weights[1, 0] = 0.9, 0.0
-    rows, columns = np.nonzero((scene.paint(weights) != plain).any(-1))
+    rows, columns = np.nonzero(below(scene.paint(weights) != plain).any(-1))
     assert rows[columns == 12 * SCALE].max() < straight - 0.5 * SCALE, "the way back bows north"
+
+
+def test_rows_of_the_table_of_attention_look_at_columns():
+    scene = Scene(TRIO, [("marine", 28.0, 28.0)])
+    weights = np.array([[1.0, 0.0, 0.0], [0.6, 0.4, 0.0], [0.1, 0.9, 0.0]], np.float32)
+    frame = scene.paint(weights)
+    top, left, cell = HEADER + 8, frame.shape[1] - 8 - TABLE, TABLE / 3
+    middle = (np.arange(3) + 0.5) * cell
+    shown = frame[np.ix_((top + middle).astype(int), (left + middle).astype(int))].astype(float)
+    strength = np.abs(shown - shown[0, 2]).sum(-1) / np.abs(np.array(LOOKED) - shown[0, 2]).sum()
+    np.testing.assert_allclose(strength, weights, atol=0.03)
 
 
 def test_attention_of_the_dead_is_not_drawn():

@@ -439,3 +439,17 @@ def test_threads_follow_the_size_of_the_work(small):
     trainer.config = override(config, {"learn_threads": 1})
     assert (trainer.act_threads, trainer.learn_threads(rollout)) == (2, 1)
     env.close()
+
+
+@pytest.mark.parametrize(("stochastic", "expected"), [(False, 3), (True, 8)])
+def test_greedy_evaluation_takes_no_more_environments_than_training(small, monkeypatch, stochastic, expected):
+    counts = []
+    original = run.make_env
+
+    def counted(*args, train):
+        counts.append((args[-1], train))
+        return original(*args, train=train)
+
+    monkeypatch.setattr(run, "make_env", counted)
+    run.start(small(num_envs=3, eval_episodes=8, eval_stochastic=stochastic))
+    assert counts == [(3, True), (expected, False)]
