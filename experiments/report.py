@@ -101,9 +101,13 @@ def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
 
 
 def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
-    """Curves with their intervals, one panel an environment. Raises MissingDependencyError without matplotlib."""
+    """The mean curves and faintly those of all seeds, one panel an environment.
+
+    Raises MissingDependencyError without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ImportError as error:
         raise MissingDependencyError("pictures need matplotlib; install with: pip install 'seqmarl[report]'") from error
     envs = list(dict.fromkeys(group.env for group in groups))
@@ -113,24 +117,25 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
     figure = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, env in zip(panels, envs, strict=False):
-        for group in groups:
-            steps = group.steps() if group.env == env else []
-            if not steps:
-                continue
-            points = np.array([group.at(step) for step in steps])
-            colour = f"C{agents.index(group.agent)}"
-            panel.plot(steps, points[:, 0], colour, label=f"{group.agent} (seeds: {len(group.curves)})")
-            panel.fill_between(steps, points[:, 1], points[:, 2], color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(env, fontsize=10)
+        here = [group for group in groups if group.env == env]
+        for group in here:
+            colour, steps = f"C{agents.index(group.agent)}", group.steps()
+            for curve in group.curves.values():
+                panel.plot(list(curve), list(curve.values()), colour, alpha=0.3, linewidth=0.7)
+            panel.plot(steps, [group.at(step)[0] for step in steps], colour, linewidth=1.8)
+        seeds = sorted({len(group.curves) for group in here})
+        count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        panel.set_title(f"{env}, seeds: {count}", fontsize=10)
         panel.set_xlabel("environment steps")
         panel.set_ylabel(metric)
         panel.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
         if metric == "success":
             panel.set_ylim(-0.03, 1.03)
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
+    handles = [Line2D([], [], color=f"C{number}", label=agent) for number, agent in enumerate(agents)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 2 * columns), fontsize=9)
     figure.savefig(path, dpi=130)
 
 
