@@ -123,7 +123,7 @@ class MLPPolicy(VectorPolicy):
         return present_agents(nodes.mask).count(True) if self.acts_alone else super().agents_at_work(nodes)
 
     def evaluation(
-        self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool] | None
+        self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool]
     ) -> Evaluation:
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, value.unsqueeze(-1))

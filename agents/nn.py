@@ -201,6 +201,7 @@ class GaussianHead(nn.Module):
 
 
 def log_density(mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
+    """(..., A), of independent Normals with `mean` (..., A) and `std`, which broadcasts to it."""
     return -0.5 * ((action - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
 
 

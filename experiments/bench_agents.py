@@ -22,7 +22,7 @@ from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
 """Agents, observation, actions of HalfCheetah 6x1, which is continuous, and of 3m, 8m and 27m_vs_30m of SMAC."""
-SIZES = tuple(((agents, 285, 36), 32) for agents in (8, 27, 64, 128))
+SIZES = tuple(((agents, *M27[1:]), 32) for agents in (8, 27, 64, 128))
 """Teams that differ in their number alone."""
 ACT_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 8), *SIZES)
 UPDATE_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 32))

@@ -1,7 +1,7 @@
 """`marl report`: runs of several seeds side by side, as a table, as JSON and as a picture of learning curves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,15 @@ def read_curve(folder: Path, metric: str) -> Curve:
     for row in rows:
         known: dict[str, float] = {"return": row["returns"], "length": row["length"], **row["info"]}
         if metric not in known:
-            raise ConfigError(f"the episodes of {folder} have no {metric!r}; give one of {', '.join(sorted(known))}")
+            raise no_metric(metric, folder, known)
         scores.setdefault(row["step"], []).append(known[metric])
     if not scores:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
     return {step: float(np.mean(values)) for step, values in scores.items()}
+
+
+def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
 
 def gather(folders: Sequence[Path], metric: str) -> list[Group]:

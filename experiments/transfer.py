@@ -6,6 +6,7 @@ Everything is a run in a folder of its own, so a command that was stopped goes o
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from experiments.presets import choose
-from experiments.report import read_curve, shown
+from experiments.report import no_metric, read_curve, shown
 from marl.checkpoint import load
 from marl.config import RunConfig, digest, override
 from marl.errors import ConfigError
@@ -133,15 +134,13 @@ def require_fit(asked: Transfer, agent: str) -> None:
     source, targets = asked.plan(agent, asked.seeds[0])
     unseen = targets["scratch"][0].tasks
     for task in source.tasks + unseen:
-        env = make_vector(task.name, task.options, 1)
-        policies.append(entry.make(env.spec, source.agent_options))
-        labels.append(task.label)
-        if task in unseen and asked.metric not in EVERYWHERE:
-            (row,) = evaluate(policies[-1], env, [0])
-            if asked.metric not in row.info:
-                known = ", ".join(sorted({*EVERYWHERE, *row.info}))
-                raise ConfigError(f"the episodes of {task.label} have no {asked.metric!r}; give one of {known}")
-        env.close()
+        with closing(make_vector(task.name, task.options, 1)) as env:
+            policies.append(entry.make(env.spec, source.agent_options))
+            labels.append(task.label)
+            if task in unseen and asked.metric not in EVERYWHERE:
+                (row,) = evaluate(policies[-1], env, [0])
+                if asked.metric not in row.info:
+                    raise no_metric(asked.metric, task.label, {*EVERYWHERE, *row.info})
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share(policy, policies[0], (label, labels[0]))
 

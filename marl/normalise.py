@@ -45,10 +45,10 @@ class RunningMoments(nn.Module):
         self.mean.add_(share * delta)
         self.count.add_(count)
 
-    def forward(self, x: Tensor, groups: slice = slice(None)) -> Tensor:
-        """`x` (..., G, D), of some of the N or of all."""
-        scale = self.variance[groups].clamp(min=1e-8).rsqrt().to(x.dtype)
-        return ((x - self.mean[groups].to(x.dtype)) * scale).clamp(-10.0, 10.0)
+    def forward(self, x: Tensor, agents: slice = slice(None)) -> Tensor:
+        """`x` (..., K, D) standardised, of the K `agents`, by default all N."""
+        scale = self.variance[agents].clamp(min=1e-8).rsqrt().to(x.dtype)
+        return ((x - self.mean[agents].to(x.dtype)) * scale).clamp(-10.0, 10.0)
 
 
 class ValueNorm(nn.Module):

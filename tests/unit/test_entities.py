@@ -110,10 +110,10 @@ def test_passes_decide_what_one_after_another_would(name):
     with torch.no_grad():
         folds, stepper = policy.prepare()
         known = policy.represent(inputs, folds, None)
+        offset = policy.head.offset(mask, noise)
         for i in range(5):
             logits = policy.actor(policy.decode(known, action, folds, None))
-            action[:, i] = policy.head.pick(logits[:, i] + policy.head.offset(mask[:, i], noise[:, i]), mask[:, i])
-        offset = policy.head.offset(mask, noise)
+            action[:, i] = policy.head.pick(logits[:, i] + offset[:, i], mask[:, i])
         assert torch.equal(stepper.decode(known, mask, offset, None).action, action)
 
 
