@@ -4,7 +4,6 @@ Shape legend: B rows, K consecutive steps of each chunk, R rememberers (agents, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,21 +11,7 @@ from torch import Tensor, nn
 
 from agents.nn import Shared
 from agents.pergroup import PerGroup
-from marl.errors import ConfigError
 from marl.types import Inputs
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """Whether agents remember."""
-
-    memory: int = 0
-    """Remember earlier steps of an episode in a recurrent network (GRU), whose gradient runs through this many steps
-    (published: 10); must divide rollout_steps. 0 remembers nothing."""
-
-    def __post_init__(self) -> None:
-        if self.memory < 0:
-            raise ConfigError(f"memory is {self.memory}; give a number of steps, usually 8 to 16, or 0 for none")
 
 
 class Remembered(NamedTuple):

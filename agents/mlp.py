@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor
 
 from agents.entities import EntityActor, EntityCritic, reads_entities
-from agents.memory import MemoryOptions, Recurrent, RecurrentActors, remembered
-from agents.nn import VectorPolicy, make_actors, make_head, mlp, present_agents, sample
+from agents.memory import Recurrent, RecurrentActors, remembered
+from agents.nn import VectorOptions, VectorPolicy, make_actors, make_head, mlp, present_agents, sample
 from agents.pergroup import Per, PerGroup, group_places
 from marl.errors import ConfigError
 from marl.normalise import RunningMoments
@@ -18,21 +18,13 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 
 @dataclass(frozen=True)
-class MLPOptions(MemoryOptions):
+class MLPOptions(VectorOptions):
     """PPO with an actor and a critic for each agent."""
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
     parameters_per: Per = "team"
     """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
-    agent_id: bool = True
-    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
-    normalise_observations: bool = False
-    """Standardise observations by running moments, kept with the weights."""
-    std_limit: float = 0.5
-    """Upper bound of the standard deviation of continuous actions, which lie in [-1, 1]."""
-    std_start: float = 0.3655
-    """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -23,6 +24,33 @@ CACHED_ROWS = 4096
 """Agent rows of a forward pass whose features stay in a CPU's cache; more take longer and only cost memory."""
 
 SOFTMAX_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class VectorOptions:
+    """What all agents that read vectors have in common."""
+
+    memory: int = 0
+    """Remember earlier steps of an episode in a recurrent network (GRU), whose gradient runs through this many steps
+    (published: 10); must divide rollout_steps. 0 remembers nothing."""
+    agent_id: bool = True
+    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
+    normalise_observations: bool = False
+    """Standardise observations by running moments, kept with the weights."""
+    std_limit: float = 0.5
+    """Upper bound of the standard deviation of continuous actions, which lie in [-1, 1]."""
+    std_start: float = 0.3655
+    """Standard deviation of continuous actions at the start."""
+
+    def __post_init__(self) -> None:
+        if self.memory < 0:
+            raise ConfigError(f"memory is {self.memory}; give a number of steps, usually 8 to 16, or 0 for none")
+        if not 0.0 < self.std_limit < float("inf"):
+            raise ConfigError(f"std_limit is {self.std_limit}; give a positive number, usually .5")
+        if not 0.0 < self.std_start < self.std_limit:
+            raise ConfigError(
+                f"std_start is {self.std_start}; it must lie between 0 and std_limit, which is {self.std_limit}"
+            )
 
 
 def linear(inputs: int, outputs: int, gain: float = RELU_GAIN, bias: bool = True) -> nn.Linear:
@@ -131,8 +159,6 @@ class GaussianHead(nn.Module):
         self, low: np.ndarray, high: np.ndarray, std_limit: float, std_start: float, places: Sequence[int] = (0,)
     ) -> None:
         super().__init__()
-        if not 0.0 < std_start < std_limit:
-            raise ConfigError(f"std_start is {std_start}; it must lie between 0 and std_limit, which is {std_limit}")
         self.size = self.slots = low.shape[-1]
         self.std_limit = std_limit
         share = std_start / std_limit

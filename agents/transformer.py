@@ -13,12 +13,13 @@ from torch import Generator, Tensor, nn
 
 from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
 from agents.decode import Decoded, Stepper
-from agents.memory import MemoryOptions, Recall, remembered
+from agents.memory import Recall, remembered
 from agents.nn import (
     RELU_GAIN,
     SMALL_GAIN,
     CategoricalHead,
     MixedHead,
+    VectorOptions,
     VectorPolicy,
     fingerprint,
     linear,
@@ -31,22 +32,14 @@ from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
 
 
 @dataclass(frozen=True)
-class TeamOptions(MemoryOptions):
+class TeamOptions(VectorOptions):
     """A network over all agents."""
 
     embedding: int = 64
     """Width of the network."""
-    agent_id: bool = True
-    """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     parameters_per: Per = "team"
     """Who has an embedding of observations and actions, and an actor: the team together, each group of agents (by type,
     as the environment says), or each agent. Attention and critic are always the team's."""
-    normalise_observations: bool = False
-    """Standardise observations by running moments, kept with the weights."""
-    std_limit: float = 0.5
-    """Upper bound of the standard deviation of continuous actions, which lie in [-1, 1]."""
-    std_start: float = 0.3655
-    """Standard deviation of continuous actions at the start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

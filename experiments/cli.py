@@ -22,9 +22,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import FREE_TO_CHANGE, RunConfig
+from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import ConfigError, MarlError
-from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env, missing
+from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env, find_family, missing
 
 USAGE = """usage: marl COMMAND ...
 
@@ -45,7 +45,20 @@ USAGE = """usage: marl COMMAND ...
 
 
 def main() -> None:
-    """Dispatch; an error that the user can act on is one message on stderr and exit status 2."""
+    """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`."""
+    try:
+        try:
+            dispatch()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
+        sys.exit(141)  # as of a program that SIGPIPE has ended
+
+
+def dispatch() -> None:
+    """Run the command; an error that the user can act on is one message on stderr and exit status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     args = sys.argv[1:]
     # A factory of the user's own stands in the working folder; behind ours, so that it cannot hide a module.
@@ -90,8 +103,40 @@ def train(args: list[str]) -> None:
             raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
     agent, preset = peek(args, "--agent", "mat"), peek(args, "--preset", "")
     base, source = by_name(preset, env, agent) if preset else choose(env, agent)
+    refuse_others_options(args, base)
     config = parse(base, args)
-    start(config, (f"settings: {source}",))
+    start(config, (f"settings: {source}", *departures(config, base)))
+
+
+ESSENTIAL = ("agent_links", "slot_links", "gamma_intra", "agent_updates", "objective", "advantage")
+"""Settings of learning that tell one algorithm from another."""
+
+
+def departures(config: RunConfig, base: RunConfig) -> list[str]:
+    """A line for each setting that makes the run another algorithm than its agent's name says."""
+    mine, usual = flatten(config), flatten(base)
+    return [
+        f"{name} is {mine[name]!r}, where {config.agent} has {usual[name]!r}: a variant of it, under the same name"
+        for name in ESSENTIAL
+        if mine[name] != usual[name]
+    ]
+
+
+def refuse_others_options(args: list[str], base: RunConfig) -> None:
+    """Raises ConfigError for an option that other agents, or other environments, have and these have not."""
+    mine = flatten(base)
+    for word in args:
+        flag = word.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name in mine or name.removeprefix("no_") in mine:
+            continue
+        for kind, registry in (("agent", AGENTS), ("env", ENVS)):
+            if owners := [other for other in registry.names() if has_option(registry.entries[other].options, name)]:
+                raise ConfigError(f"{kind} {mine[kind]!r} has no option {flag}; these have it: {', '.join(owners)}")
+
+
+def has_option(options: type, name: str) -> bool:
+    return name in {f.name for f in dataclasses.fields(options)}
 
 
 def parse(base: RunConfig, args: list[str]) -> RunConfig:
@@ -192,8 +237,8 @@ class Watch:
 
     subject: Annotated[Positional[str], arg(metavar="RUN|ENV")]
     """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
-    agent: str = "random"
-    """The agent, where the subject is an environment."""
+    agent: str = ""
+    """The agent, where the subject is an environment; empty is random."""
     env: str = ""
     """Where the run's agent plays, if not in the environment that it has learned in; its options are the run's."""
     episodes: int = 1
@@ -227,7 +272,7 @@ def watched(kind: type, prog: str, args: list[str]) -> Any:
     subject = args[0] if args and not args[0].startswith("-") else ""
     if not subject or Path(subject).exists() or subject.startswith(("runs/", "/")):
         return tyro.cli(kind, prog=prog, args=args)
-    options = find_env(subject)[0].options
+    options = find_family(subject).options
     field = ("env_options", options, dataclasses.field(default_factory=options))
     typed = dataclasses.make_dataclass(kind.__name__, [field], bases=(kind,), frozen=True)
     flat = (OmitArgPrefixes,)
@@ -267,8 +312,8 @@ def report_runs(args: list[str]) -> None:
     class Report:
         """Runs of several seeds and agents side by side: what their evaluations showed, with intervals over seeds."""
 
-        runs: Positional[tuple[Path, ...]]
-        """Folders of runs."""
+        runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
+        """Folders of runs; runs of one agent that differ in settings are told apart by those."""
         metric: str = "return"
         """What to compare: return, length, or a number that the environment reports, such as success."""
         out: Path | None = None
@@ -355,6 +400,8 @@ def check(args: list[str]) -> None:
         options: Any = dataclasses.field(default_factory=NoOptions)
 
     name = args[0] if args and not args[0].startswith("-") else "toy/climbing"
+    if "+" in name:
+        raise ConfigError(f"{name!r} joins several environments; check them one by one")
     kind = find_env(name)[0].options
     typed = dataclasses.make_dataclass(
         "CheckEnv", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckEnv,), frozen=True

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
 from marl.run import read_config
 from marl.stats import mean_interval
@@ -20,10 +21,13 @@ Curve = dict[int, float]
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one agent on one environment: a curve for each seed."""
+    """The runs of one agent on one environment under the same settings: a curve for each seed.
+
+    `name` is the agent's, with the settings behind it where there are groups that differ in nothing else.
+    """
 
     env: str
-    agent: str
+    name: str
     curves: dict[int, Curve]
 
     def steps(self) -> list[int]:
@@ -58,21 +62,43 @@ def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
 
+NOT_COMPARED = FREE_TO_CHANGE | {"env", "agent", "seed", "device", "learn_threads"}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """What two runs must have in common to be seeds of one experiment; of pre-training only whether there was one."""
+    flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
+    return flat | {"init": bool(config.init)}
+
+
 def gather(folders: Sequence[Path], metric: str) -> list[Group]:
-    """The runs grouped by environment and agent, in the order of first appearance.
+    """The runs grouped by environment, agent and settings, in the order of first appearance.
 
     Raises ConfigError where two runs of a group share a seed.
     """
-    found: dict[tuple[str, str], dict[int, Curve]] = {}
+    found: dict[str, tuple[RunConfig, dict[int, Curve]]] = {}
     for folder in folders:
         config = read_config(folder)
-        curves = found.setdefault((config.env, config.agent), {})
+        key = json.dumps([config.env, config.agent, settings_of(config)], default=str)
+        _, curves = found.setdefault(key, (config, {}))
         if config.seed in curves:
             raise ConfigError(
-                f"{folder} is a second run of {config.agent} on {config.env} with seed {config.seed}; leave one out"
+                f"{folder} is a second run of {config.agent} on {config.env} with seed {config.seed} and the same "
+                "settings; leave one out"
             )
         curves[config.seed] = read_curve(folder, metric)
-    return [Group(*key, dict(sorted(curves.items()))) for key, curves in found.items()]
+    configs = [config for config, _ in found.values()]
+    return [
+        Group(config.env, name_of(config, configs), dict(sorted(curves.items()))) for config, curves in found.values()
+    ]
+
+
+def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
+    """The agent, with the settings in which its groups on the same environment differ."""
+    mine = settings_of(config)
+    rivals = [settings_of(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
+    own = [f"{name}={value}" for name, value in mine.items() if any(other[name] != value for other in rivals)]
+    return " ".join([config.agent, *own])
 
 
 def shown(value: float, low: float, high: float) -> str:
@@ -87,11 +113,11 @@ def table(groups: Sequence[Group], metric: str) -> Table:
     for group in groups:
         steps = group.steps()
         if not steps:
-            made.add_row(group.env, group.agent, str(len(group.curves)), "-", "no common evaluation", "-", "-")
+            made.add_row(group.env, group.name, str(len(group.curves)), "-", "no common evaluation", "-", "-")
             continue
         best = max(steps, key=lambda step: group.at(step)[0])
         cells = f"{steps[-1]:,}", shown(*group.at(steps[-1])), shown(*group.at(best)), f"{best:,}"
-        made.add_row(group.env, group.agent, str(len(group.curves)), *cells)
+        made.add_row(group.env, group.name, str(len(group.curves)), *cells)
     return made
 
 
@@ -100,7 +126,7 @@ def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
     environments: dict[str, Any] = {}
     for group in groups:
         seeds = {str(seed): {str(k): round(v, 6) for k, v in curve.items()} for seed, curve in group.curves.items()}
-        environments.setdefault(group.env, {})[group.agent] = seeds
+        environments.setdefault(group.env, {})[group.name] = seeds
     return {"metric": metric, "environments": environments}
 
 
@@ -115,7 +141,7 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
     except ImportError as error:
         raise MissingDependencyError("pictures need matplotlib; install with: pip install 'seqmarl[report]'") from error
     envs = list(dict.fromkeys(group.env for group in groups))
-    agents = list(dict.fromkeys(group.agent for group in groups))
+    names = list(dict.fromkeys(group.name for group in groups))
     columns = min(3, len(envs))
     lines = -(-len(envs) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
@@ -123,10 +149,11 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
     for panel, env in zip(panels, envs, strict=False):
         here = [group for group in groups if group.env == env]
         for group in here:
-            colour, steps = f"C{agents.index(group.agent)}", group.steps()
+            colour, steps = f"C{names.index(group.name)}", group.steps()
+            lone = "o" if len(steps) == 1 else ""
             for curve in group.curves.values():
-                panel.plot(list(curve), list(curve.values()), colour, alpha=0.3, linewidth=0.7)
-            panel.plot(steps, [group.at(step)[0] for step in steps], colour, linewidth=1.8)
+                panel.plot(list(curve), list(curve.values()), colour, marker=lone, alpha=0.3, linewidth=0.7)
+            panel.plot(steps, [group.at(step)[0] for step in steps], colour, marker=lone, linewidth=1.8)
         seeds = sorted({len(group.curves) for group in here})
         count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         panel.set_title(f"{env}, seeds: {count}", fontsize=10)
@@ -138,7 +165,7 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
             panel.set_ylim(-0.03, 1.03)
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
-    handles = [Line2D([], [], color=f"C{number}", label=agent) for number, agent in enumerate(agents)]
+    handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 2 * columns), fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -147,12 +174,12 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     """Print the table; write `out`.json and `out`.png where a path is given."""
     if not folders:
         raise ConfigError("report on what? Name one or more folders of runs")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write {out}: its folder does not exist")
     groups = gather(folders, metric)
     Console().print(table(groups, metric))
     if out is None:
         return
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}: its folder does not exist")
     data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
     data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
     draw(groups, metric, picture)

@@ -70,8 +70,14 @@ class Transfer:
     """Settings of all runs, on top of the presets, for example '{layout: entities, num_envs: 8}'."""
 
     def __post_init__(self) -> None:
-        if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0 or min(self.percentages) < 0:
+        for name in ("agents", "seeds", "percentages"):
+            values = getattr(self, name)
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ConfigError(f"{name} has {twice[0]} {len(twice)} times; give it once")
+        if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0:
             raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
+        if outside := [percentage for percentage in self.percentages if not 0 <= percentage <= 100]:
+            raise ConfigError(f"percentages has {outside[0]:g}; give parts of the budget, from 0 to 100")
         if fixed := sorted(OWN & set(self.settings)):
             raise ConfigError(f"settings have {', '.join(fixed)}, which this command sets itself; leave it out")
         for name in ("budget", "pretrain_steps", "episodes"):
@@ -132,7 +138,14 @@ def require_fit(asked: Transfer, agent: str) -> None:
     if not entry.trains:
         raise ConfigError(f"agent {agent!r} does not learn; leave it out")
     source, targets = asked.plan(agent, asked.seeds[0])
-    unseen = targets["scratch"][0].tasks
+    first = targets["scratch"][0]
+    if first.steps < first.steps_per_iteration:
+        raise ConfigError(
+            f"{min(set(asked.percentages) - {0}):g} % of the budget, {asked.budget}, is {first.steps} steps, less than "
+            f"an iteration of {agent} (num_envs {first.collect.num_envs} x rollout_steps {first.collect.rollout_steps})"
+            "; give larger percentages or --budget, or smaller ones in --settings"
+        )
+    unseen = first.tasks
     for task in source.tasks + unseen:
         with closing(make_vector(task.name, task.options, 1)) as env:
             policies.append(entry.make(env.spec, source.agent_options))

@@ -54,6 +54,8 @@ def resolve(parsed: Any) -> Subject:
     subject, agent, which = parsed.subject, parsed.agent, parsed.which
     path = Path(subject)
     if path.is_dir():
+        if agent:
+            raise ConfigError(f"{subject!r} is a run, which has its agent; leave out --agent")
         checkpoint_only = not (path / "config.yaml").exists() and (path / "manifest.json").exists()
         folder = path.parent.parent if checkpoint_only else path
         config = read_config(folder)
@@ -69,6 +71,7 @@ def resolve(parsed: Any) -> Subject:
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if parsed.env:
         raise ConfigError(f"{subject!r} is no run's folder, and --env is where a run of another plays; leave it out")
+    agent = agent or "random"
     if AGENTS.get(agent).trains:
         raise ConfigError(
             f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
@@ -129,7 +132,9 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     for tag in sorted(values.keys() - shown):
         name, mean = tag.removeprefix("eval/"), values[tag]
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
-    Console().print(table, f"{len(rows)} episodes, {'greedy' if subject.greedy(parsed) else 'sampled'} actions")
+    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''}"
+    how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
+    Console().print(table, count + how)
     note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
     return [json.dumps(note | dataclasses.asdict(row)) for row in rows]
 

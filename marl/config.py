@@ -151,10 +151,13 @@ class LearnConfig:
         self.make_objective()
         if self.objective == "soft_q" and self.value_norm_decay != 0.0:
             raise ConfigError(f"value_norm_decay is {self.value_norm_decay}; objective 'soft_q' needs it to be 0")
-        if self.advantage != "gae" and (self.objective != "ppo" or self.value_coef != 0.0):
+        if self.advantage != "gae" and self.value_coef != 0.0:
             raise ConfigError(
-                f"advantage is {self.advantage!r}, which has no critic; set value_coef, {self.value_coef}, to 0 and "
-                f"objective, {self.objective!r}, to 'ppo'"
+                f"advantage is {self.advantage!r}, which has no critic, but value_coef is {self.value_coef}; give 0"
+            )
+        if self.advantage != "gae" and self.objective != "ppo":
+            raise ConfigError(
+                f"advantage is {self.advantage!r}, which objective {self.objective!r} has none of; take 'ppo'"
             )
 
     def links(self) -> Links:

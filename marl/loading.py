@@ -114,9 +114,20 @@ def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None) -> Policy:
     entry = AGENTS.get(data["agent"])
     options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
     policy = entry.make(spec or spec_from_json(data["spec"]), options)
-    load_weights(policy.module, checkpoint.tensors["model"], checkpoint.path)
+    give_weights(policy.module, policy.spec, checkpoint)
     policy.module.eval()
     return policy
+
+
+def give_weights(module: torch.nn.Module, spec: EnvSpec, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError, with a note of where they were learned, where the weights do not fit."""
+    try:
+        load_weights(module, checkpoint.tensors["model"], checkpoint.path)
+    except CheckpointError as error:
+        learned = spec_from_json(checkpoint.data["spec"])
+        there, here = (f"{each.name} (agents: {each.num_agents})" for each in (learned, spec))
+        error.add_note(f"they were learned in {there}, and this is {here}")
+        raise
 
 
 def batch_of_one(obs: Obs) -> Obs:

@@ -164,6 +164,8 @@ def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
     first = ""
     found = []
     for text in name.split("+"):
+        if not text:
+            raise ConfigError(f"{name!r} has nothing on one side of a +; give the name of a task, or leave out the +")
         task, *given = text.split(",")
         if first and not any(mark in task for mark in "/:"):
             task = f"{first.partition('/')[0]}/{task}"
@@ -214,6 +216,8 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
                 raise MissingDependencyError(
                     f"environment {name!r} needs {', '.join(absent)}; install with: {entry.install}"
                 )
+            if entry.tasks and not task:
+                raise UnknownNameError(f"{name!r} names no task; give {family}/ and one of {', '.join(entry.tasks)}")
             if entry.tasks and not entry.open_tasks and task not in entry.tasks:
                 raise UnknownNameError(closest(f"task of {family}", task, entry.tasks))
             return entry, task

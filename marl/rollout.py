@@ -392,8 +392,7 @@ def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> 
         steps = 0 if taken is None else int(taken[index])
         raise EnvironmentContractError(
             f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}, after {steps} steps of its episode: "
-            f"action_mask allows no action; leave one even to the dead (`marl check-env {spec.name}` tests the whole "
-            "environment)"
+            "action_mask allows no action; leave one even to the dead (`marl check-env` tests the whole environment)"
         )
 
 
@@ -409,7 +408,7 @@ def require_promise(spec: EnvSpec, obs: Obs) -> None:
             raise EnvironmentContractError(
                 f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}: feature {feature} of the observation "
                 f"is {value}, outside the declared {low} to {high}; "
-                f"mend the space (`marl check-env {spec.name}` tests the whole environment)"
+                "mend the space (`marl check-env` tests the whole environment)"
             )
 
 

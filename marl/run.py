@@ -15,11 +15,11 @@ import torch
 
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
-from marl.checkpoint import Checkpoint, load, load_weights
+from marl.checkpoint import Checkpoint, load
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.errors import CheckpointError, ConfigError, MarlError
-from marl.loading import load_checkpoint
+from marl.loading import give_weights, load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.seeding import Streams, fix_globals
@@ -38,6 +38,8 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
         raise ConfigError(
             f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
         )
+    if config.steps < config.steps_per_iteration:
+        notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
     return execute(config, folder, device, None, notes)
 
 
@@ -219,7 +221,7 @@ def begin_with(trainer: Trainer, path: Path) -> None:
     checkpoint = load_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "last")
     if (agent := checkpoint.data["agent"]) != trainer.config.agent:
         raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
-    load_weights(trainer.module, checkpoint.tensors["model"], checkpoint.path)
+    give_weights(trainer.module, trainer.env.spec, checkpoint)
 
 
 def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:

@@ -9,6 +9,7 @@ from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.protocols import Policy
 from marl.rollout import Collector
+from marl.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,21 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
     for name in [*shapes[0], *shapes[1]]:
         here, there = (shape.get(name) for shape in shapes)
         if here != there:
-            raise ConfigError(
-                f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}, so one agent "
-                "cannot learn both; give tasks of one shape, or SMAC's with layout=entities to an agent that knows no "
-                "number of agents, such as mat with parameters_per=team"
-            )
+            unlike = f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}"
+            raise ConfigError(f"{unlike}, so one agent cannot learn both; {one_shape(policy.spec)}")
     if hasattr(policy, "take_over"):
         cast(Any, policy).take_over(original)
     tensors = given.state_dict(keep_vars=True)
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
         setattr(mine.get_submodule(owner), leaf, tensors[name])
+
+
+def one_shape(spec: EnvSpec) -> str:
+    """What gives parameters the same shape in several environments like this one."""
+    agents = "an agent that knows no number of agents, such as mat with parameters_per=team and no memory"
+    if spec.entities is not None:
+        return f"observations are made of entities, so take {agents}"
+    return (
+        f"give tasks of one shape, or those whose observations are made of entities (SMAC: layout=entities) to {agents}"
+    )

@@ -59,6 +59,10 @@ def test_train_resume_eval_play_and_load(monkeypatch, capsys, folder):
     assert "after 128 steps" in out or "after 96 steps" in out
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows] == list(range(5))
+    assert "leave out --agent" in call(monkeypatch, capsys, "eval", "runs/climb", "--agent", "mat")[2]
+    assert "they were learned in toy/climbing (agents: 2), and this is toy/copy" in call(
+        monkeypatch, capsys, "eval", "runs/climb", "--env", "toy/copy"
+    )[2].replace("\n", " ")
     code, out, _ = call(monkeypatch, capsys, "play", "runs/climb")
     assert code == 0
     assert re.search(r"return \S+ in 1 steps; terminated", out)
@@ -111,6 +115,16 @@ WRONG = [
     (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
     (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
     (["train", "toy/climbing", "--name", "../x"], "name is '../x'"),
+    (["train", "toy/climbing", "--std-limit", "nan"], "std_limit is nan"),
+    (
+        ["train", "toy/climbing", "--agent", "ippo", "--agent-order", "random"],
+        "has no option --agent-order; these have it: mat",
+    ),
+    (["train", "toy/climbing", "--agent", "ippo", "--layout=entities"], "has no option --layout; these have it: smac"),
+    (["train", "toy/climbing", "--advantage", "group", "--value-coef", "1"], "has no critic"),
+    (["train", "toy/climbing+"], "nothing on one side of a +"),
+    (["eval", "smac"], "names no task; give smac/"),
+    (["check-env", "toy/climbing+copy"], "check them one by one"),
     (["train", "toy/climbing", "--device", "tpu"], "device is 'tpu'"),
     (["resume", "nowhere"], "no config.yaml"),
     (["eval", "runs/typo"], "there is no run"),
@@ -134,6 +148,22 @@ def test_wrong_input_is_named(monkeypatch, capsys, folder, args, said):
     assert said in out + err
     assert "Traceback" not in out + err
     assert not (folder / "runs").exists()
+
+
+def test_a_variant_and_a_short_run_are_pointed_out(monkeypatch, capsys, folder):  # noqa: ARG001
+    args = ["train", "toy/climbing", "--agent", "happo", "--agent-updates", "together", "--steps", "100"]
+    out = " ".join(call(monkeypatch, capsys, *args)[1].split())
+    assert "agent_updates is 'together', where happo has 'sequential'" in out
+    assert "steps is 100; an iteration has 512, and one is trained" in out
+    out = call(monkeypatch, capsys, "train", "toy/climbing", "--agent", "mat-bad", *QUICK, "--steps", "32")[1]
+    assert "variant" not in out
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error():
+    for command in ("--help", "list agents"):
+        line = f"{sys.executable} -m experiments.cli {command} | true"
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.stderr == ""
 
 
 def test_lists_and_help(monkeypatch, capsys):
@@ -186,7 +216,7 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
             r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
         ),
         (["tests.support.broken:choices", "--agent", "mappo"], r"actions MultiDiscrete\(\[2 3\]\) are not supported"),
-        (["toy/continuous", "--std-start", "0.5"], r"std_start is 0\.5; it must lie between 0 and std_limit"),
+        (["toy/continuous", "--std-start", "0.5"], r"std_start is 0\.5; it must lie between 0"),
     ],
 )
 def test_teams_that_an_option_or_agent_cannot_take_are_named(monkeypatch, capsys, folder, args, said):  # noqa: ARG001

@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from agents.attention import Attention, TokenTable, ask, causal_bias, mix
 from agents.decode import Bag
 from agents.mat import MAT, MATOptions
+from agents.mlp import MLPOptions
 from agents.nn import GaussianHead, make_actors, make_head
 from agents.scripted import FixedPolicy
 from agents.transformer import parallel_passes, reorder
@@ -646,8 +647,11 @@ def test_unusable_spaces_and_options_are_named():
         MAT(text, MATOptions())
     with pytest.raises(ConfigError, match="heads is 3"):
         MATOptions(heads=3)
-    with pytest.raises(ConfigError, match="std_start"):
-        make_head(make_spec("torques"), 0.5, 0.6)
+    with pytest.raises(ConfigError, match=r"std_start is 0\.6"):
+        MATOptions(std_start=0.6)
+    for limit in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"std_limit is {limit}"):
+            MLPOptions(std_limit=limit)
     with pytest.raises(ConfigError, match="action is 3"):
         FixedPolicy(spec, 3)
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report import gather, report
+from experiments.report import draw, gather, report
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 
 
-def write_run(folder, seed, scores, agent="mat"):
+def write_run(folder, seed, scores, agent="mat", **settings):
     """A run whose evaluation at step s has two episodes that win with frequency scores[s]."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(override(default_config("toy/climbing", agent), {"seed": seed})))
+    (folder / "config.yaml").write_text(
+        to_yaml(override(default_config("toy/climbing", agent), {"seed": seed} | settings))
+    )
     rows = [
         {"step": step, "episode": i, "returns": 10 * score, "length": 7, "info": {"success": score + 0.1 * (-1) ** i}}
         for step, score in scores.items()
@@ -46,9 +48,35 @@ def test_report_writes_what_it_shows(tmp_path, capsys):
     assert (tmp_path / "climb.png").stat().st_size > 10_000
 
 
+def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
+    slow, fast = ({"learning_rate": rate} for rate in (1e-4, 1e-3))
+    folders = [
+        write_run(tmp_path / "a", 1, {100: 0.5}, **slow),
+        write_run(tmp_path / "b", 1, {100: 0.7}, **fast, init="runs/one"),
+        write_run(tmp_path / "c", 2, {100: 0.9}, **fast, init="runs/two", steps=7),
+        write_run(tmp_path / "d", 1, {100: 0.1}, "mappo"),
+    ]
+    groups = gather(folders, "success")
+    assert [(group.name, list(group.curves)) for group in groups] == [
+        ("mat init=False learning_rate=0.0001", [1]),
+        ("mat init=True learning_rate=0.001", [1, 2]),
+        ("mappo", [1]),
+    ]
+
+
+def test_a_single_evaluation_is_seen(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    drawn = []
+    for score in (0.2, 0.8):
+        folder = write_run(tmp_path / f"run{score}", 1, {100: score})
+        draw(gather([folder], "success"), "success", tmp_path / "one.png")
+        drawn.append(imageio.imread(tmp_path / "one.png"))
+    assert (drawn[0] != drawn[1]).any()
+
+
 def test_wrong_runs_are_named(tmp_path):
     one = write_run(tmp_path / "one", 1, {100: 0.5})
-    with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1"):
+    with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1 and the same"):
         gather([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
     with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, success"):
         gather([one], "wins")

@@ -237,7 +237,7 @@ def test_what_breaks_after_an_episode_does_not_matter():
         ({"group_size": 3, "whole_episodes": True}, "does not divide num_envs, 4"),
         ({"advantage": "group", "value_coef": 0.0}, "needs whole episodes"),
         ({"advantage": "rloo", "value_coef": 0.0, "whole_episodes": True}, "group_size is 1; give 2 or more"),
-        ({"advantage": "return", "whole_episodes": True}, r"set value_coef, 1\.0, to 0"),
+        ({"advantage": "return", "whole_episodes": True}, r"value_coef is 1\.0; give 0"),
     ],
 )
 def test_settings_of_whole_episodes_that_do_not_fit(small, changes, said):

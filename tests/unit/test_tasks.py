@@ -133,7 +133,7 @@ SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}
 
 
 def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
-    asked = Transfer(PAIR, "toy/climbing", ("mat",), (1, 2), (0, 1, 10), 640, 128, runs=tmp_path, settings=SETTINGS)
+    asked = Transfer(PAIR, "toy/climbing", ("mat",), (1, 2), (0, 5, 10), 640, 128, runs=tmp_path, settings=SETTINGS)
     trained = []
     original = run.execute
 
@@ -149,7 +149,7 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
     assert trained == ["mat-1-source", "mat-1-pretrained", "mat-1-pretrained", "mat-1-scratch"]
     transfer(asked)
     whole = json.loads((tmp_path / "transfer" / "transfer.json").read_text())
-    assert whole["steps"] == {"0": 0, "1": 32, "10": 64}
+    assert whole["steps"] == {"0": 0, "5": 32, "10": 64}
     assert [sorted(seeds) for seeds in whole["scores"]["mat"]["scratch"].values()] == [["1", "2"]] * 3
     count = len(trained)
     transfer(asked)
@@ -165,6 +165,15 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         transfer(replace(asked, metric="sucess", name="other"))
     with pytest.raises(ConfigError, match="settings have seed, which this command sets itself"):
         replace(asked, settings={"seed": 2})
+    for said, wrong in {
+        "1 % of the budget, 640, is 6 steps, less than an iteration of mat .num_envs 4 x": {"percentages": (0, 1, 10)},
+        "percentages has 150; give parts of the budget": {"percentages": (10, 150)},
+        "percentages has nan": {"percentages": (10, float("nan"))},
+        "agents has mat 2 times": {"agents": ("mat", "mat")},
+        "seeds has 1 2 times": {"seeds": (1, 2, 1)},
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            transfer(replace(asked, **wrong, name="other"))
     assert not Path(tmp_path / "other").exists()
 
 
