@@ -201,7 +201,7 @@ def table(asked: Transfer, reached: dict[str, int], scores: Scores) -> Table:
 
     `reached`: the steps of each percentage, in whole iterations.
     """
-    title = f"{asked.source} -> {asked.target}: {asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
+    title = f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
     columns = (f"{percentage} %\n{steps:,} steps" for percentage, steps in reached.items())
     made = Table("data", *columns, title=title)
     for agent, beginnings in scores.items():

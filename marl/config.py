@@ -314,7 +314,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     grouped: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in owners:
-            raise ConfigError(closest("option", name, owners))
+            raise ConfigError(closest(f"option of {config.agent} on {config.env}", name, owners))
         grouped.setdefault(owners[name], {})[name] = value
     top = grouped.pop("", {})
     parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}
