@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agents.decode import Decoded
 from agents.nn import RELU_GAIN, SMALL_GAIN, linear
-from agents.transformer import MAT, Folds, TeamPolicy, reorder
+from agents.transformer import OneByOne, TeamPolicy, reorder
 from marl.types import Entities, EnvSpec, Inputs
 
 
@@ -206,7 +206,7 @@ class AimsAtOnce(SeesEntities):
         return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1)), None
 
 
-class AimsOneByOne(SeesEntities, MAT):
+class AimsOneByOne(SeesEntities, OneByOne):
     """What is known of an agent, before and after the decoder, has behind it what `Targets` tells.
 
     The token of an earlier action is made of its kind, the ordinary ones and "aimed", and of its target's row.
@@ -220,16 +220,13 @@ class AimsOneByOne(SeesEntities, MAT):
         nn.init.orthogonal_(self.token.weight, RELU_GAIN)
         self.target_token = linear(self.targets.width, width)
 
-    def fold(self) -> Folds:
-        return Folds(self.fold_encoder(), tuple(block.fold() for block in self.decoder), None)
-
-    def prepare(self) -> tuple[Folds, Any]:
+    def prepare(self) -> tuple[Any, Any]:
         folds = self.fold()
         return folds, EntityStepper(self, folds)
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
-        known = self.attend(inputs, folds.encoder)
-        return reorder(torch.cat([known, self.targets(inputs["agents"])], -1), order)
+        known = super().represent(inputs, folds, order)
+        return torch.cat([known, reorder(self.targets(inputs["agents"]), order)], -1)
 
     def reads(
         self,
@@ -244,8 +241,8 @@ class AimsOneByOne(SeesEntities, MAT):
         start = self.token.weight[0].expand(len(tokens), 1, -1)
         return known, torch.cat([start, tokens[:, :-1]], 1)
 
-    def embed_tokens(self, x: Tensor) -> Tensor:
-        return self.token_norm(F.gelu(x))
+    def lift(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
 
     def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
         features = super().decode(representation, action, folds, order)
@@ -259,7 +256,7 @@ class AimsOneByOne(SeesEntities, MAT):
 class EntityStepper:
     """Sequential decoding by passes over all agents."""
 
-    def __init__(self, policy: AimsOneByOne, folds: Folds) -> None:
+    def __init__(self, policy: AimsOneByOne, folds: Any) -> None:
         self.policy, self.folds = policy, folds
 
     def decode(self, representation: Tensor, mask: Tensor, offset: Tensor, groups: None) -> Decoded:  # noqa: ARG002

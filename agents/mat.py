@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
 from agents.decode import Decoded
@@ -150,10 +149,11 @@ class MATGRU(OneByOne):
 
     def fuse(self, before: Tensor, representation: Tensor) -> Tensor:
         """What the decoder reads: tokens of earlier actions, added to the observations, normalised together."""
-        return self.token_norm(F.gelu(self.token(before)) + representation)
+        return self.token_norm(self.lift(before) + representation)
 
     def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        return self.decoder(self.fuse(self.before(action, order), representation))[0]
+        representation, before = self.reads(representation, action, order)
+        return self.decoder(self.fuse(before, representation))[0]
 
 
 class GRUStepper:
@@ -181,7 +181,7 @@ class GRUStepper:
 
 @register_agent("mat-gru", options=GRUOptions, summary="MAT with recurrent networks over the agents for attention")
 def make_mat_gru(spec: EnvSpec, options: GRUOptions) -> MATGRU:
-    return MATGRU(spec, options)
+    return fitting(MATGRU, AimsOneByOne, spec, options)(spec, options)
 
 
 Told = tuple[Tensor, Tensor | None]

@@ -269,9 +269,13 @@ class OneByOne(TeamPolicy):
             return self.actor(features)
         return reorder(self.actor(restore(features, order)), order)
 
+    def lift(self, x: Tensor) -> Tensor:
+        """(..., D), of what `reads` gives of actions."""
+        return F.gelu(self.token(x))
+
     def embed_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (..., D) of what `mark` makes of actions."""
-        return self.token_norm(F.gelu(self.token(x)))
+        """Tokens (..., D), of the same."""
+        return self.token_norm(self.lift(x))
 
     def mark(self, action: Tensor, group: Any) -> Tensor:
         """What tells the actions (..., L) of agents of a `group` (...) apart, and from the start, which is 0.
@@ -297,6 +301,10 @@ class OneByOne(TeamPolicy):
         groups, earlier = self.groups(order), action[:, :-1]
         marked = self.mark(earlier, None if groups is None else groups[..., : earlier.shape[1]])
         return F.pad(marked, (1, 0) if marked.dim() == 2 else (0, 0, 1, 0))
+
+    def reads(self, representation: Tensor, action: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the decoder reads for each agent: of the observations (E, N, D), and of the actions before."""
+        return representation, self.before(action, order)
 
     def search(
         self,
@@ -379,7 +387,7 @@ class MAT(OneByOne):
     def fold(self) -> Folds:
         decoder = tuple(block.fold() for block in self.decoder)
         table = None
-        if isinstance(self.token, nn.Embedding) and max(self.places) == 0:
+        if isinstance(self.token, nn.Embedding) and self.spec.entities is None and max(self.places) == 0:
             kinds = self.token_norm(F.gelu(self.token.weight))
             table = TokenTable(decoder[0].own, self.heads, kinds)
         return Folds(self.fold_encoder(), decoder, table)
@@ -394,10 +402,6 @@ class MAT(OneByOne):
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         return reorder(self.attend(inputs, folds.encoder), order)
-
-    def reads(self, representation: Tensor, action: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the decoder reads for each agent: of the observations (E, N, D), and what `embed_tokens` takes."""
-        return representation, self.before(action, order)
 
     def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
         representation, before = self.reads(representation, action, order)

@@ -60,8 +60,13 @@ def make(name, spec, **options):
     return policy
 
 
-NAMES = ("mat", "mat-bad", "mat-decoder", "mat-encoder", "mat-dec", "mappo", "ippo")
-CHAINS = {"mat": {}, "mat-bad": {"agent_order": "random"}, "mat-decoder": {"blocks": 2, "heads": 2}}
+NAMES = ("mat", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "mappo", "ippo")
+CHAINS = {
+    "mat": {},
+    "mat-bad": {"agent_order": "random"},
+    "mat-decoder": {"blocks": 2, "heads": 2},
+    "mat-gru": {"agent_order": "random"},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
