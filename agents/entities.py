@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from agents.decode import Decoded
 from agents.nn import RELU_GAIN, SMALL_GAIN, linear
 from agents.transformer import OneByOne, TeamPolicy, reorder
 from marl.types import Entities, EnvSpec, Inputs
@@ -220,9 +219,15 @@ class AimsOneByOne(SeesEntities, OneByOne):
         nn.init.orthogonal_(self.token.weight, RELU_GAIN)
         self.target_token = linear(self.targets.width, width)
 
-    def prepare(self) -> tuple[Any, Any]:
-        folds = self.fold()
-        return folds, EntityStepper(self, folds)
+    def prepare(self) -> tuple[Any, None]:
+        return self.fold(), None
+
+    def passes(self, envs: int, agents: int) -> int:  # noqa: ARG002
+        """As many as may be needed: nobody decides one after another."""
+        return agents
+
+    def make_table(self, first: Any) -> None:
+        """A token is made of its target too."""
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         known = super().represent(inputs, folds, order)
@@ -251,18 +256,6 @@ class AimsOneByOne(SeesEntities, OneByOne):
 
     def part(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., : self.options.embedding], x[..., self.options.embedding :]
-
-
-class EntityStepper:
-    """Sequential decoding by passes over all agents."""
-
-    def __init__(self, policy: AimsOneByOne, folds: Any) -> None:
-        self.policy, self.folds = policy, folds
-
-    def decode(self, representation: Tensor, mask: Tensor, offset: Tensor, groups: None) -> Decoded:  # noqa: ARG002
-        decoded = self.policy.search(representation, mask, offset, self.folds, mask.shape[1])
-        assert decoded is not None
-        return decoded
 
 
 def reads_entities(spec: EnvSpec, options: Any) -> bool:

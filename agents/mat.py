@@ -87,8 +87,9 @@ class MATDecoder(MAT):
         return nn.ModuleList()
 
     def value(self, inputs: Inputs) -> Tensor:
-        """(E, N), given the likeliest actions of the agents before; the released code samples them."""
-        return self.act(inputs, deterministic=True).value.squeeze(-1)
+        """(E, N), given the likeliest actions of the agents before, in the environment's order; the released code
+        samples them."""
+        return self.decide(inputs, None, fixed_order(inputs["alive"])).value.squeeze(-1)
 
 
 @register_agent("mat-decoder", options=MATOptions, summary="MAT without its encoder")

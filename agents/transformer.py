@@ -270,11 +270,11 @@ class OneByOne(TeamPolicy):
         return reorder(self.actor(restore(features, order)), order)
 
     def lift(self, x: Tensor) -> Tensor:
-        """(..., D), of what `reads` gives of actions."""
+        """Tokens (..., D) before they are normalised, from what `reads` returns of earlier actions."""
         return F.gelu(self.token(x))
 
     def embed_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (..., D), of the same."""
+        """Tokens (..., D), from what `reads` returns of earlier actions."""
         return self.token_norm(self.lift(x))
 
     def mark(self, action: Tensor, group: Any) -> Tensor:
@@ -332,17 +332,24 @@ class OneByOne(TeamPolicy):
             action = better
         return None
 
+    def passes(self, envs: int, agents: int) -> int:
+        """Passes of `search` to try before deciding one after another."""
+        return parallel_passes(envs, agents, self.identity.device.type) if self.spec.discrete else 0
+
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
+        alive = inputs["alive"]
+        shape = (alive.shape[0], alive.shape[1])
+        noise = None if deterministic else self.head.noise(shape, alive.device, generator)
+        return self.decide(inputs, noise, self.decide_order(alive, generator))
+
+    def decide(self, inputs: Inputs, noise: Tensor | None, order: Tensor | None) -> Decision:
+        """Each agent given the actions of those before it in the `order`; the likeliest actions without noise."""
         with torch.no_grad(), plain_kernels():
             folds, stepper = self.kept()
             inputs, memory = self.remember(inputs, folds.encoder, 1)
-            alive = inputs["alive"]
-            envs, agents = alive.shape
-            noise = None if deterministic else self.head.noise((envs, agents), alive.device, generator)
-            order = self.decide_order(alive, generator)
             representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
             offset = self.head.offset(mask, noise, order)
-            passes = parallel_passes(envs, agents, alive.device.type) if self.spec.discrete else 0
+            passes = self.passes(mask.shape[0], mask.shape[1])
             decoded = self.search(representation, mask, offset, folds, passes, order)
             decoded = decoded or stepper.decode(representation, mask, offset, self.positions(order))
             log_prob = self.head.log_prob(decoded.parameters, mask, decoded.action, order)
@@ -386,11 +393,13 @@ class MAT(OneByOne):
 
     def fold(self) -> Folds:
         decoder = tuple(block.fold() for block in self.decoder)
-        table = None
-        if isinstance(self.token, nn.Embedding) and self.spec.entities is None and max(self.places) == 0:
-            kinds = self.token_norm(F.gelu(self.token.weight))
-            table = TokenTable(decoder[0].own, self.heads, kinds)
-        return Folds(self.fold_encoder(), decoder, table)
+        return Folds(self.fold_encoder(), decoder, self.make_table(decoder[0]))
+
+    def make_table(self, first: DecoderFold) -> TokenTable | None:
+        """None where tokens are not of a few kinds that all agents share."""
+        if not isinstance(self.token, nn.Embedding) or max(self.places) > 0:
+            return None
+        return TokenTable(first.own, self.heads, self.token_norm(F.gelu(self.token.weight)))
 
     def prepare(self) -> tuple[Folds, Stepper]:
         folds = self.fold()

@@ -9,6 +9,7 @@ if not os.environ.get("DISPLAY"):
 
 import dataclasses
 import logging
+import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,11 +51,21 @@ def main() -> None:
         try:
             dispatch()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         sys.exit(141)  # as of a program that SIGPIPE has ended
+
+
+def unread() -> bool:
+    """Whether it is the output's pipe that is broken, and not one of an environment's."""
+    output = select.poll()
+    output.register(1, 0)  # errors alone
+    return bool(output.poll(0))
 
 
 def dispatch() -> None:
@@ -108,16 +119,18 @@ def train(args: list[str]) -> None:
     start(config, (f"settings: {source}", *departures(config, base)))
 
 
-ESSENTIAL = ("agent_links", "slot_links", "gamma_intra", "agent_updates", "objective", "advantage")
-"""Settings of learning that tell one algorithm from another."""
+ESSENTIAL = ("agent_links", "slot_links", "agent_updates", "objective", "advantage", "ratio")
+INSIDE = ("gamma_intra", "lambda_intra")
+"""Settings of learning that tell one algorithm from another; those inside a step where it has links."""
 
 
 def departures(config: RunConfig, base: RunConfig) -> list[str]:
     """A line for each setting that makes the run another algorithm than its agent's name says."""
     mine, usual = flatten(config), flatten(base)
+    linked = "sequential" in (config.learn.agent_links, config.learn.slot_links)
     return [
         f"{name} is {mine[name]!r}, where {config.agent} has {usual[name]!r}: a variant of it, under the same name"
-        for name in ESSENTIAL
+        for name in (*ESSENTIAL, *(INSIDE if linked else ()))
         if mine[name] != usual[name]
     ]
 
@@ -127,8 +140,8 @@ def refuse_others_options(args: list[str], base: RunConfig) -> None:
     mine = flatten(base)
     for word in args:
         flag = word.partition("=")[0]
-        name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or name in mine or name.removeprefix("no_") in mine:
+        name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if not flag.startswith("--") or name in mine:
             continue
         for kind, registry in (("agent", AGENTS), ("env", ENVS)):
             if owners := [other for other in registry.names() if has_option(registry.entries[other].options, name)]:
@@ -187,8 +200,8 @@ goes to RUNS/NAME: config.yaml, metrics.jsonl, TensorBoard events and checkpoint
 
 
 def peek(args: list[str], flag: str, default: str) -> str:
-    """The value of a flag that decides which options there are."""
-    for i, text in enumerate(args):
+    """The value of a flag that decides which options there are; the last where it is given twice."""
+    for i, text in reversed(list(enumerate(args))):
         if text == flag and i + 1 < len(args):
             return args[i + 1]
         if text.startswith(f"{flag}="):
@@ -317,7 +330,7 @@ def report_runs(args: list[str]) -> None:
         metric: str = "return"
         """What to compare: return, length, or a number that the environment reports, such as success."""
         out: Path | None = None
-        """Write OUT.json with every seed's curve, and OUT.png with the curves and their intervals."""
+        """Write OUT.json with every seed's curve, and OUT.png with the curves and their means over seeds."""
 
     parsed = tyro.cli(Report, prog="marl report", args=args)
     report(parsed.runs, parsed.metric, parsed.out)
@@ -400,8 +413,8 @@ def check(args: list[str]) -> None:
         options: Any = dataclasses.field(default_factory=NoOptions)
 
     name = args[0] if args and not args[0].startswith("-") else "toy/climbing"
-    if "+" in name:
-        raise ConfigError(f"{name!r} joins several environments; check them one by one")
+    if "+" in name or "," in name:
+        raise ConfigError(f"{name!r} is more than a name; check environments one by one, with options as --name value")
     kind = find_env(name)[0].options
     typed = dataclasses.make_dataclass(
         "CheckEnv", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckEnv,), frozen=True

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
@@ -62,13 +62,14 @@ def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
 
-NOT_COMPARED = FREE_TO_CHANGE | {"env", "agent", "seed", "device", "learn_threads"}
+NOT_COMPARED = FREE_TO_CHANGE - {"eval_stochastic"} | {"env", "agent", "seed", "device", "learn_threads", "micro_batch"}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """What two runs must have in common to be seeds of one experiment; of pre-training only whether there was one."""
     flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
-    return flat | {"init": bool(config.init)}
+    steps = {"steps": config.steps} if config.learn.anneal_learning_rate else {}
+    return flat | steps | {"init": bool(config.init)}
 
 
 def gather(folders: Sequence[Path], metric: str) -> list[Group]:
@@ -97,7 +98,7 @@ def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
     """The agent, with the settings in which its groups on the same environment differ."""
     mine = settings_of(config)
     rivals = [settings_of(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
-    own = [f"{name}={value}" for name, value in mine.items() if any(other[name] != value for other in rivals)]
+    own = [f"{name}={value}" for name, value in mine.items() if any(other.get(name) != value for other in rivals)]
     return " ".join([config.agent, *own])
 
 
@@ -109,7 +110,8 @@ def shown(value: float, low: float, high: float) -> str:
 
 def table(groups: Sequence[Group], metric: str) -> Table:
     """One row a group: the last and the best evaluation at which every seed was."""
-    made = Table("environment", "agent", "seeds", "steps", f"{metric}, mean (95 %)", "best", "at")
+    names = (Column(name, overflow="fold") for name in ("environment", "agent"))
+    made = Table(*names, "seeds", "steps", f"{metric}, mean (95 %)", "best", "at")
     for group in groups:
         steps = group.steps()
         if not steps:
@@ -150,10 +152,9 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
         here = [group for group in groups if group.env == env]
         for group in here:
             colour, steps = f"C{names.index(group.name)}", group.steps()
-            lone = "o" if len(steps) == 1 else ""
             for curve in group.curves.values():
-                panel.plot(list(curve), list(curve.values()), colour, marker=lone, alpha=0.3, linewidth=0.7)
-            panel.plot(steps, [group.at(step)[0] for step in steps], colour, marker=lone, linewidth=1.8)
+                plot(panel, list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.7)
+            plot(panel, steps, [group.at(step)[0] for step in steps], color=colour, linewidth=1.8)
         seeds = sorted({len(group.curves) for group in here})
         count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         panel.set_title(f"{env}, seeds: {count}", fontsize=10)
@@ -166,21 +167,30 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
     handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 2 * columns), fontsize=9)
+    beside = min(6, 2 * columns) if max(map(len, names)) < 16 else 1
+    figure.legend(handles=handles, loc="outside lower center", ncols=beside, fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def plot(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
+    """A line, or a dot where there is but one point, of which a line would show nothing."""
+    panel.plot(x, y, marker="o" if len(x) == 1 else "", **style)
 
 
 def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     """Print the table; write `out`.json and `out`.png where a path is given."""
     if not folders:
         raise ConfigError("report on what? Name one or more folders of runs")
+    if out is not None and not out.name:
+        raise ConfigError(f"out is {str(out)!r}, which is a folder; give the beginning of a file's name")
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {out}: its folder does not exist")
     groups = gather(folders, metric)
-    Console().print(table(groups, metric))
     if out is None:
+        Console().print(table(groups, metric))
         return
     data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
     data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
     draw(groups, metric, picture)
+    Console().print(table(groups, metric))
     print(f"wrote {data} and {picture}")

@@ -22,21 +22,34 @@ from marl.config import RunConfig, digest, override
 from marl.errors import ConfigError
 from marl.evaluate import evaluate
 from marl.registry import AGENTS
-from marl.run import has_checkpoint, read_config, resume, start
+from marl.run import has_checkpoint, read_config, resume, start, write_atomically
 from marl.stats import mean_interval
 from marl.tasks import share
 from marl.vector import make_vector
 
+FILE = "transfer.json"
+
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
 """By agent, beginning (pretrained or scratch), percentage and seed."""
+
+Reached = dict[str, dict[str, int]]
+"""By agent and percentage: its steps, in whole iterations."""
 
 EVERYWHERE = ("return", "length")
 """What the episodes of every environment have."""
 
 OWN = frozenset(
     {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
+    | {"anneal_learning_rate"}
 )
 """Settings of runs that belong to the comparison."""
+
+FIXED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
+"""What a comparison that was begun keeps; agents and seeds may join it, and the metric is only read off."""
+
+
+ON_TARGET = {"eval_start": True, "anneal_learning_rate": False}
+"""A rate that falls to the end of a run would depend on which parts of the data are asked for."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,9 @@ class Transfer:
     def __post_init__(self) -> None:
         for name in ("agents", "seeds", "percentages"):
             values = getattr(self, name)
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise ConfigError(f"{name} has {twice[0]} {len(twice)} times; give it once")
+            for value in values:
+                if (count := values.count(value)) > 1:
+                    raise ConfigError(f"{name} has {value} {count} times; give it once")
         if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0:
             raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
         if outside := [percentage for percentage in self.percentages if not 0 <= percentage <= 100]:
@@ -83,6 +97,9 @@ class Transfer:
         for name in ("budget", "pretrain_steps", "episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        smallest = min(set(self.percentages) - {0})
+        if not self.steps(smallest):
+            raise ConfigError(f"{smallest:g} % of the budget, {self.budget}, is less than a step; give more of it")
 
     @property
     def folder(self) -> Path:
@@ -103,8 +120,7 @@ class Transfer:
         parts = [self.steps(percentage) for percentage in sorted(set(self.percentages) - {0})]
         targets = {
             beginning: [
-                self.config(self.target, agent, seed, beginning, steps=steps, init=init, eval_start=True)
-                for steps in parts
+                self.config(self.target, agent, seed, beginning, steps=steps, init=init, **ON_TARGET) for steps in parts
             ]
             for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
         }
@@ -113,22 +129,46 @@ class Transfer:
 
 def transfer(asked: Transfer) -> None:
     """Run what is missing, print the table and write transfer.json."""
+    require_same(asked)
     for agent in asked.agents:
         require_fit(asked, agent)
+    if not (asked.folder / FILE).exists():
+        write(asked, {}, {})
     scores: Scores = {}
-    reached: dict[str, int] = {}
+    reached: Reached = {}
     for agent, seed, beginning, folder in learn(asked):
         curve = read_curve(folder, asked.metric)
         for percentage in asked.percentages:
             step = min(step for step in curve if step >= asked.steps(percentage))
-            reached[f"{percentage:g}"] = step
+            reached.setdefault(agent, {})[f"{percentage:g}"] = step
             found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})
             found[str(seed)] = round(curve[step], 6)
+    write(asked, reached, scores)
     Console().print(table(asked, reached, scores))
-    path = asked.folder / "transfer.json"
+    print(f"wrote {asked.folder / FILE}")
+
+
+def write(asked: Transfer, reached: Reached, scores: Scores) -> None:
+    """What was asked and what came out of it so far, as FILE in the comparison's folder."""
     told = {**dataclasses.asdict(asked), "runs": str(asked.runs), "steps": reached, "scores": scores}
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    print(f"wrote {path}")
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
+
+
+def require_same(asked: Transfer) -> None:
+    """Raises ConfigError where the folder holds another comparison, whose runs would be taken for those of this one."""
+    path = asked.folder / FILE
+    if not path.exists():
+        return
+    begun, wanted = (
+        json.loads(text) for text in (path.read_text(), json.dumps(dataclasses.asdict(asked), default=str))
+    )
+    for name in FIXED:
+        if begun.get(name) != wanted[name]:
+            raise ConfigError(
+                f"{asked.folder} was begun with {name} {begun.get(name)}, and {wanted[name]} was asked for; give "
+                "another --name, or remove it"
+            )
 
 
 def require_fit(asked: Transfer, agent: str) -> None:
@@ -139,7 +179,10 @@ def require_fit(asked: Transfer, agent: str) -> None:
         raise ConfigError(f"agent {agent!r} does not learn; leave it out")
     source, targets = asked.plan(agent, asked.seeds[0])
     first = targets["scratch"][0]
-    if first.steps < first.steps_per_iteration:
+    for config in (source, first):
+        if entry.check is not None:
+            entry.check(config.agent_options, config.learn)
+    if first.steps < first.steps_per_iteration and not first.collect.whole_episodes:
         raise ConfigError(
             f"{min(set(asked.percentages) - {0}):g} % of the budget, {asked.budget}, is {first.steps} steps, less than "
             f"an iteration of {agent} (num_envs {first.collect.num_envs} x rollout_steps {first.collect.rollout_steps})"
@@ -196,17 +239,17 @@ def done(folder: Path) -> int:
     return load(folder / "checkpoints").step if has_checkpoint(folder) else 0
 
 
-def table(asked: Transfer, reached: dict[str, int], scores: Scores) -> Table:
-    """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals.
-
-    `reached`: the steps of each percentage, in whole iterations.
-    """
+def table(asked: Transfer, reached: Reached, scores: Scores) -> Table:
+    """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals."""
     title = f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
-    columns = (f"{percentage} %\n{steps:,} steps" for percentage, steps in reached.items())
+    columns = []
+    for percentage in next(iter(reached.values())):
+        steps = sorted({f"{of_agent[percentage]:,}" for of_agent in reached.values()}, key=len)
+        columns.append(f"{percentage} %\n{' or '.join(steps)} steps")
     made = Table("data", *columns, title=title)
     for agent, beginnings in scores.items():
         for beginning, percentages in beginnings.items():
-            found = [list(percentages[percentage].values()) for percentage in reached]
+            found = [list(seeds.values()) for seeds in percentages.values()]
             cells = (shown(sum(each) / len(each), *mean_interval(each)) for each in found)
             made.add_row(f"{agent}, {beginning}", *cells)
     return made

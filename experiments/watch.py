@@ -107,13 +107,15 @@ def report(parsed: Any) -> None:
     tasks, lines = subject.config.tasks, []
     for task in tasks:
         title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
-        lines += report_task(subject, task, title, parsed)
-    if parsed.out is not None:
-        parsed.out.write_text("\n".join(lines) + "\n")
+        table, told = report_task(subject, task, title, parsed)
+        lines += told
+        if parsed.out is not None:
+            parsed.out.write_text("\n".join(lines) + "\n")
+        Console().print(table)
 
 
-def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> list[str]:
-    """Print the table of one environment; returns a line of JSON for each episode."""
+def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> tuple[Table, list[str]]:
+    """The table of one environment, and a line of JSON for each episode."""
     env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
         rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), subject.greedy(parsed))
@@ -122,7 +124,9 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     values = summarise(rows)
     if "eval/return" not in values:
         raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
-    table = Table("", "mean", "95 % interval", "lowest", "highest", title=title)
+    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''}"
+    how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
+    table = Table("", "mean", "95 % interval", "lowest", "highest", title=title, caption=count + how)
     returns, lengths = [row.returns for row in rows], [row.length for row in rows]
     low, high = values["eval/return_low"], values["eval/return_high"]
     interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
@@ -132,11 +136,8 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     for tag in sorted(values.keys() - shown):
         name, mean = tag.removeprefix("eval/"), values[tag]
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
-    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''}"
-    how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
-    Console().print(table, count + how)
     note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
-    return [json.dumps(note | dataclasses.asdict(row)) for row in rows]
+    return table, [json.dumps(note | dataclasses.asdict(row)) for row in rows]
 
 
 class Film(Protocol):

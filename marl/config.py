@@ -157,7 +157,7 @@ class LearnConfig:
             )
         if self.advantage != "gae" and self.objective != "ppo":
             raise ConfigError(
-                f"advantage is {self.advantage!r}, which objective {self.objective!r} has none of; take 'ppo'"
+                f"advantage is {self.advantage!r}, and objective {self.objective!r} has no advantages; take 'ppo'"
             )
 
     def links(self) -> Links:

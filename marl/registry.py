@@ -180,8 +180,9 @@ def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
                 raise UnknownNameError(closest(f"option of {entry.name}", key, known))
         found.append(EnvFactory(task, {**options, **own}, text.rpartition("/")[2]))
     labels = [task.label for task in found]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ConfigError(f"{name!r} has {twice[0]!r} {len(twice)} times; give each task once")
+    for label in labels:
+        if (count := labels.count(label)) > 1:
+            raise ConfigError(f"{name!r} has {label!r} {count} times; give each task once")
     return found
 
 

@@ -38,7 +38,7 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
         raise ConfigError(
             f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
         )
-    if config.steps < config.steps_per_iteration:
+    if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
         notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
     return execute(config, folder, device, None, notes)
 

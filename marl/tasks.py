@@ -53,9 +53,12 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
 
 def one_shape(spec: EnvSpec) -> str:
     """What gives parameters the same shape in several environments like this one."""
-    agents = "an agent that knows no number of agents, such as mat with parameters_per=team and no memory"
+    agents = (
+        "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
+        "ippo and mat-dec also without memory)"
+    )
     if spec.entities is not None:
         return f"observations are made of entities, so take {agents}"
-    return (
-        f"give tasks of one shape, or those whose observations are made of entities (SMAC: layout=entities) to {agents}"
-    )
+    if not spec.observation_sizes:
+        return "give tasks of one shape"
+    return f"give tasks of one shape, or with observations made of entities (SMAC: layout=entities) to {agents}"

@@ -122,9 +122,11 @@ WRONG = [
     ),
     (["train", "toy/climbing", "--agent", "ippo", "--layout=entities"], "has no option --layout; these have it: smac"),
     (["train", "toy/climbing", "--advantage", "group", "--value-coef", "1"], "has no critic"),
+    (["train", "toy/climbing", "--agent", "poad", "--no-agent-id"], "has no option --no-agent-id; these have it"),
+    (["train", "toy/climbing", "--agent", "mat", "--agent", "ippo", "--heads", "2"], "no option --heads"),
     (["train", "toy/climbing+"], "nothing on one side of a +"),
     (["eval", "smac"], "names no task; give smac/"),
-    (["check-env", "toy/climbing+copy"], "check them one by one"),
+    (["check-env", "toy/climbing+copy"], "check environments one by one"),
     (["train", "toy/climbing", "--device", "tpu"], "device is 'tpu'"),
     (["resume", "nowhere"], "no config.yaml"),
     (["eval", "runs/typo"], "there is no run"),
@@ -155,15 +157,32 @@ def test_a_variant_and_a_short_run_are_pointed_out(monkeypatch, capsys, folder):
     out = " ".join(call(monkeypatch, capsys, *args)[1].split())
     assert "agent_updates is 'together', where happo has 'sequential'" in out
     assert "steps is 100; an iteration has 512, and one is trained" in out
-    out = call(monkeypatch, capsys, "train", "toy/climbing", "--agent", "mat-bad", *QUICK, "--steps", "32")[1]
-    assert "variant" not in out
+    for number, (more, told) in enumerate(
+        [
+            (["--agent", "mat-bad"], False),
+            (["--agent", "mat", "--gamma-intra", ".5"], False),
+            (["--agent", "mat-bad", "--gamma-intra", ".5"], True),
+        ]
+    ):
+        args = ["train", "toy/climbing", *QUICK, "--steps", "32", "--name", f"run{number}"]
+        assert ("variant" in call(monkeypatch, capsys, *args, *more)[1]) is told
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_error():
-    for command in ("--help", "list agents"):
-        line = f"{sys.executable} -m experiments.cli {command} | true"
+def test_output_that_nobody_reads_is_no_error():
+    for command, code in {"--help | true": 141, "train --help | true": 141, "list agents >&-": 0}.items():
+        line = f"{sys.executable} -m experiments.cli {command}; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.stderr == ""
+        assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_broken_pipe_of_an_environment_is_an_error(monkeypatch):
+    def broken(args):  # noqa: ARG001
+        raise BrokenPipeError("the simulator's")
+
+    monkeypatch.setitem(cli.COMMANDS, "list", broken)
+    monkeypatch.setattr(sys, "argv", ["marl", "list"])
+    with pytest.raises(BrokenPipeError, match="the simulator's"):
+        cli.main()
 
 
 def test_lists_and_help(monkeypatch, capsys):

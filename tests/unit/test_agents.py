@@ -705,3 +705,14 @@ def test_fixed_policies_obey_masks(kind, constant):
     decision = policy.act(policy.encode(obs), torch.Generator().manual_seed(0))
     obey(spec, obs, decision.action)
     assert not decision.nodes.trained.any()
+
+
+def test_values_given_likely_actions_draw_nothing():
+    """The value of MAT without an encoder does not depend on the order that is drawn for decisions."""
+    policy = build("mat-decoder", make_spec("discrete"), agent_order="random")
+    inputs = policy.encode(make_obs(policy.spec))
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first = policy.value(inputs)
+        assert torch.equal(policy.value(inputs), first)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -10,8 +10,9 @@ from marl.checkpoint import load_weights
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.registry import AGENTS, EnvFactory
 from marl.spaces import spec_from_json, spec_to_json
-from marl.tasks import share
+from marl.tasks import one_shape, share
 from marl.types import Entities, EnvSpec, Obs
+from marl.vector import make_vector
 
 E, ORDINARY = 6, 3
 ENEMY, ALLY = 5, 4
@@ -113,13 +114,13 @@ def test_passes_decide_what_one_after_another_would(name):
     noise = policy.head.noise(tuple(mask.shape[:2]), mask.device, torch.Generator().manual_seed(1))
     action = torch.zeros(*mask.shape[:2], 1, dtype=torch.long)
     with torch.no_grad():
-        folds, stepper = policy.prepare()
+        folds = policy.fold()
         known = policy.represent(inputs, folds, None)
         offset = policy.head.offset(mask, noise)
         for i in range(5):
             logits = policy.actor(policy.decode(known, action, folds, None))
             action[:, i] = policy.head.pick(logits[:, i] + offset[:, i], mask[:, i])
-        assert torch.equal(stepper.decode(known, mask, offset, None).action, action)
+        assert torch.equal(policy.search(known, mask, offset, folds, policy.passes(len(mask), 5)).action, action)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,6 +153,12 @@ def test_weights_fit_teams_of_any_size(name, tmp_path):
     for policy in (small, large):
         inputs = policy.encode(make_obs(policy.spec))
         assert policy.act(inputs).nodes.action.shape == (E, policy.spec.num_agents, 1)
+
+
+def test_advice_on_shapes_fits_what_is_read():
+    assert one_shape(make_spec(3, 3)).startswith("observations are made of entities")
+    assert "layout=entities" in one_shape(make_vector("toy/climbing", {}, 1).spec)
+    assert one_shape(make_vector("text/chain", {}, 1).spec) == "give tasks of one shape"
 
 
 def test_a_policy_tied_to_its_team_says_so(tmp_path):

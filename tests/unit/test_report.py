@@ -1,6 +1,7 @@
 """Runs side by side: what the table, the JSON and the picture say of known curves."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,12 +56,17 @@ def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
         write_run(tmp_path / "b", 1, {100: 0.7}, **fast, init="runs/one"),
         write_run(tmp_path / "c", 2, {100: 0.9}, **fast, init="runs/two", steps=7),
         write_run(tmp_path / "d", 1, {100: 0.1}, "mappo"),
+        write_run(tmp_path / "e", 2, {100: 0.1}, "mappo", micro_batch=64, steps=7),
+        write_run(tmp_path / "f", 1, {100: 0.1}, "ippo", anneal_learning_rate=True, steps=7),
+        write_run(tmp_path / "g", 1, {100: 0.1}, "ippo", eval_stochastic=True),
     ]
     groups = gather(folders, "success")
     assert [(group.name, list(group.curves)) for group in groups] == [
         ("mat init=False learning_rate=0.0001", [1]),
         ("mat init=True learning_rate=0.001", [1, 2]),
-        ("mappo", [1]),
+        ("mappo", [1, 2]),
+        ("ippo anneal_learning_rate=True eval_stochastic=False steps=7", [1]),
+        ("ippo anneal_learning_rate=False eval_stochastic=True", [1]),
     ]
 
 
@@ -68,8 +74,8 @@ def test_a_single_evaluation_is_seen(tmp_path):
     imageio = pytest.importorskip("imageio.v3")
     drawn = []
     for score in (0.2, 0.8):
-        folder = write_run(tmp_path / f"run{score}", 1, {100: score})
-        draw(gather([folder], "success"), "success", tmp_path / "one.png")
+        folders = [write_run(tmp_path / f"run{score}-{seed}", seed, {100 + seed: score}) for seed in (1, 2)]
+        draw(gather(folders, "success"), "success", tmp_path / "one.png")
         drawn.append(imageio.imread(tmp_path / "one.png"))
     assert (drawn[0] != drawn[1]).any()
 
@@ -86,3 +92,5 @@ def test_wrong_runs_are_named(tmp_path):
         gather([tmp_path], "return")
     with pytest.raises(ConfigError, match="folder does not exist"):
         report([one], "return", tmp_path / "no" / "out")
+    with pytest.raises(ConfigError, match="which is a folder"):
+        report([one], "return", Path())

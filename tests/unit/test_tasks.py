@@ -149,14 +149,15 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
     assert trained == ["mat-1-source", "mat-1-pretrained", "mat-1-pretrained", "mat-1-scratch"]
     transfer(asked)
     whole = json.loads((tmp_path / "transfer" / "transfer.json").read_text())
-    assert whole["steps"] == {"0": 0, "5": 32, "10": 64}
+    assert whole["steps"] == {"mat": {"0": 0, "5": 32, "10": 64}}
     assert [sorted(seeds) for seeds in whole["scores"]["mat"]["scratch"].values()] == [["1", "2"]] * 3
     count = len(trained)
     transfer(asked)
     assert len(trained) == count == 4 + 2 + 5
     assert "mat, scratch" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="begun with other settings"):
-        transfer(replace(asked, settings=SETTINGS | {"epochs": 2}))
+    for other in ({"settings": SETTINGS | {"epochs": 2}}, {"pretrain_steps": 640}, {"percentages": (0, 10)}):
+        with pytest.raises(ConfigError, match=f"transfer was begun with {next(iter(other))} .* was asked for"):
+            transfer(replace(asked, **other))
     with pytest.raises(ConfigError, match=r"in climbing and .* in copy"):
         transfer(replace(asked, target="toy/copy", name="other"))
     with pytest.raises(ConfigError, match="'random' does not learn"):
@@ -170,7 +171,8 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         "percentages has 150; give parts of the budget": {"percentages": (10, 150)},
         "percentages has nan": {"percentages": (10, float("nan"))},
         "agents has mat 2 times": {"agents": ("mat", "mat")},
-        "seeds has 1 2 times": {"seeds": (1, 2, 1)},
+        "seeds has 1 2 times": {"seeds": (1, 2, 2, 1)},
+        "1e-05 % of the budget, 640, is less than a step": {"percentages": (1e-5, 10)},
     }.items():
         with pytest.raises(ConfigError, match=said):
             transfer(replace(asked, **wrong, name="other"))
