@@ -438,8 +438,9 @@ class VectorPolicy(nn.Module):
         return inputs
 
     def features(self, inputs: Inputs, agents: slice = slice(None)) -> Tensor:
-        """(E, N, D + N): normalised observations of some agents, or all, with their one-hot identity behind."""
-        x = inputs["agents"][:, agents]
+        """(E, N, D + N): normalised observations with the agents' one-hot identity behind; those in `inputs` are of all
+        agents, or of some."""
+        x = inputs["agents"]
         if self.moments is not None:
             x = self.moments(x, agents)
         if self.agent_id:

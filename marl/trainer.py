@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +256,8 @@ class Trainer:
         reports = []
         for agent in torch.randperm(batch.nodes.mask.shape[1], generator=generator).tolist():
             mine = batch.of_agent(agent, weight)
+            if hasattr(self.policy, "turn"):
+                mine = replace(mine, inputs=cast(Any, self.policy).turn(mine.inputs, agent))
             reports.append(self.epochs(mine))
             weight = weight * self.ratio(mine)
         return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}

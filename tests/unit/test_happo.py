@@ -79,3 +79,17 @@ def test_an_agent_s_turn_moves_its_actor_alone(env):
     own = {name for name in actors if name.startswith("actor.networks.1.") or name.endswith("log_std.1")}
     assert own == actors
     assert moved > actors > set()
+
+
+@pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed", "toy/climbing"])
+def test_a_turn_reads_what_is_the_agent_s_own(env):
+    trainer, batch = make_trainer(env, normalise_observations=True)
+    trainer.policy.observe(batch.inputs, batch.nodes)
+    ones = torch.ones_like(batch.advantage[:, :1, :1])
+    for agent in range(batch.nodes.mask.shape[1]):
+        mine = batch.of_agent(agent, ones)
+        cut = trainer.policy.turn(mine.inputs, agent)
+        whole, part = (trainer.policy.evaluate(inputs, mine.nodes) for inputs in (mine.inputs, cut))
+        assert torch.equal(whole.log_prob, part.log_prob)
+        assert torch.equal(whole.value, part.value)
+        assert cut["agents"].shape[1] == (1 if trainer.policy.reads_state else batch.nodes.mask.shape[1])
