@@ -34,7 +34,7 @@ class Bench:
     - env: environment steps per second of each layer.
     - act, update: milliseconds of a policy.
     - train: the whole loop, on `--env` and on two maps of SMAC.
-    - ranks: two processes that learn together, beside one.
+    - ranks: two processes that learn together, beside one, and beside two that do not.
     - smac: steps per second of the battle engine on six maps.
     - language: tokens per second of a language agent.
     """

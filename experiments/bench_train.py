@@ -17,7 +17,7 @@ from experiments.reference_mat import ReferenceMAT, ReferenceTrainer
 from marl import distributed
 from marl.config import RunConfig, override
 from marl.errors import ConfigError
-from marl.run import build, local_share, make_env
+from marl.run import build, make_env
 from marl.threads import free_cores, keep_memory, usable_cores
 
 PHASES = ("env", "act", "learn")
@@ -91,16 +91,23 @@ def train_table(env: str, free: int, rounds: int) -> Table:
     return table
 
 
+RANKS = {"1": (1, "together"), "2": (2, "together"), "2 apart": (2, "apart")}
+
+
 def ranks_part(config: Any) -> Table:
-    """One rank pinned to a core beside two ranks on a core each, with the same environments in all, by turns."""
+    """One rank pinned to a core beside two ranks on a core each, with the same environments in all, by turns.
+
+    "2 apart" are two processes with half the environments each that do not know of each other: what the machine gives
+    where cores share caches, memory or a clock, and so the most that two ranks can reach.
+    """
     if usable_cores() < 2:
         raise ConfigError("ranks needs two cores, and this process may use one; leave it out")
-    rates: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    rates: dict[str, list[dict[str, float]]] = {name: [] for name in RANKS}
     for _ in range(max(1, config.rounds // 2)):
-        for world, figures in rates.items():
+        for name, (world, how) in RANKS.items():
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
             done = subprocess.run(
-                [*command, "-m", "experiments.bench_train", config.env],
+                [*command, "-m", "experiments.bench_train", config.env, how],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
@@ -109,29 +116,31 @@ def ranks_part(config: Any) -> Table:
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if done.returncode or not lines:
                 raise ConfigError(f"torchrun with {world} ranks failed: {done.stderr[-1000:]}")
-            figures.append(json.loads(lines[0]))
+            rates[name].append(json.loads(lines[0]))
     table = Table("ranks", "steps/s", "times one rank", "per CPU s of a rank", "times one rank")
     table.title = f"training mat on {config.env}, a core for each rank"
     medians = {
-        world: [statistics.median(f[name] for f in figures) for name in ("wall", "cpu")]
-        for world, figures in rates.items()
+        name: [statistics.median(figure[clock] for figure in figures) for clock in ("wall", "cpu")]
+        for name, figures in rates.items()
     }
-    for world, figure in medians.items():
-        pairs = zip(figure, medians[1], strict=True)
-        table.add_row(str(world), *(cell for rate, base in pairs for cell in (f"{rate:,.0f}", f"{rate / base:.2f}")))
+    for name, figure in medians.items():
+        pairs = zip(figure, medians["1"], strict=True)
+        table.add_row(name, *(cell for rate, base in pairs for cell in (f"{rate:,.0f}", f"{rate / base:.2f}")))
     return table
 
 
-def measure_rank(env: str, iterations: int = 3) -> None:
+def measure_rank(env: str, how: str, iterations: int = 3) -> None:
     """What each process under torchrun does; rank 0 prints steps a second of all ranks, by the clock and its CPU."""
+    rank, world = (int(os.environ[name]) for name in ("LOCAL_RANK", "WORLD_SIZE"))
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     keep_memory()
-    device = distributed.start("cpu")
+    device = distributed.start("cpu") if how == "together" else torch.device("cpu")
     settings = choose(env, "mat")[0]
-    settings = override(settings, {"seed": 1, "num_envs": 2 * settings.collect.num_envs})
-    vector = make_env(settings, settings.tasks[0], 1, local_share(settings), train=True)
+    count = 2 * settings.collect.num_envs
+    settings = override(settings, {"seed": 1, "num_envs": count if how == "together" else count // world})
+    vector = make_env(settings, settings.tasks[0], 1, count // world, train=True)
     trainer = build(settings, vector, device, 1)
     trainer.iterate()
     distributed.wait_for_all()
@@ -139,8 +148,8 @@ def measure_rank(env: str, iterations: int = 3) -> None:
     for _ in range(iterations):
         trainer.iterate()
     distributed.wait_for_all()
-    steps = iterations * settings.steps_per_iteration
-    if distributed.rank() == 0:
+    steps = iterations * count * settings.collect.rollout_steps
+    if rank == 0:
         figures = {"wall": steps / (time.perf_counter() - clock), "cpu": steps / (time.process_time() - used)}
         print(json.dumps(figures), flush=True)
     vector.close()
@@ -149,4 +158,4 @@ def measure_rank(env: str, iterations: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    measure_rank(sys.argv[1])
+    measure_rank(sys.argv[1], sys.argv[2])

@@ -73,6 +73,18 @@ class ValueLoss:
         if not self.huber_delta > 0.0:
             raise ConfigError(f"huber_delta is {self.huber_delta}; give a positive number")
 
+    def units(self, batch: Batch) -> Tensor:
+        """(B, ...): which units of the policy's loss there are."""
+        raise NotImplementedError
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        """(B, 2): policy units and value nodes of each row."""
+        return torch.stack([x.flatten(1).sum(-1) for x in (self.units(batch), value_mask(batch))], -1)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """(2,): policy units and value nodes of a batch, the denominators of its means."""
+        return self.row_counts(batch).sum(0).to(batch.log_prob.dtype)
+
     def error(self, difference: Tensor) -> Tensor:
         if self.value_loss == "mse":
             return 0.5 * difference.square()
@@ -114,10 +126,8 @@ class ClippedPPO(ValueLoss):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
 
-    def counts(self, batch: Batch) -> Tensor:
-        """(2,): policy units and value nodes of a batch, the denominators of its means."""
-        units = to_units(batch.nodes.trained, self.unit(batch))
-        return torch.stack([units.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
+    def units(self, batch: Batch) -> Tensor:
+        return to_units(batch.nodes.trained, self.unit(batch))
 
     def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts, each a sum over this batch divided by `counts`.
@@ -187,9 +197,8 @@ class SoftQ(ValueLoss):
     taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
     """
 
-    def counts(self, batch: Batch) -> Tensor:
-        """(2,): trained nodes and value nodes of a batch, the denominators of its means."""
-        return torch.stack([batch.nodes.trained.sum(), value_mask(batch).sum()]).to(batch.log_prob.dtype)
+    def units(self, batch: Batch) -> Tensor:
+        return batch.nodes.trained
 
     def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As ClippedPPO. Raises ConfigError where the policy gives no expected loss."""

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Generator, Tensor
 from marl.errors import EnvironmentContractError, NonFiniteError
 from marl.memory import Memory
 from marl.normalise import ValueNorm
-from marl.objective import Batch, no_reference
+from marl.objective import Batch, Rows, no_reference
 from marl.protocols import Policy, State, VectorEnv
 from marl.types import Decision, EnvSpec, Inputs, Nodes, Obs, VectorStep
 
@@ -117,18 +116,16 @@ class Rollout:
         )
 
 
-def minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> Iterator[Batch]:
-    """`count` random parts of nearly equal size that together hold every row once; (N, L) stay whole, and chunks.
+def minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> list[Rows]:
+    """The rows of `count` random parts of nearly equal size that together hold every row once; chunks stay whole.
 
-    A single part is the batch itself, not copied: the order of its chunks means nothing.
+    A single part is all rows in their order, which means nothing, so that they are not copied.
     """
     if count == 1:
-        yield batch
-        return
+        return [slice(0, batch.log_prob.shape[0])]
     chunks = batch.log_prob.shape[0] // chunk
     order = torch.randperm(chunks, generator=generator).to(batch.log_prob.device)
-    for part in order.tensor_split(count):
-        yield batch.rows(rows_of(part, chunk))
+    return [rows_of(part, chunk) for part in order.tensor_split(count)]
 
 
 def rows_of(chunks: Tensor, chunk: int) -> Tensor:

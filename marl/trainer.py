@@ -1,7 +1,7 @@
 """collect -> backup -> learn -> callbacks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -277,12 +277,13 @@ class Trainer:
         report."""
         learn = self.config.learn
         sums: dict[str, Tensor] = {}
+        row_counts = [self.objective.row_counts(batch).to(batch.log_prob.dtype) for batch in batches]
         updates, epochs = 0, 0
         while epochs < learn.epochs:
             epoch_kl = torch.zeros((), device=self.device)
-            cut = (minibatches(batch, learn.minibatches, self.generators["minibatch"], self.chunk) for batch in batches)
-            for each_task in zip(*cut, strict=True):
-                parts = self.update(each_task, epochs)
+            for rows, counts in self.draw(batches, row_counts):
+                each_task = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
+                parts = self.update(each_task, counts, epochs)
                 epoch_kl += parts["policy/kl"]
                 for name, part in parts.items():
                     sums[name] = sums.get(name, torch.zeros_like(part)) + part
@@ -294,11 +295,24 @@ class Trainer:
         means = (torch.stack([sums[name] for name in names]) / updates).tolist()
         return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
 
-    def update(self, minibatches: Sequence[Batch], epoch: int) -> dict[str, Tensor]:
+    def draw(self, batches: Sequence[Batch], row_counts: Sequence[Tensor]) -> Iterator[tuple[tuple[Rows, ...], Tensor]]:
+        """The minibatches of a pass: of each the rows in every task, and the counts (tasks, 2) of the objective.
+
+        The counts are over all ranks, in one message, because ranks wait for each other at every one.
+        """
+        learn, generator = self.config.learn, self.generators["minibatch"]
+        cut = zip(*(minibatches(batch, learn.minibatches, generator, self.chunk) for batch in batches), strict=True)
+        cut = list(cut)
+        counts = [torch.stack([x[rows].sum(0) for x, rows in zip(row_counts, each, strict=True)]) for each in cut]
+        return zip(cut, distributed.all_reduce(torch.stack(counts)), strict=True)
+
+    def update(self, minibatches: Sequence[Batch], counts: Tensor, epoch: int) -> dict[str, Tensor]:
         """One gradient step on a minibatch of each task; returns the parts of the loss over all ranks, their means over
-        tasks, and the gradient norm."""
+        tasks, and the gradient norm.
+
+        `counts` (tasks, 2) are the objective's, over all ranks.
+        """
         learn = self.config.learn
-        counts = distributed.all_reduce(torch.stack([self.objective.counts(each) for each in minibatches]))
         total = self.gradient(minibatches, counts * len(minibatches))
         reduced = distributed.sum_gradients(self.parameters, torch.stack(list(total.values())))
         total = dict(zip(total, reduced.unbind(), strict=True))

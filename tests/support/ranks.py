@@ -13,6 +13,7 @@ from marl.normalise import RunningMoments, ValueNorm
 from marl.objective import Batch
 from marl.rollout import rows_of
 from marl.run import build
+from marl.trainer import Trainer
 from marl.types import Nodes
 from marl.vector import make_vector
 
@@ -40,7 +41,7 @@ def main(path: str) -> None:
     rest = [torch.randn(shape, generator=g) for _ in range(4)]
     batch = Batch(inputs, nodes, -rest[0].abs(), *rest[1:])
     mine = batch.rows(torch.arange(rank, ROWS, world)) if rank or world > 1 else batch
-    parts = trainer.update([mine], 0)
+    parts = update(trainer, mine)
     one_by_one = update_one_by_one(mine, device, world)
     remembering = update_with_memory(batch, device, rank, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
@@ -65,6 +66,12 @@ def main(path: str) -> None:
     distributed.stop()
 
 
+def update(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+    """A step on what the ranks have of a minibatch."""
+    counts = distributed.all_reduce(trainer.objective.counts(batch).unsqueeze(0))
+    return trainer.update([batch], counts, 0)
+
+
 def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[float]:
     """The weights of the actors after two rounds of updates of one agent after another."""
     settings = {"num_envs": 2, "hidden": (8,), "epochs": 1, "agent_updates": "sequential", "value_coef": 0.0}
@@ -83,7 +90,7 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
     memory = torch.randn((ROWS, *trainer.policy.memory_shape), generator=g)
     began = torch.rand(ROWS, generator=g) < 0.3
     batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
-    trainer.update([batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK))], 0)
+    update(trainer, batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)))
     return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist()
 
 

@@ -264,7 +264,8 @@ def test_parts_of_an_update_hold_whole_chunks():
     batch = as_batch(trainer.collector.collect()[0])
     steps = torch.arange(3 * CHUNK).repeat(3)
     batch.inputs["step"] = steps
-    parts = [part.inputs["step"].view(-1, CHUNK) for part in minibatches(batch, 4, torch.Generator(), CHUNK)]
+    rows = minibatches(batch, 4, torch.Generator(), CHUNK)
+    parts = [batch.rows(index).inputs["step"].view(-1, CHUNK) for index in rows]
     whole = torch.cat(parts)
     assert [len(part) for part in parts] == [3, 2, 2, 2]
     assert torch.equal(whole, whole[:, :1] + torch.arange(CHUNK))
@@ -298,7 +299,7 @@ def test_running_out_of_memory_keeps_chunks_whole(monkeypatch):
     monkeypatch.setattr(trainer.policy, "evaluate", greedy)
     batch = trainer.credit(trainer.collector.collect()[0])[0]
     with pytest.raises(MemoryLimitError, match="4 rows"):
-        trainer.update([batch], 0)
+        trainer.update([batch], trainer.objective.counts(batch).unsqueeze(0), 0)
     assert sizes == [36, 12, 8, 4]
 
 

@@ -394,7 +394,8 @@ def test_minibatches_hold_every_row_once(count):
     empty = torch.zeros(20, 1, 1)
     nodes = Nodes(empty, empty.bool(), empty.bool())
     batch = Batch({"x": x}, nodes, empty, empty, empty, empty)
-    parts = [part.inputs["x"] for part in minibatches(batch, count, torch.Generator().manual_seed(0))]
+    rows = minibatches(batch, count, torch.Generator().manual_seed(0))
+    parts = [batch.rows(index).inputs["x"] for index in rows]
     assert len(parts) == count
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert torch.equal(torch.cat(parts).sort().values, x)
