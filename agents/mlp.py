@@ -24,7 +24,8 @@ class MLPOptions(VectorOptions):
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
     parameters_per: Per = "team"
-    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
+    """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent. Only
+    a team's can read entities, for teams of any size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,8 @@ class VectorOptions:
 
     memory: int = 0
     """Remember earlier steps of an episode in a recurrent network (GRU), whose gradient runs through this many steps
-    (published: 10); must divide rollout_steps. 0 remembers nothing."""
+    (published: 10); must divide rollout_steps. 0 remembers nothing. With it mappo, ippo and mat-dec read entities as
+    plain numbers, and fit no team of another size."""
     agent_id: bool = True
     """Append the agent's one-hot identity to its observation, unless that is made of entities."""
     normalise_observations: bool = False

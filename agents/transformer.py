@@ -39,7 +39,8 @@ class TeamOptions(VectorOptions):
     """Width of the network."""
     parameters_per: Per = "team"
     """Who has an embedding of observations and actions, and an actor: the team together, each group of agents (by type,
-    as the environment says), or each agent. Attention and critic are always the team's."""
+    as the environment says), or each agent. Attention and critic are always the team's. Only a team's can read
+    entities, for teams of any size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

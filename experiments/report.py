@@ -1,7 +1,7 @@
 """`marl report`: runs of several seeds side by side, as a table, as JSON and as a picture of learning curves."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,8 @@ class Group:
 
 def read_curve(folder: Path, metric: str) -> Curve:
     """Raises CheckpointError where the run was never evaluated, ConfigError where its episodes lack `metric`."""
-    path = folder / "evaluations.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read the evaluations of {folder}: {error}") from error
     scores: dict[int, list[float]] = {}
-    for row in rows:
+    for row in read_rows(folder / "evaluations.jsonl"):
         known: dict[str, float] = {"return": row["returns"], "length": row["length"], **row["info"]}
         if metric not in known:
             raise no_metric(metric, folder, known)
@@ -56,6 +51,17 @@ def read_curve(folder: Path, metric: str) -> Curve:
     if not scores:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
     return {step: float(np.mean(values)) for step, values in scores.items()}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """What each line says; none where there is no file, and without a last line that is still being written."""
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if number < len(lines) or line.endswith("\n"):
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
@@ -181,10 +187,12 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     """Print the table; write `out`.json and `out`.png where a path is given."""
     if not folders:
         raise ConfigError("report on what? Name one or more folders of runs")
-    if out is not None and not out.name:
-        raise ConfigError(f"out is {str(out)!r}, which is a folder; give the beginning of a file's name")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}: its folder does not exist")
+    if out is not None:
+        if out.is_dir():
+            raise ConfigError(f"out is {str(out)!r}, a folder; give the name of a file in it, without .json or .png")
+        if not out.absolute().parent.is_dir():
+            raise ConfigError(f"cannot write {out}: its folder does not exist")
+        out = out.with_suffix("") if out.suffix in (".json", ".png") else out
     groups = gather(folders, metric)
     if out is None:
         Console().print(table(groups, metric))

@@ -97,6 +97,8 @@ class Transfer:
         for name in ("budget", "pretrain_steps", "episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if not self.name or Path(self.name).name != self.name:
+            raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
         smallest = min(set(self.percentages) - {0})
         if not self.steps(smallest):
             raise ConfigError(f"{smallest:g} % of the budget, {self.budget}, is less than a step; give more of it")
@@ -138,7 +140,7 @@ def transfer(asked: Transfer) -> None:
     reached: Reached = {}
     for agent, seed, beginning, folder in learn(asked):
         curve = read_curve(folder, asked.metric)
-        for percentage in asked.percentages:
+        for percentage in sorted(asked.percentages):
             step = min(step for step in curve if step >= asked.steps(percentage))
             reached.setdefault(agent, {})[f"{percentage:g}"] = step
             found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})

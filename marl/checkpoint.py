@@ -451,8 +451,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path)
             there, here = ("nothing" if shape is None else f"{shape}" for shape in shapes)
             raise CheckpointError(
                 f"{source} holds {there} for {name!r} where this network has {here}: it is of another agent, of other "
-                "agent options, or of another number of agents; load it with the configuration it was trained with "
-                "(SMAC's layout=entities trains for teams of any size)"
+                "agent options, or of another number of agents; load it with the configuration it was trained with"
             )
     module.load_state_dict(tensors)
 

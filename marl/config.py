@@ -1,6 +1,7 @@
 """A run as data: frozen dataclasses whose field docstrings become `--help`, and a YAML export that loads back."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
-from marl.registry import AGENTS, EnvFactory, NoOptions, closest, find_family, tasks_of
+from marl.registry import AGENTS, EnvFactory, NoOptions, find_family, tasks_of
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -314,7 +315,9 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     grouped: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in owners:
-            raise ConfigError(closest(f"option of {config.agent} on {config.env}", name, owners))
+            near = difflib.get_close_matches(name, owners, n=4, cutoff=0.5)
+            fix = f"did you mean {' or '.join(near)}?" if near else "`marl train ENV --agent NAME --help` lists them"
+            raise ConfigError(f"{config.agent} on {config.env} has no option {name!r}; {fix}")
         grouped.setdefault(owners[name], {})[name] = value
     top = grouped.pop("", {})
     parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}

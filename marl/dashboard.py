@@ -1,5 +1,6 @@
 """The console: a live dashboard on a terminal, plain lines anywhere else."""
 
+import json
 import math
 import sys
 import time
@@ -7,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,10 +165,14 @@ class Board:
         for tag, history in self.histories.items():
             if tag in values:
                 history.add(self.latest[tag])
-        evaluated = self.latest["eval/return"] if "eval/return" in values else math.nan
-        if evaluated > (self.best[0] if self.best else -math.inf):
-            self.best = (evaluated, step)
+        if "eval/return" in values:
+            self.evaluated(step, self.latest["eval/return"])
         self._marks.append((time.monotonic(), step))
+
+    def evaluated(self, step: int, score: float) -> None:
+        """Keep the best score, of equal ones the last, as checkpoints do."""
+        if score >= (self.best[0] if self.best else -math.inf):
+            self.best = (score, step)
 
     @property
     def fraction(self) -> float:
@@ -343,6 +349,13 @@ class ConsoleTracker:
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         if terminal and self._console.encoding.lower().startswith("utf"):
             self._live = Live(self._board, console=self._console, auto_refresh=False)
+
+    def recall(self, log: Path) -> None:
+        """Take the best evaluation of what a resumed run logged before, as JsonlTracker writes it."""
+        for line in log.read_text().splitlines() if log.is_file() else ():
+            row = json.loads(line)
+            if row.get("eval/return") is not None:
+                self._board.evaluated(row["step"], row["eval/return"])
 
     def config(self, text: str, flat: Mapping[str, Any]) -> None:
         """Nothing: the title says what runs."""

@@ -396,6 +396,12 @@ def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> 
 def require_promise(spec: EnvSpec, obs: Obs) -> None:
     """EnvironmentContractError where first observations leave the declared bounds or choices."""
     require_choice(spec, obs)
+    if not obs.alive.any(-1).all():
+        index = int(np.flatnonzero(~obs.alive.any(-1))[0])
+        raise EnvironmentContractError(
+            f"{spec.name}: environment {index}: nobody is alive at the beginning of an episode; mend `reset` "
+            "(`marl check-env` tests the whole environment)"
+        )
     space = spec.observation_space
     if isinstance(obs.agents, np.ndarray) and isinstance(space, gymnasium.spaces.Box):
         outside = (obs.agents < space.low) | (obs.agents > space.high)

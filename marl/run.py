@@ -1,11 +1,13 @@
 """A training run: its folder, its parts, how it starts, stops and resumes."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -221,17 +223,24 @@ def begin_with(trainer: Trainer, path: Path) -> None:
     checkpoint = load_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "last")
     if (agent := checkpoint.data["agent"]) != trainer.config.agent:
         raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
-    give_weights(trainer.module, trainer.env.spec, checkpoint)
+    try:
+        give_weights(trainer.module, trainer.env.spec, checkpoint)
+    except CheckpointError as error:
+        given, mine = checkpoint.data["agent_options"], json.loads(json.dumps(asdict(trainer.config.agent_options)))
+        unlike = [f"{name} {given.get(name)} and {mine[name]}" for name in mine if given.get(name) != mine[name]]
+        if unlike:
+            error.add_note(f"agent options there and here: {', '.join(unlike)}")
+        raise
 
 
 def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:
     """The trackers of rank 0, and a function that prints a line above the dashboard."""
     if distributed.rank() != 0:
         return MultiTracker([]), lambda text: None  # noqa: ARG005
-    console = ConsoleTracker(folder.name, config.steps)
-    tracker = MultiTracker(
-        [JsonlTracker(folder / "metrics.jsonl", step or -1), TensorBoardTracker(folder, step), console]
-    )
+    console, log = ConsoleTracker(folder.name, config.steps), folder / "metrics.jsonl"
+    tracker = MultiTracker([JsonlTracker(log, step or -1), TensorBoardTracker(folder, step), console])
+    if step:
+        console.recall(log)
     flat = flatten(config)
     # TensorBoard's table of hyper-parameters shows the first few.
     first = ("agent", "env", "seed", "learning_rate", "steps")

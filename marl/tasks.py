@@ -42,7 +42,7 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
         here, there = (shape.get(name) for shape in shapes)
         if here != there:
             unlike = f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}"
-            raise ConfigError(f"{unlike}, so one agent cannot learn both; {one_shape(policy.spec)}")
+            raise ConfigError(f"{unlike}, so one agent cannot learn both; {one_shape(policy.spec, original.spec)}")
     if hasattr(policy, "take_over"):
         cast(Any, policy).take_over(original)
     tensors = given.state_dict(keep_vars=True)
@@ -51,14 +51,17 @@ def share(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
         setattr(mine.get_submodule(owner), leaf, tensors[name])
 
 
-def one_shape(spec: EnvSpec) -> str:
-    """What gives parameters the same shape in several environments like this one."""
+def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
+    """What would give parameters the same shape in both environments."""
     agents = (
         "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
         "ippo and mat-dec also without memory)"
     )
-    if spec.entities is not None:
+    if mine.entities is not None and other.entities is not None:
+        widths, others = ({name: width for name, _, width in each.blocks} for each in (mine.entities, other.entities))
+        if widths != others:
+            return f"their entities have {others} and {widths} features; give tasks of one kind"
         return f"observations are made of entities, so take {agents}"
-    if not spec.observation_sizes:
+    if not mine.observation_sizes:
         return "give tasks of one shape"
     return f"give tasks of one shape, or with observations made of entities (SMAC: layout=entities) to {agents}"

@@ -59,8 +59,9 @@ class SmacOptions:
     layout: Literal["smac", "mappo", "entities"] = "smac"
     """What observations and the state hold, in which order: as SMAC does, or the forks of it that MAPPO and MAT were
     published with. These give every agent a state of its own: the state is all of them, agent i's the i-th of N parts
-    of equal width. entities: as SMAC, but what is shown of a unit is alike on all maps (its shield even where it has
-    none, its type among all there are), for agents that act in teams of other sizes than they have learned in."""
+    of equal width. entities: as SMAC, but what is shown of a unit is alike on all SMAC maps, and on all those of SMACv2
+    (its shield even where it has none, its type among all there are), for agents that act in teams of other sizes than
+    they have learned in."""
     obs_all_health: bool = True
     """Show the health and shield of every unit in sight, and the agent's own."""
     obs_own_health: bool = True

@@ -26,6 +26,8 @@ class Broken(EnvWrapper):
 
     def reset(self, seed: int | None = None) -> Obs:
         obs = super().reset(seed)
+        if self.what == "unborn":
+            return replace(obs, alive=np.zeros_like(obs.alive))
         return replace(obs, agents=obs.agents + 7) if self.what == "outside" else obs
 
     def step(self, action: np.ndarray) -> Step:

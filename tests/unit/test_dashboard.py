@@ -139,12 +139,24 @@ def test_a_console_that_cannot_be_written_to_stops_nothing(monkeypatch, terminal
     tracker.close()
 
 
-def test_the_best_evaluation_is_the_highest_that_is_a_number():
+def test_the_best_evaluation_is_the_last_of_the_highest_that_are_numbers():
     board = Board("x", 100)
-    for step, value in enumerate([-5.0, math.nan, 3.0, 2.0]):
+    for step, value in enumerate([-5.0, math.nan, 3.0, 3.0, 2.0]):
         board.update(step, {"eval/return": value})
         board.update(step, {"loss/value": 1.0})
-    assert board.best == (3.0, 2)
+    assert board.best == (3.0, 3)
+
+
+def test_a_resumed_run_remembers_its_best_evaluation(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(
+        '{"step": 1, "eval/return": 9.5}\n{"step": 2, "loss/value": 1.0}\n{"step": 3, "eval/return": null}\n'
+    )
+    out = io.StringIO()
+    tracker = ConsoleTracker("mat", 10, PatientConsole(file=out))
+    tracker.recall(log)
+    tracker.log(5, {"eval/return": 4.0})
+    assert "best 9.500 at 1" in out.getvalue()
 
 
 def test_the_time_left_follows_the_recent_pace(clock):

@@ -1,5 +1,7 @@
 """Agents that read entities: exact as the others, and blind to how many there are."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -156,9 +158,13 @@ def test_weights_fit_teams_of_any_size(name, tmp_path):
 
 
 def test_advice_on_shapes_fits_what_is_read():
-    assert one_shape(make_spec(3, 3)).startswith("observations are made of entities")
-    assert "layout=entities" in one_shape(make_vector("toy/climbing", {}, 1).spec)
-    assert one_shape(make_vector("text/chain", {}, 1).spec) == "give tasks of one shape"
+    specs = [make_vector(name, {}, 1).spec for name in ("toy/climbing", "text/chain")]
+    entities = Entities((("own", 1, 2), ("enemy", 3, 9), ("ally", 3, 4), ("own", 1, 2)), 3, "enemy", 3, "ally")
+    wide = replace(make_spec(3, 3), entities=entities, observation_space=gymnasium.spaces.Box(-1, 1, (entities.width,)))
+    assert "layout=entities" in one_shape(specs[0], specs[0])
+    assert one_shape(specs[1], specs[1]) == "give tasks of one shape"
+    assert one_shape(make_spec(3, 3), make_spec(4, 3)).startswith("observations are made of entities")
+    assert "'enemy': 9" in one_shape(make_spec(3, 3), wide)
 
 
 def test_a_policy_tied_to_its_team_says_so(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report import draw, gather, report
+from experiments.report import draw, gather, read_curve, report
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 
@@ -42,7 +42,7 @@ def test_means_and_intervals_over_seeds(tmp_path):
 
 def test_report_writes_what_it_shows(tmp_path, capsys):
     folders = [write_run(tmp_path / name, 1, {100: 0.25, 200: 0.5}, name) for name in ("mat", "mappo")]
-    report(folders, "success", tmp_path / "climb")
+    report(folders, "success", tmp_path / "climb.png")
     assert "mappo" in capsys.readouterr().out
     data = json.loads((tmp_path / "climb.json").read_text())
     assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
@@ -80,6 +80,19 @@ def test_a_single_evaluation_is_seen(tmp_path):
     assert (drawn[0] != drawn[1]).any()
 
 
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "run", 1, {100: 0.5, 200: 0.7})
+    rows = folder / "evaluations.jsonl"
+    rows.write_text(rows.read_text() + '{"step": 300, "epis')
+    assert list(read_curve(folder, "return")) == [100, 200]
+    rows.write_text('{"step": 300, "epis\n' + rows.read_text())
+    with pytest.raises(CheckpointError, match=r"cannot read .*evaluations\.jsonl: "):
+        read_curve(folder, "return")
+    rows.unlink()
+    with pytest.raises(CheckpointError, match="was never evaluated"):
+        read_curve(folder, "return")
+
+
 def test_wrong_runs_are_named(tmp_path):
     one = write_run(tmp_path / "one", 1, {100: 0.5})
     with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1 and the same"):
@@ -92,5 +105,5 @@ def test_wrong_runs_are_named(tmp_path):
         gather([tmp_path], "return")
     with pytest.raises(ConfigError, match="folder does not exist"):
         report([one], "return", tmp_path / "no" / "out")
-    with pytest.raises(ConfigError, match="which is a folder"):
+    with pytest.raises(ConfigError, match="a folder; give the name of a file in it"):
         report([one], "return", Path())

@@ -127,6 +127,9 @@ def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
         run.start(small("toy/penalty", "mappo", name="third", init=str(folder)))
     with pytest.raises(CheckpointError, match="is not a folder"):
         run.start(small("toy/penalty", "mat", name="third", init=str(tmp_path / "none")))
+    with pytest.raises(CheckpointError, match="of other agent options") as caught:
+        run.start(small("toy/penalty", "mat", name="third", init=str(folder), embedding=8))
+    assert "agent options there and here: embedding 16 and 8" in caught.value.__notes__
 
 
 SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}
@@ -171,11 +174,12 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         "percentages has 150; give parts of the budget": {"percentages": (10, 150)},
         "percentages has nan": {"percentages": (10, float("nan"))},
         "agents has mat 2 times": {"agents": ("mat", "mat")},
+        "name is '../x'; give a folder's name": {"name": "../x"},
         "seeds has 1 2 times": {"seeds": (1, 2, 2, 1)},
         "1e-05 % of the budget, 640, is less than a step": {"percentages": (1e-5, 10)},
     }.items():
         with pytest.raises(ConfigError, match=said):
-            transfer(replace(asked, **wrong, name="other"))
+            transfer(replace(asked, **{"name": "other"} | wrong))
     assert not Path(tmp_path / "other").exists()
 
 
