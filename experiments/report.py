@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
 from marl.run import read_config
-from marl.stats import mean_interval
+from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
 
 Curve = dict[int, float]
 """Environment steps to the mean over the episodes of that evaluation."""
@@ -129,6 +129,36 @@ def table(groups: Sequence[Group], metric: str) -> Table:
     return made
 
 
+def overall(groups: Sequence[Group], metric: str) -> Table | None:
+    """Each agent over all environments, up to where every agent was evaluated: interquartile means over seeds and
+    environments with their stratified bootstrap, and the probability of improvement on the first agent (Agarwal et
+    al. 2021, section 4).
+
+    None where that says nothing: for a metric whose scale differs between environments, for fewer than two of these, or
+    two agents, and where an agent lacks one, or has other numbers of seeds in them.
+    """
+    envs, names = (list(dict.fromkeys(each)) for each in zip(*((g.env, g.name) for g in groups), strict=True))
+    found = {(group.env, group.name): group for group in groups}
+    counts = {name: {len(found[env, name].curves) for env in envs if (env, name) in found} for name in names}
+    whole = len(found) == len(envs) * len(names) and all(len(each) == 1 for each in counts.values())
+    if metric != "success" or min(len(envs), len(names)) < 2 or not whole:
+        return None
+    steps = {env: sorted(set.intersection(*(set(found[env, name].steps()) for name in names))) for env in envs}
+    if not all(steps.values()):
+        return None
+    made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(ends better than {names[0]})")
+    made.title = f"{metric} over {len(envs)} environments, interquartile means"
+    ends: dict[str, np.ndarray] = {}
+    for name in names:
+        curves = [[[curve[step] for step in steps[env]] for curve in found[env, name].curves.values()] for env in envs]
+        ends[name] = np.array([[curve[-1] for curve in seeds] for seeds in curves]).T
+        way = np.array([[np.mean(curve) for curve in seeds] for seeds in curves]).T
+        cells = (shown(interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
+        better = probability_of_improvement(ends[name], ends[names[0]])
+        made.add_row(name, *cells, f"{better:.2f}" if name != names[0] else "-")
+    return made
+
+
 def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
     """Every seed's curve, environment by environment."""
     environments: dict[str, Any] = {}
@@ -184,7 +214,7 @@ def plot(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
 
 
 def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
-    """Print the table; write `out`.json and `out`.png where a path is given."""
+    """Write `out`.json and `out`.png where a path is given; print the tables."""
     if not folders:
         raise ConfigError("report on what? Name one or more folders of runs")
     if out is not None:
@@ -194,11 +224,11 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
             raise ConfigError(f"cannot write {out}: its folder does not exist")
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out
     groups = gather(folders, metric)
-    if out is None:
-        Console().print(table(groups, metric))
-        return
-    data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
-    draw(groups, metric, picture)
-    Console().print(table(groups, metric))
-    print(f"wrote {data} and {picture}")
+    tables = [table(groups, metric), overall(groups, metric)]
+    written = ""
+    if out is not None:
+        data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+        data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
+        draw(groups, metric, picture)
+        written = f"wrote {data} and {picture}"
+    Console().print(*filter(None, [*tables, written]))

@@ -1,13 +1,14 @@
 """Runs side by side: what the table, the JSON and the picture say of known curves."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report import draw, gather, read_curve, report
+from experiments.report import Group, draw, gather, overall, read_curve, report
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 
@@ -78,6 +79,32 @@ def test_a_single_evaluation_is_seen(tmp_path):
         draw(gather(folders, "success"), "success", tmp_path / "one.png")
         drawn.append(imageio.imread(tmp_path / "one.png"))
     assert (drawn[0] != drawn[1]).any()
+
+
+def test_agents_over_all_environments():
+    def group(env, name, *ends, steps=(1, 2)):
+        return Group(env, name, {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)})
+
+    groups = [
+        group("a", "mat", 0.2, 0.4),
+        group("b", "mat", 0.6, 1.0),
+        group("a", "mappo", 0.5, 0.3, steps=(1, 2, 3)),
+        group("b", "mappo", 0.8, 0.9, steps=(1, 2, 3)),
+    ]
+    made = overall(groups, "success")
+    assert made is not None
+    agents, end, way, better = ([str(cell) for cell in column.cells] for column in made.columns)
+    assert agents == ["mat", "mappo"]
+    # Two quarters of four scores remain; mappo's last step is one that mat never reached.
+    assert [cell.split(" (")[0] for cell in end] == ["0.5", "0"]
+    assert [cell.split(" (")[0] for cell in way] == ["0.25", "0"]
+    assert better == ["-", "0.00"]
+    assert re.fullmatch(r"0\.5 \(0\.\d+ to 0\.\d+\)", end[0])
+    assert overall(groups, "return") is None
+    assert overall(groups[:3], "success") is None
+    assert overall(groups[::2], "success") is None
+    assert overall([*groups[:3], group("b", "mappo", 0.8)], "success") is None
+    assert overall([*groups[:3], group("b", "mappo", 0.8, 0.9, steps=(7, 8))], "success") is None
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
