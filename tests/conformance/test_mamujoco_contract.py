@@ -185,7 +185,6 @@ def test_an_action_of_another_shape_is_an_error(shape):
         ("HalfCheetah-6x2", "HalfCheetah-6x1"),
         ("HalfChetah-6x1", "HalfCheetah-6x1"),
         ("Hopper-", "Hopper-3x1"),
-        ("", "known:"),
         ("ManySegmentSwimmer", "ManySegmentSwimmer-3x2"),
         ("ManySegmentSwimmer-0x2", "<agents>x<segments of each>"),
         ("ManySegmentSwimmer-1x1", "at least two"),
