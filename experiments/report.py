@@ -108,8 +108,11 @@ def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
     return " ".join([config.agent, *own])
 
 
-def shown(value: float, low: float, high: float) -> str:
-    """The mean with its interval, to four digits."""
+def shown(metric: str, value: float, low: float, high: float) -> str:
+    """The mean with its interval: success in per cent, of which there are no more than a hundred, else four digits."""
+    if metric == "success":
+        interval = "" if np.isnan(low) else f" ({100 * max(low, 0.0):.0f} to {100 * min(high, 1.0):.0f})"
+        return f"{100 * value:.0f} %{interval}"
     interval = "" if np.isnan(low) else f" ({low:.4g} to {high:.4g})"
     return f"{value:.4g}{interval}"
 
@@ -124,7 +127,7 @@ def table(groups: Sequence[Group], metric: str) -> Table:
             made.add_row(group.env, group.name, str(len(group.curves)), "-", "no common evaluation", "-", "-")
             continue
         best = max(steps, key=lambda step: group.at(step)[0])
-        cells = f"{steps[-1]:,}", shown(*group.at(steps[-1])), shown(*group.at(best)), f"{best:,}"
+        cells = f"{steps[-1]:,}", shown(metric, *group.at(steps[-1])), shown(metric, *group.at(best)), f"{best:,}"
         made.add_row(group.env, group.name, str(len(group.curves)), *cells)
     return made
 
@@ -153,7 +156,7 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
         curves = [[[curve[step] for step in steps[env]] for curve in found[env, name].curves.values()] for env in envs]
         ends[name] = np.array([[curve[-1] for curve in seeds] for seeds in curves]).T
         way = np.array([[np.mean(curve) for curve in seeds] for seeds in curves]).T
-        cells = (shown(interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
+        cells = (shown(metric, interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
         better = probability_of_improvement(ends[name], ends[names[0]])
         made.add_row(name, *cells, f"{better:.2f}" if name != names[0] else "-")
     return made

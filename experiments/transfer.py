@@ -252,6 +252,6 @@ def table(asked: Transfer, reached: Reached, scores: Scores) -> Table:
     for agent, beginnings in scores.items():
         for beginning, percentages in beginnings.items():
             found = [list(seeds.values()) for seeds in percentages.values()]
-            cells = (shown(sum(each) / len(each), *mean_interval(each)) for each in found)
+            cells = (shown(asked.metric, sum(each) / len(each), *mean_interval(each)) for each in found)
             made.add_row(f"{agent}, {beginning}", *cells)
     return made

@@ -96,10 +96,10 @@ def test_agents_over_all_environments():
     agents, end, way, better = ([str(cell) for cell in column.cells] for column in made.columns)
     assert agents == ["mat", "mappo"]
     # Two quarters of four scores remain; mappo's last step is one that mat never reached.
-    assert [cell.split(" (")[0] for cell in end] == ["0.5", "0"]
-    assert [cell.split(" (")[0] for cell in way] == ["0.25", "0"]
+    assert [cell.split(" (")[0] for cell in end] == ["50 %", "0 %"]
+    assert [cell.split(" (")[0] for cell in way] == ["25 %", "0 %"]
     assert better == ["-", "0.00"]
-    assert re.fullmatch(r"0\.5 \(0\.\d+ to 0\.\d+\)", end[0])
+    assert re.fullmatch(r"50 % \(\d+ to \d+\)", end[0])
     assert overall(groups, "return") is None
     assert overall(groups[:3], "success") is None
     assert overall(groups[::2], "success") is None
