@@ -97,6 +97,8 @@ class MLPPolicy(VectorPolicy):
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         present = present_agents(nodes.mask)
+        if not any(present):
+            return undecided(self.value(inputs), nodes)
         if present.count(True) == 1 and self.acts_alone:
             return self.evaluate_one(inputs, nodes, present)
         return self.evaluation(inputs, nodes, self.actor(self.features(inputs), present), self.value(inputs), present)
@@ -114,7 +116,7 @@ class MLPPolicy(VectorPolicy):
         return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
 
     def turn(self, inputs: Inputs, agent: int) -> Inputs:
-        """What `evaluate` reads where that agent alone is present: less to gather for each of many minibatches."""
+        """What `evaluate` reads where no other agent is present: less to gather for each of many minibatches."""
         if not (self.acts_alone and self.reads_state):
             return inputs
         return inputs | {name: x.contiguous() for name, x in seen_by(inputs, slice(agent, agent + 1)).items()}
@@ -132,6 +134,16 @@ class MLPPolicy(VectorPolicy):
         super().observe(inputs, nodes)
         if self.state_moments is not None:
             self.state_moments.update(inputs["state"].unsqueeze(-2), nodes.mask.any(-1).any(-1, keepdim=True))
+
+
+def undecided(value: Tensor, nodes: Nodes) -> Evaluation:
+    """Of values (B, N), where nobody decides anything.
+
+    No gradient reaches an actor, not even one of zero, with which an optimiser's momentum would move it on.
+    """
+    value = value.unsqueeze(-1)
+    nothing = (0.0 * value).expand(nodes.mask.shape)
+    return Evaluation(nothing, nothing, value)
 
 
 def seen_by(inputs: Inputs, agents: slice) -> Inputs:
@@ -171,8 +183,10 @@ class RecurrentPolicy(MLPPolicy):
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
         present = present_agents(nodes.mask)
-        parameters, _ = self.decide(inputs, self.memory_steps, present)
         value, _ = self.judge(inputs, self.memory_steps)
+        if not any(present):
+            return undecided(value, nodes)
+        parameters, _ = self.decide(inputs, self.memory_steps, present)
         return self.evaluation(inputs, nodes, parameters, value, present)
 
 

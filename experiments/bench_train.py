@@ -143,6 +143,10 @@ def measure_rank(env: str, how: str, iterations: int = 3) -> None:
     vector = make_env(settings, settings.tasks[0], 1, count // world, train=True)
     trainer = build(settings, vector, device, 1)
     trainer.iterate()
+    if how == "apart":  # begin together, then know nothing of each other
+        distributed.start("cpu")
+        distributed.wait_for_all()
+        distributed.stop()
     distributed.wait_for_all()
     clock, used = time.perf_counter(), time.process_time()
     for _ in range(iterations):

@@ -65,7 +65,7 @@ def unread() -> bool:
     """Whether it is the output's pipe that is broken, and not one of an environment's."""
     output = select.poll()
     output.register(1, 0)  # errors alone
-    return bool(output.poll(0))
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def dispatch() -> None:
@@ -120,8 +120,9 @@ def train(args: list[str]) -> None:
 
 
 ESSENTIAL = ("agent_links", "slot_links", "agent_updates", "objective", "advantage", "ratio")
+"""Settings of learning that tell one algorithm from another."""
 INSIDE = ("gamma_intra", "lambda_intra")
-"""Settings of learning that tell one algorithm from another; those inside a step where it has links."""
+"""Such settings of the links inside a step, which mean nothing where there are none."""
 
 
 def departures(config: RunConfig, base: RunConfig) -> list[str]:

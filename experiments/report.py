@@ -138,7 +138,7 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
     al. 2021, section 4).
 
     None where that says nothing: for a metric whose scale differs between environments, for fewer than two of these, or
-    two agents, and where an agent lacks one, or has other numbers of seeds in them.
+    two agents, and where an agent lacks one, or has not as many seeds in each.
     """
     envs, names = (list(dict.fromkeys(each)) for each in zip(*((g.env, g.name) for g in groups), strict=True))
     found = {(group.env, group.name): group for group in groups}
@@ -147,10 +147,11 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
     if metric != "success" or min(len(envs), len(names)) < 2 or not whole:
         return None
     steps = {env: sorted(set.intersection(*(set(found[env, name].steps()) for name in names))) for env in envs}
-    if not all(steps.values()):
+    if not all(each and each[-1] for each in steps.values()):
         return None
     made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(ends better than {names[0]})")
     made.title = f"{metric} over {len(envs)} environments, interquartile means"
+    made.caption = "the end: " + ", ".join(f"{env} {each[-1]:,}" for env, each in steps.items())
     ends: dict[str, np.ndarray] = {}
     for name in names:
         curves = [[[curve[step] for step in steps[env]] for curve in found[env, name].curves.values()] for env in envs]
@@ -228,10 +229,10 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out
     groups = gather(folders, metric)
     tables = [table(groups, metric), overall(groups, metric)]
-    written = ""
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
         data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
         draw(groups, metric, picture)
-        written = f"wrote {data} and {picture}"
-    Console().print(*filter(None, [*tables, written]))
+    Console().print(*filter(None, tables))
+    if out is not None:
+        print(f"wrote {out}.json and {out}.png")

@@ -40,13 +40,11 @@ EVERYWHERE = ("return", "length")
 
 OWN = frozenset(
     {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
-    | {"anneal_learning_rate"}
 )
 """Settings of runs that belong to the comparison."""
 
 FIXED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
-"""What a comparison that was begun keeps; agents and seeds may join it, and the metric is only read off."""
-
+"""What a comparison that was begun keeps. Other agents and seeds may follow in it; the table is of those just named."""
 
 ON_TARGET = {"eval_start": True, "anneal_learning_rate": False}
 """A rate that falls to the end of a run would depend on which parts of the data are asked for."""
@@ -80,7 +78,8 @@ class Transfer:
     name: str = "transfer"
     """Folder in it for this comparison, with transfer.json."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of all runs, on top of the presets, for example '{layout: entities, num_envs: 8}'."""
+    """Settings of all runs, on top of the presets, for example '{layout: entities, num_envs: 8}'. Learning rates are
+    never annealed on the target."""
 
     def __post_init__(self) -> None:
         for name in ("agents", "seeds", "percentages"):
@@ -134,8 +133,6 @@ def transfer(asked: Transfer) -> None:
     require_same(asked)
     for agent in asked.agents:
         require_fit(asked, agent)
-    if not (asked.folder / FILE).exists():
-        write(asked, {}, {})
     scores: Scores = {}
     reached: Reached = {}
     for agent, seed, beginning, folder in learn(asked):
@@ -153,7 +150,6 @@ def transfer(asked: Transfer) -> None:
 def write(asked: Transfer, reached: Reached, scores: Scores) -> None:
     """What was asked and what came out of it so far, as FILE in the comparison's folder."""
     told = {**dataclasses.asdict(asked), "runs": str(asked.runs), "steps": reached, "scores": scores}
-    asked.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
 
 
@@ -162,9 +158,13 @@ def require_same(asked: Transfer) -> None:
     path = asked.folder / FILE
     if not path.exists():
         return
-    begun, wanted = (
-        json.loads(text) for text in (path.read_text(), json.dumps(dataclasses.asdict(asked), default=str))
-    )
+    try:
+        begun = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; give another --name, or remove it") from error
+    wanted = json.loads(json.dumps(dataclasses.asdict(asked), default=str))
+    for told in (begun, wanted):
+        told["percentages"] = sorted(told.get("percentages", ()))
     for name in FIXED:
         if begun.get(name) != wanted[name]:
             raise ConfigError(
@@ -209,6 +209,8 @@ def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
         for agent in asked.agents:
             source, targets = asked.plan(agent, seed)
             advance(source)
+            if not (asked.folder / FILE).exists():
+                write(asked, {}, {})
             for beginning, configs in targets.items():
                 for config in configs:
                     advance(config)

@@ -170,7 +170,7 @@ class Board:
         self._marks.append((time.monotonic(), step))
 
     def evaluated(self, step: int, score: float) -> None:
-        """Keep the best score, of equal ones the last, as checkpoints do."""
+        """Keep the best score, of equal ones the last."""
         if score >= (self.best[0] if self.best else -math.inf):
             self.best = (score, step)
 

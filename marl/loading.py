@@ -127,8 +127,8 @@ def give_weights(module: torch.nn.Module, spec: EnvSpec, checkpoint: Checkpoint)
         learned = spec_from_json(checkpoint.data["spec"])
         there, here = (f"{each.name} (agents: {each.num_agents})" for each in (learned, spec))
         error.add_note(f"they were learned in {there}, and this is {here}")
-        if learned.num_agents != spec.num_agents and spec.entities is None:
-            error.add_note("agents that read entities fit teams of any size (SMAC: layout=entities)")
+        if learned.num_agents != spec.num_agents and spec.entities is None and spec.observation_sizes:
+            error.add_note("where an environment shows entities (SMAC: layout=entities), agents fit teams of any size")
         raise
 
 

@@ -83,7 +83,8 @@ class Policy(Protocol):
     """An agent: it sees inputs, decides nodes and values them.
 
     `module` holds the parameters (None for an agent that does not learn). `slots` is L. `evaluate`, `split`,
-    `observe` and `after_update` are called on agents that learn, alone.
+    `observe` and `after_update` are called on agents that learn, alone. One may have `turn(inputs, agent) -> Inputs`:
+    what `evaluate` reads where no other agent has nodes, which is less to gather when agents learn one after another.
     """
 
     spec: EnvSpec

@@ -394,7 +394,7 @@ def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> 
 
 
 def require_promise(spec: EnvSpec, obs: Obs) -> None:
-    """EnvironmentContractError where first observations leave the declared bounds or choices."""
+    """EnvironmentContractError where first observations leave the declared bounds or choices, or nobody is alive."""
     require_choice(spec, obs)
     if not obs.alive.any(-1).all():
         index = int(np.flatnonzero(~obs.alive.any(-1))[0])

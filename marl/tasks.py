@@ -58,7 +58,7 @@ def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
         "ippo and mat-dec also without memory)"
     )
     if mine.entities is not None and other.entities is not None:
-        widths, others = ({name: width for name, _, width in each.blocks} for each in (mine.entities, other.entities))
+        widths, others = (each.features() for each in (mine.entities, other.entities))
         if widths != others:
             return f"their entities have {others} and {widths} features; give tasks of one kind"
         return f"observations are made of entities, so take {agents}"

@@ -43,6 +43,11 @@ class Entities:
         """That of the whole observation."""
         return sum(rows * width for _, rows, width in self.blocks)
 
+    def features(self) -> dict[str, int]:
+        """How many there are of an entity, by the name of its blocks."""
+        names = dict.fromkeys(name for name, _, _ in self.blocks)
+        return {name: sum(width for other, _, width in self.blocks if other == name) for name in names}
+
 
 @dataclass(frozen=True)
 class EnvSpec:

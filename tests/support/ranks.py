@@ -23,7 +23,8 @@ ROWS, CHUNK = 12, 4
 def main(path: str) -> None:
     device = distributed.start("cpu")
     rank, world = distributed.rank(), distributed.world_size()
-    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "ratio": "agent"})
+    settings = {"num_envs": 2, "embedding": 16, "ratio": "agent", "minibatches": 3}
+    config = override(default_config("toy/mortal", "mat"), settings)
     env = make_vector(config.env, {}, 2 // world)
     trainer = build(config, env, device, 1)
     g = torch.Generator().manual_seed(0)
@@ -56,6 +57,7 @@ def main(path: str) -> None:
         "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
+        "drawn": sum(counts for _, counts in trainer.draw([mine], [trainer.objective.row_counts(mine)])).tolist(),
         "stop": distributed.any_rank(rank == world - 1, device),
     }
     everyone = distributed.gather(result)

@@ -44,6 +44,7 @@ def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path)
     np.testing.assert_allclose(two[0]["one by one"], one["one by one"], rtol=1e-3, atol=1e-5)
     for name in ("moments", "value_norm", "scaled"):
         np.testing.assert_allclose(two[0][name], one[name], rtol=1e-6)
+    assert one["drawn"] == two[0]["drawn"]
     assert two[0]["stop"] is True
 
 

@@ -1,5 +1,7 @@
 """Updating one agent after another."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,25 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
         trainer.agents(batch)
     assert orders[0] == orders[4]
     assert len({tuple(order) for order in orders}) > 1
+
+
+@pytest.mark.parametrize("memory", [0, 4])
+@pytest.mark.parametrize("changes", [{"micro_batch": 1, "minibatches": 1}, {"minibatches": 32}])
+def test_parts_without_the_agent_move_no_other(changes, memory):
+    """Where the agent is dead in all rows of a pass there is no gradient, and so no step of an actor's momentum."""
+    trainer, batch = make_trainer(epochs=1, memory=memory, **({"minibatches": 8} if memory else changes))
+    nobody = batch.nodes.mask.clone()
+    nobody[: ROWS // 2] = False
+    batch = replace(batch, nodes=replace(batch.nodes, mask=nobody, trained=nobody))
+    trainer.agents(batch)  # leaves momentum in the optimiser
+    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    ones = torch.ones_like(batch.advantage[:, :1, :1])
+    mine = batch.of_agent(1, ones)
+    if hasattr(trainer.policy, "turn"):
+        mine = replace(mine, inputs=trainer.policy.turn(mine.inputs, 1))
+    trainer.epochs(mine)
+    moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
+    assert not any(name.startswith(("actor.networks.0.", "actor.networks.2.")) for name in moved)
 
 
 @pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed"])
