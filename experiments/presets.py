@@ -54,8 +54,8 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
-# MAPPO's paper takes one minibatch, twenty million steps and a rate of 7e-4, with which MAT stands still from 64 k steps
-# on; four agents of six end better with 3e-4, and MAT worse again with 1e-4.
+# MAPPO's paper takes one minibatch, twenty million steps and a rate of 7e-4, with which MAT stands still early; four
+# agents of six end better with 3e-4, and MAT worse again with 1e-4.
 SPREAD: dict[str, Any] = {
     "num_envs": 64,
     "rollout_steps": 25,
