@@ -324,7 +324,8 @@ def report_runs(args: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Report:
-        """Runs of several seeds and agents side by side: what their evaluations showed, with intervals over seeds."""
+        """Runs of several seeds and agents side by side: what their evaluations showed, with intervals over seeds; of
+        success in several environments also interquartile means over all of them."""
 
         runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
         """Folders of runs; runs of one agent that differ in settings are told apart by those."""
