@@ -116,7 +116,10 @@ class MLPPolicy(VectorPolicy):
         return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
 
     def turn(self, inputs: Inputs, agent: int) -> Inputs:
-        """What `evaluate` reads where no other agent is present: less to gather for each of many minibatches."""
+        """What `evaluate` reads where no other agent is present: less to gather for each of many minibatches.
+
+        Where the critic reads the state alone, "agents" (B, 1, D) and "action_mask" (B, 1, A) are that agent's.
+        """
         if not (self.acts_alone and self.reads_state):
             return inputs
         return inputs | {name: x.contiguous() for name, x in seen_by(inputs, slice(agent, agent + 1)).items()}
@@ -147,7 +150,7 @@ def undecided(value: Tensor, nodes: Nodes) -> Evaluation:
 
 
 def seen_by(inputs: Inputs, agents: slice) -> Inputs:
-    """What is the agents' own of the inputs."""
+    """Observations (B, K, D) and masks (B, K, A) of K agents."""
     return {name: inputs[name][:, agents] for name in ("agents", "action_mask")}
 
 

@@ -113,8 +113,8 @@ def update_part(config: Any) -> Table:
     Where cores are free, also what their threads gain by the clock.
 
     Predicted from counting products: 1.9 times the reference at 27 agents x 32, and less than a third of its memory.
-    A batch is cut into passes that fit a cache. The smallest, 3 agents x 8, is one pass, and takes two thirds of the
-    reference's memory; cut into three it would take .30, and be 1.23 instead of 1.87 times as fast.
+    A batch is cut into passes that fit a cache. The smallest, 3 agents x 8, is one pass, and takes .65 to .75 of the
+    reference's memory; cut into three it took .30, and was 1.23 instead of 1.87 times as fast.
     The reference multiplies matrices with the library that PyTorch takes by default. `torch.compile` of the forward
     pass, tried at 8 agents x 8 and x 32, took 33 to 43 seconds to compile and was then 1.01 to 1.03 times as fast, so
     there is no such option.

@@ -54,7 +54,10 @@ def read_curve(folder: Path, metric: str) -> Curve:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What each line says; none where there is no file, and without a last line that is still being written."""
+    """What each line says; none where there is no file, and without a last line that is still being written.
+
+    Raises CheckpointError where it cannot be read.
+    """
     try:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, 1):
@@ -69,6 +72,7 @@ def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
 
 
 NOT_COMPARED = FREE_TO_CHANGE - {"eval_stochastic"} | {"env", "agent", "seed", "device", "learn_threads", "micro_batch"}
+"""Fields that do not change what is learned, or that groups and curves tell apart."""
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
     steps = {env: sorted(set.intersection(*(set(found[env, name].steps()) for name in names))) for env in envs}
     if not all(each and each[-1] for each in steps.values()):
         return None
-    made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(ends better than {names[0]})")
+    made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(improvement on {names[0]})")
     made.title = f"{metric} over {len(envs)} environments, interquartile means"
     made.caption = "the end: " + ", ".join(f"{env} {each[-1]:,}" for env, each in steps.items())
     ends: dict[str, np.ndarray] = {}

@@ -98,9 +98,13 @@ class Transfer:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
         if not self.name or Path(self.name).name != self.name:
             raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
-        smallest = min(set(self.percentages) - {0})
-        if not self.steps(smallest):
-            raise ConfigError(f"{smallest:g} % of the budget, {self.budget}, is less than a step; give more of it")
+        if not self.steps(self.parts[0]):
+            raise ConfigError(f"{self.parts[0]:g} % of the budget, {self.budget}, is less than a step; give more of it")
+
+    @property
+    def parts(self) -> list[float]:
+        """The percentages after which something has been learned, the smallest first."""
+        return sorted(set(self.percentages) - {0})
 
     @property
     def folder(self) -> Path:
@@ -118,10 +122,10 @@ class Transfer:
     def plan(self, agent: str, seed: int) -> tuple[RunConfig, dict[str, list[RunConfig]]]:
         """The pre-training, and by its beginning each run on the target, once for every part of the data it learns."""
         source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
-        parts = [self.steps(percentage) for percentage in sorted(set(self.percentages) - {0})]
         targets = {
             beginning: [
-                self.config(self.target, agent, seed, beginning, steps=steps, init=init, **ON_TARGET) for steps in parts
+                self.config(self.target, agent, seed, beginning, steps=self.steps(part), init=init, **ON_TARGET)
+                for part in self.parts
             ]
             for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
         }
@@ -186,7 +190,7 @@ def require_fit(asked: Transfer, agent: str) -> None:
             entry.check(config.agent_options, config.learn)
     if first.steps < first.steps_per_iteration and not first.collect.whole_episodes:
         raise ConfigError(
-            f"{min(set(asked.percentages) - {0}):g} % of the budget, {asked.budget}, is {first.steps} steps, less than "
+            f"{asked.parts[0]:g} % of the budget, {asked.budget}, is {first.steps} steps, less than "
             f"an iteration of {agent} (num_envs {first.collect.num_envs} x rollout_steps {first.collect.rollout_steps})"
             "; give larger percentages or --budget, or smaller ones in --settings"
         )
@@ -204,7 +208,10 @@ def require_fit(asked: Transfer, agent: str) -> None:
 
 
 def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
-    """Every run on the target, once it has learned from all the data that it may have."""
+    """Every run on the target, once it has learned from all the data that it may have.
+
+    FILE is there from the end of the first pre-training on, for with other settings its weights would be others.
+    """
     for seed in asked.seeds:
         for agent in asked.agents:
             source, targets = asked.plan(agent, seed)
@@ -248,8 +255,8 @@ def table(asked: Transfer, reached: Reached, scores: Scores) -> Table:
     title = f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
     columns = []
     for percentage in next(iter(reached.values())):
-        steps = sorted({f"{of_agent[percentage]:,}" for of_agent in reached.values()}, key=len)
-        columns.append(f"{percentage} %\n{' or '.join(steps)} steps")
+        steps = sorted({of_agent[percentage] for of_agent in reached.values()})
+        columns.append(f"{percentage} %\n{' or '.join(f'{each:,}' for each in steps)} steps")
     made = Table("data", *columns, title=title)
     for agent, beginnings in scores.items():
         for beginning, percentages in beginnings.items():

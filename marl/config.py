@@ -1,7 +1,6 @@
 """A run as data: frozen dataclasses whose field docstrings become `--help`, and a YAML export that loads back."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
-from marl.registry import AGENTS, EnvFactory, NoOptions, find_family, tasks_of
+from marl.registry import AGENTS, EnvFactory, NoOptions, closest, find_family, tasks_of
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -315,9 +314,11 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     grouped: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in owners:
-            near = difflib.get_close_matches(name, owners, n=4, cutoff=0.5)
-            fix = f"did you mean {' or '.join(near)}?" if near else "`marl train ENV --agent NAME --help` lists them"
-            raise ConfigError(f"{config.agent} on {config.env} has no option {name!r}; {fix}")
+            kind, listed = (
+                f"option of {config.agent} on {config.env}",
+                "`marl train ENV --agent NAME --help` lists them",
+            )
+            raise ConfigError(closest(kind, name, owners, listed))
         grouped.setdefault(owners[name], {})[name] = value
     top = grouped.pop("", {})
     parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}

@@ -112,13 +112,13 @@ ENVS = Registry("environment", "marl.envs")
 AGENTS = Registry("agent", "marl.agents")
 
 
-def closest(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a wrong name: the closest known ones, or all where none is close."""
+def closest(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
+    """The message for a wrong name: the closest known ones, or where none is close all, or where they are `listed`."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if near:
         return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"unknown {kind} {name!r}; known: {', '.join(known)}"
+    return f"unknown {kind} {name!r}; {listed or 'known: ' + ', '.join(known)}"
 
 
 def register_env(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

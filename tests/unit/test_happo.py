@@ -69,11 +69,12 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
     assert len({tuple(order) for order in orders}) > 1
 
 
-@pytest.mark.parametrize("memory", [0, 4])
-@pytest.mark.parametrize("changes", [{"micro_batch": 1, "minibatches": 1}, {"minibatches": 32}])
-def test_parts_without_the_agent_move_no_other(changes, memory):
+@pytest.mark.parametrize(
+    "changes", [{"micro_batch": 1, "minibatches": 1}, {"minibatches": 32}, {"memory": 4, "minibatches": 8}]
+)
+def test_parts_without_the_agent_move_no_other(changes):
     """Where the agent is dead in all rows of a pass there is no gradient, and so no step of an actor's momentum."""
-    trainer, batch = make_trainer(epochs=1, memory=memory, **({"minibatches": 8} if memory else changes))
+    trainer, batch = make_trainer(epochs=1, **changes)
     nobody = batch.nodes.mask.clone()
     nobody[: ROWS // 2] = False
     batch = replace(batch, nodes=replace(batch.nodes, mask=nobody, trained=nobody))
