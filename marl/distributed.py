@@ -1,6 +1,8 @@
 """Data parallelism under torchrun; every function is a plain no-op in a single process."""
 
+import mmap
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from marl.errors import ConfigError
+from marl.errors import ConfigError, RankError
+
+SLOT = 1 << 20
+"""Bytes of a rank's part of shared memory; a larger message goes in pieces."""
+
+_shared: "SharedSum | None" = None
 
 
 def start(device: str) -> torch.device:
@@ -30,6 +37,9 @@ def start(device: str) -> torch.device:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         # The other ranks wait while rank 0 evaluates.
         dist.init_process_group(backend, timeout=timedelta(hours=2))
+        if local_world_size() == world_size() and hasattr(os, "memfd_create"):
+            global _shared
+            _shared = SharedSum.join()
     return chosen
 
 
@@ -40,6 +50,10 @@ def wait_for_all() -> None:
 
 
 def stop() -> None:
+    global _shared
+    if _shared is not None:
+        _shared.close()
+        _shared = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -54,9 +68,75 @@ def world_size() -> int:
 
 def all_reduce(x: Tensor) -> Tensor:
     """The sum of `x` over ranks, in place."""
-    if dist.is_initialized():
+    if _shared is not None and x.device.type == "cpu":
+        _shared.sum(x)
+    elif dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+class SharedSum:
+    """Sums over the ranks of one machine through memory that they share, in tens of microseconds where gloo's sockets
+    take milliseconds.
+
+    Each rank writes its slot and meets the others at rank 0, then adds all slots in the same order. Two sets of slots
+    take turns: a rank comes back to a set only after a meeting that all others reach when they have read it.
+    """
+
+    def __init__(self, memory: int, peers: list[socket.socket]) -> None:
+        """`memory`: descriptor of the slots. `peers`: every other rank on rank 0, and rank 0 on the others."""
+        self.peers, self.rank, self.turn = peers, rank(), 0
+        shape = (2, world_size(), SLOT)
+        self.slots = torch.frombuffer(mmap.mmap(memory, 2 * world_size() * SLOT), dtype=torch.uint8).view(shape)
+        os.close(memory)
+
+    @classmethod
+    def join(cls) -> "SharedSum":
+        """Called by all ranks at once. The memory has no name: nothing is left behind, however a rank ends."""
+        with socket.socket(socket.AF_UNIX) as door:
+            if rank() == 0:
+                door.bind("")  # an address of the kernel's choice, in no folder
+                door.listen(world_size())
+            (address, *_) = gather(door.getsockname())
+            if rank() == 0:
+                memory = os.memfd_create("marl-ranks")
+                os.ftruncate(memory, 2 * world_size() * SLOT)
+                peers = [door.accept()[0] for _ in range(world_size() - 1)]
+                for peer in peers:
+                    socket.send_fds(peer, [b"+"], [memory])
+            else:
+                peer = socket.socket(socket.AF_UNIX)
+                peer.connect(address)
+                memory = socket.recv_fds(peer, 1, 1)[1][0]
+                peers = [peer]
+        return cls(memory, peers)
+
+    def sum(self, x: Tensor) -> None:
+        """Adds up contiguous `x` of all ranks in place."""
+        for part in x.view(-1).split(SLOT // x.element_size()):
+            slots = self.slots[self.turn, :, : part.numel() * x.element_size()].view(x.dtype)
+            slots[self.rank] = part
+            self.meet()
+            torch.sum(slots, 0, out=part)
+            self.turn = 1 - self.turn
+
+    def meet(self) -> None:
+        """Return once every rank is here. Raises RankError where one has left."""
+        try:
+            if self.rank:
+                self.peers[0].send(b"+")
+            here = all([peer.recv(1) for peer in self.peers])
+            if not self.rank:
+                for peer in self.peers:
+                    peer.send(b"+")
+        except OSError:
+            here = False
+        if not here:
+            raise RankError("another rank has left the run; its own message says why")
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
 
 
 def local_world_size() -> int:

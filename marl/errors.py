@@ -28,6 +28,10 @@ class WorkerError(MarlError):
     """An environment raised, or its worker process died; the message holds the traceback."""
 
 
+class RankError(MarlError):
+    """Another rank of the run has ended."""
+
+
 class NonFiniteError(MarlError):
     """A NaN or an infinity in an observation, a reward, a loss or a gradient."""
 
