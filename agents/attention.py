@@ -4,7 +4,7 @@ Shape legend: B rows (environments, or steps x environments), N agents, M positi
 H heads, A actions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,9 @@ class Fold(NamedTuple):
     bias: Tensor  # (D,)
 
 
+PARTS = ("query", "key", "value", "out")
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention; scores are scaled by 1/sqrt(D/H)."""
 
@@ -39,22 +42,47 @@ class Attention(nn.Module):
         self.value = linear(embedding, embedding, SMALL_GAIN)
         self.out = linear(embedding, embedding, SMALL_GAIN)
 
-    def fold(self) -> Fold:
-        """The layer as two maps, differentiable."""
-        heads = (self.heads, -1)
-        query, key, value = (layer.weight.unflatten(0, heads) for layer in (self.query, self.key, self.value))
-        key = key.mT * key.shape[1] ** -0.5  # (H, D, D / H)
-        out = self.out.weight.unflatten(1, heads).transpose(0, 1) @ value  # (H, D, D)
-        # Without an effect the bias of the keys has a gradient all the same, of zero.
-        bias = self.out.weight @ self.value.bias + self.out.bias + 0.0 * self.key.bias
-        shift = key @ self.query.bias.unflatten(0, heads).unsqueeze(-1)
-        return Fold((key @ query).flatten(0, 1), shift.flatten(), out.transpose(0, 1).flatten(1), bias)
-
     def weights(self, x: Tensor) -> Tensor:
         """(B, N, N): how much each position of `x` looks at itself and those before, averaged over heads."""
-        fold = self.fold()
+        (fold,) = fold_layers([self])
         score = ask(fold, x).unflatten(-1, (self.heads, -1)).transpose(1, 2) @ x.unsqueeze(1).mT
         return (score + causal_bias(x.shape[1], 1, x)).softmax(-1).mean(1)
+
+
+def fold_layers(layers: Sequence[Attention]) -> list[Fold]:
+    """Each of the layers, of one size, as two maps; differentiable. All at once, because the matrices are small."""
+    if not layers:
+        return []
+    heads, width = layers[0].heads, layers[0].query.in_features
+    size = width // heads
+
+    def stack(name: str) -> tuple[Tensor, Tensor]:
+        parts: list[Any] = [getattr(layer, name) for layer in layers]
+        return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts])
+
+    (query, ask_bias), (key, key_bias), (value, value_bias), (out, out_bias) = map(stack, PARTS)
+    key = key.view(-1, size, width).mT * size**-0.5  # (layers H, D, D / H)
+    into = torch.bmm(key, query.view(-1, size, width)).view(len(layers), -1, width)
+    shift = torch.bmm(key, ask_bias.view(-1, size, 1)).view(len(layers), -1)
+    # Without an effect the bias of the keys has a gradient all the same, of zero.
+    bias = torch.baddbmm((out_bias + 0.0 * key_bias).unsqueeze(-1), out, value_bias.unsqueeze(-1)).squeeze(-1)
+    out = out.view(-1, width, heads, size).transpose(1, 2).reshape(-1, width, size)  # (layers H, D, D / H)
+    out = torch.bmm(out, value.view(-1, size, width)).view(-1, heads, width, width)
+    out = out.transpose(1, 2).reshape(len(layers), width, -1)
+    return [Fold(*parts) for parts in zip(*(x.unbind() for x in (into, shift, out, bias)), strict=True)]
+
+
+def detached(fold: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
+    """A nest of tuples with the same numbers outside their graph; `pairs` takes each tensor that wants a gradient and
+    the leaf in its place."""
+    if isinstance(fold, tuple):
+        parts = [detached(part, pairs) for part in fold]
+        return type(fold)(*parts) if hasattr(fold, "_fields") else tuple(parts)
+    if not isinstance(fold, Tensor) or not fold.requires_grad:
+        return fold
+    leaf = fold.detach().requires_grad_()
+    pairs.append((fold, leaf))
+    return leaf
 
 
 def ask(fold: Fold, x: Tensor) -> Tensor:
@@ -62,33 +90,43 @@ def ask(fold: Fold, x: Tensor) -> Tensor:
     return F.linear(x, fold.into, fold.shift)
 
 
-def mix(fold: Fold, query: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, N, D): attention of queries (B, N, H D) over `y` (B, M, D); `bias` (N H, M) or (B, N H, M) on the scores."""
-    mixture: Any = Mixture.apply(query.view(len(y), -1, y.shape[-1]), y, bias)
-    return F.linear(mixture.view(query.shape), fold.out, fold.bias)
+def attend(fold: Fold, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, N, D): what `x` (B, N, D) sees in `y` (B, M, D); `bias` (N H, M) or (B, N H, M) is added to the scores."""
+    seen: Any = FoldedAttention.apply(x, y, bias, *fold)
+    return seen
 
 
-class Mixture(torch.autograd.Function):
-    """softmax(q y' + bias) y, from queries (B, N H, D) and what they are asked of, (B, M, D).
+class FoldedAttention(torch.autograd.Function):
+    """out softmax(q y' + bias) y, with queries q = into x.
 
-    The gradient is written out: autograd's is the same, by way of transposed matrices that take three times as long.
+    The gradient is written out: autograd's is the same, by way of transposed matrices that take three times as long,
+    and it keeps queries and mixtures, which are made again sooner than they are stored.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-        score = torch.bmm(query, y.mT)  # (B, N H, M)
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, bias: Tensor | None, into: Tensor, shift: Tensor, out: Tensor, out_bias: Tensor
+    ) -> Tensor:
+        query = F.linear(x, into, shift)
+        score = torch.bmm(query.view(len(y), -1, y.shape[-1]), y.mT)  # (B, N H, M)
         weights = softmax(score if bias is None else score.add_(bias))
-        ctx.save_for_backward(query, y, weights)
-        return torch.bmm(weights, y)
+        ctx.save_for_backward(x, y, weights, into, shift, out)
+        return F.linear(torch.bmm(weights, y).view(query.shape), out, out_bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = grad_outputs
-        query, y, weights = ctx.saved_tensors
-        score = weights * torch.bmm(gradient, y.mT)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weights, into, shift, out = ctx.saved_tensors
+        by_row, by_query = (-1, into.shape[0]), (len(y), -1, y.shape[-1])
+        seen = grad_outputs[0].flatten(0, 1)
+        to_out = seen.mT @ torch.bmm(weights, y).view(by_row)
+        mixed = (seen @ out).view(by_query)
+        score = weights * torch.bmm(mixed, y.mT)
         score = torch.addcmul(score, weights, score.sum(-1, keepdim=True), value=-1.0)
-        to_y = torch.bmm(weights.mT, gradient).baddbmm_(score.mT, query)
-        return torch.bmm(score, y), to_y, None
+        query = F.linear(x, into, shift).view(by_query)
+        to_y = torch.bmm(weights.mT, mixed).baddbmm_(score.mT, query)
+        asked = torch.bmm(score, y).view(by_row)
+        to_x = (asked @ into).view_as(x)
+        return to_x, to_y, None, asked.mT @ x.flatten(0, 1), asked.sum(0), to_out, seen.sum(0)
 
 
 def causal_bias(agents: int, heads: int, like: Tensor) -> Tensor:
@@ -117,12 +155,11 @@ class EncoderBlock(nn.Module):
         self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
 
     def forward(self, x: Tensor, fold: Fold, bias: Tensor | None) -> Tensor:
-        x = self.norms[0](x + mix(fold, ask(fold, x), x, bias))
+        x = self.norms[0](x + attend(fold, x, x, bias))
         return self.norms[1](x + self.mlp(x))
 
 
-@dataclass(frozen=True)
-class DecoderFold:
+class DecoderFold(NamedTuple):
     """Both attention layers of a decoder block."""
 
     own: Fold
@@ -139,39 +176,49 @@ class DecoderBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(embedding) for _ in range(3))
         self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
 
-    def fold(self) -> DecoderFold:
-        return DecoderFold(self.own.fold(), self.cross.fold())
+    def layers(self) -> tuple[Attention, Attention]:
+        """As they are folded to a DecoderFold."""
+        return self.own, self.cross
 
     def attend(self, x: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
         """Tokens (B, N, D) with self-attention added, for all N positions at once."""
-        return x + mix(fold.own, ask(fold.own, x), x, bias)
+        return x + attend(fold.own, x, x, bias)
 
     def finish(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
         """The rest of the block, from what `attend` made and the observations (B, N, D)."""
         x = self.norms[0](x)
-        x = self.norms[1](representation + mix(fold.cross, ask(fold.cross, representation), x, bias))
+        x = self.norms[1](representation + attend(fold.cross, representation, x, bias))
         return self.norms[2](x + self.mlp(x))
 
     def forward(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
         return self.finish(self.attend(x, fold, bias), representation, fold, bias)
 
 
-class TokenTable:
+class TokenTable(NamedTuple):
     """Causal self-attention among discrete tokens, as a table of the V = A + 1 kinds; differentiable.
 
     Positions have no embedding, so the first block's self-attention sees a bag of tokens: a token's score with each
     kind is a constant, and a kind that is there c times weighs as one whose score is log c higher.
     """
 
-    def __init__(self, fold: Fold, heads: int, tokens: Tensor) -> None:
+    heads: int
+    score: Tensor  # (V, H V)
+    value: Tensor  # (H V, D)
+    token: Tensor  # (V, D)
+
+    @classmethod
+    def make(cls, fold: Fold, heads: int, tokens: Tensor) -> "TokenTable":
+        """From the embedded kinds, (A + 1, D)."""
         # Kinds that never occur make the softmax wide enough to be fast.
         tokens = F.pad(tokens, (0, 0, 0, max(0, SOFTMAX_WIDTH - len(tokens))))
         kinds, width = tokens.shape
-        self.heads, self.kinds = heads, kinds
-        self.score = (ask(fold, tokens).view(-1, width) @ tokens.mT).view(kinds, heads * kinds)
+        score = (ask(fold, tokens).view(-1, width) @ tokens.mT).view(kinds, heads * kinds)
         value = fold.out.view(width, heads, width).transpose(0, 1) @ tokens.mT  # (H, D, V)
-        self.value = value.mT.reshape(heads * kinds, width)
-        self.token = tokens + fold.bias
+        return cls(heads, score, value.mT.reshape(heads * kinds, width), tokens + fold.bias)
+
+    @property
+    def kinds(self) -> int:
+        return len(self.token)
 
     def attend(self, kind: Tensor) -> Tensor:
         """Tokens (B, N, D) of `kind` (B, N) with self-attention added."""

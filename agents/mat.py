@@ -211,7 +211,7 @@ class Factorised(TeamPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        folds = self.fold_encoder()
+        folds = self._leaves or self.fold()
         inputs, _ = self.remember(inputs, folds, self.memory_steps)
         representation = self.attend(inputs, folds)
         present = present_agents(nodes.mask)

@@ -3,7 +3,8 @@
 Shape legend: E environments, N agents, D embedding, A actions, H heads, L slots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,7 +12,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor, nn
 
-from agents.attention import DecoderBlock, DecoderFold, EncoderBlock, Fold, TokenTable, causal_bias, living_bias
+from agents.attention import (
+    DecoderBlock,
+    DecoderFold,
+    EncoderBlock,
+    Fold,
+    TokenTable,
+    causal_bias,
+    detached,
+    fold_layers,
+    living_bias,
+)
 from agents.decode import Decoded, Stepper
 from agents.memory import Recall, remembered
 from agents.nn import (
@@ -107,6 +118,7 @@ class TeamPolicy(VectorPolicy):
             self.memory_steps, self.memory_shape = options.memory, (spec.num_agents, width)
         self._kept: tuple[object, Any] | None = None
         self._all: tuple[nn.Parameter, ...] = ()
+        self._leaves: Any = None
 
     def per_group(self, make: Callable[[], nn.Sequential]) -> nn.Sequential | PerGroup:
         networks = [make() for _ in range(max(self.places) + 1)]
@@ -147,11 +159,27 @@ class TeamPolicy(VectorPolicy):
 
     def fold_encoder(self) -> EncoderFolds:
         """Differentiable."""
-        return EncoderFolds(self.fold_embedding(), tuple(block.attention.fold() for block in self.encoder))
+        return EncoderFolds(self.fold_embedding(), tuple(fold_layers([block.attention for block in self.encoder])))
+
+    def fold(self) -> Any:
+        """What `evaluate` takes of the weights, differentiable."""
+        return self.fold_encoder()
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Evaluations within share one fold of the weights, whose gradient flows on to them at the end."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        self._leaves = detached(self.fold(), pairs)
+        try:
+            yield
+        finally:
+            self._leaves = None
+        reached = [(part, leaf.grad) for part, leaf in pairs if leaf.grad is not None]
+        torch.autograd.backward([part for part, _ in reached], [gradient for _, gradient in reached])
 
     def prepare(self) -> Any:
         """What acting wants made of the weights."""
-        return self.fold_encoder()
+        return self.fold()
 
     def kept(self) -> Any:
         """What `prepare` makes, anew only when the weights have changed."""
@@ -220,10 +248,6 @@ class OneByOne(TeamPolicy):
         self.actor = self.per_group(self.make_actor)
 
     def make_decoder(self) -> nn.Module:
-        raise NotImplementedError
-
-    def fold(self) -> Any:
-        """What `represent` and `decode` take of the weights, differentiable."""
         raise NotImplementedError
 
     def prepare(self) -> tuple[Any, Any]:
@@ -360,7 +384,7 @@ class OneByOne(TeamPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, value, memory=memory)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        folds, order = self.fold(), nodes.order
+        folds, order = self._leaves or self.fold(), nodes.order
         inputs, _ = self.remember(inputs, folds.encoder, self.memory_steps)
         representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
         action = reorder(nodes.action, order)
@@ -393,14 +417,18 @@ class MAT(OneByOne):
         return nn.ModuleList(DecoderBlock(options.embedding, options.heads) for _ in range(options.blocks))
 
     def fold(self) -> Folds:
-        decoder = tuple(block.fold() for block in self.decoder)
-        return Folds(self.fold_encoder(), decoder, self.make_table(decoder[0]))
+        layers = [block.attention for block in self.encoder]
+        layers += [layer for block in self.decoder for layer in block.layers()]
+        folds = iter(fold_layers(layers))
+        encoder = EncoderFolds(self.fold_embedding(), tuple(next(folds) for _ in self.encoder))
+        decoder = tuple(DecoderFold(next(folds), next(folds)) for _ in self.decoder)
+        return Folds(encoder, decoder, self.make_table(decoder[0]))
 
     def make_table(self, first: DecoderFold) -> TokenTable | None:
         """None where tokens are not of a few kinds that all agents share."""
         if not isinstance(self.token, nn.Embedding) or max(self.places) > 0:
             return None
-        return TokenTable(first.own, self.heads, self.token_norm(F.gelu(self.token.weight)))
+        return TokenTable.make(first.own, self.heads, self.token_norm(F.gelu(self.token.weight)))
 
     def prepare(self) -> tuple[Folds, Stepper]:
         folds = self.fold()

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,10 @@ def updater(policy: Any, batch: Batch) -> Callable[[], object]:
     def update() -> None:
         counts = objective.counts(batch)
         optimiser.zero_grad(set_to_none=True)
-        with quick_products(torch.device("cpu")):
-            for index in policy.split(batch.inputs, batch.nodes, 0, 1):
+        passes = policy.split(batch.inputs, batch.nodes, 0, 1)
+        several = len(passes) > 1 and hasattr(policy, "one_step")
+        with quick_products(torch.device("cpu")), policy.one_step() if several else nullcontext():
+            for index in passes:
                 part = batch.rows(index)
                 objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()
         clip_gradients(parameters, 10.0)

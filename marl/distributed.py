@@ -125,7 +125,7 @@ class SharedSum:
         try:
             if self.rank:
                 self.peers[0].send(b"+")
-            here = all([peer.recv(1) for peer in self.peers])
+            here = all(peer.recv(1) for peer in self.peers)
             if not self.rank:
                 for peer in self.peers:
                     peer.send(b"+")

@@ -1,7 +1,9 @@
 """collect -> backup -> learn -> callbacks."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -355,14 +357,19 @@ class Trainer:
         """The gradients of the forward passes, each of some rows of a task, added up, and the parts of their losses."""
         self.optimiser.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
-        for number, index in passes:
-            batch = minibatches[number]
-            micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
-            evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
-            loss, parts = self.objective(evaluation, micro, counts[number])
-            loss.backward()
-            for name, part in parts.items():
-                total[name] = total[name] + part if name in total else part
+        with ExitStack() as stack:
+            for number, count in Counter(number for number, _ in passes).items():
+                policy: Any = self.tasks[number].policy
+                if count > 1 and hasattr(policy, "one_step"):
+                    stack.enter_context(policy.one_step())
+            for number, index in passes:
+                batch = minibatches[number]
+                micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
+                evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
+                loss, parts = self.objective(evaluation, micro, counts[number])
+                loss.backward()
+                for name, part in parts.items():
+                    total[name] = total[name] + part if name in total else part
         return total
 
     def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

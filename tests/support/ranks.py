@@ -1,7 +1,10 @@
 """Run by torchrun: one update on this rank's rows, then everything that ranks must agree on, to a file."""
 
 import json
+import os
+import random
 import sys
+import time
 from dataclasses import replace
 
 import torch
@@ -58,6 +61,7 @@ def main(path: str) -> None:
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
         "drawn": sum(counts for _, counts in trainer.draw([mine], [trainer.objective.row_counts(mine)])).tolist(),
+        "sums": sums(rank, world),
         "stop": distributed.any_rank(rank == world - 1, device),
     }
     everyone = distributed.gather(result)
@@ -66,6 +70,19 @@ def main(path: str) -> None:
             json.dump(everyone, file)
     distributed.wait_for_all()
     distributed.stop()
+
+
+def sums(rank: int, world: int) -> list[bool]:
+    """Whether messages of every size and type add up, and many in a row however late a rank comes."""
+    delay = random.Random(rank)
+    kinds = [(distributed.SLOT // 4 * 5 // 2, torch.float32), (2, torch.float64), (1, torch.int64), (0, torch.float32)]
+    right = []
+    for size, dtype in kinds * 20:
+        time.sleep(delay.choice((0.0, 0.0, 0.002)))
+        numbers = torch.arange(size).to(dtype).view(1, -1)
+        total = distributed.all_reduce(numbers * (rank + 1))
+        right.append(torch.equal(total, numbers * (world * (world + 1) // 2)))
+    return right
 
 
 def update(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
@@ -96,5 +113,14 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
     return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist()
 
 
+def leave() -> None:
+    """Rank 1 ends without a word, and the others add up."""
+    distributed.start("cpu")
+    distributed.all_reduce(torch.ones(1))
+    if distributed.rank() == 1:
+        os._exit(0)
+    distributed.all_reduce(torch.ones(1))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    leave() if sys.argv[1] == "leave" else main(sys.argv[1])

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
-from agents.attention import Attention, TokenTable, ask, causal_bias, mix
+from agents.attention import Attention, Fold, TokenTable, attend, causal_bias, fold_layers
 from agents.decode import Bag
 from agents.mat import MAT, MATOptions
 from agents.mlp import MLPOptions
@@ -20,7 +20,7 @@ from experiments.reference_mat import ReferenceMAT
 from marl.checkpoint import load_weights
 from marl.errors import CheckpointError, ConfigError, NonFiniteError
 from marl.registry import AGENTS
-from marl.types import EnvSpec, Obs
+from marl.types import EnvSpec, Nodes, Obs
 
 E, N, D, A = 7, 5, 4, 3
 
@@ -244,6 +244,55 @@ def test_folded_weights_compute_what_the_layers_do(kind, options):
     assert torch.equal(key, torch.zeros_like(key))
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("lives", [True, False])
+def test_the_gradient_of_attention_that_is_written_out(lives):
+    """Two heads, three agents that look at four, some of which may be dead."""
+    torch.manual_seed(0)
+    shapes = (2, 3, 4), (2, 4, 4), (8, 4), (8,), (4, 8), (4,)
+    x, y, *fold = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    bias = None if lives else torch.zeros(2, 6, 4).masked_fill(torch.rand(2, 6, 4) < 0.4, float("-inf"))
+    assert torch.autograd.gradcheck(lambda x, y, *fold: attend(Fold(*fold), x, y, bias), (x, y, *fold))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in POLICIES if not POLICIES[name][0].endswith("ppo")])
+def test_passes_of_one_step_share_the_fold_of_the_weights(name, kind):
+    spec = make_spec(kind)
+    policy = build(name, spec)
+    inputs = {key: x.double() if key == "agents" else x for key, x in policy.encode(make_obs(spec)).items()}
+    with torch.no_grad():
+        nodes = policy.act(inputs, torch.Generator().manual_seed(3)).nodes
+
+    def gradients(*parts):
+        for part in parts:
+            fields = (None if x is None else x[part] for x in (nodes.action, nodes.mask, nodes.trained, nodes.order))
+            mine = Nodes(*fields)
+            told = policy.evaluate({key: x[part] for key, x in inputs.items()}, mine)
+            loss = told.value.square().sum()
+            (loss + sum(x[mine.mask].square().sum() for x in (told.log_prob, told.entropy))).backward()
+
+    def taken():
+        found = {key: p.grad for key, p in policy.named_parameters()}
+        policy.zero_grad()
+        return found
+
+    gradients(slice(0, E))
+    whole = taken()
+    with policy.one_step():
+        gradients(slice(0, 3), slice(3, E))
+    parted = taken()
+    for key, x in whole.items():
+        assert (x is None) == (parted[key] is None), key
+        if x is not None:
+            near(parted[key], x)
+    with pytest.raises(ValueError, match="in the middle"), policy.one_step():
+        raise ValueError("in the middle")
+    gradients(slice(0, E))
+    near(taken()["critic.0.weight"], whole["critic.0.weight"])
+
+
 def near(x, y):
     torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
@@ -294,11 +343,12 @@ def test_a_bag_of_tokens_is_attention_over_them():
         for parameter in layer.parameters():
             parameter.copy_(4.0 * torch.randn_like(parameter))
         tokens, actions = torch.randn(4, 8), torch.randint(0, 3, (5, 12, 1))
-        table = TokenTable(layer.fold(), 2, tokens)
+        (fold,) = fold_layers([layer])
+        table = TokenTable.make(fold, 2, tokens)
         bag = Bag(table, 5, 13)
         kinds = torch.nn.functional.pad(actions[:, :, 0] + 1, (1, 0))
         x = tokens[kinds]
-        expected = x + mix(layer.fold(), ask(layer.fold(), x), x, causal_bias(13, 2, x))
+        expected = x + attend(fold, x, x, causal_bias(13, 2, x))
         torch.testing.assert_close(table.attend(kinds), expected, atol=1e-4, rtol=1e-4)
         for i in range(13):
             row = bag.attend(actions[:, i - 1] if i else None)

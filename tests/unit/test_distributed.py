@@ -18,10 +18,14 @@ from marl.errors import CheckpointError
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(ranks: int, *args: str) -> None:
+def launch(ranks: int, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *args]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+
+
+def torchrun(ranks: int, *args: str) -> None:
+    done = launch(ranks, *args)
     # On a busy machine torch was once seen to abort a rank while it exits, after all ranks had met at the end. What
     # the ranks left behind is tested by the callers.
     at_exit = "terminate called without an active exception" in done.stderr
@@ -45,7 +49,14 @@ def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path)
     for name in ("moments", "value_norm", "scaled"):
         np.testing.assert_allclose(two[0][name], one[name], rtol=1e-6)
     assert one["drawn"] == two[0]["drawn"]
+    assert all(two[0]["sums"] + two[1]["sums"])
     assert two[0]["stop"] is True
+
+
+def test_a_rank_that_ends_ends_the_others():
+    done = launch(3, "-m", "tests.support.ranks", "leave")
+    assert done.returncode
+    assert done.stderr.count("RankError: another rank has left the run") >= 1, done.stderr[-3000:]
 
 
 def test_a_run_on_two_ranks_resumes_exactly_and_only_on_two(small, tmp_path):

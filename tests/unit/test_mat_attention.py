@@ -103,7 +103,7 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
         representation = policy.represent(inputs, folds, None)
         x = policy.embed_tokens(policy.before(nodes.action))
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
-        for block in policy.decoder:
+        for block, fold in zip(policy.decoder, folds.decoder, strict=True):
             query, key = block.own.query(x), block.own.key(x)
             for head in range(2):
                 part = slice(8 * head, 8 * head + 8)
@@ -112,7 +112,7 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
                     weights = score.softmax(-1) / 4
                     expected[:, i, :i] += weights[:, 1:]
                     expected[:, i, i] += weights[:, 0]
-            x = block(x, representation, block.fold(), causal_bias(AGENTS, 2, x))
+            x = block(x, representation, fold, causal_bias(AGENTS, 2, x))
     assert torch.allclose(policy.attention(inputs, nodes), expected, atol=1e-6)
 
 
