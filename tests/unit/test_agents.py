@@ -293,6 +293,17 @@ def test_passes_of_one_step_share_the_fold_of_the_weights(name, kind):
     near(taken()["critic.0.weight"], whole["critic.0.weight"])
 
 
+@pytest.mark.parametrize(("rows", "passes"), [(1, 1), (819, 1), (820, 3), (4914, 3), (4917, 4)])
+def test_a_large_batch_is_cut_in_three_or_more(rows, passes):
+    policy = mat(make_spec("discrete"))
+    mask = torch.ones(rows, N, 1, dtype=torch.bool)
+    parts = policy.split({}, Nodes(mask, mask, mask), 0, 1)
+    assert len(parts) == passes
+    sizes = [part.stop - part.start for part in parts]
+    assert sum(sizes) == rows
+    assert max(sizes) - min(sizes) < passes
+
+
 def near(x, y):
     torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
