@@ -243,7 +243,9 @@ class ReferenceTrainer:
         buffer, space = self.update.buffer, cast(Any, self.env.spec.action_space)
         for t in range(self.steps):
             start = time.perf_counter()
-            available = None if self.obs.action_mask is None else self.obs.action_mask.astype(np.float32)
+            available = None
+            if "available" in buffer and self.obs.action_mask is not None:
+                available = self.obs.action_mask.astype(np.float32)
             action, log_prob, value = self.policy.act(self.obs.agents, available)
             row = {"obs": self.obs.agents, "action": action, "log_prob": log_prob, "value": value}
             row["active"] = self.obs.alive[..., None]
