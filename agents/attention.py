@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from agents.nn import SMALL_GAIN, SOFTMAX_WIDTH, linear, softmax
 
@@ -26,9 +27,6 @@ class Fold(NamedTuple):
     shift: Tensor  # (H D,)
     out: Tensor  # (D, H D)
     bias: Tensor  # (D,)
-
-
-PARTS = ("query", "key", "value", "out")
 
 
 class Attention(nn.Module):
@@ -50,7 +48,10 @@ class Attention(nn.Module):
 
 
 def fold_layers(layers: Sequence[Attention]) -> list[Fold]:
-    """Each of the layers, of one size, as two maps; differentiable. All at once, because the matrices are small."""
+    """Each of the layers, of one width and number of heads, as two maps; differentiable.
+
+    All at once, because the matrices are small. A loss that reaches one layer gives the others a gradient of zero.
+    """
     if not layers:
         return []
     heads, width = layers[0].heads, layers[0].query.in_features
@@ -60,16 +61,17 @@ def fold_layers(layers: Sequence[Attention]) -> list[Fold]:
         parts: list[Any] = [getattr(layer, name) for layer in layers]
         return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts])
 
-    (query, ask_bias), (key, key_bias), (value, value_bias), (out, out_bias) = map(stack, PARTS)
+    parts = map(stack, ("query", "key", "value", "out"))
+    (query, query_bias), (key, key_bias), (value, value_bias), (out, out_bias) = parts
     key = key.view(-1, size, width).mT * size**-0.5  # (layers H, D, D / H)
     into = torch.bmm(key, query.view(-1, size, width)).view(len(layers), -1, width)
-    shift = torch.bmm(key, ask_bias.view(-1, size, 1)).view(len(layers), -1)
+    shift = torch.bmm(key, query_bias.view(-1, size, 1)).view(len(layers), -1)
     # Without an effect the bias of the keys has a gradient all the same, of zero.
     bias = torch.baddbmm((out_bias + 0.0 * key_bias).unsqueeze(-1), out, value_bias.unsqueeze(-1)).squeeze(-1)
     out = out.view(-1, width, heads, size).transpose(1, 2).reshape(-1, width, size)  # (layers H, D, D / H)
     out = torch.bmm(out, value.view(-1, size, width)).view(-1, heads, width, width)
     out = out.transpose(1, 2).reshape(len(layers), width, -1)
-    return [Fold(*parts) for parts in zip(*(x.unbind() for x in (into, shift, out, bias)), strict=True)]
+    return [Fold(*fold) for fold in zip(*(x.unbind() for x in (into, shift, out, bias)), strict=True)]
 
 
 def detached(fold: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
@@ -90,7 +92,7 @@ def ask(fold: Fold, x: Tensor) -> Tensor:
     return F.linear(x, fold.into, fold.shift)
 
 
-def attend(fold: Fold, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+def look(fold: Fold, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     """(B, N, D): what `x` (B, N, D) sees in `y` (B, M, D); `bias` (N H, M) or (B, N H, M) is added to the scores."""
     seen: Any = FoldedAttention.apply(x, y, bias, *fold)
     return seen
@@ -114,19 +116,20 @@ class FoldedAttention(torch.autograd.Function):
         return F.linear(torch.bmm(weights, y).view(query.shape), out, out_bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, y, weights, into, shift, out = ctx.saved_tensors
         by_row, by_query = (-1, into.shape[0]), (len(y), -1, y.shape[-1])
-        seen = grad_outputs[0].flatten(0, 1)
-        to_out = seen.mT @ torch.bmm(weights, y).view(by_row)
-        mixed = (seen @ out).view(by_query)
-        score = weights * torch.bmm(mixed, y.mT)
-        score = torch.addcmul(score, weights, score.sum(-1, keepdim=True), value=-1.0)
+        to_seen = grad_outputs[0].flatten(0, 1)
+        to_out = to_seen.mT @ torch.bmm(weights, y).view(by_row)
+        to_mixture = (to_seen @ out).view(by_query)
+        to_score = weights * torch.bmm(to_mixture, y.mT)
+        to_score = torch.addcmul(to_score, weights, to_score.sum(-1, keepdim=True), value=-1.0)
         query = F.linear(x, into, shift).view(by_query)
-        to_y = torch.bmm(weights.mT, mixed).baddbmm_(score.mT, query)
-        asked = torch.bmm(score, y).view(by_row)
-        to_x = (asked @ into).view_as(x)
-        return to_x, to_y, None, asked.mT @ x.flatten(0, 1), asked.sum(0), to_out, seen.sum(0)
+        to_y = torch.bmm(weights.mT, to_mixture).baddbmm_(to_score.mT, query)
+        to_query = torch.bmm(to_score, y).view(by_row)
+        to_x = (to_query @ into).view_as(x)
+        return to_x, to_y, None, to_query.mT @ x.flatten(0, 1), to_query.sum(0), to_out, to_seen.sum(0)
 
 
 def causal_bias(agents: int, heads: int, like: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ class EncoderBlock(nn.Module):
         self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
 
     def forward(self, x: Tensor, fold: Fold, bias: Tensor | None) -> Tensor:
-        x = self.norms[0](x + attend(fold, x, x, bias))
+        x = self.norms[0](x + look(fold, x, x, bias))
         return self.norms[1](x + self.mlp(x))
 
 
@@ -182,12 +185,12 @@ class DecoderBlock(nn.Module):
 
     def attend(self, x: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
         """Tokens (B, N, D) with self-attention added, for all N positions at once."""
-        return x + attend(fold.own, x, x, bias)
+        return x + look(fold.own, x, x, bias)
 
     def finish(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:
         """The rest of the block, from what `attend` made and the observations (B, N, D)."""
         x = self.norms[0](x)
-        x = self.norms[1](representation + attend(fold.cross, representation, x, bias))
+        x = self.norms[1](representation + look(fold.cross, representation, x, bias))
         return self.norms[2](x + self.mlp(x))
 
     def forward(self, x: Tensor, representation: Tensor, fold: DecoderFold, bias: Tensor) -> Tensor:

@@ -21,12 +21,9 @@ from marl.types import EnvSpec, Inputs, Nodes, Obs
 RELU_GAIN = 2.0**0.5
 SMALL_GAIN = 0.01
 SMALL_BATCH = 4096
-"""Agent rows that an update takes in one pass on a CPU; what is more is cut in three or more, to a third of the memory.
-
-A pass costs about 2 ms whatever it holds, a fifth of an update of 2400 rows.
-"""
+"""Agent rows that an update takes in one pass on a CPU; a larger batch is cut in at least `least_passes`."""
 LARGEST_PASS = 8192
-"""Agent rows beyond which a CPU gains no more from larger passes (`marl bench update`)."""
+"""Agent rows beyond which a CPU gains no more from larger passes."""
 
 SOFTMAX_WIDTH = 16
 
@@ -401,6 +398,8 @@ class VectorPolicy(nn.Module):
     head: Head
     memory_steps = 0
     memory_shape: tuple[int, int] | None = None
+    least_passes = 1
+    """Forward passes, at least, of an update on more than a small batch; more of them take less memory."""
 
     def __init__(self, spec: EnvSpec, agent_id: bool, normalise: bool) -> None:
         super().__init__()
@@ -466,7 +465,7 @@ class VectorPolicy(nn.Module):
         batch = len(nodes.mask)
         total = batch * self.agents_at_work(nodes)
         if not rows and total > SMALL_BATCH and nodes.mask.device.type == "cpu":
-            rows = -(-batch // max(3, -(-total // LARGEST_PASS)))
+            rows = -(-batch // max(self.least_passes, -(-total // LARGEST_PASS)))
         return consecutive(nodes.mask, rows, divisor, self.memory_steps or 1)
 
     def after_update(self) -> None:

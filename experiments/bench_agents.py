@@ -5,7 +5,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from experiments.reference_mat import ReferenceMAT, ReferenceUpdate
 from marl.objective import Batch, ClippedPPO
 from marl.registry import AGENTS
 from marl.threads import free_cores, quick_products
-from marl.trainer import clip_gradients
+from marl.trainer import clip_gradients, one_step
 from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
@@ -164,8 +163,7 @@ def updater(policy: Any, batch: Batch) -> Callable[[], object]:
         counts = objective.counts(batch)
         optimiser.zero_grad(set_to_none=True)
         passes = policy.split(batch.inputs, batch.nodes, 0, 1)
-        several = len(passes) > 1 and hasattr(policy, "one_step")
-        with quick_products(torch.device("cpu")), policy.one_step() if several else nullcontext():
+        with quick_products(torch.device("cpu")), one_step(policy, len(passes)):
             for index in passes:
                 part = batch.rows(index)
                 objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()

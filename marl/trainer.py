@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -125,11 +125,10 @@ class Trainer:
                 callback.on_logged(self)
             # A signal may set the reason on one rank at any moment, so the ranks vote once an iteration.
             stopped = distributed.any_rank(self.finished or self.stop_reason is not None, self.device)
-        if self.finished:
-            self.stop_reason = "finished"
+        self.stop_reason = "finished" if self.finished else self.stop_reason or "another rank was asked to stop"
         for callback in self.callbacks:
             callback.on_stop(self)
-        return self.stop_reason or "stopped by another rank"
+        return self.stop_reason
 
     def iterate(self) -> dict[str, float]:
         """One rollout and the update on it; returns the metrics."""
@@ -359,9 +358,7 @@ class Trainer:
         total: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for number, count in Counter(number for number, _ in passes).items():
-                policy: Any = self.tasks[number].policy
-                if count > 1 and hasattr(policy, "one_step"):
-                    stack.enter_context(policy.one_step())
+                stack.enter_context(one_step(self.tasks[number].policy, count))
             for number, index in passes:
                 batch = minibatches[number]
                 micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
@@ -437,6 +434,11 @@ class Trainer:
                 seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(env.num_envs)]
                 task.collector.obs = env.reset(seeds)
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
+
+
+def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:
+    """What the `passes` of a gradient are made in: the policy's own `one_step` where it has one and it saves work."""
+    return policy.one_step() if passes > 1 and hasattr(policy, "one_step") else nullcontext()
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:

@@ -114,9 +114,9 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
 
 
 def leave() -> None:
-    """Rank 1 ends without a word, and the others add up."""
+    """Three ranks add up, rank 1 ends without a word, and the others add up."""
     distributed.start("cpu")
-    distributed.all_reduce(torch.ones(1))
+    print("sums", all(sums(distributed.rank(), distributed.world_size())), flush=True)
     if distributed.rank() == 1:
         os._exit(0)
     distributed.all_reduce(torch.ones(1))

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
-from agents.attention import Attention, Fold, TokenTable, attend, causal_bias, fold_layers
+from agents.attention import Attention, Fold, TokenTable, causal_bias, fold_layers, look
 from agents.decode import Bag
 from agents.mat import MAT, MATOptions
 from agents.mlp import MLPOptions
@@ -252,7 +252,7 @@ def test_the_gradient_of_attention_that_is_written_out(lives):
     shapes = (2, 3, 4), (2, 4, 4), (8, 4), (8,), (4, 8), (4,)
     x, y, *fold = (torch.randn(shape, requires_grad=True) for shape in shapes)
     bias = None if lives else torch.zeros(2, 6, 4).masked_fill(torch.rand(2, 6, 4) < 0.4, float("-inf"))
-    assert torch.autograd.gradcheck(lambda x, y, *fold: attend(Fold(*fold), x, y, bias), (x, y, *fold))
+    assert torch.autograd.gradcheck(lambda x, y, *fold: look(Fold(*fold), x, y, bias), (x, y, *fold))
 
 
 @pytest.mark.usefixtures("double")
@@ -359,7 +359,7 @@ def test_a_bag_of_tokens_is_attention_over_them():
         bag = Bag(table, 5, 13)
         kinds = torch.nn.functional.pad(actions[:, :, 0] + 1, (1, 0))
         x = tokens[kinds]
-        expected = x + attend(fold, x, x, causal_bias(13, 2, x))
+        expected = x + look(fold, x, x, causal_bias(13, 2, x))
         torch.testing.assert_close(table.attend(kinds), expected, atol=1e-4, rtol=1e-4)
         for i in range(13):
             row = bag.attend(actions[:, i - 1] if i else None)

@@ -358,6 +358,25 @@ def test_micro_batches_and_processes_change_nothing(small):
 
 
 @pytest.mark.parametrize(
+    ("env", "agent", "changes"),
+    [
+        ("toy/mortal", "mat", {"memory": 4}),
+        ("toy/mortal", "mat-gru", {"memory": 2, "parameters_per": "agent"}),
+        ("smac/3m", "mat-bad", {"layout": "entities"}),
+        ("smac/3m", "mat-encoder", {"layout": "entities"}),
+        ("smac/3m+8m", "mat", {"layout": "entities"}),
+    ],
+)
+def test_passes_change_nothing_whatever_is_read(small, env, agent, changes):
+    weights = []
+    for micro_batch in (0, 4):
+        config = small(env, agent, name=f"passes_{micro_batch}", eval_episodes=0, micro_batch=micro_batch, **changes)
+        weights.append(load(run.start(config) / "checkpoints").tensors["model"])
+    for key, x in weights[0].items():
+        torch.testing.assert_close(weights[1][key], x, atol=5e-4, rtol=5e-4)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"minibatches": 33}, "33, more than the 32 rows"),
