@@ -84,7 +84,8 @@ def dispatch() -> None:
         COMMANDS[args[0]](args[1:])
     except MarlError as error:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
-        print(f"marl: {error}{notes}", file=sys.stderr)
+        rank = f", rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"marl{rank}: {error}{notes}", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         from marl.halving import ran_out_of_memory

@@ -58,7 +58,8 @@ class Transfer:
     source: Positional[str]
     """Tasks to pre-train on, joined by +, as `marl train` takes them."""
     target: str
-    """The unseen task; the number of agents may be another where agents read entities (SMAC: layout=entities)."""
+    """The unseen task; the number of agents may be another where agents read entities (SMAC: layout=entities). A task
+    may have options of its own, as mamujoco/HalfCheetah-6x1,disabled_joint=bshin."""
     agents: tuple[str, ...] = ("mat",)
     """Agents to compare."""
     seeds: tuple[int, ...] = (1,)
@@ -195,6 +196,9 @@ def require_fit(asked: Transfer, agent: str) -> None:
             "; give larger percentages or --budget, or smaller ones in --settings"
         )
     unseen = first.tasks
+    for task in unseen:
+        if task in source.tasks:
+            raise ConfigError(f"target {task.label} is a task of the source too, so it is not unseen; give another")
     for task in source.tasks + unseen:
         with closing(make_vector(task.name, task.options, 1)) as env:
             policies.append(entry.make(env.spec, source.agent_options))

@@ -185,7 +185,8 @@ class WatchConfig:
     eval_stochastic: bool = False
     """Sample actions in evaluations instead of taking the most probable ones."""
     checkpoint_interval: int = 25
-    """Iterations between two checkpoints; the end, an interrupt and an error always save one."""
+    """Iterations between two checkpoints; the end and an interrupt always save one, and so does an error where there is
+    one rank."""
     keep_checkpoints: int = 3
     """Latest checkpoints that are kept, besides the best evaluated one."""
     stop_return: float | None = None

@@ -5,6 +5,8 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -49,10 +51,21 @@ def start(device: str) -> torch.device:
     return chosen
 
 
+@contextmanager
+def talking() -> Iterator[None]:
+    """Raises RankError where another rank is not there to talk to."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        where = "its own message says why, or the system's log where it was killed"
+        raise RankError(f"another rank has left the run; {where}") from error
+
+
 def wait_for_all() -> None:
     """Return once every rank got here: no rank may leave the group while another still talks to it."""
     if dist.is_initialized():
-        dist.barrier()
+        with talking():
+            dist.barrier()
 
 
 def stop() -> None:
@@ -77,7 +90,8 @@ def all_reduce(x: Tensor) -> Tensor:
     if _shared is not None and x.device.type == "cpu":
         _shared.sum(x)
     elif dist.is_initialized():
-        dist.all_reduce(x)
+        with talking():
+            dist.all_reduce(x)
     return x
 
 
@@ -134,19 +148,14 @@ class SharedSum:
 
     def meet(self) -> None:
         """Return once every rank is here. Raises RankError where one has left, or does not come."""
-        try:
+        with talking():
             if self.rank:
                 self.peers[0].send(b"+")
             if not all(peer.recv(1) for peer in self.peers):
-                raise ConnectionError("closed")
+                raise ConnectionError("a rank closed its socket")
             if not self.rank:
                 for peer in self.peers:
                     peer.send(b"+")
-        except OSError as error:
-            raise RankError(
-                f"another rank has left the run ({error}); its own message says why, or the system's log where it was "
-                "killed"
-            ) from error
 
     def close(self) -> None:
         """Leave; the others then get a RankError if they still add up."""
@@ -165,6 +174,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
+def command(words: str, world: int) -> str:
+    """How `marl` is called with `words` on `world` ranks of this machine."""
+    return f"torchrun --nproc-per-node {world} -m experiments.cli {words}" if world > 1 else f"marl {words}"
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank where it is True on one: the common decision to stop."""
     if not dist.is_initialized():
@@ -175,8 +189,9 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def broadcast_module(module: nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0."""
     if dist.is_initialized():
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        with talking():
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
 
 
 def sum_gradients(parameters: list[nn.Parameter], numbers: Tensor) -> Tensor:
@@ -200,5 +215,6 @@ def gather(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    with talking():
+        dist.all_gather_object(values, value)
     return values

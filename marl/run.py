@@ -1,12 +1,13 @@
 """A training run: its folder, its parts, how it starts, stops and resumes."""
 
+import fcntl
 import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -35,14 +36,16 @@ from marl.vector import make_vector
 def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
     device = distributed.start(config.compute.device)
-    folder = Path(config.runs) / (config.name or run_name(config))
-    if distributed.rank() == 0 and has_checkpoint(folder):
-        raise ConfigError(
-            f"{folder} holds a run already; continue it with `marl resume {folder}`, or use another --name"
-        )
+    folder = Path(config.runs) / config.name if config.name else new_folder(config)
+    if distributed.rank() == 0:
+        require_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
         notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
-    return execute(config, folder, device, None, notes)
+    try:
+        return execute(config, folder, device, None, notes)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came of it, it is empty
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
@@ -70,9 +73,16 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
     if changed.steps <= checkpoint.step:
         raise ConfigError(
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
-            f"train on with: marl resume {folder} --steps MORE"
+            f"train on with: {resume_command(folder)} --steps MORE"
         )
     return execute(changed, folder, device, checkpoint, ())
+
+
+def require_empty(folder: Path) -> None:
+    if has_checkpoint(folder):
+        raise ConfigError(
+            f"{folder} holds a run already; continue it with `{resume_command(folder)}`, or use another --name"
+        )
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -101,6 +111,7 @@ def execute(
     free = max(1, free_cores() // distributed.local_world_size())
     tasks, envs = config.tasks, []
     evaluation: Evaluate | None = None
+    stack = ExitStack()
     try:
         for task in tasks:
             envs.append(make_env(config, task, free, local_share(config), train=True))
@@ -112,6 +123,9 @@ def execute(
             begin_with(trainer, Path(config.init))
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         if distributed.rank() == 0:
+            stack.enter_context(alone_in(folder))
+            if checkpoint is None:
+                require_empty(folder)
             prepare_folder(folder, config, trainer.steps)
         trainer.tracker, console = make_tracker(config, folder, trainer.steps)
         for note in (*notes, *restored):
@@ -128,24 +142,53 @@ def execute(
         with interrupts(trainer, console, folder), closing_tracker(trainer):
             guard(trainer, saver, folder)
         if trainer.stop_reason != "finished" and distributed.rank() == 0:
-            print(f"stopped: {trainer.stop_reason}. Continue with: marl resume {folder}")
+            print(f"stopped: {trainer.stop_reason}. Continue with: {resume_command(folder)}")
         distributed.wait_for_all()
     finally:
         if evaluation is not None:
             evaluation.close()
         for env in envs:
             env.close()
+        stack.close()
         distributed.stop()
     return folder
 
 
-def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
-    """Write the configuration; drop what an earlier start logged after `step`."""
-    try:
+def resume_command(folder: Path) -> str:
+    return distributed.command(f"resume {folder}", distributed.world_size())
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes from training in it. Raises ConfigError where one does."""
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", to_yaml(config))
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process trains in {folder}; wait for it, or use another --name") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises ConfigError where the system does not let us write."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"cannot write the run's folder {folder}: {error}; choose another with --runs") from error
+
+
+def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
+    """Write the configuration; drop what an earlier start logged after `step`."""
+    with writing(folder):
+        write_atomically(folder / "config.yaml", to_yaml(config))
     evaluations = folder / "evaluations.jsonl"
     if evaluations.exists():
         drop_lines(evaluations, step or -1)  # a run from the beginning logs step 0 again
@@ -166,7 +209,7 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
                 error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
         if saver.saved > 0:
             kept = f"what was learned in {saver.saved_steps} steps is kept"
-            error.add_note(f"{kept}; continue with: marl resume {folder}")
+            error.add_note(f"{kept}; continue with: {resume_command(folder)}")
         raise
 
 
@@ -286,12 +329,19 @@ def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_name(config: RunConfig) -> str:
-    """environment__agent__seed__time, safe as a folder's name, the same on every rank."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    stamp = distributed.gather(stamp)[0]
+def new_folder(config: RunConfig) -> Path:
+    """runs/environment__agent__seed__time, the same on every rank; numbered where one of that second is there."""
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
-    return f"{env}__{config.agent}__{config.seed}__{stamp}"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name, number = f"{env}__{config.agent}__{config.seed}__{stamp}", 1
+    folder = Path(config.runs) / name
+    while distributed.rank() == 0:
+        with writing(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return distributed.gather(folder)[0]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """collect -> backup -> learn -> callbacks."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.tasks import Task
 from marl.threads import peak_memory_mb, quick_products, usable_cores
+
+LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
 """Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
@@ -87,6 +90,7 @@ class Trainer:
         self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
         self.iteration = 0
         self.steps = 0
+        self.idle = False
         self.last_score: float | None = None
         self.stop_reason: str | None = None
 
@@ -211,6 +215,13 @@ class Trainer:
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
         credited = [self.credit(rollout, number) for number, rollout in enumerate(rollouts)]
         batches, credit = [batch for batch, _ in credited], self.over_tasks([told for _, told in credited])
+        if not self.idle and not any(bool(batch.nodes.trained.any()) for batch in batches):
+            self.idle = True
+            LOGGER.warning(
+                "iteration %d: no agent lived in a whole rollout, from which nothing is learned; an episode in which "
+                "nobody lives any more should end",
+                self.iteration + 1,
+            )
         left = 1.0
         if learn.anneal_learning_rate:
             total = self.config.iterations * self.config.steps_per_iteration
@@ -405,8 +416,8 @@ class Trainer:
         tensors, data = checkpoint.tensors, checkpoint.data
         if data["world_size"] != distributed.world_size():
             raise CheckpointError(
-                f"{checkpoint.path} was saved by {data['world_size']} ranks and this is {distributed.world_size()}; "
-                f"resume with torchrun --nproc-per-node {data['world_size']}"
+                f"{checkpoint.path} was saved by {data['world_size']} ranks, and here are {distributed.world_size()}; "
+                f"go on with: {distributed.command(f'resume {checkpoint.path.parents[1]}', data['world_size'])}"
             )
         rank = distributed.rank()
         load_weights(self.module, tensors["model"], checkpoint.path)

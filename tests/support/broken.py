@@ -32,6 +32,11 @@ class Broken(EnvWrapper):
 
     def step(self, action: np.ndarray) -> Step:
         self.count += 1
+        if self.what == "dead" and self.count > self.at:  # for good, in an episode that does not end
+            obs = super().reset(0)
+            return Step(
+                replace(obs, alive=np.zeros_like(obs.alive)), np.zeros(len(obs.alive), np.float32), False, False
+            )
         step = self.env.step(action)
         if self.what == "always":
             return replace(step, reward=np.full_like(step.reward, np.nan))

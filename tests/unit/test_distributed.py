@@ -56,7 +56,7 @@ def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path)
 def test_a_rank_that_ends_ends_the_others():
     done = launch(3, "-m", "tests.support.ranks", "leave")
     assert done.returncode
-    assert done.stdout.count("sums True") == 3
+    assert done.stdout.count("True") == 3
     assert done.stderr.count("RankError: another rank has left the run") >= 1, done.stderr[-3000:]
 
 

@@ -136,7 +136,9 @@ SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}
 
 
 def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
-    asked = Transfer(PAIR, "toy/climbing", ("mat",), (1, 2), (0, 5, 10), 640, 128, runs=tmp_path, settings=SETTINGS)
+    asked = Transfer(
+        PAIR, "toy/penalty,penalty=-50", ("mat",), (1, 2), (0, 5, 10), 640, 128, runs=tmp_path, settings=SETTINGS
+    )
     trained = []
     original = run.execute
 
@@ -165,7 +167,7 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         transfer(replace(asked, target="toy/copy", name="other"))
     with pytest.raises(ConfigError, match="'random' does not learn"):
         transfer(replace(asked, agents=("mat", "random"), name="other"))
-    with pytest.raises(ConfigError, match="episodes of climbing have no 'sucess'; give one of length, return"):
+    with pytest.raises(ConfigError, match=r"episodes of penalty.* have no 'sucess'; give one of length, return"):
         transfer(replace(asked, metric="sucess", name="other"))
     with pytest.raises(ConfigError, match="settings have seed, which this command sets itself"):
         replace(asked, settings={"seed": 2})
@@ -173,6 +175,7 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         "1 % of the budget, 640, is 6 steps, less than an iteration of mat .num_envs 4 x": {"percentages": (0, 1, 10)},
         "percentages has 150; give parts of the budget": {"percentages": (10, 150)},
         "percentages has nan": {"percentages": (10, float("nan"))},
+        "is a task of the source too, so it is not unseen": {"target": PAIR.partition("+")[0]},
         "agents has mat 2 times": {"agents": ("mat", "mat")},
         "name is '../x'; give a folder's name": {"name": "../x"},
         "seeds has 1 2 times": {"seeds": (1, 2, 2, 1)},

@@ -338,6 +338,32 @@ def test_full_disc_while_logging_does_not_stop_training(small, capsys):
     assert "metrics.jsonl" in "".join(capsys.readouterr())
 
 
+def test_rollouts_without_anybody_alive_are_told_once(small, caplog):
+    run.start(broken(small, "dead", at=9, steps=160))
+    assert caplog.text.count("no agent lived in a whole rollout") == 1
+    assert "iteration 3: no agent" in caplog.text
+
+
+def test_a_folder_belongs_to_one_run(small):
+    config = small(eval_episodes=0, steps=32)
+    folder = Path(config.runs) / config.name
+    with run.alone_in(folder), pytest.raises(ConfigError, match=r"another process trains in .*run; wait for it"):
+        run.start(config)
+    run.start(config)
+    with run.alone_in(folder), pytest.raises(ConfigError, match="another process trains in"):
+        run.resume(folder, {"steps": 64})
+    run.resume(folder, {"steps": 64})
+
+
+def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(small):
+    config = small(name="", eval_episodes=0, steps=32)
+    assert len({run.new_folder(config) for _ in range(3)}) == 3
+    before = sorted(Path(config.runs).iterdir())
+    with pytest.raises(ConfigError, match="group_size is 3"):
+        run.start(override(config, {"group_size": 3}))
+    assert sorted(Path(config.runs).iterdir()) == before
+
+
 def test_kl_stop_ends_the_epochs(small):
     config = small(target_kl=1e-9, epochs=5, learning_rate=1e-2, eval_episodes=0, steps=64)
     assert [row["policy/epochs"] for row in rows(run.start(config))] == [1.0, 1.0]
