@@ -115,8 +115,8 @@ def update_part(config: Any) -> Table:
     Predicted from counting products: 1.9 times the reference at 27 agents x 32, and less than a third of its memory.
     A batch is cut in three passes or more, but for the smallest, 3 agents x 8: one pass takes .6 to .7 of the
     reference's memory there, two took .33 and three .26, at 1.9, 1.7 and 1.4 times its speed.
-    Passes of one step fold the weights once: predicted from a pass of ten rows to save 1.1 of the 3.4 ms that a pass
-    costs whatever it holds, and 1.2 were saved.
+    Passes of one step fold the weights once, and all layers together: predicted from a pass of ten rows to save 1.3 of
+    the 3.4 ms that a pass costs whatever it holds, and 1.9 were saved.
     The reference multiplies matrices with the library that PyTorch takes by default. `torch.compile` of the forward
     pass, tried at 8 agents x 8 and x 32, took 33 to 43 seconds to compile and was then 1.01 to 1.03 times as fast, so
     there is no such option.

@@ -182,7 +182,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot write the run's folder {folder}: {error}; choose another with --runs") from error
+        raise ConfigError(f"cannot write the folder {folder}: {error}; choose another with --runs") from error
 
 
 def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
@@ -334,13 +334,16 @@ def new_folder(config: RunConfig) -> Path:
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name, number = f"{env}__{config.agent}__{config.seed}__{stamp}", 1
-    folder = Path(config.runs) / name
-    while distributed.rank() == 0:
-        with writing(folder), suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            break
-        number += 1
-        folder = folder.with_name(f"{name}-{number}")
+    runs = Path(config.runs)
+    folder = runs / name
+    with writing(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        while distributed.rank() == 0:
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+            number += 1
+            folder = runs / f"{name}-{number}"
     return distributed.gather(folder)[0]
 
 
