@@ -36,16 +36,12 @@ from marl.vector import make_vector
 def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
     device = distributed.start(config.compute.device)
-    folder = Path(config.runs) / config.name if config.name else new_folder(config)
-    if distributed.rank() == 0:
+    folder = Path(config.runs) / config.name if config.name else None
+    if folder is not None and distributed.rank() == 0:
         require_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
         notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
-    try:
-        return execute(config, folder, device, None, notes)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came of it, it is empty
+    return execute(config, folder, device, None, notes)
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
@@ -100,9 +96,9 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def execute(
-    config: RunConfig, folder: Path, device: torch.device, checkpoint: Checkpoint | None, notes: tuple[str, ...]
+    config: RunConfig, folder: Path | None, device: torch.device, checkpoint: Checkpoint | None, notes: tuple[str, ...]
 ) -> Path:
-    """Build the parts, train, and leave a checkpoint whatever ends it."""
+    """Build the parts, train in the folder, by default a new one, and leave a checkpoint whatever ends it."""
     if (check := AGENTS.get(config.agent).check) is not None:
         check(config.agent_options, config.learn)
     fix_globals(config.seed)
@@ -116,12 +112,10 @@ def execute(
         for task in tasks:
             envs.append(make_env(config, task, free, local_share(config), train=True))
         trainer = build(config, envs[0], device, free, *envs[1:])
-        saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
-        if checkpoint is not None:
-            saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
         if checkpoint is None and config.init:
             begin_with(trainer, Path(config.init))
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
+        folder = folder or new_folder(config)
         if distributed.rank() == 0:
             stack.enter_context(alone_in(folder))
             if checkpoint is None:
@@ -138,6 +132,9 @@ def execute(
                 folder / "evaluations.jsonl",
             )
             trainer.callbacks.append(evaluation)
+        saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
+        if checkpoint is not None:
+            saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
         trainer.callbacks.append(saver)
         with interrupts(trainer, console, folder), closing_tracker(trainer):
             guard(trainer, saver, folder)
