@@ -99,10 +99,11 @@ def look(fold: Fold, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class FoldedAttention(torch.autograd.Function):
-    """out softmax(q y' + bias) y, with queries q = into x.
+    """out softmax(q y' + bias) y, with queries q = into x: attention (Vaswani et al. 2017, eq. 1) by a `Fold`.
 
-    The gradient is written out: autograd's is the same, by way of transposed matrices that take three times as long,
-    and it keeps queries and mixtures, which are made again sooner than they are stored.
+    Arguments and result are those of `look`. The gradient is written out: autograd's is the same, by way of transposed
+    matrices that take three times as long, and it keeps queries and mixtures, which cost little to make again. It has
+    no gradient itself; asking for one raises RuntimeError.
     """
 
     @staticmethod

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,9 +175,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
-def command(words: str, world: int) -> str:
-    """How `marl` is called with `words` on `world` ranks of this machine."""
-    return f"torchrun --nproc-per-node {world} -m experiments.cli {words}" if world > 1 else f"marl {words}"
+def resume_command(folder: Path, ranks: int | None = None) -> str:
+    """What a user types to go on with a run on so many ranks of this machine, by default as many as now."""
+    ranks = ranks or world_size()
+    start = f"torchrun --nproc-per-node {ranks} -m experiments.cli" if ranks > 1 else "marl"
+    return f"{start} resume {folder}"
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -69,15 +69,17 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
     if changed.steps <= checkpoint.step:
         raise ConfigError(
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
-            f"train on with: {resume_command(folder)} --steps MORE"
+            f"train on with: {distributed.resume_command(folder)} --steps MORE"
         )
     return execute(changed, folder, device, checkpoint, ())
 
 
 def require_empty(folder: Path) -> None:
+    """Raises ConfigError where a run has saved something there."""
     if has_checkpoint(folder):
         raise ConfigError(
-            f"{folder} holds a run already; continue it with `{resume_command(folder)}`, or use another --name"
+            f"{folder} holds a run already; continue it with `{distributed.resume_command(folder)}`, or use another "
+            "--name"
         )
 
 
@@ -139,7 +141,7 @@ def execute(
         with interrupts(trainer, console, folder), closing_tracker(trainer):
             guard(trainer, saver, folder)
         if trainer.stop_reason != "finished" and distributed.rank() == 0:
-            print(f"stopped: {trainer.stop_reason}. Continue with: {resume_command(folder)}")
+            print(f"stopped: {trainer.stop_reason}. Continue with: {distributed.resume_command(folder)}")
         distributed.wait_for_all()
     finally:
         if evaluation is not None:
@@ -149,10 +151,6 @@ def execute(
         stack.close()
         distributed.stop()
     return folder
-
-
-def resume_command(folder: Path) -> str:
-    return distributed.command(f"resume {folder}", distributed.world_size())
 
 
 @contextmanager
@@ -206,7 +204,7 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
                 error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
         if saver.saved > 0:
             kept = f"what was learned in {saver.saved_steps} steps is kept"
-            error.add_note(f"{kept}; continue with: {resume_command(folder)}")
+            error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
         raise
 
 

@@ -38,7 +38,7 @@ from marl.threads import peak_memory_mb, quick_products, usable_cores
 LOGGER = logging.getLogger("marl")
 
 SMALL_UPDATE = 32768
-"""Agent rows of a forward pass below which a second thread costs about what it gives (`marl bench update`)."""
+"""Agent rows of a minibatch below which a second thread costs about what it gives (`marl bench update`)."""
 
 SMALL_GRADIENT = 2**16
 """Numbers in a gradient up to which copying it is cheaper than a norm of its own."""
@@ -417,7 +417,7 @@ class Trainer:
         if data["world_size"] != distributed.world_size():
             raise CheckpointError(
                 f"{checkpoint.path} was saved by {data['world_size']} ranks, and here are {distributed.world_size()}; "
-                f"go on with: {distributed.command(f'resume {checkpoint.path.parents[1]}', data['world_size'])}"
+                f"go on with: {distributed.resume_command(checkpoint.path.parents[1], data['world_size'])}"
             )
         rank = distributed.rank()
         load_weights(self.module, tensors["model"], checkpoint.path)

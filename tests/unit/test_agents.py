@@ -293,9 +293,15 @@ def test_passes_of_one_step_share_the_fold_of_the_weights(name, kind):
     near(taken()["critic.0.weight"], whole["critic.0.weight"])
 
 
-@pytest.mark.parametrize(("rows", "passes"), [(1, 1), (819, 1), (820, 3), (4914, 3), (4917, 4)])
-def test_a_large_batch_is_cut_in_three_or_more(rows, passes):
-    policy = mat(make_spec("discrete"))
+@pytest.mark.parametrize(
+    ("name", "rows", "passes"),
+    [
+        *(("mat", rows, passes) for rows, passes in ((1, 1), (819, 1), (820, 3), (4914, 3), (4917, 4))),
+        *(("mappo", rows, passes) for rows, passes in ((819, 1), (820, 1), (1638, 1), (1639, 2), (4917, 4))),
+    ],
+)
+def test_a_large_batch_is_cut_in_three_or_more_where_passes_are_large(name, rows, passes):
+    policy = build(name, make_spec("discrete"))
     mask = torch.ones(rows, N, 1, dtype=torch.bool)
     parts = policy.split({}, Nodes(mask, mask, mask), 0, 1)
     assert len(parts) == passes

@@ -344,6 +344,12 @@ def test_rollouts_without_anybody_alive_are_told_once(small, caplog):
     assert "iteration 3: no agent" in caplog.text
 
 
+def test_a_run_that_another_rank_ends_says_so(small, monkeypatch, capsys):
+    monkeypatch.setattr("marl.distributed.any_rank", lambda *_: True)
+    run.start(small(eval_episodes=0))
+    assert "stopped: another rank was asked to stop. Continue with: marl resume" in capsys.readouterr().out
+
+
 def test_a_folder_belongs_to_one_run(small):
     config = small(eval_episodes=0, steps=32)
     folder = Path(config.runs) / config.name
