@@ -26,6 +26,7 @@ def load_backbone(
     precision: Precision = "auto",
     device_map: DeviceMap = "none",
     chat: Chat = "auto",
+    system: str = "",
     lora_rank: int = 0,
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj"),
     token_budget: int = 4096,
@@ -53,7 +54,7 @@ def load_backbone(
         )
     if device_map != "none":
         _require_one_process_and_accelerate()
-    model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat, device_map)
+    model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat, system, device_map)
     adapters = reference = None
     if lora_rank:
         adapters = _adapt(model, name, lora_rank, lora_targets, seed)
@@ -127,11 +128,11 @@ def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
         return LlamaForCausalLM(config), tokenizer
 
 
-def _pretrained(name: str, dtype: torch.dtype, chat: Chat, device_map: DeviceMap) -> tuple[Any, Tokenizer]:
+def _pretrained(name: str, dtype: torch.dtype, chat: Chat, system: str, device_map: DeviceMap) -> tuple[Any, Tokenizer]:
     from agents.lm.pretrained import open_pretrained
 
     model, tokenizer = open_pretrained(name, dtype, None if device_map == "none" else device_map)
-    return model, PretrainedTokenizer(tokenizer, name, chat)
+    return model, PretrainedTokenizer(tokenizer, name, chat, system)
 
 
 def _adapt(model: Any, name: str, rank: int, targets: tuple[str, ...], seed: int) -> Any:

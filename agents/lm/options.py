@@ -25,6 +25,9 @@ class LanguageOptions:
     """Seed of the weights of tiny and of new adapters, whatever the run's seed."""
     chat: Literal["auto", "off"] = "auto"
     """Use the model's chat template where it has one."""
+    system: str = ""
+    """System message of the chat template. Without one there is none: the default that some templates write by
+    themselves (SmolLM2, Qwen) is left empty."""
     temperature: float = 1.0
     """Divides the logits, in acting and in learning alike."""
     max_action_tokens: int = 16
@@ -57,6 +60,9 @@ class LanguageOptions:
             raise ConfigError(f"critic_hidden is {self.critic_hidden}; a layer has a width of 1 or more")
         if self.model == "tiny" and self.device_map != "none":
             raise ConfigError("device_map is for pretrained models; tiny fits everywhere, leave it 'none'")
+        if self.system and (self.model == "tiny" or self.chat == "off"):
+            why = "model 'tiny' has no chat template" if self.model == "tiny" else "chat is 'off'"
+            raise ConfigError(f"system is {self.system!r:.80}, but {why}; leave it out")
         if not self.rank:
             self._require_nothing_of_adapters()
 

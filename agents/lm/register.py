@@ -81,6 +81,7 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
         precision=options.precision,
         device_map=options.device_map,
         chat=options.chat,
+        system=options.system,
         lora_rank=options.rank,
         lora_targets=options.lora_targets,
         token_budget=options.token_budget,

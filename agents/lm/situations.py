@@ -75,7 +75,7 @@ class Situations:
         if number is None:
             ids = self.prompts[prompt]
             middle = len(ids) - self.tail
-            lines = [token for agent, tokens in said for token in (*self.labels[agent], *self._open(tokens))]
+            lines = [token for agent, tokens in said for token in (*self.labels[agent], *self.tokenizer.quote(tokens))]
             number = self._add(key, self.prompts, (*ids[:middle], *lines, *ids[middle:]))
             self.texts[number] = self.texts[prompt] + self.tokenizer.decode(lines)
         return number
@@ -113,9 +113,6 @@ class Situations:
         self._known[key] = number
         table[number] = value
         return number
-
-    def _open(self, tokens: Tokens) -> Tokens:
-        return tokens[:-1] if tokens and tokens[-1] == self.tokenizer.end else tokens
 
 
 def _agree(left: Sequence[int], right: Sequence[int]) -> int:

@@ -69,6 +69,10 @@ class WordTokenizer:
                 spaced = True
         return b"".join(parts).decode(errors="replace")
 
+    def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of an answer as they stand in a prompt: without control tokens."""
+        return tuple(token for token in ids if token not in (PAD, END, START))
+
 
 def _gap(last: str, piece: str) -> int:
     """The spaces between two pieces that need no token."""
