@@ -3,6 +3,7 @@
 Also the translation of spaces that this bridge shares with the PettingZoo one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from gymnasium.spaces.utils import flatten, flatten_space
 
 from marl.errors import ConfigError
 from marl.protocols import State
-from marl.registry import register_env
+from marl.registry import named_kwargs, register_env
 from marl.types import EnvSpec, Obs, Step
 
 SUPPORTED_ACTIONS = "Discrete, and Box of a float type"
@@ -93,7 +94,17 @@ class GymnasiumBridge:
             self.env.close()
 
 
-@register_env("gymnasium", options=GymnasiumOptions, summary="any Gymnasium environment, as a team of one")
+def external(task: str, options: Mapping[str, Any]) -> list[str]:
+    """Gymnasium imports the module of an id `MODULE:ID`; a plain id it looks up among those registered."""
+    return [*([f"environment gymnasium:{task}"] if ":" in task else []), *named_kwargs(options)]
+
+
+@register_env(
+    "gymnasium",
+    options=GymnasiumOptions,
+    summary="any Gymnasium environment, as a team of one",
+    external=external,
+)
 def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None) -> GymnasiumBridge:
     """`gymnasium.make(task, **kwargs)`, bridged. Raises ConfigError where Gymnasium cannot make it."""
     limit = {} if max_steps is None else {"max_episode_steps": max_steps}

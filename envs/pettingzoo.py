@@ -19,7 +19,7 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 from envs.gymnasium import flat_action, flat_box, flat_vector, inner_action, scalars, shown
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.protocols import Env, State
-from marl.registry import register_env
+from marl.registry import named_kwargs, register_env
 from marl.types import EnvSpec, Obs, Step
 
 
@@ -169,7 +169,10 @@ class ParallelBridge:
 
 
 @register_env(
-    "pettingzoo", options=PettingZooOptions, summary="any PettingZoo module, for example mpe2.simple_spread_v3"
+    "pettingzoo",
+    options=PettingZooOptions,
+    summary="any PettingZoo module, for example mpe2.simple_spread_v3",
+    external=lambda task, options: [f"environment pettingzoo:{task}", *named_kwargs(options)],
 )
 def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None) -> ParallelBridge:
     """The environment of the module `task`, bridged.

@@ -240,10 +240,12 @@ def resume(args: list[str]) -> None:
         """What to do with a NaN or infinite observation or reward."""
         env_threads: int | None = None
         """Threads of a natively batched environment."""
+        trust: bool = False
+        """Run the code that the run's files name where somebody else has made it."""
 
     parsed = tyro.cli(Resume, prog="marl resume", args=args)
     changes = {name: value for name, value in vars(parsed).items() if name in FREE_TO_CHANGE and value is not None}
-    run.resume(parsed.run, changes)
+    run.resume(parsed.run, changes, parsed.trust)
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,8 @@ class Watch:
     """The checkpoint: best, last, or a number of steps."""
     act: Literal["run", "greedy", "sampled"] = "run"
     """The most probable actions, or sampled ones; by default what the run's own evaluations take."""
+    trust: bool = False
+    """Run the code that the run's files name where somebody else has made it."""
 
 
 def evaluate(args: list[str]) -> None:

@@ -242,7 +242,7 @@ def advance(config: RunConfig) -> None:
         if digest(read_config(folder)) != digest(config):
             raise ConfigError(f"{folder} was begun with other settings; give another --name, or remove it")
         if done(folder) < config.steps:
-            resume(folder, {"steps": config.steps})
+            resume(folder, {"steps": config.steps}, trust=True)  # its settings are those of this command
     else:
         start(config)
     if done(folder) < config.steps:

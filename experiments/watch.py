@@ -25,6 +25,7 @@ from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.tracking import png
+from marl.trust import external_of_env, require_trust
 from marl.types import EnvSpec
 from marl.vector import make_vector
 
@@ -38,6 +39,7 @@ class Subject:
     folder: Path | None
     value_norm: ValueNorm
     checkpoint: Checkpoint | None = None
+    trust: bool = False
 
     @property
     def task(self) -> EnvFactory:
@@ -58,15 +60,17 @@ def resolve(parsed: Any) -> Subject:
             raise ConfigError(f"{subject!r} is a run, which has its agent; leave out --agent")
         checkpoint_only = not (path / "config.yaml").exists() and (path / "manifest.json").exists()
         folder = path.parent.parent if checkpoint_only else path
-        config = read_config(folder)
+        config, typed = read_config(folder), set()
         if parsed.env:
             config = elsewhere(config, parsed.env)
+            typed = external_of_env(default_config(parsed.env, config.agent))
+        require_trust(folder, external_of_env(config) - typed, parsed.trust)
         root = path if checkpoint_only else path / "checkpoints"
         checkpoint = load_checkpoint(root, int(which) if which.isdigit() else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
         value_norm = ValueNorm(config.learn.value_norm_decay)
         value_norm.load_state_dict(checkpoint.tensors["value_norm"])
-        return Subject(config, title, folder, value_norm, checkpoint)
+        return Subject(config, title, folder, value_norm, checkpoint, parsed.trust)
     if path.parts[:1] == ("runs",) or path.is_absolute():
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if parsed.env:
@@ -93,7 +97,7 @@ def elsewhere(config: RunConfig, env: str) -> RunConfig:
 def policy_for(subject: Subject, spec: EnvSpec) -> Policy:
     """The agent as it plays in one environment."""
     if subject.checkpoint is not None:
-        return make_policy(subject.checkpoint, spec)
+        return make_policy(subject.checkpoint, spec, subject.trust)
     return AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
 
 

@@ -16,6 +16,7 @@ from marl.memory import Memory
 from marl.protocols import Policy
 from marl.registry import AGENTS
 from marl.spaces import spec_from_json
+from marl.trust import external_of_agent, require_trust
 from marl.types import EnvSpec, Obs
 
 
@@ -89,17 +90,20 @@ class LoadedPolicy:
             raise ValueError(f"observation has shape {agents.shape}; {self.spec.name} gives {expected}, or E of them")
 
 
-def load_policy(path: str | Path, which: str | int = "best", spec: EnvSpec | None = None) -> LoadedPolicy:
+def load_policy(
+    path: str | Path, which: str | int = "best", spec: EnvSpec | None = None, trust: bool = False
+) -> LoadedPolicy:
     """The policy of a run's folder or of one checkpoint; its simulator need not be installed.
 
     `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. `spec` is that of the
-    environment to act in, for a policy that acts in others than it has learned in. Raises CheckpointError where there
-    is no checkpoint, or it does not fit.
+    environment to act in, for a policy that acts in others than it has learned in. `trust` opens a folder of
+    language-model weights that is named by a run which this user did not make. Raises CheckpointError where there is no
+    checkpoint, or it does not fit, and ConfigError where trust is missing.
     """
     path = Path(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoint = load_checkpoint(root, which)
-    return LoadedPolicy(make_policy(checkpoint, spec), checkpoint.step)
+    return LoadedPolicy(make_policy(checkpoint, spec, trust), checkpoint.step)
 
 
 def load_checkpoint(root: Path, which: Any) -> Checkpoint:
@@ -108,9 +112,14 @@ def load_checkpoint(root: Path, which: Any) -> Checkpoint:
     return load(root, which=which)
 
 
-def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None) -> Policy:
-    """The policy for the environment that it has learned in, or for another; CheckpointError where it does not fit."""
+def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool = False) -> Policy:
+    """The policy for the environment that it has learned in, or for another.
+
+    Raises CheckpointError where it does not fit, and ConfigError where trust is missing, see `load_policy`.
+    """
     data = checkpoint.data
+    names = external_of_agent(data["agent"], data["agent_options"])
+    require_trust(checkpoint.path.absolute().parent.parent, names, trust)
     entry = AGENTS.get(data["agent"])
     options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
     policy = entry.make(spec or spec_from_json(data["spec"]), options)

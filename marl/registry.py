@@ -7,6 +7,8 @@ gives `batch(task, num_envs, threads, **options) -> VectorEnv`. Modules are impo
 import difflib
 import importlib
 import importlib.util
+import json
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
@@ -30,6 +32,16 @@ class FactoryOptions:
     """Keyword arguments of the factory."""
 
 
+def named_kwargs(options: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as `external` lists them: a factory may import or open whatever they say."""
+    kwargs = options.get("kwargs")
+    return [f"kwargs {json.dumps(kwargs, sort_keys=True, default=str)}"] if kwargs else []
+
+
+def nothing_external(*_: Any) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class EnvEntry:
     """A family of environments. `options` is a frozen dataclass whose fields are keyword arguments of `make`."""
@@ -46,6 +58,8 @@ class EnvEntry:
     install: str = ""
     """The exact line that installs them."""
     summary: str = ""
+    external: Callable[[str, Mapping[str, Any]], list[str]] = nothing_external
+    """`external(task, options)` lists the code and files outside the suite that `make` would import, run or open."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class AgentEntry:
     summary: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any, Any], None] | None = None
+    external: Callable[[Mapping[str, Any]], list[str]] = nothing_external
+    """`external(options)` lists the code and files outside the suite that `make` would import, run or open."""
 
 
 @dataclass
@@ -92,7 +108,7 @@ class Registry:
         for point in entry_points(group=self.group):
             try:
                 importlib.import_module(point.value.split(":")[0])
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
 
     def names(self) -> list[str]:
@@ -205,8 +221,8 @@ def find_family(name: str) -> EnvEntry:
 def find_env(name: str) -> tuple[EnvEntry, str]:
     """The entry and the task of `family/task`, `family:task` or `package.module:factory`.
 
-    Raises UnknownNameError with the closest names, MissingDependencyError with the install line, and
-    ConfigError where a user's factory cannot be imported.
+    Imports no factory of a user. Raises UnknownNameError with the closest names, MissingDependencyError with the
+    install line, and ConfigError for a text that names no factory.
     """
     for mark in ("/", ":"):
         family, _, task = name.partition(mark)
@@ -234,16 +250,32 @@ def missing(entry: EnvEntry) -> list[str]:
 
 
 def _user_entry(name: str) -> EnvEntry:
-    module_name, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot import the environment factory {name!r} ({error}); give `package.module:factory` of an "
-            "installed module, or run from the folder that holds it"
-        ) from error
+    """The entry of `package.module:factory`, which is imported when an environment is made."""
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise ConfigError(f"environment {name!r} is neither family/task nor package.module:factory; give one of them")
 
     def make(task: str, kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ARG001 - the interface of factories
-        return factory(**(kwargs or {}))
+        return import_factory(name)(**(kwargs or {}))
 
-    return EnvEntry(name=name, make=make, options=FactoryOptions)
+    def external(_: str, options: Mapping[str, Any]) -> list[str]:
+        return [f"environment {name}", *named_kwargs(options)]
+
+    return EnvEntry(name=name, make=make, options=FactoryOptions, external=external)
+
+
+def import_factory(name: str) -> Callable[..., Any]:
+    """The callable of `package.module:factory`. Raises ConfigError where there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" at {place.filename}:{place.lineno}" if not isinstance(error, ImportError | AttributeError) else ""
+        raise ConfigError(
+            f"cannot import the environment factory {name!r} ({type(error).__name__}{where}: {error}); give "
+            "`package.module:factory` of an installed module, or run from the folder that holds it"
+        ) from error
+    if not callable(factory):
+        raise ConfigError(f"{name!r} is a {type(factory).__name__}; give a function or class that makes an environment")
+    return factory

@@ -30,6 +30,7 @@ from marl.tasks import share
 from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
+from marl.trust import external_of_agent, external_of_env, mark_trusted, require_trust
 from marl.vector import make_vector
 
 
@@ -44,12 +45,14 @@ def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     return execute(config, folder, device, None, notes)
 
 
-def resume(folder: Path, changes: dict[str, Any]) -> Path:
+def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
     """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on.
 
-    A run that was killed before its first checkpoint starts from the beginning.
+    A run that was killed before its first checkpoint starts from the beginning. `trust` runs the code that the run's
+    configuration names where this user did not make the run; from then on it counts as made by this user.
     """
     config = read_config(folder)
+    require_trust(folder, external_names(config), trust)
     fixed = sorted(set(changes) - FREE_TO_CHANGE)
     if fixed:
         raise ConfigError(
@@ -72,6 +75,11 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
             f"train on with: {distributed.resume_command(folder)} --steps MORE"
         )
     return execute(changed, folder, device, checkpoint, ())
+
+
+def external_names(config: RunConfig) -> set[str]:
+    """Names of code and files outside the suite that the run imports, runs or opens."""
+    return external_of_env(config) | external_of_agent(config.agent, asdict(config.agent_options))
 
 
 def require_empty(folder: Path) -> None:
@@ -123,6 +131,8 @@ def execute(
             if checkpoint is None:
                 require_empty(folder)
             prepare_folder(folder, config, trainer.steps)
+            if untrusted := mark_trusted(folder, external_names(config)):
+                notes += (untrusted,)
         trainer.tracker, console = make_tracker(config, folder, trainer.steps)
         for note in (*notes, *restored):
             console(note)

@@ -89,12 +89,19 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
     )
 
 
+def external(options: Mapping[str, Any]) -> list[str]:
+    """Weights on disk other than those of a package that the user installed."""
+    return [] if (model := options.get("model", "tiny")) in ("tiny", "smollm2") else [f"model {model}"]
+
+
 def make_token_policy(spec: EnvSpec, options: TokenOptions) -> TokenPolicy:
     return TokenPolicy(spec, options, open_backbone(spec, options))
 
 
 for _name, (_summary, _defaults) in ALGORITHMS.items():
-    register_agent(_name, options=TokenOptions, summary=_summary, defaults=_defaults, check=check)(make_token_policy)
+    register_agent(_name, options=TokenOptions, summary=_summary, defaults=_defaults, check=check, external=external)(
+        make_token_policy
+    )
 
 
 @register_agent(
@@ -103,6 +110,7 @@ for _name, (_summary, _defaults) in ALGORITHMS.items():
     summary="PPO over candidate actions scored by their tokens (Tan et al. 2024)",
     defaults=LEARN | {"ratio": "agent"},
     check=check,
+    external=external,
 )
 def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
     return Twosome(spec, options, open_backbone(spec, options))
@@ -125,6 +133,7 @@ def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
         "max_grad_norm": 1.0,
     },
     check=check,
+    external=external,
 )
 def make_soft(spec: EnvSpec, options: SoftOptions) -> SoftPolicy:
     return SoftPolicy(spec, options, open_backbone(spec, options))

@@ -209,6 +209,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
     requires=("numba",),
     install="pip install 'seqmarl[smac]'",
     summary="SMAC and SMACv2: StarCraft II micromanagement, embedded engine or the game itself; discrete actions",
+    external=lambda _, options: [f"replay_dir {folder}"] if (folder := options.get("replay_dir")) else [],
 )
 def make(task: str, **options: Any) -> SmacEnv:
     """One battle."""

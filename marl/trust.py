@@ -1,0 +1,111 @@
+"""Trust in a run's folder: code that its files name runs only where this user made the run, or says so.
+
+A run that names code or files outside the suite (`package.module:factory`, `pettingzoo:MODULE`, keyword arguments of a
+factory, a folder of language-model weights) keeps a mark: the names, with an HMAC under a key of this user. The mark
+lies in the folder, so a run may be moved or renamed. The folder of somebody else has no mark under this key.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from marl.config import RunConfig
+from marl.errors import ConfigError
+from marl.registry import AGENTS, find_env
+
+MARK = "origin.json"
+KEY_BYTES = 32
+
+
+def external_of_env(config: RunConfig) -> set[str]:
+    """Names of code and files outside the suite that the run's environments import, run or open."""
+    names: set[str] = set()
+    for made in config.tasks:
+        entry, task = find_env(made.name)
+        names |= set(entry.external(task, made.options))
+    return names
+
+
+def external_of_agent(agent: str, options: Mapping[str, Any]) -> set[str]:
+    """The same of an agent with these options."""
+    return set(AGENTS.get(agent).external(options))
+
+
+def require_trust(folder: Path, names: set[str], trust: bool) -> None:
+    """Raise ConfigError unless `trust`, or the mark of the run in `folder` covers all `names`."""
+    if trust or not names or names <= _marked(folder):
+        return
+    raise ConfigError(
+        f"{folder} was not made here by you, and its files name what would be imported or opened: "
+        f"{', '.join(sorted(names))}. Read them first; then add --trust (in Python trust=True)"
+    )
+
+
+def mark_trusted(folder: Path, names: set[str]) -> str | None:
+    """Mark the run in `folder` as made by this user. Returns a line on why that was not possible, else None."""
+    if not names:
+        return None
+    try:
+        mark = json.dumps({"names": sorted(names), "hmac": _seal(sorted(names), _key(make=True))}, indent=1)
+        beside = folder / f".{MARK}.tmp"
+        beside.write_text(mark + "\n")
+        os.replace(beside, folder / MARK)
+    except (OSError, RuntimeError) as error:
+        return f"this run will need --trust where it is used again: its mark cannot be kept ({error})"
+    return None
+
+
+def _marked(folder: Path) -> set[str]:
+    """Names that the mark in `folder` covers; none where it is absent, damaged, or made under another key."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        names, seal = mark["names"], mark["hmac"]
+        if hmac.compare_digest(_seal(names, _key(make=False)), seal):
+            return set(names)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return set()
+
+
+def _seal(names: list[str], key: bytes) -> str:
+    return hmac.new(key, json.dumps(names).encode(), hashlib.sha256).hexdigest()
+
+
+def _key(make: bool) -> bytes:
+    """This user's key. Raises OSError where there is none and it is not to be made, or cannot be.
+
+    Raises RuntimeError where the user has no home.
+    """
+    path = key_path()
+    with suppress(FileNotFoundError):
+        if (key := path.read_bytes()) or not make:
+            return _checked(path, key)
+    if not make:
+        raise FileNotFoundError(f"no key {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process may be making it
+        key = file.read()
+        if not key:
+            key = secrets.token_bytes(KEY_BYTES)
+            file.write(key)
+    return _checked(path, key)
+
+
+def _checked(path: Path, key: bytes) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise OSError(f"{path} has {len(key)} bytes instead of {KEY_BYTES}; remove it")
+    return key
+
+
+def key_path() -> Path:
+    """Where the key lies: seqmarl/key below XDG_STATE_HOME, or below ~/.local/state."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "seqmarl" / "key"
