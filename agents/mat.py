@@ -214,7 +214,7 @@ class Factorised(TeamPolicy):
         folds = self._leaves or self.fold()
         inputs, _ = self.remember(inputs, folds, self.memory_steps)
         representation = self.attend(inputs, folds)
-        present = present_agents(nodes.mask)
+        present = present_agents(nodes.trained)
         parameters, _ = self.distributions(inputs, representation, present, self.memory_steps)
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, self.critic(representation))
@@ -228,6 +228,8 @@ class MATEncoder(Factorised):
         self.actor = self.per_group(self.make_actor)
 
     def distributions(self, inputs: Inputs, representation: Tensor, present: list[bool] | None, steps: int) -> Told:  # noqa: ARG002
+        if isinstance(self.actor, PerGroup):
+            return self.actor(representation, present), None
         return self.actor(representation), None
 
 

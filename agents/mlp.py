@@ -96,12 +96,19 @@ class MLPPolicy(VectorPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, value.unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        present = present_agents(nodes.mask)
+        present = present_agents(nodes.trained)
         if not any(present):
-            return undecided(self.value(inputs), nodes)
+            return undecided(self.node_value(inputs), nodes)
         if present.count(True) == 1 and self.acts_alone:
             return self.evaluate_one(inputs, nodes, present)
-        return self.evaluation(inputs, nodes, self.actor(self.features(inputs), present), self.value(inputs), present)
+        parameters = self.actor(self.features(inputs), present)
+        return self.evaluation(inputs, nodes, parameters, self.node_value(inputs), present)
+
+    def node_value(self, inputs: Inputs) -> Tensor:
+        """Return values (B, N, 1), zeros where `turn` left out what the critic reads."""
+        if "alive" in inputs:
+            return self.value(inputs).unsqueeze(-1)
+        return inputs["agents"].new_zeros(len(inputs["agents"]), self.spec.num_agents, 1)
 
     def evaluate_one(self, inputs: Inputs, nodes: Nodes, present: list[bool]) -> Evaluation:
         """The same where a single agent is present, for the work of one."""
@@ -113,25 +120,27 @@ class MLPPolicy(VectorPolicy):
         place = torch.tensor([[agent]], device=parameters.device)
         told = self.head.evaluate(parameters, mine["action_mask"], nodes.action[:, own], place, present)
         log_prob, entropy = (F.pad(x, (0, 0, agent, self.spec.num_agents - 1 - agent)) for x in told)
-        return Evaluation(log_prob, entropy, self.value(inputs).unsqueeze(-1))
+        return Evaluation(log_prob, entropy, self.node_value(inputs))
 
     def turn(self, inputs: Inputs, agent: int) -> Inputs:
-        """What `evaluate` reads where no other agent is present: less to gather for each of many minibatches.
+        """Return what `evaluate` reads where one agent's decisions are learned and no values.
 
-        Where the critic reads the state alone, "agents" (B, 1, D) and "action_mask" (B, 1, A) are that agent's.
+        Where actors can be asked one by one, that is the agent's own "agents" (B, 1, D) and "action_mask" (B, 1, A).
         """
-        if not (self.acts_alone and self.reads_state):
+        if not self.acts_alone:
             return inputs
-        return inputs | {name: x.contiguous() for name, x in seen_by(inputs, slice(agent, agent + 1)).items()}
+        return {name: x.contiguous() for name, x in seen_by(inputs, slice(agent, agent + 1)).items()}
 
     def agents_at_work(self, nodes: Nodes) -> int:
-        return present_agents(nodes.mask).count(True) if self.acts_alone else super().agents_at_work(nodes)
+        """As the base; where a single actor is asked it is one."""
+        alone = self.acts_alone and present_agents(nodes.trained).count(True) == 1
+        return 1 if alone else super().agents_at_work(nodes)
 
     def evaluation(
         self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool]
     ) -> Evaluation:
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
-        return Evaluation(log_prob, entropy, value.unsqueeze(-1))
+        return Evaluation(log_prob, entropy, value)
 
     def observe(self, inputs: Inputs, nodes: Nodes) -> None:
         super().observe(inputs, nodes)
@@ -140,12 +149,8 @@ class MLPPolicy(VectorPolicy):
 
 
 def undecided(value: Tensor, nodes: Nodes) -> Evaluation:
-    """Of values (B, N), where nobody decides anything.
-
-    No gradient reaches an actor, not even one of zero, with which an optimiser's momentum would move it on.
-    """
-    value = value.unsqueeze(-1)
-    nothing = (0.0 * value).expand(nodes.mask.shape)
+    """Return the evaluation of rows in which nobody decides anything, with values (B, N, 1)."""
+    nothing = value.new_zeros(nodes.mask.shape)
     return Evaluation(nothing, nothing, value)
 
 
@@ -185,8 +190,8 @@ class RecurrentPolicy(MLPPolicy):
         return replace(decision, memory=torch.cat([actors, critic], 1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        present = present_agents(nodes.mask)
-        value, _ = self.judge(inputs, self.memory_steps)
+        present = present_agents(nodes.trained)
+        value = self.judge(inputs, self.memory_steps)[0].unsqueeze(-1)
         if not any(present):
             return undecided(value, nodes)
         parameters, _ = self.decide(inputs, self.memory_steps, present)

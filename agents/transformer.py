@@ -36,6 +36,7 @@ from agents.nn import (
     linear,
     make_head,
     plain_kernels,
+    present_agents,
 )
 from agents.pergroup import MarkedTokens, Per, PerGroup, group_places
 from marl.errors import ConfigError
@@ -294,11 +295,11 @@ class OneByOne(TeamPolicy):
             return None
         return list(self.places) if order is None else list(groups.unbind(1))
 
-    def parameters_of(self, features: Tensor, order: Tensor | None) -> Tensor:
-        """The actor's, (E, N, A), of features (E, N, D) in that order."""
+    def parameters_of(self, features: Tensor, order: Tensor | None, present: list[bool] | None = None) -> Tensor:
+        """The actor's, (E, N, A), of features (E, N, D) in that order; see PerGroup for who is `present`."""
         if not isinstance(self.actor, PerGroup):
             return self.actor(features)
-        return reorder(self.actor(restore(features, order)), order)
+        return reorder(self.actor(restore(features, order), present), order)
 
     def lift(self, x: Tensor) -> Tensor:
         """Tokens (..., D) before they are normalised, from what `reads` returns of earlier actions."""
@@ -395,7 +396,9 @@ class OneByOne(TeamPolicy):
         representation, mask = self.represent(inputs, folds, order), reorder(inputs["action_mask"], order)
         action = reorder(nodes.action, order)
         features = self.decode(representation, action, folds, order)
-        log_prob, entropy = self.head.evaluate(self.parameters_of(features, order), mask, action, order)
+        present = present_agents(nodes.trained)
+        parameters = self.parameters_of(features, order, present)
+        log_prob, entropy = self.head.evaluate(parameters, mask, action, order, present)
         value = self.critic(features if self.values_follow_actions else representation)
         return Evaluation(*(restore(x, order) for x in (log_prob, entropy, value)))
 

@@ -20,7 +20,8 @@ Rows = slice | Tensor
 class Batch:
     """B rows of a rollout: `inputs` and `nodes` (B, ...), the rest (B, N, L) or (B, N, 1).
 
-    `value` and `returns` are in the critic's units. `behaviour` and `reference` as in Decision.
+    `value` and `returns` are in the critic's units; `returns` is None where no value is learned. `behaviour` and
+    `reference` as in Decision.
     """
 
     inputs: Inputs
@@ -28,7 +29,7 @@ class Batch:
     log_prob: Tensor
     value: Tensor
     advantage: Tensor
-    returns: Tensor
+    returns: Tensor | None
     behaviour: Tensor | None = None
     reference: Tensor | None = None
 
@@ -45,17 +46,21 @@ class Batch:
             log_prob=self.log_prob[index],
             value=self.value[index],
             advantage=self.advantage[index],
-            returns=self.returns[index],
+            returns=take(self.returns),
             behaviour=take(self.behaviour),
             reference=take(self.reference),
         )
 
     def of_agent(self, agent: int, weight: Tensor) -> "Batch":
-        """The same rows with no node but one agent's, and its advantages times `weight` (B, 1, 1)."""
-        mine = torch.zeros_like(self.nodes.mask[:1])
+        """The same rows with the decisions of one agent, its advantages times `weight` (B, 1, 1), and no values."""
+        mine = torch.zeros_like(self.nodes.trained[:1])
         mine[:, agent] = True
-        nodes = replace(self.nodes, mask=self.nodes.mask & mine, trained=self.nodes.trained & mine)
-        return replace(self, nodes=nodes, advantage=self.advantage * weight)
+        nodes = replace(self.nodes, trained=self.nodes.trained & mine)
+        return replace(self, nodes=nodes, advantage=self.advantage * weight, returns=None)
+
+    def values_only(self) -> "Batch":
+        """The same rows with values to learn and no decisions."""
+        return replace(self, nodes=replace(self.nodes, trained=torch.zeros_like(self.nodes.trained)))
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,26 @@ class ValueLoss:
     def counts(self, batch: Batch) -> Tensor:
         """(2,): policy units and value nodes of a batch, the denominators of its means."""
         return self.row_counts(batch).sum(0).to(batch.log_prob.dtype)
+
+    def total(
+        self, policy_loss: Tensor, evaluation: Evaluation, batch: Batch, counts: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of policy and values, and the values' part of it.
+
+        A policy without units, or a critic without values to learn, gets no gradient. With a gradient of zero, an
+        optimizer's momentum would move it.
+        """
+        decides, values = (counts > 0).tolist()
+        loss = policy_loss if decides else policy_loss.detach()
+        if not values or not self.value_coef or batch.returns is None:
+            return loss, {}
+        error = masked_sum(self.value_error(evaluation.value, batch.value, batch.returns), value_mask(batch))
+        value_loss = error / counts[1]
+        return loss + self.value_coef * value_loss, {"loss/value": value_loss.detach()}
+
+    def value_error(self, value: Tensor, old_value: Tensor, returns: Tensor) -> Tensor:  # noqa: ARG002 - ClippedPPO's
+        """Return the error of each value node."""
+        return self.error(value - returns)
 
     def error(self, difference: Tensor) -> Tensor:
         if self.value_loss == "mse":
@@ -135,7 +160,7 @@ class ClippedPPO(ValueLoss):
         With the counts of a whole minibatch (over all micro-batches and ranks) the parts of several
         batches add up to that minibatch's means, and so do their gradients.
         """
-        units, nodes = counts.clamp(min=1.0).unbind()
+        units = counts[0].clamp(min=1.0)
         trained, unit = batch.nodes.trained, self.unit(batch)
         mask = to_units(trained, unit)
         log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, unit)
@@ -153,10 +178,6 @@ class ClippedPPO(ValueLoss):
         policy_loss = -masked_sum(surrogate, mask) / units
         entropy_mean = masked_sum(evaluation.entropy, trained) / units
         loss = policy_loss - self.entropy_coef * entropy_mean
-        if self.value_coef:
-            value_loss = masked_sum(self.value_error(evaluation.value, batch), value_mask(batch)) / nodes
-            loss = loss + self.value_coef * value_loss
-            extra["loss/value"] = value_loss.detach()
         if batch.reference is None and self.reference_coef:
             raise no_reference("reference_coef", self.reference_coef)
         if batch.reference is not None:
@@ -164,6 +185,7 @@ class ClippedPPO(ValueLoss):
             divergence = masked_sum(kl_estimate(distance, "k3"), trained) / units
             loss = loss + self.reference_coef * divergence
             extra["policy/reference_kl"] = divergence.detach()
+        loss, value_part = self.total(loss, evaluation, batch, counts)
         with torch.no_grad():
             parts = {
                 "loss/total": loss.detach(),
@@ -172,19 +194,19 @@ class ClippedPPO(ValueLoss):
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), mask) / units,
                 "policy/clip_fraction": masked_sum(((ratio < low) | (ratio > high)).float(), mask) / units,
             }
-        return loss, parts | extra
+        return loss, parts | value_part | extra
 
     def unit(self, batch: Batch) -> Unit:
         """What the ratio belongs to: an agent's only slot is a node of its own, which is less work."""
         return "node" if self.ratio == "agent" and batch.nodes.mask.shape[-1] == 1 else self.ratio
 
-    def value_error(self, value: Tensor, batch: Batch) -> Tensor:
-        """The error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
-        error = self.error(value - batch.returns)
+    def value_error(self, value: Tensor, old_value: Tensor, returns: Tensor) -> Tensor:
+        """Return the error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
+        error = self.error(value - returns)
         if self.value_clip == 0.0:
             return error
-        near = batch.value + (value - batch.value).clamp(-self.value_clip, self.value_clip)
-        return torch.maximum(error, self.error(near - batch.returns))
+        near = old_value + (value - old_value).clamp(-self.value_clip, self.value_clip)
+        return torch.maximum(error, self.error(near - returns))
 
 
 @dataclass(frozen=True)
@@ -204,24 +226,21 @@ class SoftQ(ValueLoss):
         """As ClippedPPO. Raises ConfigError where the policy gives no expected loss."""
         if evaluation.expected is None:
             raise ConfigError("objective is 'soft_q', which this agent does not compute; take 'ppo', or the agent etpo")
-        units, nodes = counts.clamp(min=1.0).unbind()
-        trained = batch.nodes.trained
+        units, trained = counts[0].clamp(min=1.0), batch.nodes.trained
         policy_loss = masked_sum(evaluation.expected, trained) / units
-        value_loss = masked_sum(self.error(evaluation.value - batch.returns), value_mask(batch)) / nodes
-        loss = policy_loss + self.value_coef * value_loss
+        loss, value_part = self.total(policy_loss, evaluation, batch, counts)
         with torch.no_grad():
             log_ratio = (evaluation.log_prob - batch.log_prob).masked_fill(~trained, 0.0).clamp(-20.0, 20.0)
             parts = {
                 "loss/total": loss.detach(),
                 "loss/policy": policy_loss.detach(),
-                "loss/value": value_loss.detach(),
                 "policy/entropy": masked_sum(evaluation.entropy, trained) / units,
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), trained) / units,
             }
             if batch.reference is not None:
                 distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
                 parts["policy/reference_kl"] = masked_sum(kl_estimate(distance, "k3"), trained) / units
-        return loss, parts
+        return loss, parts | value_part
 
 
 def no_reference(name: str, value: float) -> ConfigError:

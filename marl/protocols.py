@@ -84,7 +84,8 @@ class Policy(Protocol):
 
     `module` holds the parameters (None for an agent that does not learn). `slots` is L. `evaluate`, `split`,
     `observe` and `after_update` are called on agents that learn, alone. One may have `turn(inputs, agent) -> Inputs`:
-    what `evaluate` reads where no other agent has nodes, which is less to gather when agents learn one after another.
+    what `evaluate` reads where one agent's decisions alone are learned and no values, which is less to gather when
+    agents learn one after another.
     And `one_step()`, a context in which several calls of `evaluate`, each with its backward pass, make one gradient:
     what depends on the weights alone, which must not change meanwhile, is made once, and the gradient is whole at the
     end.

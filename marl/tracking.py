@@ -54,7 +54,7 @@ TAGS: dict[str, str] = {
     "value/norm_std": "Running standard deviation of the returns that the value normaliser divides by.",
     "group/spread": "Mean standard deviation of the scores inside a group of episodes that began alike.",
     "group/silent_fraction": "Fraction of those groups whose episodes all scored the same: they teach nothing.",
-    "gradient/norm": "Mean L2 norm of the gradient before clipping.",
+    "gradient/norm": "Mean L2 norm of the gradient before clipping; of the actors, where agents learn in sequence.",
     "speed/steps_per_second": "Environment steps a second, everything included.",
     "speed/env_fraction": "Fraction of the iteration's time spent in the environments.",
     "speed/act_fraction": "Fraction of the iteration's time spent in choosing actions.",

@@ -258,10 +258,10 @@ class Trainer:
         return batch, metrics
 
     def agents(self, batch: Batch) -> dict[str, float]:
-        """All passes for one agent after another (Kuba et al. 2022, algorithm 4); the means of what they report.
+        """Update one agent after another (Kuba et al. 2022, algorithm 4), then the critic, with all passes for each.
 
-        An agent's advantage is weighed by the importance ratio of the agents updated before it. Each trains the
-        value that is its own.
+        Advantages are weighted by the importance ratios of the agents updated before. Returns means over the agents,
+        and the value loss of the critic's passes.
         """
         generator = torch.Generator().manual_seed(self.streams.integer("agents", self.iteration))
         weight = torch.ones_like(batch.advantage[:, :1, :1])
@@ -272,7 +272,11 @@ class Trainer:
                 mine = replace(mine, inputs=cast(Any, self.policy).turn(mine.inputs, agent))
             reports.append(self.epochs(mine))
             weight = weight * self.ratio(mine)
-        return {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+        means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+        if self.config.learn.value_coef:
+            critic = self.epochs(batch.values_only())
+            means |= {"loss/value": critic["loss/value"], "loss/total": means["loss/total"] + critic["loss/total"]}
+        return means
 
     @torch.no_grad()
     def ratio(self, batch: Batch) -> Tensor:
@@ -375,7 +379,8 @@ class Trainer:
                 micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
                 evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
                 loss, parts = self.objective(evaluation, micro, counts[number])
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
                 for name, part in parts.items():
                     total[name] = total[name] + part if name in total else part
         return total
@@ -455,9 +460,11 @@ def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
 
-    Small ones of a device are joined: a norm of each takes longer.
+    Small ones of a device are joined: a norm of each takes longer. Without any gradient the norm is 0.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     small: dict[torch.device, list[Tensor]] = {}
     for gradient in gradients:
         if gradient.numel() <= SMALL_GRADIENT:

@@ -517,9 +517,11 @@ def test_actors_of_their_own_rest_while_another_learns(kind):
     inputs = policy.encode(make_obs(spec, deaths=False))
     with torch.no_grad():
         nodes = policy.act(inputs).nodes
-    mask = nodes.mask.clone()
-    mask[:, [0, 1, 3, 4]] = False
-    whole, part = (policy.evaluate(inputs, dataclasses.replace(nodes, mask=m)).log_prob for m in (nodes.mask, mask))
+    mine = nodes.trained.clone()
+    mine[:, [0, 1, 3, 4]] = False
+    whole, part = (
+        policy.evaluate(inputs, dataclasses.replace(nodes, trained=m)).log_prob for m in (nodes.trained, mine)
+    )
     assert torch.equal(whole[:, 2], part[:, 2])
     part[:, 2].sum().backward()
     touched = {name for name, p in policy.named_parameters() if p.grad is not None}

@@ -12,9 +12,10 @@ from marl.vector import make_vector
 ROWS = 4 * 8
 
 
-def make_trainer(env="toy/mortal", **changes):
-    settings = {"num_envs": 4, "rollout_steps": 8, "epochs": 2, "minibatches": 2, "hidden": (8,), **changes}
-    config = override(default_config(env, "happo"), settings)
+def make_trainer(env="toy/mortal", agent="happo", **changes):
+    settings = {"num_envs": 4, "rollout_steps": 8, "epochs": 2, "minibatches": 2, **changes}
+    settings |= {"hidden": (8,)} if agent == "happo" else {"embedding": 8, "parameters_per": "agent"}
+    config = override(default_config(env, agent), settings | {"agent_updates": "sequential"})
     trainer = build(config, make_vector(env, {}, 4), torch.device("cpu"), 1)
     return trainer, trainer.credit(trainer.collector.collect()[0])[0]
 
@@ -35,19 +36,22 @@ def test_each_agent_minds_what_those_before_it_changed(monkeypatch, memory):
     def disturb(mine):
         (agent,) = mine.nodes.trained.any(-1).any(0).nonzero()[:, 0].tolist()
         assert torch.equal(mine.nodes.trained[:, agent], batch.nodes.trained[:, agent])
-        assert torch.equal(mine.nodes.mask, mine.nodes.trained)
+        assert mine.returns is None
         moved = (log_probs(trainer, batch) - start).sum((1, 2), keepdim=True)
         torch.testing.assert_close(mine.advantage, batch.advantage * moved.exp(), atol=1e-4, rtol=1e-4)
         with torch.no_grad():
             for parameter in trainer.policy.actor.networks[agent].parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
         seen.append(agent)
-        return {"loss": float(len(seen))}
+        return {"loss/total": float(len(seen))}
 
-    monkeypatch.setattr(trainer, "epochs", disturb)
+    def epochs(part):
+        return disturb(part) if part.nodes.trained.any() else {"loss/value": 3.0, "loss/total": 1.5}
+
+    monkeypatch.setattr(trainer, "epochs", epochs)
     torch.manual_seed(0)
     agents = batch.nodes.mask.shape[1]
-    assert trainer.agents(batch) == {"loss": (agents + 1) / 2}
+    assert trainer.agents(batch) == {"loss/total": (agents + 1) / 2 + 1.5, "loss/value": 3.0}
     assert sorted(seen) == list(range(agents))
     assert float((log_probs(trainer, batch) - start).abs().max()) > 0.1
 
@@ -57,8 +61,8 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
     orders = []
 
     def note(mine):
-        orders[-1].append(int(mine.nodes.trained.any(-1).any(0).nonzero()[0, 0]))
-        return {}
+        orders[-1] += mine.nodes.trained.any(-1).any(0).nonzero()[:1, 0].tolist()
+        return {"loss/value": 0.0, "loss/total": 0.0}
 
     monkeypatch.setattr(trainer, "epochs", note)
     for iteration in (0, 1, 2, 3, 0):
@@ -73,7 +77,7 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
     "changes", [{"micro_batch": 1, "minibatches": 1}, {"minibatches": 32}, {"memory": 4, "minibatches": 8}]
 )
 def test_parts_without_the_agent_move_no_other(changes):
-    """Where the agent is dead in all rows of a pass there is no gradient, and so no step of an actor's momentum."""
+    """Where the agent is dead in all rows of a pass there is no gradient, and so no step of anybody's momentum."""
     trainer, batch = make_trainer(epochs=1, **changes)
     nobody = batch.nodes.mask.clone()
     nobody[: ROWS // 2] = False
@@ -82,25 +86,47 @@ def test_parts_without_the_agent_move_no_other(changes):
     before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
     ones = torch.ones_like(batch.advantage[:, :1, :1])
     mine = batch.of_agent(1, ones)
-    if hasattr(trainer.policy, "turn"):
-        mine = replace(mine, inputs=trainer.policy.turn(mine.inputs, 1))
-    trainer.epochs(mine)
+    trainer.epochs(replace(mine, inputs=trainer.policy.turn(mine.inputs, 1)))
     moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
-    assert not any(name.startswith(("actor.networks.0.", "actor.networks.2.")) for name in moved)
+    assert moved
+    assert all(name.startswith("actor.networks.1.") for name in moved)
+    nobody = replace(mine, nodes=replace(mine.nodes, trained=torch.zeros_like(mine.nodes.trained)))
+    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    assert trainer.epochs(nobody)["gradient/norm"] == 0.0
+    assert all(torch.equal(x, before[name]) for name, x in trainer.module.state_dict().items())
 
 
-@pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed"])
-def test_an_agent_s_turn_moves_its_actor_alone(env):
-    trainer, batch = make_trainer(env, minibatches=1)
+TURNS = [("toy/mortal", "happo"), ("toy/mixed", "happo"), ("toy/mortal", "mat-dec"), ("toy/continuous", "mat")]
+
+
+@pytest.mark.parametrize(("env", "agent"), TURNS)
+def test_an_agent_s_turn_moves_its_actor_alone(env, agent):
+    """Momentum of earlier turns, and of the critic's passes, moves nobody who has no gradient."""
+    trainer, batch = make_trainer(env, agent, minibatches=1, epochs=1)
     ones = torch.ones_like(batch.advantage[:, :1, :1])
-    trainer.epochs(batch.of_agent(0, ones))  # leaves momentum in the optimiser
+    trainer.agents(batch)  # leaves momentum in the optimizer
     before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
     trainer.epochs(batch.of_agent(1, ones))
     moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
-    actors = {name for name in moved if not name.startswith("critic")}
-    own = {name for name in actors if name.startswith("actor.networks.1.") or name.endswith("log_std.1")}
-    assert own == actors
-    assert moved > actors > set()
+    own = {name for name in moved if name.startswith("actor.networks.1.") or name.endswith("log_std.1")}
+    assert own
+    shared = () if agent == "happo" else ("embed.", "encoder.", "decoder.", "token")
+    assert not {name for name in moved - own if not name.startswith(shared)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"memory": 4, "minibatches": 8}])
+def test_the_critic_is_trained_once_an_iteration(changes):
+    """As many steps of the optimizer as each actor's, whatever the number of agents, on all values at once."""
+    trainer, batch = make_trainer("toy/climbing", **changes)
+    metrics = trainer.agents(batch)
+    learn = trainer.config.learn
+    for name, parameter in trainer.module.named_parameters():
+        assert float(trainer.optimiser.state[parameter]["step"]) == learn.epochs * learn.minibatches, name
+    assert metrics["loss/value"] > 0.0
+    before = trainer.module.state_dict()
+    actors = {name: x.clone() for name, x in before.items() if name.startswith("actor")}
+    trainer.epochs(batch.values_only())
+    assert all(torch.equal(trainer.module.state_dict()[name], x) for name, x in actors.items())
 
 
 @pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed", "toy/climbing"])
@@ -113,5 +139,5 @@ def test_a_turn_reads_what_is_the_agent_s_own(env):
         cut = trainer.policy.turn(mine.inputs, agent)
         whole, part = (trainer.policy.evaluate(inputs, mine.nodes) for inputs in (mine.inputs, cut))
         assert torch.equal(whole.log_prob, part.log_prob)
-        assert torch.equal(whole.value, part.value)
-        assert cut["agents"].shape[1] == (1 if trainer.policy.reads_state else batch.nodes.mask.shape[1])
+        assert not part.value.requires_grad
+        assert {name: x.shape[1] for name, x in cut.items()} == {"agents": 1, "action_mask": 1}

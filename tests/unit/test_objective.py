@@ -203,7 +203,7 @@ def test_huber_pulls_from_both_sides():
     batch, _ = make_batch(rows=1, agents=2, slots=1)
     object.__setattr__(batch, "returns", torch.zeros(1, 2, 1))
     value = torch.tensor([[[20.0], [-20.0]]], requires_grad=True)
-    error = ClippedPPO(huber_delta=10.0).value_error(value, batch)
+    error = ClippedPPO(huber_delta=10.0).value_error(value, batch.value, batch.returns)
     assert error.flatten().tolist() == [150.0, 150.0]
     error.sum().backward()
     assert value.grad is not None
