@@ -30,11 +30,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Kitchen:
-    """The cook's cell, the things (foods in the layout's order, then the bowl), and where the cook believes them."""
+    """The cook's cell, and the things: foods in the layout's order, then the bowl.
+
+    The published cook goes by where it saw a thing last. One that is alone always knows where things are: they move by
+    its own hands, or back to their first cells, where it takes those to be that it does not find.
+    """
 
     cook: Cell
     things: tuple[Thing, ...]
-    believed: tuple[Cell, ...]
 
     def at(self, cell: Cell) -> tuple[Thing, ...]:
         return tuple(thing for thing in self.things if thing.cell == cell)
@@ -43,11 +46,8 @@ class Kitchen:
     def carried(self) -> tuple[Thing, ...]:
         return self.at(self.cook)
 
-    def index(self, name: str) -> int:
-        return next(index for index, thing in enumerate(self.things) if thing.name == name)
-
     def __getitem__(self, name: str) -> Thing:
-        return self.things[self.index(name)]
+        return next(thing for thing in self.things if thing.name == name)
 
 
 class Rules:
@@ -62,8 +62,7 @@ class Rules:
         self.floor = frozenset((row, column) for row in inside for column in inside) - taken
 
     def start(self) -> Kitchen:
-        things = tuple(Thing(name, cell) for name, cell in self.starts)
-        return Kitchen(self.layout.cook, things, tuple(thing.cell for thing in things))
+        return Kitchen(self.layout.cook, tuple(Thing(name, cell) for name, cell in self.starts))
 
     def step(self, kitchen: Kitchen, move: Cell) -> tuple[Kitchen, float, bool]:
         """The kitchen after a move, its reward, and whether the dish was served."""

@@ -1,10 +1,9 @@
-"""What the cook can set out to do, carried out step by step from where it believes things to be."""
+"""What the cook can set out to do, carried out step by step as in the published code."""
 
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from envs.overcooked.grid import MOVES, STAY, Cell, beside, next_move
-from envs.overcooked.kitchen import BOWL, CHOPS, Kitchen, Rules, is_raw
+from envs.overcooked.grid import MOVES, STAY, Cell, beside, distance, next_move
+from envs.overcooked.kitchen import BOWL, CHOPS, Kitchen, Rules, is_chopped, is_raw
 
 SIGHT = 2
 """Cells that the cook sees in each direction, diagonals included."""
@@ -46,87 +45,65 @@ class Cook:
 
     def perform(self, kitchen: Kitchen, macro: Macro, limit: int | None = None) -> Outcome:
         """Act until the macro is finished, the dish is served, or `limit` steps have passed."""
-        plan = self._chop(kitchen) if macro.kind == "chop" else self._walk(kitchen, macro)
-        reward, duration, served = 0.0, 0, False
-        move: Cell | None = next(plan)
-        while move is not None:
+        reward, duration, finished, served = 0.0, 0, False, False
+        while not (finished or served or duration == limit):
+            move, last = self._chop(kitchen, duration) if macro.kind == "chop" else self._walk(kitchen, macro)
             kitchen, gained, served = self.rules.step(kitchen, move)
-            kitchen = self._look(kitchen)
             reward += GAMMA**duration * gained
             duration += 1
-            move = None if served or duration == limit else _continued(plan, kitchen)
+            finished = last or self._has_arrived(kitchen, macro)
         return Outcome(kitchen, reward, served, duration)
 
-    def _chop(self, kitchen: Kitchen) -> Generator[Cell, Kitchen, None]:
-        """Chop the raw food on a board beside the cook; stay where there is none, or no hand is free."""
-        for move in () if kitchen.carried else MOVES:
+    def _chop(self, kitchen: Kitchen, duration: int) -> tuple[Cell, bool]:
+        """The next move, and whether it is the last: strokes at raw food on a board beside the cook, else none.
+
+        With full hands they are the same number of strokes, and do nothing.
+        """
+        for move in MOVES:
             cell = beside(kitchen.cook, move)
-            food = kitchen.at(cell)
-            if cell in self.rules.layout.boards and is_raw(food):
-                for _ in range(CHOPS - food[0].chops):
-                    yield move
-                return
-        yield STAY
+            if cell in self.rules.layout.boards and is_raw(kitchen.at(cell)):
+                return move, duration + 1 == CHOPS
+        return STAY, True
 
-    def _walk(self, kitchen: Kitchen, macro: Macro) -> Generator[Cell, Kitchen, None]:
-        """Walk to what the macro is about and use it. One that is over before its first step stays for one."""
-        goal = self._goal(kitchen, macro)
-        move = self._towards(kitchen, macro, goal)
-        if move is None:
-            yield STAY
-        while move is not None:
-            arrived = beside(kitchen.cook, move) == goal
-            carried = bool(kitchen.carried)
-            kitchen = yield move
-            if arrived:
-                if macro.name == BOWL and carried and not kitchen.carried:
-                    yield move
-                return
-            move = self._towards(kitchen, macro, goal)
-
-    def _towards(self, kitchen: Kitchen, macro: Macro, goal: Cell) -> Cell | None:
-        """The next move of a walk, None where it is over before its goal is used."""
-        if self._is_futile(kitchen, macro) or self._goal(kitchen, macro) != goal:
-            return None
+    def _walk(self, kitchen: Kitchen, macro: Macro) -> tuple[Cell, bool]:
+        """The next move towards what the macro is about, and whether it is the last."""
+        goal, carried = self._goal(kitchen, macro), kitchen.carried
+        if self._is_food(macro) and goal == kitchen[BOWL].cell and sees(kitchen, goal):
+            return STAY, True
         move = next_move(kitchen.cook, goal, self.rules.floor)
-        if move is None or (beside(kitchen.cook, move) == goal and self._keeps_off(kitchen, macro, goal)):
-            return None
-        return move
+        if move is None:
+            return STAY, True
+        if distance(kitchen.cook, goal) > 1:
+            return move, False
+        if macro.name == BOWL and is_chopped(carried):
+            return move, False  # the food goes into the bowl, and the bowl is taken next
+        keeps_off = (
+            (macro.kind == "go" and not carried)
+            or (macro.name == BOWL and is_raw(carried))
+            or self._is_raw_on_board(kitchen, macro)
+        )
+        return STAY if keeps_off else move, True
+
+    def _has_arrived(self, kitchen: Kitchen, macro: Macro) -> bool:
+        """Whether the macro is over because the cook stands beside its goal and would not use it."""
+        if macro.kind == "chop" or distance(kitchen.cook, self._goal(kitchen, macro)) != 1:
+            return False
+        idle = macro.kind in ("go", "deliver") and not kitchen.carried
+        return idle or self._is_raw_on_board(kitchen, macro)
 
     def _goal(self, kitchen: Kitchen, macro: Macro) -> Cell:
         layout = self.rules.layout
         if macro.kind == "get":
-            return kitchen.believed[kitchen.index(macro.name)]
+            return kitchen[macro.name].cell
         return layout.delivery if macro.kind == "deliver" else layout.boards[macro.board]
 
-    def _is_futile(self, kitchen: Kitchen, macro: Macro) -> bool:
-        """Whether the food is seen to be in the bowl already, or the hands hold raw food and cannot take the bowl."""
-        if macro.kind != "get":
-            return False
-        if macro.name == BOWL:
-            return is_raw(kitchen.carried)
-        cell = kitchen[macro.name].cell
-        return cell == kitchen[BOWL].cell and sees(kitchen, cell)
+    def _is_food(self, macro: Macro) -> bool:
+        return macro.kind == "get" and macro.name != BOWL
 
-    def _keeps_off(self, kitchen: Kitchen, macro: Macro, goal: Cell) -> bool:
-        """Whether empty hands beside a board would do there what was not asked for: chop, or pick up."""
-        if kitchen.carried or goal not in self.rules.layout.boards:
-            return False
-        return macro.kind == "go" or is_raw(kitchen.at(goal))
-
-    def _look(self, kitchen: Kitchen) -> Kitchen:
-        """The cook believes what it sees, and of a thing that is gone, that it is back where it was at first."""
-        believed = []
-        for thing, cell, (_, start) in zip(kitchen.things, kitchen.believed, self.rules.starts, strict=True):
-            if sees(kitchen, thing.cell):
-                believed.append(thing.cell)
-            else:
-                believed.append(start if sees(kitchen, cell) else cell)
-        return replace(kitchen, believed=tuple(believed))
-
-
-def _continued(plan: Generator[Cell, Kitchen, None], kitchen: Kitchen) -> Cell | None:
-    try:
-        return plan.send(kitchen)
-    except StopIteration:
-        return None
+    def _is_raw_on_board(self, kitchen: Kitchen, macro: Macro) -> bool:
+        """Whether the food to be fetched lies on a board, not chopped: using the board would chop it."""
+        return (
+            self._is_food(macro)
+            and self._goal(kitchen, macro) in self.rules.layout.boards
+            and (not kitchen[macro.name].chopped)
+        )
