@@ -139,6 +139,10 @@ class CategoricalHead(nn.Module):
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the shape is the Gaussian head's
         return alive.unsqueeze(-1)
 
+    def has_choice(self, mask: Tensor) -> Tensor:
+        """(..., 1) bool: more than one action is available."""
+        return mask.sum(-1, keepdim=True) > 1
+
     def to_env(self, action: Tensor) -> np.ndarray:
         """(E, N) int64."""
         return action.squeeze(-1).cpu().numpy()
@@ -221,6 +225,10 @@ class GaussianHead(nn.Module):
 
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:
         return mask & alive.unsqueeze(-1)
+
+    def has_choice(self, mask: Tensor) -> Tensor:
+        """(..., A) bool: every dimension that exists is free."""
+        return mask
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """(E, N, A) float32: scaled from [-1, 1] where a dimension has two bounds, else cut to the one it has."""
@@ -305,6 +313,11 @@ class MixedHead(nn.Module):
     def slot_mask(self, alive: Tensor, mask: Tensor) -> Tensor:
         choice, torque = self.parts(mask)
         return torch.cat([choice.any(-1, keepdim=True), torque], -1) & alive.unsqueeze(-1)
+
+    def has_choice(self, mask: Tensor) -> Tensor:
+        """(..., L) bool."""
+        choice, torque = self.parts(mask)
+        return torch.cat([self.choice.has_choice(choice), torque], -1)
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """(E, N, A) float32, entry 0 of a discrete agent being its choice."""
@@ -473,4 +486,4 @@ class VectorPolicy(nn.Module):
 
     def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
         mask = head.slot_mask(inputs["alive"], inputs["action_mask"])
-        return Nodes(action, mask, mask, order)
+        return Nodes(action, mask, mask & head.has_choice(inputs["action_mask"]), order)

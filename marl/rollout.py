@@ -208,7 +208,7 @@ class Collector:
                     break
         rollout = self.rollout
         assert rollout is not None
-        if episodes.dropped and not rollout.trained.any():
+        if episodes.dropped and not rollout.mask.any():
             raise NonFiniteError(
                 f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
                 "nothing is left to learn from. Mend the environment"

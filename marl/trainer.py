@@ -218,8 +218,8 @@ class Trainer:
         if not self.idle and not any(bool(batch.nodes.trained.any()) for batch in batches):
             self.idle = True
             LOGGER.warning(
-                "iteration %d: no agent lived in a whole rollout, from which nothing is learned; an episode in which "
-                "nobody lives any more should end",
+                "iteration %d: no agent had a choice in the whole rollout, so it holds no training data for a policy; "
+                "end an episode once all agents are dead, and offer more than one action",
                 self.iteration + 1,
             )
         left = 1.0

@@ -226,7 +226,8 @@ class Nodes:
     """The decisions of one step.
 
     `action`: (E, N, L), int64 or float32. `mask`: (E, N, L) bool, the node exists (values, backup).
-    `trained`: (E, N, L) bool, the policy owns the node (loss). `order`: (E, N) int64, the order in
+    `trained`: (E, N, L) bool, the policy had a choice there (loss, entropy, KL, advantage statistics). A node with
+    one available action or token exists and trains its value only. `order`: (E, N) int64, the order in
     which agents decided, or None for 0..N-1.
     """
 

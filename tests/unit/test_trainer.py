@@ -340,7 +340,7 @@ def test_full_disc_while_logging_does_not_stop_training(small, capsys):
 
 def test_rollouts_without_anybody_alive_are_told_once(small, caplog):
     run.start(broken(small, "dead", at=9, steps=160))
-    assert caplog.text.count("no agent lived in a whole rollout") == 1
+    assert caplog.text.count("no agent had a choice in the whole rollout") == 1
     assert "iteration 3: no agent" in caplog.text
 
 
