@@ -186,7 +186,7 @@ class Collector:
         for t in range(self.steps):
             clock = time.perf_counter()
             with torch.inference_mode():
-                inputs = self.policy.encode(without(self.obs, over) if over.any() else self.obs)
+                inputs = self.policy.encode(without(self.obs, over))
                 inputs = self.memory.join(inputs)
                 decision = self.policy.act(inputs, self.generator)
                 self.memory.keep(decision)
@@ -199,7 +199,7 @@ class Collector:
             self.seconds["env"] += time.perf_counter() - acted
             self.seconds["act"] += acted - clock
             self.total += int((~over).sum())
-            ended = self._store(rollout, t, step, episodes, over)
+            ended = self._store(rollout, t, step, episodes, over, seeds is not None)
             self.memory.forget(ended)
             if seeds is not None:
                 over = over | ended
@@ -214,7 +214,8 @@ class Collector:
                 "nothing is left to learn from. Mend the environment"
             )
         if not over.all():
-            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), self.obs, rollout.truncated[-1])
+            obs = without(self.obs, over)
+            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, rollout.truncated[-1])
         return rollout, episodes
 
     def _begin(self, seeds: list[int]) -> None:
@@ -234,16 +235,18 @@ class Collector:
             x[t:] = 0
         rollout.duration[t:] = 1
 
-    def _store(self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes, over: np.ndarray) -> np.ndarray:
+    def _store(
+        self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes, over: np.ndarray, whole: bool
+    ) -> np.ndarray:
         """Keep one transition; `self.obs` moves on to the next observation. Returns (E,) bool, where episodes ended.
 
-        Environments that are `over` play on for nothing.
+        Environments that are `over` play on for nothing, and so do those that end here where episodes are `whole`.
         """
         self.obs = step.obs
         taken = np.where(step.terminated | step.truncated, 0, self.episode_length + 1)
         require_choice(self.env.spec, step.obs, taken)
         reward, terminated, truncated = step.reward, step.terminated, step.truncated
-        bad = self._bad(step)
+        bad = self._bad(step, over | terminated | truncated if whole else over)
         if over.any():
             gone = torch.as_tensor(over, device=rollout.mask.device)
             rollout.mask[t, gone] = False
@@ -261,7 +264,7 @@ class Collector:
                 int(np.flatnonzero(lost)[0]),
                 int(self.episode_length[np.flatnonzero(lost)[0]]) + 1,
             )
-            self._drop(rollout, t, lost, ~ended)
+            self._drop(rollout, t, lost, ~ended, whole)
             reward = np.where(lost[:, None], 0.0, reward)
             terminated, truncated = terminated & ~lost, truncated | lost
         truncated = truncated & ~terminated
@@ -302,9 +305,9 @@ class Collector:
             value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
         rollout.bootstrap[t, index] = value
 
-    def _bad(self, step: VectorStep) -> np.ndarray:
-        """(E, N) bool: a non-finite reward, or observation before the automatic reset."""
-        bad = ~np.isfinite(step.reward) | non_finite(self.obs)
+    def _bad(self, step: VectorStep, unseen: np.ndarray) -> np.ndarray:
+        """(E, N) bool: a non-finite reward or observation; the next one of environments `unseen` (E,) is not read."""
+        bad = ~np.isfinite(step.reward) | (non_finite(self.obs) & ~unseen[:, None])
         if step.final is not None:
             bad[step.final.env] |= non_finite(step.final.obs)
         return bad
@@ -320,17 +323,20 @@ class Collector:
             "environment, or use --on-nonfinite drop to leave such episodes out"
         )
 
-    def _drop(self, rollout: Rollout, t: int, lost: np.ndarray, running: np.ndarray) -> None:
-        """Leave the present episode of each lost environment out of learning; reset those still running."""
+    def _drop(self, rollout: Rollout, t: int, lost: np.ndarray, running: np.ndarray, whole: bool) -> None:
+        """Leave the present episode of each lost environment out of learning; reset those still running.
+
+        Where episodes are `whole`, nobody reads what follows them.
+        """
         for i in np.flatnonzero(lost):
             start = max(0, t - int(self.episode_length[i]))
             rollout.mask[start : t + 1, i] = False
             rollout.trained[start : t + 1, i] = False
             if running[i]:
                 self.obs = self.env.reset_at(int(i))
-        again = non_finite(self.obs)
-        if again.any():
-            index = int(np.flatnonzero(again.any(-1))[0])
+        again = non_finite(self.obs).any(-1) & lost
+        if again.any() and not whole:
+            index = int(np.flatnonzero(again)[0])
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
     def get_state(self, environments: bool = True) -> dict[str, Any]:
@@ -426,8 +432,19 @@ def non_finite(obs: Obs) -> np.ndarray:
 
 
 def without(obs: Obs, over: np.ndarray) -> Obs:
-    """The observation with nobody alive in the environments that are `over`, so that nobody decides there."""
-    return replace(obs, alive=obs.alive & ~over[:, None])
+    """The observation with nobody alive in the environments that are `over`, so that nobody decides there.
+
+    Numbers are zero there: a NaN of an environment that plays on for nothing would reach the gradient of every weight,
+    even through a row that no loss reads.
+    """
+
+    if not over.any():
+        return obs
+
+    def rest(x: Any) -> Any:
+        return np.where(over.reshape(-1, *(1,) * (x.ndim - 1)), x.dtype.type(0), x) if isinstance(x, np.ndarray) else x
+
+    return replace(obs, agents=rest(obs.agents), state=rest(obs.state), alive=obs.alive & ~over[:, None])
 
 
 def take(obs: Obs, index: np.ndarray) -> Obs:

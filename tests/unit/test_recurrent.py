@@ -1,5 +1,6 @@
 """What agents carry from step to step: in acting, in learning, and where it must end."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 from agents.memory import Recall, Remembered
 from envs.toy import make as make_toy
-from envs.wrappers import TimeLimit
+from envs.wrappers import EnvWrapper, TimeLimit
 from experiments.watch import play_episode
 from marl import run
 from marl.backup import Links
@@ -312,6 +313,42 @@ def test_whole_episodes_and_turns_learn_with_memory(name):
     batch = trainer.credit(trainer.collector.collect(trainer.episode_seeds())[0])[0]
     assert len(batch.log_prob) % CHUNK == 0
     assert len(batch.log_prob) < 3 * 3 * CHUNK
+
+
+class BreaksLater(EnvWrapper):
+    """Observations are NaN once the first episode after a seed is over, and from step `at` of it where given."""
+
+    def __init__(self, env, at=None):
+        super().__init__(env)
+        self.at = at
+
+    def reset(self, seed=None):
+        self.first, self.count = seed is not None, 0
+        return self.spoiled(super().reset(seed))
+
+    def step(self, action):
+        self.count += 1
+        step = super().step(action)
+        return replace(step, obs=self.spoiled(step.obs))
+
+    def spoiled(self, obs):
+        broken = not self.first or self.count == self.at
+        return replace(obs, agents=np.full_like(obs.agents, np.nan)) if broken else obs
+
+
+@pytest.mark.parametrize("name", ["mappo", "mat"])
+@pytest.mark.parametrize("memory", [0, CHUNK])
+def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, memory):
+    """With a NaN in an episode that is left out, too: the environments that are over do not end the run."""
+    trainer = make_trainer(name, whole_episodes=True, on_nonfinite="drop", epochs=1, minibatches=1, memory=memory)
+    makes = [lambda: BreaksLater(make_toy("mortal", length=3)), lambda: make_toy("mortal", length=6)]
+    trainer.collector.env = SyncVector([*makes, lambda: BreaksLater(make_toy("mortal", length=9), at=7)])
+    trainer.collector.collect([1, 2, 3])  # the episode that is to be left out needs a rollout before it
+    rollout, episodes = trainer.collector.collect([1, 2, 3])
+    assert (len(episodes.returns), episodes.dropped) == (2, 1)
+    assert rollout.mask[..., 0].any(-1).sum(0).tolist() == [3, 6, 0]
+    assert all(torch.isfinite(x).all() for x in rollout.inputs.values())
+    assert np.isfinite(trainer.learn(rollout)["gradient/norm"])
 
 
 def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
