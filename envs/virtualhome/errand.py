@@ -51,7 +51,8 @@ class Errand:
     """The rules of an errand, and its words.
 
     Walking to what one holds does nothing. With `faithful` it does what happens in the published code: one leaves the
-    appliance's side, and is moved to the first other room that the thing has been carried to, if any.
+    appliance's side, and is moved to the first other room that the thing has been carried to, if any. And opening the
+    appliance is offered once the thing is in it, although it is open then.
     """
 
     best_steps = 6
@@ -94,7 +95,9 @@ class Errand:
             there = [self.put, self.open, self.close] if home.near_appliance else [self.to_appliance]
             return [*rooms, self.to_thing, *there]
         if home.near_thing:
-            return [*rooms, *([self.close] if home.near_appliance else [self.to_appliance, self.grab])]
+            if not home.near_appliance:
+                return [*rooms, self.to_appliance, self.grab]
+            return [*rooms, *([self.open] if self.faithful else []), self.close]
         return [*rooms, self.to_thing, *([self.open, self.close] if home.near_appliance else [self.to_appliance])]
 
     def play(self, home: Home, action: str, _: Generator) -> Turn:

@@ -41,8 +41,10 @@ class Entertainment:
     """The rules of the evening, and its words.
 
     Who sits can only stand up, and who turns the TV off does so when it is on. With `faithful` it is as in the
-    published code: standing up is offered beside the sofa to those who stand, so that sitting down too early never
-    ends, every walk fails from there, and turning off is offered only while the TV is off.
+    published code. Standing up is offered beside the sofa to those who stand, while the TV is on: sitting down too
+    early never ends, and every walk fails from there. Turning off is offered only while the TV is off. With empty hands
+    there is no way from the coffee table but out of the room, and beside one snack the other cannot be put down. With
+    one snack on the table, the walk that the kitchen offers is to that one, and fails.
     """
 
     best_steps = 11
@@ -79,13 +81,12 @@ class Entertainment:
 
     def candidates(self, evening: Evening) -> list[str]:
         rooms = [walk for walk, room in self.walks.items() if room != evening.room]
-        if evening.sitting and not self.faithful:
-            return [STAND]
+        if evening.sitting:
+            return rooms if self.faithful else [STAND]
         if evening.room == "kitchen":
             return [*rooms, *self._snacks(evening)]
         if evening.room == "living room":
-            pieces = [walk for walk, thing in self.approaches.items() if thing in FURNITURE and thing != evening.near]
-            return [*rooms, *pieces, *self._uses(evening)]
+            return [*rooms, *self._furniture(evening), *self._uses(evening)]
         return rooms
 
     def _snacks(self, evening: Evening) -> list[str]:
@@ -93,19 +94,29 @@ class Entertainment:
         grabs = {snack: grab for grab, snack in self.grabs.items()}
         walks = {thing: walk for walk, thing in self.approaches.items()}
         here = [snack for snack in SNACKS if evening.where(snack) == "kitchen"]
+        gone = [snack for snack in SNACKS if evening.where(snack) == TABLE]
+        if self.faithful and gone:
+            return [grabs[snack] if snack == evening.near else walks[gone[0]] for snack in here]
         return [grabs[snack] if snack == evening.near else walks[snack] for snack in here]
+
+    def _furniture(self, evening: Evening) -> list[str]:
+        """The walks to furniture."""
+        if self.faithful and evening.near == "coffee table" and not evening.held:
+            return []
+        return [walk for walk, thing in self.approaches.items() if thing in FURNITURE and thing != evening.near]
 
     def _uses(self, evening: Evening) -> list[str]:
         """What can be done with the furniture within reach."""
         if evening.near == "coffee table":
+            if self.faithful and TABLE in (evening.chips, evening.milk):
+                return []
             return [put for put, snack in self.puts.items() if snack in evening.held]
         if evening.near == "TV" and self.faithful:
             return [] if evening.playing else [TURN_ON, TURN_OFF]
         if evening.near == "TV":
             return [TURN_OFF if evening.playing else TURN_ON]
-        if evening.near == "sofa":
-            sit = [SIT] if evening.playing and not evening.sitting else []
-            return [*sit, STAND] if self.faithful and not evening.sitting else sit
+        if evening.near == "sofa" and evening.playing:
+            return [SIT, STAND] if self.faithful else [SIT]
         return []
 
     def play(self, evening: Evening, action: str, _: Generator) -> Turn:
@@ -120,7 +131,9 @@ class Entertainment:
         if action in self.walks:
             return replace(evening, room=self.walks[action], near="")
         if action in self.approaches:
-            return replace(evening, near=self.approaches[action])
+            thing = self.approaches[action]
+            out_of_sight = thing in SNACKS and evening.where(thing) == TABLE
+            return evening if out_of_sight else replace(evening, near=thing)
         if action in self.grabs:
             return replace(evening, near="", **{self.grabs[action]: HELD})
         if action in self.puts:
