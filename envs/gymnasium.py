@@ -1,6 +1,8 @@
-"""Gymnasium environments as teams of one: `gymnasium:<id>`, for example `gymnasium:CartPole-v1`.
+"""Gymnasium environments: `gymnasium:<id>`, for example `gymnasium:CartPole-v1`.
 
-Also the translation of spaces that this bridge shares with the PettingZoo one.
+An environment whose packages must be imported first is `gymnasium:<module>:<id>`, for example
+`gymnasium:lbforaging:Foraging-8x8-2p-2f-v3`. One agent plays, or a team where both spaces are a Tuple, or a Dict of
+the same keys, with one entry for each agent.
 """
 
 from collections.abc import Mapping
@@ -10,15 +12,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.spaces.utils import flatten, flatten_space
+from pettingzoo.utils.env import ParallelEnv
 
-from marl.errors import ConfigError
-from marl.protocols import State
-from marl.registry import named_kwargs, register_env
+from envs.pettingzoo import COMMON, ParallelBridge
+from envs.spaces import MASK, ObservationReader, declared_space, flat_action, inner_action, rendered, scalars
+from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
+from marl.protocols import Env, State
+from marl.registry import named_kwargs, register_bridge, register_env
 from marl.types import EnvSpec, Obs, Step
-
-SUPPORTED_ACTIONS = "Discrete, and Box of a float type"
-SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
 @dataclass(frozen=True)
@@ -29,58 +30,76 @@ class GymnasiumOptions:
     """Keyword arguments of `gymnasium.make`."""
     max_steps: int | None = None
     """Length at which an episode is truncated; None is the environment's registered limit."""
+    ignore: tuple[str, ...] = ()
+    """Entries of a Dict observation that are left out, such as a text."""
 
 
 class GymnasiumBridge:
     """A `gymnasium.Env` as an `Env` with the one agent "agent".
 
-    Observations are flattened to a vector (Discrete ones to one-hots) of float32. Continuous actions are
-    clipped to the action space; an `action_mask` in the info of a discrete environment is kept. An episode
-    that both ends and reaches its limit is terminated, not truncated. The info of a step keeps its scalars.
-    Raises ConfigError for spaces that have no such form.
+    Observations are flattened to a vector (Discrete ones to one-hots) of float32; see `ObservationReader` for the
+    action mask of a discrete environment, in a Dict observation or in the infos of `reset` and `step`. Continuous
+    actions are clipped to the action space. An episode that both ends and reaches its limit is terminated, not
+    truncated. The info of a step keeps its scalars. Raises ConfigError for spaces that have no such form.
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: gymnasium.Env, name: str = "", ignore: tuple[str, ...] = ()) -> None:
         self.env = env
         registered = env.spec
-        name = "gymnasium" if registered is None else f"gymnasium:{registered.id}"
+        self.name = name or f"gymnasium:{type(env.unwrapped).__name__ if registered is None else registered.id}"
+        self._action_space = _declared(env, "action_space", self.name)
+        actions = flat_action(self._action_space, self.name)
+        self._reader = ObservationReader(
+            _declared(env, "observation_space", self.name), self._action_space, self.name, ignore
+        )
         self.spec = EnvSpec(
-            name=name,
+            name=self.name,
             agents=("agent",),
-            observation_space=flat_box(env.observation_space, name),
-            action_space=flat_action(env.action_space, name),
+            observation_space=self._reader.box,
+            action_space=actions,
             max_steps=None if registered is None else registered.max_episode_steps,
         )
+        self._masked = False
         self._over = True
         self._closed = False
 
     def reset(self, seed: int | None = None) -> Obs:
         observation, info = self.env.reset(seed=seed)
         self._over = False
-        return self._obs(observation, info)
+        vector, mask = self._reader.read(observation, info)
+        self._masked = mask is not None
+        return self._obs(vector, mask)
 
     def step(self, action: np.ndarray) -> Step:
         if self._over:
             raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
-        own = inner_action(self.env.action_space, action[0])
+        own = inner_action(self._action_space, action[0])
         observation, reward, terminated, truncated, info = self.env.step(own)
         terminated = bool(terminated)
         truncated = bool(truncated) and not terminated
         self._over = terminated or truncated
-        rewards = np.array([reward], dtype=np.float32)
-        return Step(self._obs(observation, info), rewards, terminated, truncated, scalars(info))
+        rewards = np.asarray(reward, dtype=np.float32).reshape(-1)
+        if rewards.size != 1:
+            raise EnvironmentContractError(
+                f"{self.name}: gave {rewards.size} rewards to one agent; give one number, or declare Tuple spaces with "
+                "an entry for each agent of a team"
+            )
+        vector, mask = self._reader.read(observation, info, self._over)
+        if self._over and self._masked and mask is None:
+            mask = np.ones(self.spec.action_size, dtype=bool)
+        if self._masked != (mask is not None):
+            raise EnvironmentContractError(
+                f"{self.name}: gave an `action_mask` in {'reset' if self._masked else 'step'} and none in "
+                f"{'step' if self._masked else 'reset'}; give one in both infos"
+            )
+        return Step(self._obs(vector, mask), rewards, terminated, truncated, scalars(info))
 
-    def _obs(self, observation: Any, info: dict[str, Any]) -> Obs:
-        vector = flat_vector(self.env.observation_space, observation)
-        mask = info.get("action_mask") if self.spec.discrete else None
-        return Obs(
-            agents=vector[None],
-            alive=np.ones(1, dtype=bool),
-            action_mask=None if mask is None else np.asarray(mask, dtype=bool)[None],
-        )
+    def _obs(self, vector: np.ndarray, mask: np.ndarray | None) -> Obs:
+        alive = np.ones(1, dtype=bool)
+        return Obs(vector[None], alive, action_mask=None if mask is None else mask[None])
 
     def render(self) -> np.ndarray | str | None:
-        return shown(self.env)
+        return rendered(self.env)
 
     def get_state(self) -> None:
         """None: Gymnasium has no common way to save an environment."""
@@ -94,6 +113,86 @@ class GymnasiumBridge:
             self.env.close()
 
 
+class GymnasiumTeam(ParallelEnv):
+    """A `gymnasium.Env` for several agents as a PettingZoo `ParallelEnv`.
+
+    Both spaces are a Tuple of N (the agents are `agent_0` and so on), or a Dict with the agents' names as keys.
+    Observations, rewards and actions have one entry for each agent in the same form; a single reward is everybody's.
+    `terminated` and `truncated` are everybody's too, or one for each agent. An info may hold one for each agent, by
+    name or as a list; its other entries are the team's, and an `action_mask` (N, A) has a row for each agent.
+    """
+
+    metadata: dict[str, Any]
+
+    def __init__(self, env: gymnasium.Env, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.env = env
+        self.metadata = {"name": str(env), **env.metadata}
+        self.render_mode = env.render_mode
+        self._observation_spaces = _team_spaces(observation_space)
+        self._action_spaces = _team_spaces(action_space)
+        self._named = isinstance(action_space, spaces.Dict)
+        self.possible_agents = list(self._action_spaces)
+        self.agents = []
+        registered = None if env.spec is None else env.spec.max_episode_steps
+        own = [getattr(env.unwrapped, name, None) for name in ("max_steps", "_max_episode_steps")]
+        limits = [limit for limit in (registered, *own) if isinstance(limit, int) and limit > 0]
+        self.max_steps = min(limits, default=None)
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        return self._observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return self._action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        observations, info = self.env.reset(seed=seed, options=options)
+        self.agents = self.possible_agents[:]
+        return self._each(observations, "observations"), self._infos(info)
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        own = {
+            agent: actions[agent] if agent in actions else inner_action(space, np.zeros(space.shape or 1))
+            for agent, space in self._action_spaces.items()
+        }
+        joint: Any = own if self._named else tuple(own.values())
+        observations, reward, terminated, truncated, info = self.env.step(joint)
+        terminations = {agent: bool(flag) for agent, flag in self._each(terminated, "terminated", True).items()}
+        truncations = {agent: bool(flag) for agent, flag in self._each(truncated, "truncated", True).items()}
+        rewards: dict[str, Any] = self._each(reward, "rewards", shared=True)
+        self.agents = [agent for agent in self.agents if not terminations[agent] and not truncations[agent]]
+        return self._each(observations, "observations"), rewards, terminations, truncations, self._infos(info)
+
+    def _each(self, value: Any, what: str, shared: bool = False) -> dict[str, Any]:
+        """One entry for each agent; a single value is everybody's if it may be `shared`."""
+        if isinstance(value, Mapping):
+            if all(agent in value for agent in self.possible_agents):
+                return {agent: value[agent] for agent in self.possible_agents}
+        elif shared and np.ndim(value) == 0:
+            return dict.fromkeys(self.possible_agents, value)
+        if isinstance(value, list | tuple | np.ndarray) and len(value) == len(self.possible_agents):
+            return dict(zip(self.possible_agents, value, strict=True))
+        raise EnvironmentContractError(
+            f"{self.env}: {what} are {value!r:.200}; give one for each of the agents {', '.join(self.possible_agents)}"
+        )
+
+    def _infos(self, info: Any) -> dict[str, dict[str, Any]]:
+        if not isinstance(info, Mapping):
+            return self._each(info, "infos")
+        own: dict[str, Any] = {agent: info.get(agent) for agent in self.possible_agents}
+        infos: dict[str, dict[str, Any]] = {a: dict(one) if isinstance(one, Mapping) else {} for a, one in own.items()}
+        if MASK in info:
+            for agent, mask in self._each(info[MASK], "action masks").items():
+                infos[agent][MASK] = mask
+        infos[COMMON] = {name: value for name, value in info.items() if name not in own}
+        return infos
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
 def external(task: str, options: Mapping[str, Any]) -> list[str]:
     """Gymnasium imports the module of an id `MODULE:ID`; a plain id it looks up among those registered."""
     return [*([f"environment gymnasium:{task}"] if ":" in task else []), *named_kwargs(options)]
@@ -102,74 +201,81 @@ def external(task: str, options: Mapping[str, Any]) -> list[str]:
 @register_env(
     "gymnasium",
     options=GymnasiumOptions,
-    summary="any Gymnasium environment, as a team of one",
+    summary="any Gymnasium environment, of one agent or of a team",
     external=external,
 )
-def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None) -> GymnasiumBridge:
-    """`gymnasium.make(task, **kwargs)`, bridged. Raises ConfigError where Gymnasium cannot make it."""
+def make(
+    task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None, ignore: tuple[str, ...] = ()
+) -> Env:
+    """`gymnasium.make(task, **kwargs)`, bridged.
+
+    Raises ConfigError where Gymnasium cannot make it, MissingDependencyError where a package is absent.
+    """
+    name = f"gymnasium:{task}"
     limit = {} if max_steps is None else {"max_episode_steps": max_steps}
     try:
-        env = gymnasium.make(task, **limit, **(kwargs or {}))
-    except (gymnasium.error.Error, TypeError) as error:
-        raise ConfigError(f"gymnasium cannot make {task!r} with {kwargs or {}}: {error}") from error
-    return GymnasiumBridge(env)
+        # Gymnasium's own checker knows no teams; ours is `marl check-env`.
+        env = gymnasium.make(task, **{"disable_env_checker": True, **limit, **(kwargs or {})})
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise MissingDependencyError(f"environment {name!r} needs a package that is absent: {error}") from error
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
+        hint = "" if ":" in task else f" If a package registers it, name that too: gymnasium:PACKAGE:{task}"
+        raise ConfigError(f"gymnasium cannot make {task!r}: {error}{hint}") from error
+    except Exception as error:
+        raise ConfigError(f"gymnasium cannot make {task!r} with {kwargs or {}}: {_told(error)}") from error
+    return bridge_gymnasium(env, "", ignore)
 
 
-def flat_box(space: spaces.Space, where: str) -> spaces.Box:
-    """The Box (D,) float32 that holds `flat_vector` of the space's members. Raises ConfigError where none does."""
-    flat = None if _holds_text(space) else flatten_space(space)
-    if not isinstance(flat, spaces.Box):
-        raise ConfigError(f"{where}: observations {space} are not supported; supported: {SUPPORTED_OBSERVATIONS}")
-    with np.errstate(over="ignore"):
-        return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
+def _told(error: Exception) -> str:
+    """The error's text; its type too where Gymnasium did not write it."""
+    return str(error) if isinstance(error, gymnasium.error.Error | TypeError) else f"{type(error).__name__}: {error}"
 
 
-def flat_vector(space: spaces.Space, value: Any) -> np.ndarray:
-    """(D,) float32: an observation in one row."""
-    if type(space) is spaces.Box:
-        return np.asarray(value, dtype=np.float32).reshape(-1)
-    return np.asarray(flatten(space, value), dtype=np.float32)
+def bridge_gymnasium(env: gymnasium.Env, name: str = "", ignore: tuple[str, ...] = ()) -> Env:
+    """Return the environment as an `Env`: of a team where its spaces have one entry for each agent, else of one."""
+    name = name or f"gymnasium:{type(env.unwrapped).__name__ if env.spec is None else env.spec.id}"
+    observation, action = (_declared(env, kind, name) for kind in ("observation_space", "action_space"))
+    seen, acting = _team_spaces(observation), _team_spaces(action)
+    if acting and list(seen) == list(acting):
+        return ParallelBridge(GymnasiumTeam(env, observation, action), name=name, ignore=ignore)
+    return GymnasiumBridge(env, name, ignore)
 
 
-def flat_action(space: spaces.Space, where: str) -> spaces.Discrete | spaces.Box:
-    """Discrete(A) from 0, or a Box (A,) float32. Raises ConfigError for any other kind of action."""
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return spaces.Box(low.reshape(-1), high.reshape(-1), dtype=np.float32)
-    raise ConfigError(f"{where}: actions {space} are not supported; supported: {SUPPORTED_ACTIONS}")
+@register_bridge
+def bridge(made: Any, name: str) -> Env | None:
+    """Bridge a Gymnasium environment that a factory returned; None for anything else. Raises ConfigError for relatives
+    of Gymnasium that are none."""
+    if isinstance(made, gymnasium.Env):
+        return bridge_gymnasium(made, name)
+    packages = {base.__module__.partition(".")[0] for base in type(made).__mro__}
+    if isinstance(made, gymnasium.vector.VectorEnv):
+        raise ConfigError(f"{name} returned a batch of environments ({type(made).__name__}); return a single one")
+    if "vmas" in packages:
+        raise ConfigError(
+            f"{name} returned a batch of VMAS; make a single one: vmas.make_env(..., num_envs=1, wrapper='gymnasium', "
+            "terminated_truncated=True), which needs `pip install shimmy`"
+        )
+    if "gym" in packages:
+        raise ConfigError(
+            f"{name} returned an environment of the old `gym` package ({type(made).__name__}); return "
+            "gymnasium.make('GymV26Environment-v0', env=env), or GymV21Environment-v0 where `step` gives four values, "
+            "after `pip install shimmy`"
+        )
+    return None
 
 
-def inner_action(space: spaces.Space, action: np.ndarray) -> Any:
-    """An agent's own action (), or (A,) with padding beyond its width, as a member of its space."""
-    if isinstance(space, spaces.Discrete):
-        return int(np.ravel(action)[0]) + int(space.start)
-    assert isinstance(space, spaces.Box)
-    own = np.asarray(action)[: space.low.size].reshape(space.shape)
-    return np.clip(own, space.low, space.high).astype(space.dtype)
+def _declared(env: gymnasium.Env, kind: str, name: str) -> spaces.Space:
+    """Return one of the two spaces. Raises ConfigError where the environment does not declare it."""
+    space = getattr(env, kind, None)
+    if space is None:
+        raise ConfigError(f"{name}: declares no `{kind}`; set it in the environment's __init__")
+    return declared_space(space, f"{name}: `{kind}`")
 
 
-def scalars(info: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The entries of an info dictionary that are single numbers."""
-    return {
-        f"{prefix}{name}": float(value)
-        for name, value in info.items()
-        if isinstance(value, int | float | np.number | np.bool_)
-    }
-
-
-def shown(env: Any) -> np.ndarray | str | None:
-    """What `env.render` returns, or None where the environment was made without a mode that returns something."""
-    if getattr(env, "render_mode", None) is None:
-        return None
-    frame = env.render()
-    return frame if isinstance(frame, np.ndarray | str) else None
-
-
-def _holds_text(space: spaces.Space) -> bool:
-    if isinstance(space, spaces.Dict):
-        return any(_holds_text(inner) for inner in space.spaces.values())
+def _team_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
+    """The space of each agent of a team; empty where there is no team."""
     if isinstance(space, spaces.Tuple):
-        return any(_holds_text(inner) for inner in space.spaces)
-    return isinstance(space, spaces.Text)
+        return {f"agent_{index}": inner for index, inner in enumerate(space.spaces)}
+    if isinstance(space, spaces.Dict):
+        return {str(name): inner for name, inner in space.spaces.items()}
+    return {}

@@ -5,9 +5,7 @@
 environment object, and `as_parallel_env` shows one of ours to PettingZoo's tools.
 """
 
-import importlib
 import re
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +14,25 @@ from gymnasium import spaces
 from pettingzoo.utils.conversions import aec_to_parallel
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from envs.gymnasium import flat_action, flat_box, flat_vector, inner_action, scalars, shown
-from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
+from envs.pettingzoo_modules import load_factory, make_with
+from envs.spaces import (
+    MASK,
+    ObservationReader,
+    declared_space,
+    flat_action,
+    flat_box,
+    flat_vector,
+    inner_action,
+    rendered,
+    scalars,
+)
+from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import Env, State
-from marl.registry import named_kwargs, register_env
+from marl.registry import named_kwargs, register_bridge, register_env
 from marl.types import EnvSpec, Obs, Step
+
+COMMON = "__common__"
+"""Key of the infos that holds what concerns no agent alone."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +43,22 @@ class PettingZooOptions:
     """Keyword arguments of the module's `parallel_env` (or `env`)."""
     max_steps: int | None = None
     """Length at which an episode is truncated; None is the environment's own limit, where it can be found."""
+    ignore: tuple[str, ...] = ()
+    """Entries of a Dict observation that are left out, such as a text."""
+    state: bool = True
+    """Give the environment's global state to centralized critics, where it has one."""
 
 
 class ParallelBridge:
     """A `pettingzoo.ParallelEnv` as an `Env`.
 
-    Observations are flattened to float32 vectors and padded with zeros to the widest agent; a Dict with
-    `observation` and `action_mask` gives both, and an `action_mask` in an agent's info is understood too.
+    Observations are flattened to float32 vectors and padded with zeros to the widest agent; see `ObservationReader`
+    for the action mask in a Dict observation or in an agent's info, and for the entries to `ignore`.
     Discrete actions of unequal number and Box actions of unequal width are padded and masked; where some agents have
     the one and some the other, the team is mixed. Continuous actions are clipped to the agent's own bounds. An
     agent's group is its name without the number behind, where the spaces of all of that name are equal. Rewards
-    are individual. `state` is the environment's, where it has a `state_space`. Infos are joined, as `<agent>/<name>`.
+    are individual. `state` is the environment's, where it has a `state_space` and `use_state`; once all agents have
+    terminated it is the last one before. Infos are joined, as `<agent>/<name>`.
 
     An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
     still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
@@ -51,15 +68,30 @@ class ParallelBridge:
     Raises ConfigError for unsupported spaces.
     """
 
-    def __init__(self, env: ParallelEnv, max_steps: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        env: ParallelEnv,
+        max_steps: int | None = None,
+        name: str | None = None,
+        ignore: tuple[str, ...] = (),
+        use_state: bool = True,
+    ) -> None:
         self.env = env
         self.name = name or f"pettingzoo:{env}"
         if not getattr(env, "possible_agents", None):
             raise ConfigError(f"{self.name}: no `possible_agents`; the bridge needs the names of all agents in advance")
         self._agents = list(env.possible_agents)
-        self._observation_spaces = [_without_mask(env.observation_space(agent)) for agent in self._agents]
-        self._action_spaces = [env.action_space(agent) for agent in self._agents]
-        self._state_space: spaces.Space | None = getattr(env, "state_space", None)
+        self._action_spaces = [self._space("action", agent) for agent in self._agents]
+        self._observation_spaces = [self._space("observation", agent) for agent in self._agents]
+        self._readers = [
+            ObservationReader(space, own, f"{self.name}, agent {agent!r}", ignore)
+            for agent, space, own in zip(self._agents, self._observation_spaces, self._action_spaces, strict=True)
+        ]
+        self._masked: set[Any] = set()
+        state_space = getattr(env, "state_space", None) if use_state else None
+        where = f"{self.name}: `state_space`"
+        self._state_space = None if state_space is None else declared_space(state_space, where)
+        self._last_state: np.ndarray | None = None
         self.spec = self._build_spec(max_steps)
         self._sizes_mask = np.arange(self.spec.action_size) < np.array(self.spec.action_sizes)[:, None]  # (N, A)
         self._elapsed = 0
@@ -74,8 +106,19 @@ class ParallelBridge:
         """
         return cls(_parallel(env, name or str(env)), max_steps, name)
 
+    def _space(self, kind: str, agent: Any) -> spaces.Space:
+        """Return an agent's observation or action space. Raises ConfigError where the environment declares none."""
+        try:
+            space = getattr(self.env, f"{kind}_space")(agent)
+        except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+            raise ConfigError(
+                f"{self.name}: declares no {kind} space for agent {agent!r} ({type(error).__name__}: {error}); define "
+                f"the method `{kind}_space(agent)`"
+            ) from error
+        return declared_space(space, f"{self.name}: the {kind} space of agent {agent!r}")
+
     def _build_spec(self, max_steps: int | None) -> EnvSpec:
-        boxes = [flat_box(space, self.name) for space in self._observation_spaces]
+        boxes = [reader.box for reader in self._readers]
         actions = [flat_action(space, self.name) for space in self._action_spaces]
         limits = [limit for limit in (max_steps, _own_limit(self.env)) if limit is not None]
         return EnvSpec(
@@ -136,25 +179,40 @@ class ParallelBridge:
                 continue
             if agent not in observations:
                 raise EnvironmentContractError(f"{self.name}: gave no observation to the acting agent {agent!r}")
-            observation, mask = _split(observations[agent], infos.get(agent) or {})
-            vector = flat_vector(self._observation_spaces[index], observation)
+            vector, mask = self._readers[index].read(observations[agent], infos.get(agent) or {}, self._over)
             seen[index, : len(vector)] = vector
-            if mask is not None and isinstance(self._action_spaces[index], spaces.Discrete):
-                available[index, : len(mask)] = np.asarray(mask, dtype=bool)
+            if mask is not None:
+                available[index, : len(mask)] = mask
+                self._masked.add(agent)
+            elif agent in self._masked and not self._over:
+                raise EnvironmentContractError(
+                    f"{self.name}: gave agent {agent!r} an `{MASK}` before and none now; give one in every info"
+                )
         living = np.array([agent in alive for agent in self._agents])
-        return Obs(seen, living, action_mask=available, state=self._state())
+        return Obs(seen, living, action_mask=available, state=self._state(bool(alive)))
 
-    def _state(self) -> np.ndarray | None:
-        return None if self._state_space is None else flat_vector(self._state_space, self.env.state())
+    def _state(self, anybody: bool) -> np.ndarray | None:
+        """The global state (S,). The last one stays when nobody acts any more: some environments have none then."""
+        if self._state_space is None:
+            return None
+        if anybody or self._last_state is None:
+            try:
+                self._last_state = np.array(flat_vector(self._state_space, self.env.state()))
+            except Exception as error:
+                raise EnvironmentContractError(
+                    f"{self.name}: its `state()` failed ({type(error).__name__}: {error}); run without the state: "
+                    "--no-state, or `use_state=False` in code"
+                ) from error
+        return self._last_state
 
     def _info(self, infos: dict[Any, Any]) -> dict[str, float]:
         joined: dict[str, float] = {}
         for agent, info in infos.items():
-            joined |= scalars(info or {}, prefix=f"{agent}/")
+            joined |= scalars(info or {}, prefix="" if agent == COMMON else f"{agent}/")
         return joined
 
     def render(self) -> np.ndarray | str | None:
-        return shown(self.env)
+        return rendered(self.env)
 
     def get_state(self) -> None:
         """None: PettingZoo has no common way to save an environment."""
@@ -174,35 +232,31 @@ class ParallelBridge:
     summary="any PettingZoo module, for example mpe2.simple_spread_v3",
     external=lambda task, options: [f"environment pettingzoo:{task}", *named_kwargs(options)],
 )
-def make(task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None) -> ParallelBridge:
+def make(
+    task: str,
+    kwargs: dict[str, Any] | None = None,
+    max_steps: int | None = None,
+    ignore: tuple[str, ...] = (),
+    state: bool = True,
+) -> ParallelBridge:
     """The environment of the module `task`, bridged.
 
-    Raises MissingDependencyError where the module cannot be imported, ConfigError where it holds no environment.
+    Raises UnknownNameError where an installed package has no such module, MissingDependencyError where a package is
+    absent, ConfigError where the module holds no environment or cannot make it.
     """
     name = f"pettingzoo:{task}"
-    with warnings.catch_warnings():
-        # PettingZoo's versioned modules announce that its registry will replace them.
-        warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
-        try:
-            module = importlib.import_module(task)
-        except (ImportError, ValueError) as error:
-            absent = (getattr(error, "name", None) or task).partition(".")[0]
-            raise MissingDependencyError(
-                f"environment {name!r} needs the module {task!r} ({error}); check its name, or install the package "
-                f"that holds {absent!r}"
-            ) from error
-    factory = getattr(module, "parallel_env", None) or getattr(module, "env", None)
-    if factory is None:
-        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
-    try:
-        env = factory(**(kwargs or {}))
-    except TypeError as error:
-        raise ConfigError(f"{name}: cannot be made with {kwargs or {}}: {error}") from error
-    return (
-        ParallelBridge.from_aec(env, max_steps, name)
-        if isinstance(env, AECEnv)
-        else ParallelBridge(env, max_steps, name)
-    )
+    env = make_with(load_factory(task), kwargs or {}, task)
+    if isinstance(env, AECEnv):
+        env = _parallel(env, name)
+    return ParallelBridge(env, max_steps, name, ignore, state)
+
+
+@register_bridge
+def bridge(made: Any, name: str) -> ParallelBridge | None:
+    """Bridge a PettingZoo environment that a factory returned; None for anything else."""
+    if isinstance(made, AECEnv):
+        return ParallelBridge.from_aec(made, name=name)
+    return ParallelBridge(made, name=name) if isinstance(made, ParallelEnv) else None
 
 
 class ParallelView(ParallelEnv):
@@ -357,16 +411,3 @@ def _common_action(actions: list[spaces.Discrete | spaces.Box]) -> spaces.Space:
 def _action_width(action: spaces.Discrete | spaces.Box) -> int:
     """At least 1: an agent whose Box is empty keeps one dimension that nothing reads."""
     return int(action.n) if isinstance(action, spaces.Discrete) else max(1, action.shape[0])
-
-
-def _without_mask(space: spaces.Space) -> spaces.Space:
-    if isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= set(space.spaces):
-        return space["observation"]
-    return space
-
-
-def _split(observation: Any, info: dict[str, Any]) -> tuple[Any, Any]:
-    """An agent's own observation, and its action mask or None."""
-    if isinstance(observation, dict) and {"observation", "action_mask"} <= observation.keys():
-        return observation["observation"], observation["action_mask"]
-    return observation, info.get("action_mask")

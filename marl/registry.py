@@ -7,6 +7,7 @@ gives `batch(task, num_envs, threads, **options) -> VectorEnv`. Modules are impo
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -157,6 +158,37 @@ def register_agent(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Ca
     return decorate
 
 
+BRIDGES: list[Callable[[Any, str], Any]] = []
+"""Functions that turn an environment of another library into an `Env`, or return None; see `register_bridge`."""
+
+
+def register_bridge(bridge: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """Let factories return objects that `bridge(made, name)` turns into an `Env`; it returns None for any other."""
+    BRIDGES.append(bridge)
+    return bridge
+
+
+def as_env(made: Any, name: str) -> Any:
+    """Return `made` as an `Env`: itself, or bridged if it is an environment of another library.
+
+    `name` is how errors call it. Raises ConfigError for anything else.
+    """
+    from marl.types import EnvSpec  # brings torch, which every environment imports anyway
+
+    if isinstance(getattr(made, "spec", None), EnvSpec):
+        return made
+    ENVS.load()
+    for bridge in BRIDGES:
+        env = bridge(made, name)
+        if env is not None:
+            return env
+    kind = "None" if made is None else f"a {type(made).__module__}.{type(made).__qualname__}"
+    raise ConfigError(
+        f"{name} returned {kind}, which is no environment; return a `marl.protocols.Env`, whose `spec` is a "
+        "`marl.types.EnvSpec`, a gymnasium.Env, or a PettingZoo ParallelEnv or AECEnv"
+    )
+
+
 @dataclass(frozen=True)
 class EnvFactory:
     """A picklable recipe for one environment: call it to get an `Env`."""
@@ -168,7 +200,7 @@ class EnvFactory:
 
     def __call__(self) -> Any:
         entry, task = find_env(self.name)
-        return entry.make(task, **self.options)
+        return as_env(entry.make(task, **self.options), self.name)
 
 
 def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
@@ -249,6 +281,21 @@ def missing(entry: EnvEntry) -> list[str]:
     return [module for module in entry.requires if importlib.util.find_spec(module) is None]
 
 
+def check_arguments(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> None:
+    """Raise ConfigError where the factory's signature does not take `kwargs`."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # some functions written in C tell nothing
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(
+            f"the environment factory {name!r} cannot be called with kwargs={dict(kwargs)}: {error}; its signature is "
+            f"{signature}"
+        ) from error
+
+
 def _user_entry(name: str) -> EnvEntry:
     """The entry of `package.module:factory`, which is imported when an environment is made."""
     module, _, attribute = name.partition(":")
@@ -256,7 +303,9 @@ def _user_entry(name: str) -> EnvEntry:
         raise ConfigError(f"environment {name!r} is neither family/task nor package.module:factory; give one of them")
 
     def make(task: str, kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ARG001 - the interface of factories
-        return import_factory(name)(**(kwargs or {}))
+        factory = import_factory(name)
+        check_arguments(factory, kwargs or {}, name)
+        return factory(**(kwargs or {}))
 
     def external(_: str, options: Mapping[str, Any]) -> list[str]:
         return [f"environment {name}", *named_kwargs(options)]

@@ -12,8 +12,10 @@ from envs.testing.compare import blank_action, random_action, same, through_stor
 from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
+from marl.registry import as_env
 from marl.types import EnvSpec, Obs, Step
 
+FACTORY = "the given factory"
 LONGEST = 2000
 """Steps after which an episode without an end is left."""
 
@@ -44,8 +46,8 @@ def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -
     Give a factory: with a single instance, calls before the first `reset` and agreement between two
     instances cannot be checked. The environments are closed. Raises EnvironmentContractError.
     """
-    fresh = make if callable(make) else None
-    env: Env = make() if callable(make) else make
+    fresh = (lambda: as_env(make(), FACTORY)) if callable(make) else None
+    env: Env = fresh() if fresh is not None else as_env(make, "the given object")
     lines = [check_spec(env)]
     spec = env.spec
     if fresh is not None:

@@ -1,0 +1,115 @@
+"""Import PettingZoo modules, with errors that say what to install or what there is."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, metadata
+from types import ModuleType
+from typing import Any
+
+from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
+
+HOMES = ("mpe2", "pettingzoo.sisl", "pettingzoo.butterfly", "pettingzoo.classic", "pettingzoo.atari")
+"""Packages that are searched for a module whose name alone is given."""
+VERSION = re.compile(r"_v\d+$")
+
+
+def load_factory(task: str) -> Callable[..., Any]:
+    """Return the `parallel_env` of the module `task`, else its `env`.
+
+    Raises UnknownNameError with the versions or the modules that there are, MissingDependencyError with the install
+    line, ConfigError for a module that is no PettingZoo environment.
+    """
+    try:
+        module = _import(task)
+    except ModuleNotFoundError as error:
+        absent = error.name or ""
+        if absent and (task == absent or task.startswith(f"{absent}.")):
+            raise _no_such_module(task, absent, error) from error
+        raise _missing_dependency(task, error) from error
+    except ImportError as error:
+        raise _missing_dependency(task, error) from error
+    except Exception as error:
+        raise ConfigError(f"pettingzoo:{task}: importing it raised {type(error).__name__}: {error}") from error
+    factory = getattr(module, "parallel_env", None) or getattr(module, "env", None)
+    if factory is None:
+        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
+    return factory
+
+
+def make_with(factory: Callable[..., Any], kwargs: dict[str, Any], task: str) -> Any:
+    """Call the factory. Raises ConfigError where it fails, MissingDependencyError where it lacks a package."""
+    try:
+        return factory(**kwargs)
+    except ImportError as error:
+        raise _missing_dependency(task, error) from error
+    except Exception as error:
+        raise ConfigError(
+            f"pettingzoo:{task}: cannot be made with {kwargs}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import(task: str) -> ModuleType:
+    with warnings.catch_warnings():
+        # PettingZoo's versioned modules announce that its registry will replace them.
+        warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
+        return importlib.import_module(task)
+
+
+def _no_such_module(task: str, absent: str, error: Exception) -> Exception:
+    package, _, last = task.rpartition(".")
+    if package and absent == task:
+        found = _modules(package)
+        stem = VERSION.sub("", last)
+        versions = [name for name in found if VERSION.sub("", name) == stem]
+        near = versions or difflib.get_close_matches(last, found, n=4, cutoff=0.5)
+        there = f"did you mean {' or '.join(f'{package}.{name}' for name in near)}?" if near else f"it has: {found}"
+        return UnknownNameError(f"the package {package!r} has no environment {last!r}; {there}")
+    if elsewhere := _elsewhere(task):
+        return UnknownNameError(f"no module {task!r}; did you mean {elsewhere}?")
+    return MissingDependencyError(
+        f"environment 'pettingzoo:{task}' needs the module {task!r} ({error}); check its name, or install the package "
+        f"that holds {absent.partition('.')[0]!r}"
+    )
+
+
+def _elsewhere(task: str) -> str:
+    """The modules of the same name, of any version, in the packages of PettingZoo; empty where there are none."""
+    package, _, last = task.rpartition(".")
+    stem = VERSION.sub("", last)
+    homes = [home for home in HOMES if home != package]
+    return " or ".join(f"{home}.{name}" for home in homes for name in _modules(home) if VERSION.sub("", name) == stem)
+
+
+def _modules(package: str) -> list[str]:
+    """The versioned modules of a package, without importing them; none where it is not installed."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ImportError:
+        return []
+    places = None if spec is None else spec.submodule_search_locations
+    return sorted(found.name for found in pkgutil.iter_modules(places or []) if VERSION.search(found.name))
+
+
+def _missing_dependency(task: str, error: ImportError) -> MissingDependencyError:
+    package, _, rest = task.partition(".")
+    family = rest.partition(".")[0]
+    absent = (error.name or "").partition(".")[0]
+    try:
+        extras = metadata(package).get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        extras = []
+    if family in extras:
+        remedy = f"install with: pip install '{package}[{family}]'"
+    elif elsewhere := _elsewhere(task):
+        remedy = f"did you mean {elsewhere}?"
+    elif "pip install" in str(error):
+        remedy = "follow that"
+    else:
+        remedy = f"install the package that holds {absent!r}" if absent else f"reinstall {package!r}"
+    reason = str(error).rstrip(".")
+    return MissingDependencyError(f"environment 'pettingzoo:{task}' cannot be imported ({reason}); {remedy}")
