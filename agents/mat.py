@@ -87,9 +87,11 @@ class MATDecoder(MAT):
         return nn.ModuleList()
 
     def value(self, inputs: Inputs) -> Tensor:
-        """(E, N), given the likeliest actions of the agents before, in the environment's order; the released code
-        samples them."""
-        return self.decide(inputs, None, fixed_order(inputs["alive"])).value.squeeze(-1)
+        return self.value_over_orders(inputs)
+
+    def value_in_order(self, inputs: Inputs, order: Tensor | None) -> Tensor:
+        """(E, N), given the likeliest actions of the agents before; the released code samples them."""
+        return self.decide(inputs, None, order).value.squeeze(-1)
 
 
 @register_agent("mat-decoder", options=MATOptions, summary="MAT without its encoder")
@@ -144,6 +146,9 @@ class MATGRU(OneByOne):
 
     def prepare(self) -> tuple[GRUFolds, "GRUStepper"]:
         return self.fold(), GRUStepper(self)
+
+    def value(self, inputs: Inputs) -> Tensor:
+        return self.value_over_orders(inputs)
 
     def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
         return self.encoder(reorder(self.embed_observations(inputs, folds.encoder), order))[0]

@@ -403,10 +403,29 @@ class OneByOne(TeamPolicy):
         return Evaluation(*(restore(x, order) for x in (log_prob, entropy, value)))
 
     def value(self, inputs: Inputs) -> Tensor:
+        return self.value_in_order(inputs, fixed_order(inputs["alive"]))
+
+    def value_in_order(self, inputs: Inputs, order: Tensor | None) -> Tensor:
+        """Return the value (E, N) of each agent where agents decide in that `order`."""
         folds = self.fold() if torch.is_grad_enabled() else self.kept()[0]
         inputs, _ = self.remember(inputs, folds.encoder, 1)
-        order = fixed_order(inputs["alive"])
         return restore(self.critic(self.represent(inputs, folds, order)), order).squeeze(-1)
+
+    def value_over_orders(self, inputs: Inputs) -> Tensor:
+        """Return the value (E, N) of each agent before its order is known, where values depend on the order.
+
+        A random order is averaged over the N rotations of the agents and of their reverse, in which each agent has
+        each place, and decides before each other agent, equally often.
+        """
+        if not self.random_order:
+            return self.value_in_order(inputs, fixed_order(inputs["alive"]))
+        envs, agents = inputs["alive"].shape
+        place = torch.arange(agents, device=self.identity.device)
+        rotations = (place + place.unsqueeze(-1)) % agents
+        rank = torch.cat([rotations, agents - 1 - rotations])  # (K, N), K = 2 N
+        repeated = {name: x.repeat_interleave(len(rank), 0) for name, x in inputs.items()}
+        order = (rank.repeat(envs, 1) + agents * ~repeated["alive"]).argsort(-1)
+        return self.value_in_order(repeated, order).unflatten(0, (envs, len(rank))).mean(1)
 
 
 class Folds(NamedTuple):
