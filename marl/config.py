@@ -73,7 +73,8 @@ class LearnConfig:
     critic_learning_rate: float = 0.0
     """Step size for the parameters whose name begins with "critic"; 0 takes learning_rate."""
     anneal_learning_rate: bool = False
-    """Lower the learning rates linearly to zero over the run."""
+    """Lower the learning rates linearly to zero over the run. A run resumed with another number of steps continues from
+    the rate of its last update, linearly to zero at its new end."""
     adam_epsilon: float = 1e-5
     """Epsilon of Adam."""
     epochs: int = 10

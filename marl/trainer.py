@@ -90,6 +90,9 @@ class Trainer:
         self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
         self.iteration = 0
         self.steps = 0
+        self.lr_factor = 1.0
+        self.lr_start = (0, 1.0)
+        """Steps and factor from which learning rates are annealed to zero."""
         self.idle = False
         self.last_score: float | None = None
         self.stop_reason: str | None = None
@@ -109,6 +112,11 @@ class Trainer:
             self.links.agents == "sequential",
         )
         return Task(name, policy, value_norm, collector)
+
+    @property
+    def annealing_steps(self) -> int:
+        """Environment steps after which annealed learning rates are zero."""
+        return self.config.iterations * self.config.steps_per_iteration
 
     @property
     def finished(self) -> bool:
@@ -222,12 +230,11 @@ class Trainer:
                 "end an episode once all agents are dead, and offer more than one action",
                 self.iteration + 1,
             )
-        left = 1.0
         if learn.anneal_learning_rate:
-            total = self.config.iterations * self.config.steps_per_iteration
-            left = max(0.0, 1.0 - self.steps / total)
+            start, factor = self.lr_start
+            self.lr_factor = factor * max(0.0, 1.0 - (self.steps - start) / (self.annealing_steps - start))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * left
+            group["lr"] = rate * self.lr_factor
 
         try:
             metrics = self.agents(*batches) if learn.agent_updates == "sequential" else self.epochs(*batches)
@@ -238,8 +245,8 @@ class Trainer:
         for task, batch in zip(self.tasks, batches, strict=True):
             task.policy.observe(batch.inputs, batch.nodes)
         if len(self.rates) > 1:
-            metrics["value/learning_rate"] = self.rates[1] * left
-        return metrics | credit | {"policy/learning_rate": self.rates[0] * left}
+            metrics["value/learning_rate"] = self.rates[1] * self.lr_factor
+        return metrics | credit | {"policy/learning_rate": self.rates[0] * self.lr_factor}
 
     def credit(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
         """A task's rows to learn from, with their advantages, and what there is to say about them."""
@@ -406,6 +413,7 @@ class Trainer:
         }
         data: dict[str, Any] = {
             "iteration": self.iteration,
+            "annealing": {"start": self.lr_start, "factor": self.lr_factor, "steps": self.annealing_steps},
             "optimiser": optimiser_data,
             "world_size": distributed.world_size(),
             "free_threads": self.free_threads,
@@ -431,6 +439,14 @@ class Trainer:
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
+        annealing = data["annealing"]
+        self.lr_start, self.lr_factor = tuple(annealing["start"]), annealing["factor"]
+        if self.config.learn.anneal_learning_rate and annealing["steps"] != self.annealing_steps:
+            self.lr_start = (self.steps, self.lr_factor)
+            notes.append(
+                f"learning rates are annealed from {self.lr_factor:.3g} of their start to 0 at {self.annealing_steps} "
+                "steps; for the full rate, start a new run with --init"
+            )
         # The number of threads is part of the arithmetic, so it is kept where the cores are there.
         if data["free_threads"] > usable_cores():
             notes.append(f"saved with {data['free_threads']} threads, more than the cores here: rounding may differ")

@@ -67,7 +67,7 @@ def test_half_and_half_is_the_whole(small, env, agent, changes):
     assert_same_run(Path(whole.runs) / "whole", folder)
 
 
-def stop_after(config, iterations):
+def stop_after(what, iterations, start=run.start):
     from marl.trainer import Trainer
 
     class Stopping(Trainer):
@@ -79,9 +79,22 @@ def stop_after(config, iterations):
 
     original, run.Trainer = run.Trainer, Stopping
     try:
-        run.start(config)
+        start(what)
     finally:
         run.Trainer = original
+
+
+def test_an_annealed_rate_continues_where_a_run_is_extended(small):
+    """From the rate of the last update to zero at the new end, without a jump; and the same after another resume."""
+    config = small("toy/climbing", "mappo", eval_episodes=0, anneal_learning_rate=True, learning_rate=1e-3)
+    per, count = config.steps_per_iteration, config.iterations
+    folder = run.start(config)
+    stop_after(folder, count + 2, lambda folder: run.resume(folder, {"steps": per * (count + 5)}))
+    run.resume(folder, {})
+    rates = [row["policy/learning_rate"] for row in log(folder) if "policy/learning_rate" in row]
+    first = [1e-3 * (1 - i / count) for i in range(count)]
+    rest = [first[-1] * (1 - i / 5) for i in range(5)]
+    assert rates == pytest.approx(first + rest)
 
 
 def start_process(config, tmp_path: Path) -> subprocess.Popen:
