@@ -82,10 +82,14 @@ class VectorEnv(Protocol):
 class Policy(Protocol):
     """An agent: it sees inputs, decides nodes and values them.
 
-    `module` holds the parameters (None for an agent that does not learn). `slots` is L. `evaluate`, `split`,
-    `observe` and `after_update` are called on agents that learn, alone. One may have `turn(inputs, agent) -> Inputs`:
-    what `evaluate` reads where one agent's decisions alone are learned and no values, which is less to gather when
-    agents learn one after another.
+    `module` holds the parameters (None for an agent that does not learn). It is in training mode in the passes of an
+    update and in evaluation mode everywhere else. In evaluation mode `evaluate` gives the log-probabilities that `act`
+    gave. In training mode dropout and batch normalization act, if a policy has them, and the importance ratios of an
+    update begin at 1 only up to their noise: keep dropout low, or limit it to the critic.
+
+    `slots` is L. `evaluate`, `split`, `observe` and `after_update` are called on agents that learn, alone. One may have
+    `turn(inputs, agent) -> Inputs`: what `evaluate` reads where one agent's decisions alone are learned and no values,
+    which is less to gather when agents learn one after another.
     And `one_step()`, a context in which several calls of `evaluate`, each with its backward pass, make one gradient:
     what depends on the weights alone, which must not change meanwhile, is made once, and the gradient is whole at the
     end.

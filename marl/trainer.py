@@ -96,6 +96,12 @@ class Trainer:
         self.idle = False
         self.last_score: float | None = None
         self.stop_reason: str | None = None
+        self.set_training(False)
+
+    def set_training(self, training: bool) -> None:
+        """Switch dropout, batch normalization and the like to their behavior in an update, or in acting."""
+        for task in self.tasks:
+            cast(nn.Module, task.policy.module).train(training)
 
     def make_task(self, number: int, name: str, env: VectorEnv, policy: Policy) -> Task:
         config = self.config
@@ -302,18 +308,22 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         row_counts = [self.objective.row_counts(batch).to(batch.log_prob.dtype) for batch in batches]
         updates, epochs = 0, 0
-        while epochs < learn.epochs:
-            epoch_kl = torch.zeros((), device=self.device)
-            for rows, counts in self.draw(batches, row_counts):
-                each_task = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
-                parts = self.update(each_task, counts, epochs)
-                epoch_kl += parts["policy/kl"]
-                for name, part in parts.items():
-                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
-                updates += 1
-            epochs += 1
-            if learn.target_kl and float(epoch_kl) / learn.minibatches > learn.target_kl:
-                break
+        self.set_training(True)
+        try:
+            while epochs < learn.epochs:
+                epoch_kl = torch.zeros((), device=self.device)
+                for rows, counts in self.draw(batches, row_counts):
+                    each_task = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
+                    parts = self.update(each_task, counts, epochs)
+                    epoch_kl += parts["policy/kl"]
+                    for name, part in parts.items():
+                        sums[name] = sums.get(name, torch.zeros_like(part)) + part
+                    updates += 1
+                epochs += 1
+                if learn.target_kl and float(epoch_kl) / learn.minibatches > learn.target_kl:
+                    break
+        finally:
+            self.set_training(False)
         names = list(sums)
         means = (torch.stack([sums[name] for name in names]) / updates).tolist()
         return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
