@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from envs.tools import Tool, Toolbox
+from envs.tools import Tool, Toolbox, shortened
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Obs, Step
@@ -51,7 +51,9 @@ class TextEnv:
     """One environment of text, from the functions of a game.
 
     `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
-    a step, is answered under the next prompt, and does not reach `play`. `alive(state)` -> N booleans (default: all).
+    a step, is answered under the next prompt, and does not reach `play`. Calls and answers take `notes_length`
+    characters of a prompt at most: a long one is cut, and older ones are left out. See `envs.tools` for their limits.
+    `alive(state)` -> N booleans (default: all).
     `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
     for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.
 
@@ -74,6 +76,7 @@ class TextEnv:
         candidates: Callable[[Any], Any] | None = None,
         *,
         tools: Sequence[Tool] = (),
+        notes_length: int = 500,
         agents: Sequence[str] = ("agent",),
         alive: Callable[[Any], Sequence[bool]] | None = None,
         max_steps: int | None = None,
@@ -86,10 +89,14 @@ class TextEnv:
     ) -> None:
         if tools and len(agents) > 1:
             raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
+        if notes_length < 40:
+            raise ConfigError(
+                f"{name}: notes_length={notes_length}, too short for a call and its answer; give 40 or more"
+            )
         charset = frozenset(string.printable + characters)
         self._start, self._prompt, self._play, self._candidates = start, prompt, play, candidates
         self._alive = alive
-        self.toolbox = Toolbox(tools)
+        self.toolbox, self.notes_length, self._charset = Toolbox(tools), notes_length, charset
         self.gamma, self.optimum = gamma, optimum
         self.invalid: Invalid = invalid or ("ignore" if candidates is None else "error")
         self.spec = EnvSpec(
@@ -140,9 +147,10 @@ class TextEnv:
         if texts is None:
             self.ignored += 1
             return Turn(self.state)
-        answer = self.toolbox.call(texts[0])
+        call = shortened(texts[0].strip(), self.notes_length // 2) + " -> "
+        answer = self.toolbox.call(texts[0], self.notes_length - len(call))
         if answer is not None:
-            self.notes.append(f"{texts[0].strip()} -> {answer}")
+            self.notes.append(self._note(call + answer))
             return Turn(self.state)
         return self.turn(texts[0] if self.spec.num_agents == 1 else tuple(texts))
 
@@ -188,8 +196,20 @@ class TextEnv:
         prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
         return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
 
+    def _note(self, text: str) -> str:
+        """A call and its answer as they stand in a prompt: characters that it must not hold are escape sequences."""
+        spelt = (c if c in self._charset else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+        return shortened("".join(spelt), self.notes_length)
+
     def _with_tools(self, prompt: str) -> str:
-        return "\n".join([prompt, self.toolbox.manual(), *self.notes]) if self.toolbox.tools else prompt
+        if not self.toolbox.tools:
+            return prompt
+        first, room = len(self.notes), self.notes_length
+        while first and room >= len(self.notes[first - 1]):
+            first -= 1
+            room -= len(self.notes[first])
+        left_out = [f"(earlier calls: {first})"] if first else []
+        return "\n".join([prompt, self.toolbox.manual(), *left_out, *self.notes[first:]])
 
     def _choices(self, alive: np.ndarray) -> tuple[tuple[str, ...], ...] | None:
         if self._candidates is None:

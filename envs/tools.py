@@ -1,26 +1,59 @@
-"""Plain functions as tools of a language agent, which calls them by writing `name(3, "text")`."""
+"""Plain functions as tools of a language agent, which calls them by writing `name(3, "text")`.
+
+Each call runs in a process of its own, a fork of the environment's, with limits of the system on its time and memory.
+They hold inside a single long operation too, such as `9**9**9` or `"x" * 3_000_000_000`. What they do not hold:
+
+- What a tool changes in memory is lost with its process. Keep what must last in the game's own state.
+- Files that a tool writes, and processes that it starts, are its own affair.
+- Memory is limited on Linux alone; elsewhere the time limit has to do.
+- A tool that ends just before its limit on one machine may be stopped on a slower one.
+- The order of a set inside a text that a tool returns may differ from process to process.
+"""
 
 import ast
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import re
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from marl.errors import ConfigError
 
 Tool = Callable[..., Any]
+MAX_CALL = 1000
+"""Characters of a call."""
+MAX_DEPTH = 20
+"""Brackets inside each other, in a call and in an answer."""
+MAX_ITEMS = 100
+"""Items of one collection that an answer shows."""
+MAX_BITS = 14_000
+"""Of an integer that is written out, about 4,200 digits; Python itself refuses a few more."""
+MAX_MEMORY = 512 << 20
+"""Bytes that a call may use beside what its process has when it is forked."""
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Toolbox:
     """Functions that an action may call, with literals as arguments. Nothing that an agent writes is evaluated.
 
-    Raises ConfigError for a function without a name of its own or without a docstring: agents read the first line.
+    `seconds`: time that a call may take. Raises ConfigError for a function without a name of its own, a signature or a
+    docstring: agents read its first line.
     """
 
-    def __init__(self, tools: Sequence[Tool]) -> None:
+    def __init__(self, tools: Sequence[Tool], seconds: float = 5.0) -> None:
         self.tools = {getattr(tool, "__name__", repr(tool)): tool for tool in tools}
+        self.seconds = seconds
         for name, tool in self.tools.items():
-            if not name.isidentifier() or not inspect.getdoc(tool):
-                raise ConfigError(f"tool {name}: agents are shown its name and docstring; give a documented function")
+            if not name.isidentifier() or not inspect.getdoc(tool) or _parameters(tool) is None:
+                raise ConfigError(
+                    f"tool {name}: agents are shown its name, parameters and docstring; give a documented function"
+                )
         if len(self.tools) < len(tools):
             raise ConfigError(f"{len(tools)} tools share the names {', '.join(self.tools)}; rename those that clash")
 
@@ -31,24 +64,136 @@ class Toolbox:
             for name, tool in self.tools.items()
         )
 
-    def call(self, text: str) -> str | None:
-        """What the tool that `text` calls returns, as text; a mistake in the call is told in words.
+    def call(self, text: str, longest: int = 500) -> str | None:
+        """What the tool that `text` calls returns, as text of at most `longest` characters; a mistake is told in words.
 
-        None where `text` is no call of a tool.
+        None where `text` is no call of a tool. The answer depends on the call alone, see the module's exceptions.
         """
-        name, mark, _ = text.strip().partition("(")
+        text = text.strip()
+        name, mark, _ = text.partition("(")
         if not mark or name.strip() not in self.tools:
             return None
-        try:
-            call = ast.parse(text.strip(), mode="eval").body
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-                return "mistake: write one call and nothing else"
-            arguments = [ast.literal_eval(argument) for argument in call.args]
-            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-            return str(self.tools[name.strip()](*arguments, **named))
-        except Exception as error:
-            return f"mistake: {error or type(error).__name__}"
+        if len(text) > MAX_CALL:
+            return shortened(f"mistake: the call has {len(text)} characters, at most {MAX_CALL} are read", longest)
+        return self._run_in_fork(self.tools[name.strip()], text, longest)
+
+    def _run_in_fork(self, tool: Tool, text: str, longest: int) -> str:
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forking beside threads: the child runs the tool alone and is timed
+            child = os.fork()
+        if not child:
+            try:
+                os.close(reader)
+                _limit(self.seconds)
+                answer = shortened(_answer(tool, text), longest)
+                with os.fdopen(writer, "wb") as stream:
+                    stream.write(answer.encode(errors="backslashreplace"))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            answer = stream.read().decode()
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            return shortened(f"mistake: this takes longer than {self.seconds:g} seconds", longest)
+        return answer or shortened("mistake: the tool broke down without an answer", longest)
 
 
-def _parameters(tool: Tool) -> str:
-    return f"({', '.join(inspect.signature(tool).parameters)})"
+def _limit(seconds: float) -> None:
+    """Let the system end this process after a time and refuse it more memory; its parent sees to other signals."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        size = int(pages.read_text().split()[0]) * resource.getpagesize() + MAX_MEMORY
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def _answer(tool: Tool, text: str) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments, named = _arguments(text)
+            return _shown(tool(*arguments, **named))
+    except MemoryError:
+        return "mistake: this needs too much memory"
+    except RecursionError:
+        return "mistake: this goes round in circles, or too deep"
+    except BaseException as error:  # a tool may even want to exit
+        return f"mistake: {ADDRESS.sub('', str(error)) or type(error).__name__}"
+
+
+def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """The values of a call's arguments. Raises ValueError or SyntaxError for anything but a call with literals."""
+    call = ast.parse(text, mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise ValueError("write one call and nothing else")
+    try:
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, TypeError) as error:
+        raise ValueError("arguments have to be plain values, such as 3, 'text' or [1, 2]") from error
+    if max(map(_depth, (*arguments, *named.values())), default=0) > MAX_DEPTH:
+        raise ValueError(f"arguments have more than {MAX_DEPTH} brackets inside each other")
+    return arguments, named
+
+
+def _depth(value: Any) -> int:
+    inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    nested = isinstance(value, (list, tuple, set, dict))
+    return 1 + max(map(_depth, inside), default=0) if nested else 0
+
+
+def _shown(value: Any) -> str:
+    """The text of what a tool returned: a text as it is, sets sorted, objects without their address in memory."""
+    if isinstance(value, (list, tuple, Mapping, AbstractSet, Iterator)) or _is_long(value):
+        return _nested(value, 0)
+    return ADDRESS.sub("", str(value))
+
+
+def _nested(value: Any, depth: int) -> str:
+    if depth > MAX_DEPTH:
+        return "..."
+    if isinstance(value, Mapping):
+        pairs = (f"{_nested(k, depth + 1)}: {_nested(v, depth + 1)}" for k, v in value.items())
+        return f"{{{_joined(pairs)}}}"
+    if isinstance(value, AbstractSet):
+        return f"{{{_joined(sorted(_nested(item, depth + 1) for item in value))}}}"
+    if isinstance(value, (list, tuple, Iterator)):
+        inside = _joined(_nested(item, depth + 1) for item in value)
+        alone = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return f"({inside}{alone})" if isinstance(value, tuple) else f"[{inside}]"
+    if _is_long(value):
+        return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
+    return ADDRESS.sub("", repr(value))
+
+
+def _joined(items: Iterable[str]) -> str:
+    """The first items, whether or not there is an end to them."""
+    first = list(islice(items, MAX_ITEMS + 1))
+    return ", ".join(first[:MAX_ITEMS] + ["..."] * (len(first) > MAX_ITEMS))
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > MAX_BITS
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its length where it is longer than that."""
+    if len(text) <= longest:
+        return text
+    told = f"... ({len(text)} characters)"
+    return text[: max(0, longest - len(told))] + told
+
+
+def _parameters(tool: Tool) -> str | None:
+    """The names of its parameters in brackets; None for a function that does not tell them."""
+    try:
+        return f"({', '.join(inspect.signature(tool).parameters)})"
+    except ValueError:
+        return None

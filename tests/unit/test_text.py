@@ -113,8 +113,9 @@ def test_nothing_that_an_agent_writes_is_evaluated(text):
 
 
 def test_tools_that_cannot_be_shown():
-    with pytest.raises(ConfigError, match="tool <lambda>: agents are shown its name and docstring"):
-        Toolbox([lambda x: x])
+    for tool in (lambda x: x, dict):  # no name, no signature
+        with pytest.raises(ConfigError, match=f"tool {tool.__name__}: agents are shown its name, parameters and"):
+            Toolbox([tool])
     with pytest.raises(ConfigError, match="2 tools share the names add"):
         Toolbox([add, add])
     with pytest.raises(ConfigError, match="sums: tools are for one agent, and there are 2"):
