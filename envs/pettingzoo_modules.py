@@ -1,4 +1,4 @@
-"""Import PettingZoo modules, with errors that say what to install or what there is."""
+"""Find PettingZoo environments by module or by registered id, with errors that say what to install or what there is."""
 
 import difflib
 import importlib
@@ -7,11 +7,13 @@ import pkgutil
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata
 from types import ModuleType
 from typing import Any
 
 from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from marl.registry import closest
 
 HOMES = ("mpe2", "pettingzoo.sisl", "pettingzoo.butterfly", "pettingzoo.classic", "pettingzoo.atari")
 """Packages that are searched for a module whose name alone is given."""
@@ -21,11 +23,46 @@ VERSION = re.compile(r"_v\d+$")
 def load_factory(task: str) -> Callable[..., Any]:
     """Return the `parallel_env` of the module `task`, else its `env`.
 
+    A `task` with a slash is an id of PettingZoo's own registry, `sisl/multiwalker_v9`, and `MODULE:` in front of it a
+    module that registers it.
+
     Raises UnknownNameError with the versions or the modules that there are, MissingDependencyError with the install
     line, ConfigError for a module that is no PettingZoo environment.
     """
+    if "/" in task:
+        return _registered(task)
+    factory = getattr(module := _import(task), "parallel_env", None) or getattr(module, "env", None)
+    if factory is None:
+        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
+    return factory
+
+
+def _registered(task: str) -> Callable[..., Any]:
+    module, _, name = task.rpartition(":")
+    if module:
+        _import(module)
+    pettingzoo: Any = importlib.import_module("pettingzoo")
+    if not hasattr(pettingzoo, "parallel_registry"):
+        raise ConfigError(f"pettingzoo:{task}: PettingZoo {pettingzoo.__version__} has no registry; name the module")
+    refused: Exception | None = None
+    for kind in ("parallel", "aec"):
+        try:
+            pettingzoo.spec(kind, name)
+        except Exception as error:
+            refused = refused or error
+        else:
+            return partial(pettingzoo.make, kind, name)
+    hint = "" if module else "; if a package registers it, name that too: pettingzoo:PACKAGE:" + name
+    known = sorted(pettingzoo.parallel_registry)
+    raise UnknownNameError(closest("PettingZoo environment", name, known) + hint) from refused
+
+
+def _import(task: str) -> ModuleType:
     try:
-        module = _import(task)
+        with warnings.catch_warnings():
+            # PettingZoo's versioned modules announce that its registry will replace them.
+            warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
+            return importlib.import_module(task)
     except ModuleNotFoundError as error:
         absent = error.name or ""
         if absent and (task == absent or task.startswith(f"{absent}.")):
@@ -35,29 +72,18 @@ def load_factory(task: str) -> Callable[..., Any]:
         raise _missing_dependency(task, error) from error
     except Exception as error:
         raise ConfigError(f"pettingzoo:{task}: importing it raised {type(error).__name__}: {error}") from error
-    factory = getattr(module, "parallel_env", None) or getattr(module, "env", None)
-    if factory is None:
-        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
-    return factory
 
 
 def make_with(factory: Callable[..., Any], kwargs: dict[str, Any], task: str) -> Any:
     """Call the factory. Raises ConfigError where it fails, MissingDependencyError where it lacks a package."""
     try:
         return factory(**kwargs)
-    except ImportError as error:
-        raise _missing_dependency(task, error) from error
     except Exception as error:
+        if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
+            raise _missing_dependency(task, error) from error
         raise ConfigError(
             f"pettingzoo:{task}: cannot be made with {kwargs}: {type(error).__name__}: {error}"
         ) from error
-
-
-def _import(task: str) -> ModuleType:
-    with warnings.catch_warnings():
-        # PettingZoo's versioned modules announce that its registry will replace them.
-        warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
-        return importlib.import_module(task)
 
 
 def _no_such_module(task: str, absent: str, error: Exception) -> Exception:
@@ -95,10 +121,10 @@ def _modules(package: str) -> list[str]:
     return sorted(found.name for found in pkgutil.iter_modules(places or []) if VERSION.search(found.name))
 
 
-def _missing_dependency(task: str, error: ImportError) -> MissingDependencyError:
+def _missing_dependency(task: str, error: Exception) -> MissingDependencyError:
     package, _, rest = task.partition(".")
     family = rest.partition(".")[0]
-    absent = (error.name or "").partition(".")[0]
+    absent = (getattr(error, "name", None) or "").partition(".")[0]
     try:
         extras = metadata(package).get_all("Provides-Extra") or []
     except PackageNotFoundError:

@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Discrete, Text
 
 from marl.errors import EnvironmentContractError, MarlError, WorkerError
 from marl.protocols import Env, State
+from marl.registry import as_env
 from marl.types import EnvSpec, Obs, Step
 
 ALIGNMENT = 64
@@ -181,7 +182,7 @@ class Shard:
         try:
             for index, make in enumerate(makes):
                 with self._at(index):
-                    self.envs.append(make())
+                    self.envs.append(as_env(make(), name or "the factory"))
                     check_same(self.spec, self.envs[-1].spec)
                 self.name = name or self.spec.name
         except MarlError:

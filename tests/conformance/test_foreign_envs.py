@@ -1,10 +1,12 @@
 """Environments of other packages run as they are, or say what to change."""
 
 import sys
+import warnings
 from types import ModuleType
 
 import gymnasium
 import numpy as np
+import pettingzoo
 import pytest
 from gymnasium import spaces
 
@@ -244,6 +246,16 @@ def test_wrong_keyword_arguments_of_a_factory_are_named():
         make_gymnasium("Blackjack-v1", {"render_mode": "x", "natural": 1})
 
 
+def test_pettingzoos_own_registry_is_a_way_in():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # registered twice where the test is repeated
+        pettingzoo.register("parallel", "tests/walkers_v1", entry_point=Walkers)
+    assert make_pettingzoo("tests/walkers_v1", {"breaks_at": 2}).spec.agents == ("walker_0", "walker_1")
+    assert make_pettingzoo(f"{HERE}:classic/rps_v2").spec.num_agents == 2
+    with pytest.raises(UnknownNameError, match=r"did you mean 'tests/walkers-v1'.*pettingzoo:PACKAGE:tests/walker-v1"):
+        make_pettingzoo("tests/walker-v1")
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -268,6 +280,8 @@ def test_absent_packages_are_named_with_the_line_that_installs_them(monkeypatch)
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingDependencyError, match=r"multiwalker_v9.*pip install 'pettingzoo\[sisl\]'$"):
         make_pettingzoo("pettingzoo.sisl.multiwalker_v9")
+    with pytest.raises(MissingDependencyError, match=r"multiwalker_v9.*pip install 'pettingzoo\[sisl\]'"):
+        make_pettingzoo("sisl/multiwalker_v9")
     with pytest.raises(MissingDependencyError, match=r"pip install mpe2.*did you mean mpe2.simple_tag_v3\?"):
         make_pettingzoo("pettingzoo.mpe.simple_tag_v3")
 
@@ -286,6 +300,6 @@ def test_absent_packages_are_named_with_the_line_that_installs_them(monkeypatch)
 
 
 def test_a_raw_environment_runs_in_a_vector():
-    vector = SyncVector([EnvFactory(f"{HERE}:team")] * 2)
+    vector = SyncVector([foreign.team] * 2)
     assert vector.reset([1, 2]).agents.shape == (2, 2, 4)
     assert vector.step(np.zeros((2, 2), np.int64)).reward.tolist() == [[1, -0.5]] * 2
