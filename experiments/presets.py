@@ -81,9 +81,19 @@ TEXT: dict[str, Any] = {
     "eval_stochastic": True,
 }
 
-# Discounts that the tasks' own returns are reckoned with.
-HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": 0.95}
-KITCHEN: dict[str, Any] = TEXT | {"gamma": 0.99, "steps": 40_000, "anneal_learning_rate": True}
+DISCOUNTS = {
+    "virtualhome": 0.95,
+    "overcooked": 0.99,
+    "text/chain": 0.95,
+    "text/wording": 0.95,
+    "text/oven": 0.95,
+    "text/mdp": 0.9,
+    "text/chores": 1.0,
+    "text/say": 1.0,
+}
+"""Discounts that the tasks' own returns are reckoned with."""
+HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["virtualhome"]}
+KITCHEN: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["overcooked"], "steps": 40_000, "anneal_learning_rate": True}
 
 # One-step targets carry a reward over one token a rollout, longer returns at once; staying near the reference at the
 # default beta is worth more than these tasks' rewards.
@@ -92,6 +102,7 @@ SOFT: dict[str, Any] = {"steps": 40_000, "beta": 0.02, "gae_lambda": 0.95, "lamb
 ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
 LANGUAGE = ("twosome", "ntpo", "poad")
+CRITIC_FREE = ("reinforce", "grpo", "gigpo")
 FAMILIES = {
     "toy": (TOY, AGENTS),
     "mamujoco": (MUJOCO, AGENTS),
@@ -105,6 +116,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
 }
 PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
+# Not tuned: without a critic, what is learned is the discounted return itself.
+PRESETS |= {(task, agent): {"gamma": discount} for task, discount in DISCOUNTS.items() for agent in CRITIC_FREE}
 PRESETS |= {
     ("virtualhome", "twosome"): HOUSEHOLD | {"steps": 55_000},
     ("overcooked", "twosome"): KITCHEN | {"steps": 55_000},
