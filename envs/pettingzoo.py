@@ -119,7 +119,10 @@ class ParallelBridge:
 
     def _build_spec(self, max_steps: int | None) -> EnvSpec:
         boxes = [reader.box for reader in self._readers]
-        actions = [flat_action(space, self.name) for space in self._action_spaces]
+        actions = [
+            flat_action(space, f"{self.name}, agent {agent!r}", team=True)
+            for agent, space in zip(self._agents, self._action_spaces, strict=True)
+        ]
         limits = [limit for limit in (max_steps, _own_limit(self.env)) if limit is not None]
         return EnvSpec(
             name=self.name,

@@ -144,36 +144,42 @@ def flat_vector(space: spaces.Space, value: Any) -> np.ndarray:
     return np.asarray(flatten(space, value), dtype=np.float32)
 
 
-def flat_action(space: spaces.Space, where: str) -> spaces.Discrete | spaces.Box:
-    """Discrete(A) from 0, or a Box (A,) float32. Raises ConfigError for any other kind of action."""
+def flat_action(space: spaces.Space, where: str, team: bool = False) -> spaces.Discrete | spaces.Box:
+    """Discrete(A) from 0, or a Box (A,) float32. Raises ConfigError for any other kind of action.
+
+    `team`: the space is that of one agent of several, which no wrapper of Gymnasium can change alone.
+    """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         return spaces.Box(low.reshape(-1), high.reshape(-1), dtype=np.float32)
     raise ConfigError(
-        f"{where}: actions {space} are not supported; supported: {SUPPORTED_ACTIONS}. {_action_remedy(space)}"
+        f"{where}: actions {space} are not supported; supported: {SUPPORTED_ACTIONS}. {_action_remedy(space, team)}"
     )
 
 
-def _action_remedy(space: spaces.Space) -> str:
+def _action_remedy(space: spaces.Space, team: bool) -> str:
     """The wrapper that gives an unsupported action space a supported form."""
-    wrapper = "gymnasium.wrappers.TransformAction"
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         binary = isinstance(space, spaces.MultiBinary)
         sizes = [2] * math.prod(space.shape) if binary else np.ravel(space.nvec).tolist()
         start = 0 if binary else np.ravel(space.start).tolist()
         offset = f" + {start}" if np.any(start) else ""
-        translate = f"lambda index: np.array(np.unravel_index(index, {sizes})){offset}"
-        return f"Number its combinations: {wrapper}(env, {translate}, gymnasium.spaces.Discrete({math.prod(sizes)}))"
-    if isinstance(space, spaces.Box):
-        return f"Round in {wrapper}(env, lambda action: np.round(action).astype({space.dtype}), a Box of float32)"
-    if isinstance(space, spaces.Tuple | spaces.Dict):
+        advice = "Number its combinations"
+        old, new = f"np.array(np.unravel_index(action, {sizes})){offset}", f"spaces.Discrete({math.prod(sizes)})"
+    elif isinstance(space, spaces.Box):
+        advice, old, new = "Round", f"np.round(action).astype({space.dtype})", f"spaces.Box(..., {space.shape})"
+    elif isinstance(space, spaces.Tuple | spaces.Dict):
         return (
             "A Tuple or Dict of actions is a team's if the observation space is one too, with an entry for each agent; "
-            f"for a single agent join the parts with {wrapper}"
+            "for a single agent join the parts with gymnasium.wrappers.TransformAction"
         )
-    return f"Translate from a supported space with {wrapper}"
+    else:
+        return "Translate from a supported space"
+    if team:
+        return f"{advice}: declare gymnasium.{new} for each agent, and translate in `step`: {old}"
+    return f"{advice}: gymnasium.wrappers.TransformAction(env, lambda action: {old}, gymnasium.{new})"
 
 
 def inner_action(space: spaces.Space, action: np.ndarray) -> Any:

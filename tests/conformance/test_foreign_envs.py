@@ -144,11 +144,16 @@ BOX = spaces.Box(0, 1, (2,), np.float32)
         (
             spaces.MultiDiscrete([3, 2], start=[1, 0]),
             BOX,
-            r"unravel_index\(index, \[3, 2\]\)\) \+ \[1, 0\].*Discrete\(6\)",
+            r"unravel_index\(action, \[3, 2\]\)\) \+ \[1, 0\].*Discrete\(6\)",
         ),
-        (spaces.MultiBinary(3), BOX, r"unravel_index\(index, \[2, 2, 2\]\)\), gymnasium.spaces.Discrete\(8\)"),
+        (spaces.MultiBinary(3), BOX, r"unravel_index\(action, \[2, 2, 2\]\)\), gymnasium.spaces.Discrete\(8\)"),
         (spaces.Box(0, 3, (2,), np.int64), BOX, r"np.round\(action\).astype\(int64\)"),
         (spaces.Tuple([BOX, BOX]), BOX, "team's if the observation space is one too"),
+        (
+            spaces.Tuple([spaces.MultiDiscrete([5, 2])] * 2),
+            spaces.Tuple([BOX, BOX]),
+            r"agent 'agent_0': .*declare gymnasium.spaces.Discrete\(10\) for each agent, and translate in `step`: np",
+        ),
         (spaces.Text(3), BOX, "Translate from a supported space"),
         (spaces.Discrete(2), None, "declares no `observation_space`"),
         (None, BOX, "declares no `action_space`"),
