@@ -1,6 +1,8 @@
 """A trained policy for use outside training."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,52 +44,153 @@ class LoadedPolicy:
         elif self.memory is not None:
             self.memory.forget(ended)
 
-    def act(self, observation: Obs | np.ndarray, deterministic: bool = True) -> np.ndarray:
-        """Actions (N,) int64, (N, A) float32 or N strings of an `Obs`, or of an array (N, D) in which all agents live.
+    def act(self, observation: Any, deterministic: bool = True, candidates: Any = None) -> Any:
+        """The actions for one observation of all agents: (N,) int64, (N, A) float32 or N strings.
 
-        Given leading axis E, the actions have it too. Raises ValueError for another shape, where an agent that
-        reads text is given no `Obs`, which holds the actions to choose from, and where one that remembers is given
-        another E than at the step before.
+        `observation`: an `Obs`; an array (N, D); N texts; a dictionary of arrays or texts by agent name, in which dead
+        agents are missing; or the text of an agent alone. All but the dictionary and the single text may have a leading
+        axis E, which the actions then have too. A dictionary is answered by one, a text by a text. `candidates`: the
+        texts to choose from, in the form of the observation; without them any text is an action. Without an `Obs`, all
+        agents that are given live and may do everything.
+
+        Raises ValueError for anything else, for `candidates` beside an `Obs`, and where an agent that remembers is
+        given another E than at the step before.
         """
-        text = isinstance(self.spec.observation_space, gymnasium.spaces.Text)
-        if not isinstance(observation, Obs):
-            if text:
-                raise ValueError(f"{self.spec.name} is read as text; give an Obs whose agents are strings")
-            observation = self._all_alive(np.asarray(observation, dtype=np.float32))
-        single = np.ndim(observation.alive) == 1
+        obs = self._obs(observation, candidates)
+        single = np.ndim(obs.alive) == 1
         if single:
-            observation = batch_of_one(observation)
-        if text:
-            self._check_text(observation.agents)
-        else:
-            self._check(observation.agents)
+            obs = batch_of_one(obs)
         with torch.inference_mode():
-            inputs = self.policy.encode(observation)
-            self.memory = self.memory or Memory(self.policy, len(observation.alive))
+            inputs = self.policy.encode(obs)
+            self.memory = self.memory or Memory(self.policy, len(obs.alive))
             decision = self.policy.act(self.memory.join(inputs), self.generator, deterministic)
             self.memory.keep(decision)
-        action = decision.action
-        return action[0] if single else action
+        action = decision.action[0] if single else decision.action
+        if isinstance(observation, Mapping):
+            return {name: self._own_action(action, self.spec.agents.index(name)) for name in observation}
+        return action[0] if isinstance(observation, str) else action
 
-    def _all_alive(self, agents: np.ndarray) -> Obs:
-        """An observation of living agents that may do everything. Actors do not read the state, so it is zero."""
+    def _obs(self, observation: Any, candidates: Any) -> Obs:
+        if isinstance(observation, Obs):
+            if candidates is not None:
+                raise ValueError("candidates are given twice; an Obs holds its own, leave the argument out")
+            self._check(observation.agents)
+            return observation
+        if isinstance(observation, Mapping):
+            return self._from_names(observation, candidates)
+        if isinstance(observation, str):
+            observation, candidates = [observation], None if candidates is None else [candidates]
+        agents = observation if self._reads_text else self._as_array(observation)
         self._check(agents)
-        leading = agents.shape[:-1]
-        exists = np.arange(self.spec.action_size) < np.asarray(self.spec.action_sizes)[:, None]
-        mask = np.broadcast_to(exists, (*leading, self.spec.action_size)).copy()
-        state = np.zeros((*leading[:-1], self.spec.state_size), dtype=np.float32) if self.spec.state_size else None
-        return Obs(agents, np.ones(leading, dtype=bool), mask, state)
+        return self._all_alive(agents, self._leading(agents), candidates)
 
-    def _check_text(self, rows: Any) -> None:
-        count = self.spec.num_agents
-        for row in rows:
-            if isinstance(row, str) or len(row) != count or not all(isinstance(text, str) for text in row):
-                raise ValueError(f"observation is {row!r:.80}; {self.spec.name} gives {count} strings, or E times that")
+    def _from_names(self, given: Mapping[str, Any], candidates: Any) -> Obs:
+        """The observation of the agents that are named; the others are dead."""
+        spec = self.spec
+        unknown = [name for name in given if name not in spec.agents]
+        if unknown or not given:
+            found = f"agents {', '.join(map(repr, unknown))}" if unknown else "nobody"
+            raise ValueError(f"observation is of {found}; {spec.name} has {', '.join(spec.agents)}")
+        if self._reads_text:
+            agents: Any = [given.get(name, "") for name in spec.agents]
+        else:
+            agents = np.zeros((spec.num_agents, spec.observation_size), dtype=np.float32)
+            for index, (name, size) in enumerate(zip(spec.agents, spec.observation_sizes, strict=True)):
+                own = self._as_array(given[name]) if name in given else np.zeros(size)
+                if own.shape not in ((size,), (spec.observation_size,)):
+                    raise ValueError(f"the observation of {name} has shape {own.shape}; {spec.name} gives ({size},)")
+                agents[index, : len(own)] = own
+        self._check(agents)
+        if candidates is not None:
+            if not isinstance(candidates, Mapping) or candidates.keys() != given.keys():
+                raise ValueError(
+                    "candidates are not for the agents of the observation; give a dictionary of the same keys"
+                )
+            candidates = [candidates.get(name, ("wait",)) for name in spec.agents]
+        alive = np.array([name in given for name in spec.agents])
+        return replace(self._all_alive(agents, alive.shape, candidates), alive=alive)
 
-    def _check(self, agents: np.ndarray) -> None:
-        expected = (self.spec.num_agents, self.spec.observation_size)
-        if agents.shape[-2:] != expected or agents.ndim > 3:
-            raise ValueError(f"observation has shape {agents.shape}; {self.spec.name} gives {expected}, or E of them")
+    def _all_alive(self, agents: Any, shape: tuple[int, ...], candidates: Any) -> Obs:
+        """An observation of living agents (N,) or (E, N) that may do everything. Actors do not read the state."""
+        spec, alive = self.spec, np.ones(shape, dtype=bool)
+        if self._reads_text:
+            self._check_candidates(shape, candidates)
+            return Obs(agents, alive, candidates=candidates)
+        if candidates is not None:
+            raise ValueError(f"{spec.name} has no texts to choose from; leave candidates out")
+        exists = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
+        mask = np.broadcast_to(exists, (*shape, spec.action_size)).copy()
+        state = np.zeros((*shape[:-1], spec.state_size), dtype=np.float32) if spec.state_size else None
+        return Obs(agents, alive, mask, state)
+
+    def _own_action(self, action: Any, index: int) -> Any:
+        """One agent's: an integer, an array of its own width, or a text."""
+        space = self.spec.action_spaces[index]
+        if isinstance(space, gymnasium.spaces.Text):
+            return action[index]
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(np.ravel(action[index])[0])
+        return action[index, : self.spec.action_sizes[index]]
+
+    @property
+    def _reads_text(self) -> bool:
+        return isinstance(self.spec.observation_space, gymnasium.spaces.Text)
+
+    def _leading(self, agents: Any) -> tuple[int, ...]:
+        """(N,) or (E, N) of what was checked."""
+        if isinstance(agents, np.ndarray) and agents.dtype.kind == "f":
+            return agents.shape[:-1]
+        return (len(agents),) if isinstance(agents[0], str) else (len(agents), self.spec.num_agents)
+
+    def _as_array(self, observation: Any) -> np.ndarray:
+        try:
+            return np.asarray(observation, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"observation is {observation!r:.80}, no array of numbers ({error}); {self._expected}"
+            ) from error
+
+    def _check(self, agents: Any) -> None:
+        """Raise ValueError unless these are the observations of all agents, once or E times."""
+        if self._reads_text:
+            rows = [agents] if _are_texts(agents, self.spec.num_agents) else agents
+            fits = _is_row(rows) and len(rows) > 0 and all(_are_texts(row, self.spec.num_agents) for row in rows)
+            found = f"is {agents!r:.80}"
+        else:
+            sizes = (self.spec.num_agents, self.spec.observation_size)
+            fits = isinstance(agents, np.ndarray) and agents.shape[-2:] == sizes and agents.ndim <= 3
+            found = f"has shape {agents.shape}" if isinstance(agents, np.ndarray) else f"is {agents!r:.80}"
+        if not fits:
+            raise ValueError(f"observation {found}; {self._expected}")
+
+    def _check_candidates(self, shape: tuple[int, ...], candidates: Any) -> None:
+        """Raise ValueError unless there are texts for each agent, of each environment."""
+        if candidates is None:
+            return
+        rows = candidates if len(shape) == 2 else [candidates]
+        fits = _is_row(rows) and len(rows) == (shape[0] if len(shape) == 2 else 1)
+        if not fits or not all(_is_row(row) and len(row) == shape[-1] and all(map(_are_texts, row)) for row in rows):
+            raise ValueError(
+                f"candidates are {candidates!r:.80}; give each agent a list of texts, in the form of the observation"
+            )
+
+    @property
+    def _expected(self) -> str:
+        count, name = self.spec.num_agents, self.spec.name
+        if self._reads_text:
+            alone = "its text, " if count == 1 else ""
+            return f"{name} is read as text: give {alone}{count} strings, E times that, a dictionary of them, or an Obs"
+        return f"{name} gives {(count, self.spec.observation_size)}, or E of them, or a dictionary of arrays by agent"
+
+
+def _is_row(x: Any) -> bool:
+    return isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.ndim > 0)
+
+
+def _are_texts(row: Any, count: int | None = None) -> bool:
+    """Whether this is a list of strings, `count` of them or at least one."""
+    right = _is_row(row) and (len(row) == count if count is not None else len(row) > 0)
+    return right and all(isinstance(text, str) for text in row)
 
 
 def load_policy(

@@ -103,7 +103,5 @@ def test_a_loaded_policy_reads_and_says_text():
     assert policy.act(obs).tolist() == ["stay", "wait"]
     two = Obs([obs.agents] * 2, np.ones((2, 2), bool), candidates=[obs.candidates] * 2)
     assert policy.act(two).tolist() == [["stay", "wait"]] * 2
-    with pytest.raises(ValueError, match="gives 2 strings"):
+    with pytest.raises(ValueError, match="give 2 strings"):
         policy.act(replace(obs, agents=("one",)))
-    with pytest.raises(ValueError, match="give an Obs whose agents are strings"):
-        policy.act(np.zeros((2, 3)))

@@ -1,0 +1,112 @@
+"""What a loaded policy can be given to act on, and how it answers."""
+
+import numpy as np
+import pytest
+
+from envs.toy import make as make_toy
+from marl.loading import LoadedPolicy
+from marl.registry import AGENTS
+from marl.types import Obs
+from tests.support.language import CANDIDATES, PROMPTS, make_agent, observe, spec_of
+
+CHOICE = CANDIDATES[0]
+
+
+@pytest.fixture(scope="module")
+def cook():
+    return LoadedPolicy(make_agent("poad", spec_of(), critic="none"), 0)
+
+
+@pytest.fixture(scope="module")
+def couple():
+    return LoadedPolicy(make_agent("poad", spec_of(("ann", "bob"))), 0)
+
+
+def mappo(task, **options):
+    spec = make_toy(task, **options).spec
+    entry = AGENTS.get("mappo")
+    return LoadedPolicy(entry.make(spec, entry.options()), 0)
+
+
+def test_texts_are_answered_in_their_own_form(cook, couple):
+    expected = str(cook.act(observe([[0]]))[0, 0])
+    assert expected in CHOICE
+    assert cook.act(PROMPTS[0], candidates=CHOICE) == expected
+    assert cook.act([PROMPTS[0]], candidates=[CHOICE]).tolist() == [expected]
+    assert cook.act([[PROMPTS[0]]] * 2, candidates=[[CHOICE]] * 2).tolist() == [[expected]] * 2
+    assert cook.act({"cook": PROMPTS[0]}, candidates={"cook": CHOICE}) == {"cook": expected}
+    assert isinstance(cook.act(PROMPTS[0]), str)
+    both = couple.act(observe([[0, 1]]))[0].tolist()
+    assert couple.act(PROMPTS[:2], candidates=CANDIDATES[:2]).tolist() == both
+    assert couple.act(np.array(PROMPTS[:2]), candidates=CANDIDATES[:2]).tolist() == both
+    named = {"bob": PROMPTS[1], "ann": PROMPTS[0]}
+    choices = {"bob": CANDIDATES[1], "ann": CANDIDATES[0]}
+    assert couple.act(named, candidates=choices) == {"bob": both[1], "ann": both[0]}
+    assert couple.act({"bob": PROMPTS[1]}, candidates={"bob": CANDIDATES[1]}) == {"bob": both[1]}
+
+
+@pytest.mark.parametrize("task", ["copy", "continuous", "mixed"])
+def test_arrays_by_name_are_answered_by_name(task):
+    policy = mappo(task)
+    spec, obs = policy.spec, make_toy(task).reset(0)
+    whole = policy.act(obs)
+    by_name = policy.act({name: obs.agents[n, : spec.observation_sizes[n]] for n, name in enumerate(spec.agents)})
+    assert list(by_name) == list(spec.agents)
+    for index, (name, space) in enumerate(zip(spec.agents, spec.action_spaces, strict=True)):
+        assert space.contains(by_name[name])
+        expected = np.ravel(whole[index])[: np.size(by_name[name])]
+        np.testing.assert_allclose(np.ravel(by_name[name]), expected)
+    assert np.array_equal(policy.act(obs.agents.tolist()), policy.act(obs.agents))
+    alone = policy.act({spec.agents[1]: obs.agents[1]})
+    assert list(alone) == [spec.agents[1]]
+
+
+WRONG_TEXTS = [
+    (np.zeros((1, 3)), None, "observation is array.*kitchen is read as text: give its text, 1 strings"),
+    (["a", "b"], None, r"observation is \['a', 'b'\]; kitchen is read as text"),
+    ([], None, r"observation is \[\]; kitchen"),
+    ([["a"], ["b", "c"]], None, "kitchen is read as text"),
+    (None, None, "observation is None; kitchen is read as text"),
+    (7, None, "observation is 7; kitchen"),
+    ({"chef": "a"}, None, "observation is of agents 'chef'; kitchen has cook"),
+    ({}, None, "observation is of nobody; kitchen has cook"),
+    ({"cook": 3}, None, r"observation is \[3\]; kitchen"),
+    ("a", "go", "candidates are .*; give each agent a list of texts"),
+    ("a", [], "candidates are .*; give each agent a list of texts"),
+    ("a", [1], "candidates are .*; give each agent a list of texts"),
+    (["a"], ["go", "stay"], "candidates are .*; give each agent a list of texts"),
+    ([["a"]] * 2, [["go"]], "candidates are .*; give each agent a list of texts"),
+    ({"cook": "a"}, ["go"], "candidates are not for the agents of the observation"),
+    (observe([[0]]), ["go"], "candidates are given twice"),
+    (Obs(np.zeros((1, 2)), np.ones(1, bool)), None, "observation is array.*kitchen is read as text"),
+]
+
+
+@pytest.mark.parametrize(("observation", "candidates", "message"), WRONG_TEXTS)
+def test_what_is_no_text_is_refused_with_what_would_be(cook, observation, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        cook.act(observation, candidates=candidates)
+
+
+WRONG_ARRAYS = [
+    ("text", None, "observation is .*'text'.*, no array of numbers"),
+    ([[1.0], [1.0, 2.0]], None, r"observation is \[\[1.0\], \[1.0, 2.0\]\], no array of numbers"),
+    (None, None, r"observation has shape \(\); toy/copy gives"),
+    (np.zeros((3, 99)), None, r"observation has shape \(3, 99\); toy/copy gives"),
+    ({"agent_0": [1.0]}, None, r"the observation of agent_0 has shape \(1,\); toy/copy gives"),
+    ({"agent_0": "x"}, None, "observation is 'x', no array of numbers"),
+    ({"nobody": [1.0]}, None, "observation is of agents 'nobody'; toy/copy has agent_0"),
+    (Obs(("a", "b"), np.ones(2, bool)), None, r"observation is \('a', 'b'\); toy/copy gives"),
+]
+
+
+@pytest.mark.parametrize(("observation", "candidates", "message"), WRONG_ARRAYS)
+def test_what_is_no_array_is_refused_with_what_would_be(observation, candidates, message):
+    with pytest.raises(ValueError, match=message):
+        mappo("copy").act(observation, candidates=candidates)
+
+
+def test_numbers_have_no_candidates():
+    policy = mappo("copy")
+    with pytest.raises(ValueError, match="toy/copy has no texts to choose from"):
+        policy.act(np.zeros((policy.spec.num_agents, policy.spec.observation_size)), candidates=["go"])
