@@ -66,6 +66,8 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         defeat=float(options.reward_defeat),
         negative_scale=float(options.reward_negative_scale),
         rate=float(options.reward_scale_rate if options.reward_scale else 0.0),
+        span_x=float(SIZE),
+        span_y=float(SIZE),
     )
 
 

@@ -17,6 +17,7 @@ from envs.smac.rules import (
     LOOK_Y,
     NORTH,
     SIGHT,
+    SIZE,
     STEPS,
     X,
     Y,
@@ -30,8 +31,6 @@ from envs.smac.rules import (
     show_health,
     show_look,
 )
-
-SIZE = 32.0
 
 
 @compiled
@@ -52,10 +51,10 @@ def show_moves(mask, row, at):
 
 
 @compiled
-def show_place(real, unit, row, at):
-    """Write where a unit is, from the middle of the map."""
-    row[at] = (real[X, unit] - SIZE / 2.0) / SIZE
-    row[at + 1] = (real[Y, unit] - SIZE / 2.0) / SIZE
+def show_place(rules, real, unit, row, at):
+    """Write a unit's offset from the center of the map, divided by the playable area."""
+    row[at] = (real[X, unit] - SIZE / 2.0) / rules.span_x
+    row[at + 1] = (real[Y, unit] - SIZE / 2.0) / rules.span_y
     return at + 2
 
 
@@ -93,7 +92,7 @@ def show_self(rules, stats, real, whole, agent, placed, last, row, at):
     if rules.own_health:
         at = show_health(real, agent, rules.ally_shield, row, at)
     if placed:
-        at = show_place(real, agent, row, at)
+        at = show_place(rules, real, agent, row, at)
     elif rules.own_place:
         row[at], row[at + 1] = real[X, agent] / SIZE, real[Y, agent] / SIZE
         at += 2
@@ -135,7 +134,7 @@ def survey_allies(rules, stats, real, whole, agent, row, at):
             end = at + 5
             if rules.all_health:
                 end = show_health(real, other, rules.ally_shield, row, end)
-            end = show_place(real, other, row, end)
+            end = show_place(rules, real, other, row, end)
             end = show_look(rules, real, other, row, end)
             end = show_kind(rules, stats, ALLY_TYPE, other, row, end)
             if last:
@@ -157,7 +156,7 @@ def survey_enemies(rules, stats, real, whole, agent, mask, row, at):
             if rules.all_health:
                 end = show_health(real, other, rules.enemy_shield, row, end)
             end = show_kind(rules, stats, ENEMY_TYPE, other, row, end)
-            show_place(real, other, row, end)
+            show_place(rules, real, other, row, end)
         at += width
     return at
 

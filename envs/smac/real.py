@@ -86,7 +86,7 @@ class Games(BattleBuffers):
         self.restarted = self._lost = np.zeros(num_envs, bool)
         opening = Opening(find_install(options.game_version), self.map, options)
         self._instances = [Instance(opening, index) for index in range(num_envs)]
-        self._worlds = [self.world] * num_envs
+        self._worlds, self._rules = [self.world] * num_envs, [self.rules] * num_envs
         self._closed = False
         self._pool = ThreadPoolExecutor(num_envs)
 
@@ -129,10 +129,10 @@ class Games(BattleBuffers):
         real[COUNTED] = real[HEALTH] + real[SHIELD]
         self.battle.whole[index, LAST] = -1
         tally[[STEPS, RUNNING, IGNORED]] = 0, 1, 0
-        if instance.ground is not None:
-            self._worlds[index] = self.world._replace(walkable=instance.ground)
+        self._worlds[index] = self.world._replace(walkable=instance.ground)
+        self._rules[index] = self.rules._replace(span_x=instance.span[0], span_y=instance.span[1])
         share_health(self.world.stats, real)
-        engine.show(self.rules, self._worlds[index], self.battle, self.view, index)
+        engine.show(self._rules[index], self._worlds[index], self.battle, self.view, index)
 
     def _step(self, index: int, action: np.ndarray) -> None:
         engine.take(self.rules, self.battle, self.view, action[index], index)
@@ -147,7 +147,7 @@ class Games(BattleBuffers):
             self._lost[index] = True
             instance.lose(error)
         else:
-            engine.settle(self.rules, world, self.battle, self.view, index)
+            engine.settle(self._rules[index], world, self.battle, self.view, index)
 
     def _orders(self, instance: "Instance", real: np.ndarray, last: np.ndarray) -> Any:
         """The agents' actions as one request to the game."""
@@ -190,11 +190,17 @@ class Games(BattleBuffers):
 
 
 class Instance:
-    """One environment's game, from launch to launch. For one battle, `tags` names the unit of each column."""
+    """One environment's game, from launch to launch. For one battle, `tags` names the unit of each column.
+
+    The game reports `ground` (x, y), the cells that can be walked on, and `span`, the width and height of the playable
+    area. Both are set when a battle begins.
+    """
+
+    ground: np.ndarray
+    span: tuple[float, float]
 
     def __init__(self, opening: "Opening", index: int) -> None:
         self.tags: list[int] = []
-        self.ground: np.ndarray | None = None
         self._opening, self._index = opening, index
         self._game: Game | None = None
         self._units: Any = ()
@@ -259,7 +265,7 @@ class Instance:
         if self._game is None:
             self._game = Game(self._opening.install)
         info = self._game.new_game(self._opening.create(self._wire_seed()), self._opening.join())
-        self.ground = read_ground(info)
+        self.ground, self.span = read_ground(info), read_span(info)
         self._columns, self._stepped = {}, False
         self._observe()
 
@@ -404,6 +410,24 @@ def _make_folder(name: str) -> Path:
 def _tell(sides: Mapping[tuple[int, str], Any]) -> str:
     counted = ((side, name, held if isinstance(held, int) else len(held)) for (side, name), held in sides.items())
     return ", ".join(f"{count} {'allied' if side == SELF else 'enemy'} {name}" for side, name, count in counted)
+
+
+def read_span(info: Any) -> tuple[float, float]:
+    """Return width and height of the playable area that a ResponseGameInfo reports, in map units.
+
+    SMAC's state divides by them, and takes the center of the whole map, whose size must be SMAC's. Raises ConfigError
+    for a map of another size and for a playable area that is empty or exceeds the map.
+    """
+    size, area = info.start_raw.map_size, info.start_raw.playable_area
+    if (size.x, size.y) != (SIZE, SIZE):
+        raise ConfigError(f"the game's map has map_size={size.x} x {size.y}; SMAC's maps have {SIZE} x {SIZE}")
+    low, high = area.p0, area.p1
+    if not (0 <= low.x < high.x <= SIZE and 0 <= low.y < high.y <= SIZE):
+        raise ConfigError(
+            f"the game reports playable_area=({low.x}, {low.y}) to ({high.x}, {high.y}), which is no part of a map of "
+            f"{SIZE} x {SIZE}. Use SMAC's own maps: {GET_MAPS}"
+        )
+    return float(high.x - low.x), float(high.y - low.y)
 
 
 def read_ground(info: Any) -> np.ndarray:

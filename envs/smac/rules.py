@@ -118,6 +118,9 @@ TALLY_FIELDS = 5
 ) = range(39)
 STAT_FIELDS = 39
 
+SIZE = 32.0
+"""Width and height of every map."""
+
 NO_ACTION, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)
 
 RUNNING_ON, WON, LOST, DRAWN = range(4)
@@ -168,6 +171,9 @@ class Rules(NamedTuple):
     negative_scale: float
     rate: float
     """What the best episode pays, 0 where rewards are not scaled."""
+    span_x: float
+    span_y: float
+    """Width and height of the playable area, by which the state divides a unit's offset from the center of the map."""
 
     @property
     def enemy_width(self) -> int:
@@ -249,7 +255,7 @@ def offer_actions(rules, stats, walkable, real, mask):
         mask[agent, WEST] = open_ground(walkable, x - reach, y)
         mask[agent, FIRST_TARGET:first] = True
         if rules.healers and stats[HEALER, agent] > 0.0:
-            for other in range(min(n, rules.actions - first)):
+            for other in range(num_targets(rules, stats, agent)):
                 if stats[HEALER, other] == 0.0 and real[HEALTH, other] > 0.0:
                     mask[agent, first + other] = reaches(rules, stats, real, agent, other)
         else:
@@ -260,14 +266,25 @@ def offer_actions(rules, stats, walkable, real, mask):
                 mask[agent, first + enemy] = real[HEALTH, n + enemy] > 0.0 and close
 
 
+@compiled
+def num_targets(rules, stats, agent):
+    """Number of targeted actions of an agent: a healer has one for each agent, every other agent one for each enemy."""
+    if rules.healers and stats[HEALER, agent] > 0.0:
+        return min(rules.agents, rules.actions - FIRST_TARGET - rules.looks)
+    return rules.enemies
+
+
 @entry
 def offer_targets(rules, stats, real, mask):
-    """Offer living agents all living targets, whether or not they are within reach."""
+    """Offer every living agent all its living targets, within reach or not (SMACv2's `action_mask=False`).
+
+    The targets of a healer are the agents that are not healers. The targets of every other agent are the enemies.
+    """
     for agent in range(rules.agents):
-        for number in range(rules.actions - FIRST_TARGET - rules.looks):
+        for number in range(num_targets(rules, stats, agent)):
             unit = target_of(rules, stats, agent, number)
-            wrong = unit >= rules.agents + rules.enemies or (unit < rules.agents and stats[HEALER, unit] > 0.0)
-            if real[HEALTH, agent] > 0.0 and not wrong and real[HEALTH, unit] > 0.0:
+            healer = unit < rules.agents and stats[HEALER, unit] > 0.0
+            if real[HEALTH, agent] > 0.0 and real[HEALTH, unit] > 0.0 and not healer:
                 mask[agent, FIRST_TARGET + rules.looks + number] = True
 
 
@@ -405,7 +422,7 @@ def observe(rules, stats, walkable, real, whole, tally, mask, seen):
         if rules.own_health:
             at = show_health(real, agent, rules.ally_shield, row, at)
         if rules.own_place:
-            row[at], row[at + 1] = real[X, agent] / 32.0, real[Y, agent] / 32.0
+            row[at], row[at + 1] = real[X, agent] / SIZE, real[Y, agent] / SIZE
             at += 2
         at = show_look(rules, real, agent, row, at)
         if rules.type_bits:
@@ -430,7 +447,7 @@ def survey(rules, stats, real, whole, tally, seen, state):
                 state[agent * width + column] = seen[agent, column]
         return
     state[:] = 0.0
-    n, at, size = rules.agents, 0, 32.0
+    n, at, center = rules.agents, 0, SIZE / 2.0
     for unit in range(n + rules.enemies):
         ally = unit < n
         shields = rules.ally_shield if ally else rules.enemy_shield
@@ -441,8 +458,8 @@ def survey(rules, stats, real, whole, tally, seen, state):
             if ally:
                 state[end] = charge(rules, stats, real, unit)
                 end += 1
-            state[end] = (real[X, unit] - size / 2.0) / size
-            state[end + 1] = (real[Y, unit] - size / 2.0) / size
+            state[end] = (real[X, unit] - center) / rules.span_x
+            state[end + 1] = (real[Y, unit] - center) / rules.span_y
             end += 2
             if shields:
                 state[end] = real[SHIELD_SHARE, unit]

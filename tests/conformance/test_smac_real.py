@@ -30,13 +30,13 @@ from envs.sc2.install import find_install
 from envs.smac import TASKS, SmacOptions, batch, make
 from envs.smac import real as real_module
 from envs.smac.maps import load_map
-from envs.smac.real import Opening, api, read_ground
+from envs.smac.real import Opening, api, read_ground, read_span
 from envs.testing import check_env, check_vector_env
 from experiments import cli
 from marl.errors import ConfigError, EnvironmentContractError
-from tests.support.games import choose, install, installed, make_real, same_obs
+from tests.support.games import choose, install, installed, make_real, mischief, same_obs
 
-__all__ = ["install", "installed"]
+__all__ = ["install", "installed", "mischief"]
 
 pytestmark = pytest.mark.usefixtures("install")
 
@@ -116,6 +116,55 @@ def test_moves_are_offered_where_the_game_says_that_one_can_walk(monkeypatch):
     np.testing.assert_array_equal(obs.action_mask[:, 3], y - 1 >= 16)
     assert obs.action_mask[:, 2].all()
     env.close()
+
+
+def test_the_state_divides_by_the_playable_area_that_the_game_reports(mischief):
+    """The center is that of the whole map, as in SMAC; observations and masks do not depend on the area."""
+    (mischief / "always").write_text("area game_info")
+    embedded, other = make("MMM", obs_own_pos=True), make_real("MMM", obs_own_pos=True)
+    expected, obs = embedded.reset(3), other.reset(3)
+    for _ in range(2):
+        np.testing.assert_array_equal(obs.agents, expected.agents)
+        np.testing.assert_array_equal(obs.action_mask, expected.action_mask)
+        end = 10 * 7 + 10 * 6
+        ratio = np.ones(end, np.float64)
+        for start, width, count in ((2, 7, 10), (71, 6, 10)):
+            ratio[start : start + width * count : width] = 32 / 28
+            ratio[start + 1 : start + width * count : width] = 32 / 24
+        np.testing.assert_allclose(obs.state[:end], expected.state[:end] * ratio, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(obs.state[end:], expected.state[end:])
+        action = choose(expected, np.random.default_rng(0))
+        expected, obs = embedded.step(action).obs, other.step(action).obs
+    other.close()
+
+
+def test_every_place_in_the_state_of_mappo_divides_by_the_playable_area():
+    env = make("3m", layout="mappo", state_last_action=False)
+    plain = env.reset(0).state.reshape(3, -1).copy()
+    battles = env._battles
+    battles.rules = battles.rules._replace(span_x=28.0, span_y=24.0)
+    battles.refresh()
+    ally, enemy = 8, 8
+    places = [6, 6 + ally, *(2 * ally + 6 + enemy * index for index in range(3)), 2 * ally + 3 * enemy + 4 + 5]
+    ratio = np.ones(plain.shape[1])
+    ratio[places], ratio[np.array(places) + 1] = 32 / 28, 32 / 24
+    np.testing.assert_allclose(battles.view.state[0].reshape(3, -1), plain * ratio, rtol=1e-6, atol=1e-7)
+
+
+def test_a_playable_area_that_cannot_be_is_refused():
+    def info(size=32, low=(0, 0), high=(32, 32)):
+        info = api.ResponseGameInfo()
+        info.start_raw.map_size.x = info.start_raw.map_size.y = size
+        area = info.start_raw.playable_area
+        (area.p0.x, area.p0.y), (area.p1.x, area.p1.y) = low, high
+        return info
+
+    assert read_span(info(low=(2, 1), high=(30, 25))) == (28.0, 24.0)
+    with pytest.raises(ConfigError, match="map_size=64 x 64"):
+        read_span(info(size=64))
+    for low, high in (((0, 0), (0, 0)), ((5, 5), (5, 9)), ((0, 0), (33, 32)), ((-1, 0), (32, 32))):
+        with pytest.raises(ConfigError, match="playable_area"):
+            read_span(info(low=low, high=high))
 
 
 def test_a_battle_that_nobody_survives_is_followed_by_the_one_that_the_map_made():

@@ -13,6 +13,7 @@ from envs.smac import TASKS, TEAM_TASKS, SmacOptions, batch, make
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.combat import ATTACKING, GOING, HUNTING, IDLE, WAITING
 from envs.smac.rules import (
+    HEALTH,
     LAST,
     ORDER,
     OWNER,
@@ -263,9 +264,29 @@ def test_without_a_mask_an_attack_out_of_reach_is_not_sent():
     env.step(np.array([6, 1, 6]))
     assert whole[LAST, :3].tolist() == [6, 1, 6]
     assert whole[ORDER, :3].tolist() == [GOING, IDLE, ATTACKING]
-    healing = make("MMM", action_mask=False)
-    obs = healing.reset(0)
-    assert obs.action_mask[9, 6:].tolist() == [True] * 9 + [False]
+
+
+@pytest.mark.parametrize("layout", ["smac", "entities"])
+@pytest.mark.parametrize("task", ["MMM", "MMM2", "terran_5_vs_5", "terran_10_vs_11", "terran_20_vs_23"])
+def test_without_a_mask_healers_are_offered_living_allies_and_others_living_enemies(task, layout):
+    """SMACv2 offers a medivac the agents that are no medivacs, however many enemies there are."""
+    env = make(task, action_mask=False, layout=layout)
+    if task not in TASKS:
+        find_team(env, ("marauder", "marine", "marine", "medivac") if task == "terran_5_vs_5" else ("marauder",))
+    else:
+        env.reset(0)
+    types, n = env._battles.map_at(0).types, env.spec.num_agents
+    health = env._battles.battle.real[0, HEALTH]
+    health[[1, n + 1]] = 0.0
+    env._battles.refresh()
+    mask = env._obs().action_mask
+    width = env.spec.action_size - 6
+    enemies = [unit < len(types) and health[unit] > 0 for unit in range(n, n + width)]
+    allies = [unit < n and types[unit] != "medivac" and health[unit] > 0 for unit in range(width)]
+    for agent in range(n):
+        expected = allies if types[agent] == "medivac" else enemies
+        assert mask[agent, 6:].tolist() == (expected if health[agent] > 0 else [False] * width), types[agent]
+    assert "medivac" in types[:n]
 
 
 def test_enemies_that_wait_are_sent_against_the_nearest_and_stay_on_it():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from envs.sc2.match import api
 from envs.smac import serve
+from envs.smac.skirmish import common
 
 
 class Mischief:
@@ -60,6 +61,10 @@ class Mischief:
             response.id += 1
         if kind == "status":
             response.ClearField("status")
+        if kind == "area":
+            response.game_info.start_raw.playable_area.CopyFrom(
+                common.RectangleI(p0={"x": 2, "y": 1}, p1={"x": 30, "y": 25})
+            )
         if kind == "refuse":
             response.create_game.error = api.ResponseCreateGame.MissingMap
             response.create_game.error_details = "no such map here"
