@@ -26,6 +26,9 @@ REPLAY = b"seqmarl replay 1\n"
 """How a replay begins. What replay_info answers follows, and then, compressed, every request that made the game. Each
 message is its length (4 bytes, little-endian) and its protobuf."""
 
+DEBUG_COMMANDS = (None, "draw", "score", "create_unit", "kill_unit", "unit_value", "end_game", "test_process")
+"""Debug commands that are served; `draw` and `score` show nothing. Of `game_state` only show_map is."""
+
 MOST_LOOPS = 1_000_000
 """Game loops that one request may ask for."""
 
@@ -39,7 +42,7 @@ class Simulation(Protocol):
     """A game in progress. Messages are those of s2clientprotocol; a tag names a unit."""
 
     def races(self) -> tuple[int, int]:
-        """The race of the player and of the computer."""
+        """The race of the player and of the computer, NoRace where the map leaves it to the players."""
         ...
 
     def ground(self) -> Any:
@@ -62,6 +65,20 @@ class Simulation(Protocol):
 
     def kill(self, tags: Sequence[int]) -> None:
         """Remove units; unknown tags are passed over."""
+        ...
+
+    def plan(self, commands: Sequence[Any]) -> Any:
+        """Check DebugCreateUnits and return what `create` needs. Raises Refused where one cannot be carried out."""
+        ...
+
+    def create(self, plan: Any) -> None:
+        """Create the units of a plan."""
+        ...
+
+    def move_camera(self, x: float, y: float) -> None: ...
+
+    def show_layers(self, setup: Any, layers: Any) -> None:
+        """Fill an ObservationFeatureLayer as the client's SpatialCameraSetup asks for it."""
         ...
 
     def set_value(self, tag: int, kind: int, value: float) -> None:
@@ -195,6 +212,9 @@ class Game:
         kind = action.action_raw.WhichOneof("action")
         if kind == "toggle_autocast":
             results.append(error.NotSupported)
+        elif kind == "camera_move":
+            place = action.action_raw.camera_move.center_world_space
+            self.simulation.move_camera(place.x, place.y)
         elif kind == "unit_command":
             command = action.action_raw.unit_command
             for tag, result in self.simulation.order(command):
@@ -210,12 +230,17 @@ class Game:
         return error.Success
 
     def debug(self, request: Any) -> None:
-        """Carry out a RequestDebug, all of it or, where a command is not served, nothing."""
+        """Carry out a RequestDebug, all of it or, where a command is not served, nothing.
+
+        Units are created after its other commands.
+        """
         kinds = [command.WhichOneof("command") for command in request.debug]
         for command, kind in zip(request.debug, kinds, strict=True):
             shown = kind == "game_state" and command.game_state == debug.show_map
-            if kind not in (None, "draw", "score", "kill_unit", "unit_value", "end_game", "test_process") and not shown:
-                raise Refused(f"the debug command {kind} is not served; kill_unit, unit_value and end_game are")
+            if kind not in DEBUG_COMMANDS and not shown:
+                raise Refused(f"{kind} is not served; create_unit, kill_unit, unit_value and end_game are")
+        pairs = zip(request.debug, kinds, strict=True)
+        plan = self.simulation.plan([command.create_unit for command, kind in pairs if kind == "create_unit"])
         if "test_process" not in kinds:  # which would befall who watches the replay
             self.record.add(debug=request)
         for command, kind in zip(request.debug, kinds, strict=True):
@@ -229,6 +254,8 @@ class Game:
                 self.results = dict(zip((PLAYER, COMPUTER), _RESULTS[:: -1 if surrender else 1], strict=True))
             elif kind == "test_process":
                 self._misbehave(command.test_process)
+        if plan:
+            self.simulation.create(plan)
 
     @staticmethod
     def _misbehave(request: Any) -> None:
@@ -253,6 +280,8 @@ class Game:
         options, observation = self.join.options, response.observation
         observation.game_loop = self.loop
         self.simulation.show(observation.player_common, observation.raw_data if options.raw else None)
+        if options.HasField("feature_layer"):
+            self.simulation.show_layers(options.feature_layer, observation.feature_layer_data)
         if options.score:
             observation.score.score_type = score.Score.Melee
             observation.score.score = 0
@@ -271,7 +300,7 @@ class Game:
         for player_id, setup in enumerate(setups, PLAYER):
             requested = self.join.race if setup.type == api.Participant else setup.race
             player = api.PlayerInfo(player_id=player_id, type=setup.type, race_requested=requested)
-            player.race_actual = races[player_id - PLAYER]
+            player.race_actual = races[player_id - PLAYER] or requested
             player.player_name = to_text(self.join.player_name if setup.type == api.Participant else setup.player_name)
             if setup.type == api.Computer:
                 player.difficulty, player.ai_build = setup.difficulty, setup.ai_build

@@ -1,8 +1,8 @@
 """The StarCraft II API as a server: a websocket, the states of a game and its requests, over any `Simulation`.
 
-One player against at most one computer, stepped by the client, without feature layers and pictures. What is not
-served is said so: a request that a state forbids is answered with `error` strings, one that cannot be fulfilled with
-its own error code and details.
+One player against at most one computer, stepped by the client, without rendered pictures. A request that a state
+forbids is answered with `error` strings, one that cannot be fulfilled with its own error code and details. NOT_SERVED
+lists what is missing.
 """
 
 import secrets
@@ -30,6 +30,21 @@ load()  # before the import that needs what it builds
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
 
 PATH = "/sc2api"
+
+NOT_SERVED = (
+    ("realtime games and replays", "`error` string"),
+    ("several clients in one game, observers, Battle.net maps", "error code of create_game or join_game"),
+    ("rendered pictures (options.render)", "FeatureUnsupported"),
+    ("actions on feature layers, on pictures and on the user interface; toggle_autocast", "ActionResult NotSupported"),
+    ("abilities but Smart, Stop, Move, Attack and a medivac's Heal", "ActionResult NotSupported"),
+    ("queued orders of a unit that has an order", "ActionResult CantQueueThatOrder"),
+    ("debug commands but create_unit, kill_unit, unit_value, end_game, game_state show_map", "`error` string"),
+    ("map_command", "NoTriggerError"),
+)
+"""What the server does not do, and how it answers a request for it."""
+
+MOST_PIXELS = 256
+"""Width and height of a feature layer at most."""
 
 
 class Handler(Protocol):
@@ -211,9 +226,16 @@ class Session:
     def _check_options(request: Any, part: Any, unsupported: int) -> None:
         if not request.HasField("options"):
             raise Failed(part.MissingOptions, "give the options of the interface, such as raw=True")
-        for name in ("feature_layer", "render"):
-            if request.options.HasField(name):
-                raise Failed(unsupported, f"options.{name} is not served; ask for raw observations")
+        if request.options.HasField("render"):
+            raise Failed(unsupported, "options.render is not served; ask for raw observations or feature layers")
+        if request.options.HasField("feature_layer"):
+            setup = request.options.feature_layer
+            for name in ("resolution", "minimap_resolution"):
+                x, y = getattr(setup, name).x, getattr(setup, name).y
+                if not (1 <= x <= MOST_PIXELS and 1 <= y <= MOST_PIXELS):
+                    raise Failed(unsupported, f"feature_layer.{name}={x} x {y}; give 1 to {MOST_PIXELS} each")
+            if not 0 <= setup.width <= MOST_PIXELS:
+                raise Failed(unsupported, f"feature_layer.width={setup.width}; give map units up to {MOST_PIXELS}")
 
     def _restart_game(self, _request: Any, _part: Any) -> None:
         if self._playback is not None:

@@ -99,8 +99,8 @@ class SmacOptions:
     """The probability with which an agent may see an enemy that another agent has seen first, drawn once for as long as
     both of these live (SMACv2's extended partial observability). Only for embedded."""
     action_mask: bool = True
-    """Offer only targets within reach. Without it attacks on all living enemies are offered, and one out of reach is
-    not carried out. Only for embedded."""
+    """Offer only targets within reach. Without it every living target is offered: to medivacs the agents that are no
+    medivacs, to other agents the enemies. An order out of reach is not carried out. Only for embedded."""
     move_amount: float = 2.0
     """How far away a unit is sent by one move action."""
     step_mul: int = 8

@@ -132,7 +132,8 @@ def _stats(types: tuple[str, ...], battle_map: BattleMap, options: SmacOptions) 
     best = options.reward_death_value * len(enemies) + options.reward_win + health
     stats[rules.SCALE] = options.reward_scale_rate / best if options.reward_scale else 1.0
     _confine(stats, battle_map)
-    return np.concatenate([stats, np.array([[_damage(a, b) for b in types] for a in types])])
+    damage = np.array([[_damage(a, b) for b in types] for a in types]).reshape(len(types), len(types))
+    return np.concatenate([stats, damage])
 
 
 def _ranges(name: str) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from envs.smac.chance import notice
 from envs.smac.combat import (
     AHEAD,
     ALL,
+    ATTACK_MOVING,
     ATTACKING,
     BODY,
     CROWD,
@@ -54,7 +55,7 @@ from envs.smac.combat import (
 )
 from envs.smac.crew import ENDED, call, claim
 from envs.smac.fork import observe_as_fork, survey_as_fork
-from envs.smac.orders import FAR, command, rouse
+from envs.smac.orders import FAR, command, find_enemy, rouse
 from envs.smac.rules import (
     AGENTS,
     AGES,
@@ -227,7 +228,8 @@ def mend(stats, real, whole, spots, unit, target):
 
 @compiled
 def act_ally(stats, real, whole, tally, spots, unit):
-    """Carry out the standing order; an agent's unit never does anything of its own accord.
+    """Carry out the standing order; an agent's unit never does anything of its own accord. SMAC's actions never order
+    an attack-move; clients of the server do.
 
     Returns whom to walk to, -1 for the unit's goal, and how far at most, 0 for not at all.
     """
@@ -242,6 +244,14 @@ def act_ally(stats, real, whole, tally, spots, unit):
         away = mend(stats, real, whole, spots, unit, target)
         if away >= 0.0:
             return target, away
+    if order == ATTACK_MOVING:
+        kept = stats[RANGE, unit] + max(TOUCH, stats[SLOP, unit])
+        if target < 0 or real[HEALTH, target] <= 0.0 or gap(stats, real, unit, target) > kept:
+            target = find_enemy(stats, real, whole, unit)
+            whole[TARGET, unit] = target
+        if target < 0:
+            return -1, FAR
+        return target, attack(stats, real, whole, tally, unit, target, gap(stats, real, unit, target))
     whole[ORDER, unit] = IDLE
     return -1, 0.0
 

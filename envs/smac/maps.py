@@ -162,7 +162,7 @@ def _place(
     for spawn in spawns:
         if spawn["side"] == side:
             for _ in range(spawn["count"]):
-                placed.append(_nearest_free(spawn["unit"], np.array(spawn["point"]) + offsets, placed, walkable))
+                placed.append(nearest_free(spawn["unit"], np.array(spawn["point"]) + offsets, placed, walkable))
     return placed
 
 
@@ -177,7 +177,8 @@ def lattice(own: tuple[float, float], other: tuple[float, float]) -> np.ndarray:
     return along[order, None] * ahead + across[order, None] * left
 
 
-def _nearest_free(kind: str, spots: np.ndarray, placed: list[Unit], walkable: np.ndarray) -> Unit:
+def nearest_free(kind: str, spots: np.ndarray, placed: list[Unit], walkable: np.ndarray) -> Unit:
+    """Place a unit on the first of the spots (K, 2) that is walkable and touches no `placed` unit of its plane."""
     unit = DATA["units"][kind]
     radius, flies = unit["separation_radius"], unit["plane"] == "air"
     cells = np.clip(spots.astype(int), 0, SIZE - 1)

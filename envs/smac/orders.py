@@ -1,6 +1,17 @@
 """What units are told: the orders of agents' actions, and those of SMACv2's map to the enemy."""
 
-from envs.smac.combat import ATTACKING, GOING, HUNTING, IDLE, MENDING, can_hit, single
+from envs.smac.combat import (
+    ATTACK_MOVING,
+    ATTACKING,
+    GOING,
+    HARMLESS,
+    HUNTING,
+    IDLE,
+    MENDING,
+    can_hit,
+    gap,
+    single,
+)
 from envs.smac.rules import (
     AGENTS,
     BIOLOGICAL,
@@ -10,6 +21,7 @@ from envs.smac.rules import (
     GOAL_X,
     GOAL_Y,
     HEALER,
+    HEALING,
     HEALTH,
     LOOK_X,
     LOOK_Y,
@@ -17,6 +29,7 @@ from envs.smac.rules import (
     NORTH,
     ORDER,
     RECOVER,
+    SCAN,
     SOUTH,
     TARGET,
     WEST,
@@ -24,6 +37,7 @@ from envs.smac.rules import (
     X,
     Y,
     compiled,
+    entry,
     reaches,
     target_of,
 )
@@ -65,6 +79,9 @@ def give_order(stats, real, whole, unit, order, target, x, y):
             return False
         if whole[ORDER, unit] == ATTACKING and whole[TARGET, unit] == target:
             return True
+    if order == ATTACK_MOVING and whole[ORDER, unit] == ATTACK_MOVING:
+        real[GOAL_X, unit], real[GOAL_Y, unit] = single(x), single(y)
+        return True
     if real[WINDUP, unit] > 0.0:
         real[COOLDOWN, unit] = 0.0
     real[WINDUP, unit] = 0.0
@@ -73,6 +90,23 @@ def give_order(stats, real, whole, unit, order, target, x, y):
     whole[TARGET, unit] = target
     real[GOAL_X, unit], real[GOAL_Y, unit] = single(x), single(y)
     return True
+
+
+@entry
+def find_enemy(stats, real, whole, unit):
+    """Return the nearest enemy that an attack-moving agent can hit within its scan range, or -1.
+
+    Enemies that fight or heal come before those that do neither.
+    """
+    best, least = -1, FAR
+    for other in range(int(stats[AGENTS, 0]), stats.shape[1]):
+        if real[HEALTH, other] > 0.0 and can_hit(stats, unit, other):
+            away = gap(stats, real, unit, other)
+            harmless = stats[HEALER, other] > 0.0 and whole[HEALING, other] < 0
+            rank = away + HARMLESS if harmless else away
+            if away <= stats[SCAN, unit] and rank < least:
+                best, least = other, rank
+    return best
 
 
 @compiled

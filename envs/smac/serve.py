@@ -15,9 +15,9 @@ from pathlib import Path
 
 import envs
 from envs.sc2.match import Version
-from envs.sc2.server import Handler, Session, listen
+from envs.sc2.server import NOT_SERVED, Handler, Session, listen
 from envs.smac.maps import TASKS
-from envs.smac.skirmish import Skirmish
+from envs.smac.skirmish import FLAT_MAP, Skirmish
 
 BUILD = 75689
 VERSIONS = {
@@ -26,14 +26,16 @@ VERSIONS = {
 }
 """The builds for which SMAC's results are published, one of which a server says that it is."""
 
+MAPS = (*TASKS, FLAT_MAP)
+
 COMMAND = ("-m", "envs.smac.serve")
 """What Python runs in place of the game."""
 
 
 class SmacLibrary:
-    """The maps of SMAC; see `envs.sc2.match.Library`."""
+    """The maps of SMAC and the one of SMACv2; see `envs.sc2.match.Library`."""
 
-    maps = TASKS
+    maps = MAPS
 
     def open(self, name: str, seed: int) -> Skirmish:
         return Skirmish(name, seed)
@@ -54,7 +56,7 @@ def make_install(folder: Path, build: int = BUILD, command: Sequence[str] = COMM
     executable.chmod(0o755)
     maps = folder / "Maps" / "SMAC_Maps"
     maps.mkdir(parents=True, exist_ok=True)
-    for name in TASKS:
+    for name in MAPS:
         (maps / f"{name}.SC2Map").write_text(f"This stands for the map {name}, which the embedded battle engine has.\n")
     return folder
 
@@ -71,6 +73,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m envs.smac.serve",
         description="Serve the embedded battle engine. `install FOLDER` makes an installation that starts this.",
+        epilog="Not served, and the answer:\n"
+        + "\n".join(f"  {what}: {answer}" for what, answer in NOT_SERVED)
+        + "\nThe file FIDELITY.md beside this module lists how the battles differ from the game's.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,  # its -h would take -headlessNoRender for itself
     )

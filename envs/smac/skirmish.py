@@ -6,24 +6,30 @@ with both created anew. The game's interface reports in single precision, and th
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
-from envs.sc2.match import COMPUTER, PLAYER
+from envs.sc2.match import COMPUTER, PLAYER, Refused
 from envs.smac import SmacOptions, engine, orders
 from envs.smac.build import build_world, random_stream
-from envs.smac.combat import ATTACKING, GOING, IDLE, MENDING
-from envs.smac.maps import DATA, SIZE, load_map
+from envs.smac.combat import ATTACK_MOVING, ATTACKING, CROWD, GOING, IDLE, MENDING, WAITING
+from envs.smac.feature_layers import draw_layers
+from envs.smac.game_data import RACES, SPECIFIC, agent_type_ids, draw_tables
+from envs.smac.maps import DATA, SIZE, BattleMap, lattice, load_map, nearest_free
 from envs.smac.rules import (
+    AIM,
     COOLDOWN,
     ENERGY,
     GOAL_X,
     GOAL_Y,
     HEALER,
+    HEALING,
     HEALTH,
+    IMPACT,
     MAX_HEALTH,
     MAX_SHIELD,
     ORDER,
@@ -31,36 +37,32 @@ from envs.smac.rules import (
     RANDOM,
     REAL_FIELDS,
     SHIELD,
+    SIDE,
     TALLY_FIELDS,
     TARGET,
+    VICTIM,
     WHOLE_FIELDS,
     X,
     Y,
 )
 
 common: Any = import_module("s2clientprotocol.common_pb2")
-data_pb: Any = import_module("s2clientprotocol.data_pb2")
 debug: Any = import_module("s2clientprotocol.debug_pb2")
 error: Any = import_module("s2clientprotocol.error_pb2")
 raw_pb: Any = import_module("s2clientprotocol.raw_pb2")
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
 
-FIRST_AGENT_TYPE = 1970
-"""SMAC's maps define types of their own for the agents' units: this id and the next ones, in alphabetical order."""
+FLAT_MAP = "32x32_flat"
+"""SMACv2's map. It begins without units; clients create them with `debug create_unit`."""
 
-ABILITIES = {
-    SMART: ("Smart", "PointOrUnit", 0),
-    STOP: ("Stop", "None", 3665),
-    MOVE: ("Move", "PointOrUnit", 3794),
-    ATTACK: ("Attack", "PointOrUnit", 3674),
-    HEAL: ("Heal", "Unit", 0),
-}
-"""Name, target and the general ability that stands for it in clients."""
+FLAT_TYPES = tuple(kind for kind in UNITS if kind != "spine_crawler")
+"""Unit types whose agents' versions SMACv2's map defines."""
 
-_SPECIFIC = {general: specific for specific, (_, _, general) in ABILITIES.items() if general}
-_RACES = {"terran": common.Terran, "zerg": common.Zerg, "protoss": common.Protoss}
 _HEIGHT = 127
 _Z = -16.0 + 32.0 * _HEIGHT / 255.0
+INDICES = [TARGET, AIM, VICTIM, HEALING]
+"""Fields of `whole` that hold the index of a unit, or -1."""
+
 _VISIBLE = bytes([2]) * SIZE * SIZE
 
 
@@ -71,31 +73,87 @@ def image(values: np.ndarray, bits: int) -> Any:
     return common.ImageData(bits_per_pixel=bits, size=size, data=rows.tobytes())
 
 
+class NewUnit(NamedTuple):
+    """A unit to be created: its side, its type, the id under which it is shown, and its place."""
+
+    own: bool
+    kind: str
+    type_id: int
+    x: float
+    y: float
+
+
+class Column(NamedTuple):
+    """A column of the arrays after units have been created: `old` is its index before, -1 for a new unit."""
+
+    own: bool
+    kind: str
+    type_id: int
+    tag: int
+    old: int
+    place: tuple[float, ...] = ()
+
+
+def _spots(unit: NewUnit) -> np.ndarray:
+    """Return places (K, 2) for a new unit, nearest first: a lattice around its place, then the cells of the map."""
+    center = unit.x, unit.y
+    cells = np.stack(np.divmod(np.arange(SIZE * SIZE), SIZE), axis=1) + 0.5
+    cells = cells[np.argsort(np.hypot(*(cells - center).T), kind="stable")]
+    spots = np.concatenate([center + lattice((0.0, 0.0), (1.0, 0.0)), cells])
+    width = DATA["units"][unit.kind]["separation_radius"]
+    return spots[((spots >= width) & (spots <= SIZE - width)).all(axis=1)]
+
+
+def open_map(name: str) -> BattleMap:
+    """Return a map of SMAC, or SMACv2's map without units."""
+    if name != FLAT_MAP:
+        return load_map(name)
+    flat = replace(load_map("terran_5_vs_5"), name=name, types=(), num_agents=0, start=np.zeros((0, 2)))
+    return replace(flat, ally_types=(), enemy_types=(), kinds=(), weights=(), dependent="")
+
+
 class Skirmish:
     """A battle on one of SMAC's maps; see `envs.sc2.match.Simulation`. The agents are the player's units."""
 
     def __init__(self, name: str, seed: int) -> None:
-        self.map = load_map(name)
-        self.world = build_world(self.map, SmacOptions())
-        units = self.world.units
-        self.real = np.zeros((REAL_FIELDS, units))
-        self.whole = np.zeros((WHOLE_FIELDS, units), np.int64)
+        self._base = open_map(name)
         self.tally = np.zeros(TALLY_FIELDS, np.int64)
         self.tally[RANDOM] = random_stream(seed)
-        self._scratch = engine.new_scratch(units)
         self._created = 0
         self._dead: list[int] = []
-        allies = sorted(set(self.map.types[: self.map.num_agents]))
-        self.agent_types = {kind: FIRST_AGENT_TYPE + rank for rank, kind in enumerate(allies)}
-        self._units = [self._draw_unit(unit) for unit in range(units)]
+        self._camera = (SIZE / 2, SIZE / 2)
+        kinds = FLAT_TYPES if name == FLAT_MAP else self._base.types[: self._base.num_agents]
+        self.agent_types = agent_type_ids(kinds)
         self._ground = self._draw_ground()
+        self._set_base()
         self._begin()
 
     def _begin(self) -> None:
+        """Create both sides of the map."""
+        if self.map is not self._base:
+            self._set_base()
         engine.begin(self.world, self.real, self.whole, self.tally)
         self._alive = self._living()
-        self._tag_units([(1 << 32) + ((self._created + unit + 1) << 18) + 1 for unit in self._alive])
-        self._created += len(self._alive)
+        self._tag_units([self._new_tag() for _ in self._type_ids])
+
+    def _set_base(self) -> None:
+        """Set the map's own units."""
+        agents, types = self._base.num_agents, self._base.types
+        own = [self.agent_types[kind] for kind in types[:agents]]
+        self._set_units(self._base, own + [UNITS[kind] for kind in types[agents:]])
+
+    def _set_units(self, battle_map: BattleMap, type_ids: list[int]) -> None:
+        """Set which units there are, with empty arrays."""
+        self.map, self._type_ids = battle_map, type_ids
+        self.world = build_world(battle_map, SmacOptions())
+        units = self.world.units
+        self.real, self.whole = np.zeros((REAL_FIELDS, units)), np.zeros((WHOLE_FIELDS, units), np.int64)
+        self._scratch = engine.new_scratch(units)
+        self._units = [self._draw_unit(unit) for unit in range(units)]
+
+    def _new_tag(self) -> int:
+        self._created += 1
+        return (1 << 32) + (self._created << 18) + 1
 
     def _tag_units(self, tags: list[int]) -> None:
         self._tags, self._unit_of = tags, {tag: unit for unit, tag in enumerate(tags)}
@@ -109,7 +167,7 @@ class Skirmish:
         message = raw_pb.Unit(
             display_type=raw_pb.Visible,
             alliance=raw_pb.Self if own else raw_pb.Enemy,
-            unit_type=self.agent_types[kind] if own else UNITS[kind],
+            unit_type=self._type_ids[unit],
             owner=PLAYER if own else COMPUTER,
             radius=stats[RADIUS],
             build_progress=1.0,
@@ -133,8 +191,8 @@ class Skirmish:
         return message
 
     def _draw_ground(self) -> Any:
-        walkable, agents = self.map.walkable, self.world.agents
-        there = self.map.start[agents:].mean(axis=0)
+        walkable, enemies = self._base.walkable, self._base.start[self._base.num_agents :]
+        there = enemies.mean(axis=0) if len(enemies) else (SIZE / 2, SIZE / 2)
         return raw_pb.StartRaw(
             map_size=common.Size2DI(x=SIZE, y=SIZE),
             pathing_grid=image(walkable, 1),
@@ -148,7 +206,9 @@ class Skirmish:
         return self._ground
 
     def races(self) -> tuple[int, int]:
-        player, computer = (_RACES[DATA["units"][self.map.types[unit]]["race"]] for unit in (0, -1))
+        if not self._base.types:
+            return common.NoRace, common.NoRace
+        player, computer = (RACES[DATA["units"][self._base.types[unit]]["race"]] for unit in (0, -1))
         return player, computer
 
     def _living(self) -> list[int]:
@@ -163,7 +223,7 @@ class Skirmish:
         player.food_cap, player.food_used, player.food_army, player.army_count = 200, army, army, army
         if raw is None:
             return
-        raw.player.camera.x, raw.player.camera.y, raw.player.camera.z = SIZE / 2, SIZE / 2, _Z
+        (raw.player.camera.x, raw.player.camera.y), raw.player.camera.z = self._camera, _Z
         raw.event.dead_units.extend(self._dead)
         size = {"x": SIZE, "y": SIZE}
         raw.map_state.visibility.CopyFrom(common.ImageData(bits_per_pixel=8, size=size, data=_VISIBLE))
@@ -197,9 +257,11 @@ class Skirmish:
     def _show_order(self, message: Any, unit: int, target: int, real: list[list[float]]) -> None:
         """The game tells no orders of the enemy's units."""
         order = self.whole[ORDER, unit]
-        if order == GOING:
+        if order in (GOING, ATTACK_MOVING):
             place = common.Point(x=real[GOAL_X][unit], y=real[GOAL_Y][unit], z=_Z)
-            message.orders.add(ability_id=MOVE, target_world_space_pos=place)
+            message.orders.add(ability_id=MOVE if order == GOING else ATTACK, target_world_space_pos=place)
+            if order == ATTACK_MOVING and target >= 0:
+                message.engaged_target_tag = self._tags[target]
         elif order == ATTACKING:
             message.orders.add(ability_id=ATTACK, target_unit_tag=self._tags[target])
             message.engaged_target_tag = self._tags[target]
@@ -210,8 +272,7 @@ class Skirmish:
         return [(tag, self._order_unit(tag, command)) for tag in command.unit_tags]
 
     def _order_unit(self, tag: int, command: Any) -> int:
-        """Give one unit its order. An agent's unit never chooses a target, so that it only goes to a point that it
-        should attack-move to."""
+        """Give one unit its order; returns an ActionResult."""
         unit = self._unit_of.get(tag, -1)
         if unit < 0 or self.real[HEALTH, unit] <= 0.0:
             return error.Error
@@ -219,7 +280,7 @@ class Skirmish:
             return error.YouCantControlThatUnit
         if command.queue_command and self.whole[ORDER, unit] != IDLE:
             return error.CantQueueThatOrder
-        ability = _SPECIFIC.get(command.ability_id, command.ability_id)
+        ability = SPECIFIC.get(command.ability_id, command.ability_id)
         if ability not in self._abilities(unit):
             return error.NotSupported
         kind = command.WhichOneof("target")
@@ -230,7 +291,8 @@ class Skirmish:
             near = -SIZE <= x <= 2 * SIZE and -SIZE <= y <= 2 * SIZE
             if self.world.way.shape[0] > 1:  # the engine looks the way to such a point up by its cell
                 near = 0.0 <= x < SIZE and 0.0 <= y < SIZE
-            return self._give(unit, GOING, x=x, y=y) if near else error.MustTargetWalkableLocation
+            order = ATTACK_MOVING if ability == ATTACK else GOING
+            return self._give(unit, order, x=x, y=y) if near else error.MustTargetWalkableLocation
         if kind != "target_unit_tag":
             return error.MustTargetUnit
         target = self._unit_of.get(command.target_unit_tag, -1)
@@ -261,12 +323,77 @@ class Skirmish:
 
     def step(self, loops: int) -> None:
         empty, before = not self._living(), self._alive
-        world = self.world._replace(loops=loops)
-        engine.play(world, self._scratch, self.real, self.whole, self.tally)
+        if self.world.units:
+            world = self.world._replace(loops=loops)
+            engine.play(world, self._scratch, self.real, self.whole, self.tally)
         self._alive = self._living()
         self._dead = [self._tags[unit] for unit in sorted(set(before) - set(self._alive))]
-        if empty:
+        if empty and self._base.types:
             self._begin()
+
+    def plan(self, commands: Sequence[Any]) -> list[NewUnit]:
+        """Check DebugCreateUnits and return their units. Raises Refused where one cannot be created."""
+        units: list[NewUnit] = []
+        for command in commands:
+            own, number, place = command.owner == PLAYER, command.unit_type, command.pos
+            kinds = {UNITS[kind]: kind for kind in UNITS} | ({v: k for k, v in self.agent_types.items()} if own else {})
+            if command.owner not in (PLAYER, COMPUTER):
+                raise Refused(f"create_unit has owner={command.owner}; give {PLAYER} or {COMPUTER}")
+            if number not in kinds:
+                raise Refused(f"create_unit has unit_type={number}, unknown for player {command.owner}; see `data`")
+            if not (0.0 <= place.x <= SIZE and 0.0 <= place.y <= SIZE):
+                raise Refused(f"create_unit has pos=({place.x}, {place.y}), outside the map of {SIZE} x {SIZE}")
+            count = command.quantity if command.HasField("quantity") else 1
+            room = CROWD - 1 - len(self._kept()) - len(units)
+            if count > room:
+                raise Refused(f"create_unit has quantity={count}; there is room for {room} more units, kill some first")
+            units += [NewUnit(own, kinds[number], number, place.x, place.y)] * count
+        return units
+
+    def _kept(self) -> list[int]:
+        """Columns that are still needed: living units, missiles on their way, and what these aim at."""
+        kept = (self.real[HEALTH] > 0.0) | (self.real[IMPACT] > 0.0)
+        targets = self.whole[INDICES][:, kept]
+        kept[targets[targets >= 0]] = True
+        return np.flatnonzero(kept).tolist()
+
+    def create(self, units: Sequence[NewUnit]) -> None:
+        """Add units, each on the free spot nearest to its place, and forget units that are dead."""
+        kept, agents = self._kept(), self.world.agents
+        names, ids, tags, real, whole = self.map.types, self._type_ids, self._tags, self.real, self.whole
+        placed = [(names[unit], *real[[X, Y], unit].tolist()) for unit in self._living()]
+        columns = [Column(unit < agents, names[unit], ids[unit], tags[unit], unit) for unit in kept]
+        for unit in units:
+            placed.append(nearest_free(unit.kind, _spots(unit), placed, self.map.walkable))
+            columns.append(Column(unit.own, unit.kind, unit.type_id, self._new_tag(), -1, placed[-1][1:]))
+        columns.sort(key=lambda column: not column.own)
+        moved = np.full(len(tags) + 1, -1)  # -1 stays -1
+        for at, column in enumerate(columns):
+            if column.old >= 0:
+                moved[column.old] = at
+        types, own = tuple(column.kind for column in columns), sum(column.own for column in columns)
+        start = np.zeros((len(types), 2))
+        battle_map = replace(self._base, types=types, num_agents=own, start=start, ally_types=(), enemy_types=())
+        self._set_units(battle_map, [column.type_id for column in columns])
+        for at, column in enumerate(columns):
+            if column.old >= 0:
+                self.real[:, at], self.whole[:, at] = real[:, column.old], whole[:, column.old]
+                self.whole[INDICES, at] = moved[whole[INDICES, column.old]]
+            else:
+                self._start_unit(at, column.own, column.place)
+        self._tag_units([column.tag for column in columns])
+        self._alive = self._living()
+
+    def _start_unit(self, unit: int, own: bool, place: tuple[float, ...]) -> None:
+        """Set the arrays of a unit that has just been created."""
+        stats = self.world.stats
+        self.whole[:, unit] = -1
+        self.whole[SIDE, unit] = 0
+        waits = not own and self._base.order == "nearest"
+        self.whole[ORDER, unit] = WAITING if waits else IDLE
+        self.real[[X, Y], unit] = np.array(place, np.float32)
+        self.real[HEALTH, unit], self.real[SHIELD, unit] = stats[MAX_HEALTH, unit], stats[MAX_SHIELD, unit]
+        self.real[ENERGY, unit] = engine.START_ENERGY * (stats[HEALER, unit] > 0.0)
 
     def kill(self, tags: Sequence[int]) -> None:
         """A unit that is removed does not blow up."""
@@ -291,14 +418,28 @@ class Skirmish:
 
     def save(self) -> Any:
         arrays = self.real.copy(), self.whole.copy(), self.tally.copy()
-        return arrays, list(self._tags), self._created, list(self._alive), list(self._dead)
+        units = self.map, list(self._type_ids), list(self._tags)
+        return arrays, units, self._created, list(self._alive), list(self._dead), self._camera
 
     def load(self, saved: Any) -> None:
-        arrays, tags, self._created, alive, dead = saved
+        arrays, (battle_map, type_ids, tags), self._created, alive, dead, self._camera = saved
+        if battle_map is not self.map:
+            self._set_units(battle_map, type_ids)
         for mine, theirs in zip((self.real, self.whole, self.tally), arrays, strict=True):
             mine[:] = theirs
         self._alive, self._dead = list(alive), list(dead)
-        self._tag_units(tags)
+        self._tag_units(list(tags))
+
+    def move_camera(self, x: float, y: float) -> None:
+        """Center the camera, as far as possible, on a point."""
+        inside = [min(max(value, 0.0), float(SIZE)) if math.isfinite(value) else SIZE / 2 for value in (x, y)]
+        self._camera = inside[0], inside[1]
+
+    def show_layers(self, setup: Any, layers: Any) -> None:
+        """Fill an ObservationFeatureLayer; `setup` is the SpatialCameraSetup that asks for it."""
+        raw = raw_pb.ObservationRaw()
+        self.show(api.PlayerCommon(), raw)
+        draw_layers(setup, self._camera, raw.units, self._ground, layers)
 
     def query(self, request: Any, response: Any) -> None:
         for asked in request.pathing:
@@ -338,68 +479,4 @@ class Skirmish:
         return length + math.hypot(end.x - x, end.y - y)
 
     def data(self, request: Any) -> Any:
-        tables = api.ResponseData()
-        if request.ability_id:
-            tables.abilities.extend(draw_ability(number) for number in [*ABILITIES, *_SPECIFIC])
-        if request.unit_type_id:
-            tables.units.extend(draw_type(kind, number) for kind, number in UNITS.items())
-            for kind, number in self.agent_types.items():
-                own = draw_type(kind, number)
-                own.name, own.unit_alias = f"{own.name}Agent", UNITS[kind]
-                tables.units.append(own)
-        return tables
-
-
-def draw_ability(number: int) -> Any:
-    """AbilityData of one of ABILITIES, or of the general one that stands for it."""
-    ability = _SPECIFIC.get(number, number)
-    name, target, general = ABILITIES[ability]
-    message = data_pb.AbilityData(
-        ability_id=number,
-        link_name=name.lower(),
-        link_index=0,
-        button_name=name,
-        friendly_name=name,
-        remaps_to_ability_id=general if number == ability else 0,
-        available=True,
-        target=data_pb.AbilityData.Target.Value(target),
-        allow_minimap=target == "PointOrUnit",
-        allow_autocast=False,
-        is_building=False,
-        is_instant_placement=False,
-    )
-    if ability == HEAL:
-        message.cast_range = engine.HEAL_RANGE
-    return message
-
-
-def draw_type(kind: str, number: int) -> Any:
-    """UnitTypeData of a type, under a number. Speed and periods are per second of 16 loops."""
-    unit = DATA["units"][kind]
-    message = data_pb.UnitTypeData(
-        unit_id=number,
-        name=kind.title().replace("_", ""),
-        available=True,
-        cargo_size=0,
-        mineral_cost=0,
-        vespene_cost=0,
-        food_required=1.0,
-        race=_RACES[unit["race"]],
-        sight_range=unit["sight"],
-        movement_speed=unit["speed"],
-        armor=unit["armor"],
-        attributes=[data_pb.Attribute.Value(name.title()) for name in unit["attributes"]],
-    )
-    for weapon in unit["weapons"]:
-        message.weapons.add(
-            type=data_pb.Weapon.Any if weapon["targets"] == "both" else data_pb.Weapon.Ground,
-            damage=weapon["damage"],
-            attacks=weapon["hits"],
-            range=weapon["range"],
-            speed=weapon["period"],
-            damage_bonus=[
-                {"attribute": data_pb.Attribute.Value(name.title()), "bonus": bonus}
-                for name, bonus in weapon["bonus"].items()
-            ],
-        )
-    return message
+        return draw_tables(request, self.agent_types)

@@ -17,8 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from envs.sc2.server import Session, listen
-from envs.smac.maps import TASKS
-from envs.smac.serve import BUILD, VERSIONS, SmacLibrary, make_install
+from envs.smac.serve import BUILD, MAPS, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import (
     api,
     binary_client,
@@ -54,7 +53,7 @@ def game(tmp_path_factory):
 def test_pysc2_plays_a_game_with_all_that_it_can_ask(start, tmp_path):
     with start(folder=tmp_path / "it's a folder with spaces", version="4.10") as game:
         assert game.ping().base_build == 75689
-        assert len(game.available_maps().local_map_paths) == len(TASKS)
+        assert len(game.available_maps().local_map_paths) == len(MAPS)
         game.save_map("other/3m.SC2Map", b"data")
         game.create_game(creation("MMM"))
         assert game.join_game(joining(score=True)).player_id == 1
@@ -97,7 +96,7 @@ def test_pysc2_is_told_what_went_wrong(start):
         with pytest.raises(remote_controller.RequestError, match=r"MissingOptions.*raw=True"):
             game.join_game(api.RequestJoinGame(race=1))
         game.join_game(joining())
-        with pytest.raises(protocol.ProtocolError, match="create_unit is not served"):
+        with pytest.raises(protocol.ProtocolError, match="create_unit has owner=0; give 1 or 2"):
             game.debug(api.RequestDebug(debug=[{"create_unit": {"unit_type": 48}}]).debug)
         assert game.step(8).simulation_loop == 8
 
@@ -165,7 +164,7 @@ def test_the_command_writes_an_installation(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == f"export SC2PATH='{tmp_path}/the game'\n"
     maps = {path.stem for path in (tmp_path / "the game" / "Maps" / "SMAC_Maps").glob("*.SC2Map")}
-    assert maps == set(TASKS)
+    assert maps == set(MAPS)
     (tmp_path / "file").write_text("")
     done = subprocess.run([*command[:-1], str(tmp_path / "file")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

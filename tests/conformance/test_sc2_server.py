@@ -14,6 +14,7 @@ from tests.support.sc2 import Asker, api, creation, joining, request
 
 ALLY, ENEMY = 1, 4
 STOP, MOVE, ATTACK, HEAL, SMART = 4, 16, 23, 386, 1
+LAYERS = {"resolution": {"x": 8, "y": 8}, "minimap_resolution": {"x": 8, "y": 8}}
 RAW = api.InterfaceOptions(raw=True)
 
 
@@ -152,7 +153,7 @@ def test_a_game_that_cannot_be_created(ask, change, name, part):
         ({"race": 1}, "MissingOptions"),
         ({"observed_player_id": 1, "options": RAW}, "InvalidObservedPlayerId"),
         ({"race": 1, "options": RAW, "server_ports": {"game_port": 1, "base_port": 2}}, "FeatureUnsupported"),
-        ({"race": 1, "options": {"feature_layer": {"width": 24}}}, "FeatureUnsupported"),
+        ({"race": 1, "options": {"feature_layer": {"width": 24}}}, "FeatureUnsupported"),  # no resolution
         ({"race": 1, "options": {"raw": True, "render": {"resolution": {"x": 8, "y": 8}}}}, "FeatureUnsupported"),
     ],
 )
@@ -209,8 +210,8 @@ def test_chat_comes_back_once_and_pictures_are_not_acted_on(ask):
 def test_debug_commands_are_carried_out_together_or_not_at_all(ask):
     ask.begin()
     tag = ask.units()[0].tag
-    response = ask(debug={"debug": [{"kill_unit": {"tag": [tag]}}, {"create_unit": {"unit_type": 48, "owner": 1}}]})
-    assert "create_unit" in response.error[0]
+    response = ask(debug={"debug": [{"kill_unit": {"tag": [tag]}}, {"create_unit": {"unit_type": 1, "owner": 1}}]})
+    assert "unit_type=1" in response.error[0]
     assert response.WhichOneof("response") is None
     assert len(ask.units()) == 6
     assert "game_state" in ask(debug={"debug": [{"game_state": 6}]}).error[0]
@@ -273,8 +274,9 @@ def test_no_message_breaks_the_server(another, monkeypatch):
         request(step={"count": 8}),
         request(query={"pathing": [{"unit_tag": tags[0], "end_pos": {"x": 3.0, "y": 9.0}}]}),
         request(debug={"debug": [{"unit_value": {"unit_tag": tags[0], "unit_value": 2, "value": 4.0}}]}),
+        request(debug={"debug": [{"create_unit": {"unit_type": 48, "owner": 2, "pos": {"x": 9.0, "y": 16.0}}}]}),
         request(create_game=creation("2s3z")),
-        request(join_game=joining(score=True)),
+        request(join_game=joining(score=True, feature_layer=LAYERS)),
         request(start_replay={"replay_data": ask(save_replay={}).save_replay.data, "options": RAW}),
     ]
     for number in range(3000):
