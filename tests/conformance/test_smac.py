@@ -14,11 +14,12 @@ pytest.importorskip("numba")
 from envs.smac import TASKS, SmacOptions, batch, crew, make
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.env import SmacEnv, SmacVector
+from envs.smac.maps import load_map
 from envs.smac.rules import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
 from envs.testing import check_env, check_vector_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.registry import find_env
-from tests.support.smac import place
+from tests.support.smac import EVERY_MAP, SAMPLE, place
 
 SIZES = {
     "3m": (60, 9, 30, 48, 365),
@@ -59,11 +60,22 @@ def test_sizes_are_those_of_smac(name):
     assert spec.name == f"smac/{name}"
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EVERY_MAP)
 def test_passes_the_conformance_suite(name):
     limit = min(SIZES[name][0], 60)
     assert check_env(lambda: make(name, max_steps=limit))
     assert check_vector_env(lambda: batch(name, 3, 2), [1, 2, 3], lambda: make(name), steps=70)
+
+
+def test_the_sample_has_every_kind_of_map():
+    """The tests of every map leave the others to the slow tests."""
+
+    def kinds(tasks):
+        maps = [load_map(task) for task in tasks]
+        units = {(kind, index < each.num_agents) for each in maps for index, kind in enumerate(each.types)}
+        return units | {each.order for each in maps} | {each.walkable.tobytes() for each in maps}
+
+    assert kinds(SAMPLE) == kinds(TASKS)
 
 
 def test_an_observation_by_hand():

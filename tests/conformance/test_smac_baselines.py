@@ -6,12 +6,13 @@ import torch
 
 pytest.importorskip("numba")
 
-from envs.smac import TASKS, batch, make
+from envs.smac import batch, make
 from envs.smac.baselines import FIRST_TARGET, NORTH, STOP, Facts, ScriptedTeam, read, shoot
 from envs.smac.rules import COOLDOWN, HEALTH, LAST, SHIELD, X, Y
 from marl.errors import ConfigError
 from marl.evaluate import evaluate, paired_seeds
 from marl.registry import AGENTS, NoOptions, find_env
+from tests.support.smac import EVERY_MAP
 
 EPISODES = 32
 
@@ -57,7 +58,7 @@ def test_the_state_says_where_the_units_are(task):
 
 
 @pytest.mark.parametrize("agent", ["focus-fire", "kiting"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY_MAP)
 def test_every_action_of_every_map_is_available(task, agent):
     env = batch(task, 2)
     policy = AGENTS.get(agent).make(env.spec, NoOptions())
@@ -217,7 +218,7 @@ def test_other_environments_and_states_are_refused():
                 make_team(make("3m", **options).spec, NoOptions())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY_MAP)
 def test_observations_instead_of_the_state_are_refused(task):
     with pytest.raises(ConfigError, match="obs_instead_of_state"):
         ScriptedTeam(make(task, obs_instead_of_state=True).spec, kites=False)

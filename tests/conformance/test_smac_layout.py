@@ -30,6 +30,7 @@ from envs.smac.rules import (
 )
 from envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError
+from tests.support.smac import EVERY_MAP
 
 MAPS = {
     "3m": (3, 3, 0, 0, 0),
@@ -103,7 +104,7 @@ def one_hot(index, size):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_sizes_and_the_contract(name):
+def test_sizes_are_those_of_the_fork(name):
     agents, enemies, shield, foes_shield, types = MAPS[name]
     ally, enemy = 5 + shield + types + 6 + enemies, 5 + foes_shield + types
     observation = agents * ally + enemies * enemy + 4 + agents
@@ -111,8 +112,12 @@ def test_sizes_and_the_contract(name):
     env = fork(name, max_steps=25)
     assert (env.spec.observation_size, env.spec.state_size) == (observation, agents * view)
     assert PUBLISHED.get(name, (observation, view)) == (observation, view)
-    assert check_env(lambda: make(name, layout="mappo", max_steps=25))
     assert set(MAPS) == set(TASKS)
+
+
+@pytest.mark.parametrize("name", EVERY_MAP)
+def test_passes_the_conformance_suite(name):
+    assert check_env(lambda: make(name, layout="mappo", max_steps=25))
 
 
 @pytest.mark.parametrize("name", ["3m", "2s3z", "MMM"])

@@ -35,6 +35,7 @@ from envs.testing import check_env, check_vector_env
 from experiments import cli
 from marl.errors import ConfigError, EnvironmentContractError
 from tests.support.games import choose, install, installed, make_real, mischief, same_obs
+from tests.support.smac import EVERY_MAP
 
 __all__ = ["install", "installed", "mischief"]
 
@@ -238,7 +239,7 @@ def test_every_map_passes_the_tests_of_pettingzoo(task):
     env.close()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY_MAP)
 def test_every_embedded_map_passes_the_tests_of_pettingzoo(task):
     env = as_parallel_env(make(task, max_steps=30))
     parallel_api_test(env, num_cycles=40)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,47 +74,62 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("kind", FAILURES)
-def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog, kind):
+def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog):
     env = make_real("3m")
-    before = env.reset(5)
-    seen = {name: getattr(before, name).copy() for name in ("agents", "alive", "action_mask", "state")}
-    first = env._battles._instances[0]._game.pid
-    (mischief / "once").write_text(kind)
-    env._battles.view.reward[:] = 9
-    started = time.monotonic()
-    step = env.step(np.array([4, 4, 4]))
-    assert time.monotonic() - started < 12
-    assert (step.terminated, step.truncated, step.reward.tolist()) == (False, True, [0, 0, 0])
-    assert step.info == {"success": 0, "dead_allies": 0, "dead_enemies": 0, "restarted": 1}
-    same_obs(SimpleNamespace(**seen), step.obs)
-    message = caplog.records[-1].getMessage()
-    assert FAILURES[kind] in message, message
-    assert "smac/3m, environment 0" in message
-    if kind.split()[0] not in ("ended", "stub", "id"):
-        assert f"mischief: {kind.split()[0]}" in message, "the game's own log is shown"
-    with pytest.raises(RuntimeError, match="no running episode"):
-        env.step(np.array([4, 4, 4]))
-    assert env._battles._instances[0]._wire_seed() not in (4, 5, 6), "the same battle would only be lost again"
-    again = env.reset()
-    assert env._battles._instances[0]._game.pid != first
-    assert again.alive.all()
-    after = env.step(np.array([4, 4, 4]))
-    assert not after.truncated
-    assert "restarted" not in after.info
+    for kind, part in FAILURES.items():
+        before = env.reset(5)
+        seen = {name: getattr(before, name).copy() for name in ("agents", "alive", "action_mask", "state")}
+        first = env._battles._instances[0]._game.pid
+        (mischief / "once").write_text(kind)
+        env._battles.view.reward[:] = 9
+        step = env.step(np.array([4, 4, 4]))
+        assert (step.terminated, step.truncated, step.reward.tolist()) == (False, True, [0, 0, 0]), kind
+        assert step.info == {"success": 0, "dead_allies": 0, "dead_enemies": 0, "restarted": 1}, kind
+        same_obs(SimpleNamespace(**seen), step.obs)
+        message = caplog.records[-1].getMessage()
+        assert part in message, message
+        assert "smac/3m, environment 0" in message
+        if kind.split()[0] not in ("ended", "stub", "id"):
+            assert f"mischief: {kind.split()[0]}" in message, "the game's own log is shown"
+        with pytest.raises(RuntimeError, match="no running episode"):
+            env.step(np.array([4, 4, 4]))
+        assert env._battles._instances[0]._wire_seed() not in (4, 5, 6), "the same battle would only be lost again"
+        again = env.reset()
+        assert env._battles._instances[0]._game.pid != first
+        assert again.alive.all()
+        after = env.step(np.array([4, 4, 4]))
+        assert not after.truncated
+        assert "restarted" not in after.info
     env.close()
 
 
-def test_games_step_at_the_same_time(mischief):
-    vector = batch("3m", 4, backend="sc2")
+@pytest.mark.usefixtures("install")
+def test_games_step_at_the_same_time(monkeypatch):
+    vector, step = batch("3m", 4, backend="sc2"), real_module.Instance.step
+    together = threading.Barrier(4, timeout=60)
+
+    def wait_and_step(*arguments):
+        together.wait()  # raises BrokenBarrierError unless all four games are in a step
+        step(*arguments)
+
+    monkeypatch.setattr(real_module.Instance, "step", wait_and_step)
     obs, rng = vector.reset([1, 2, 3, 4]), np.random.default_rng(0)
-    (mischief / "always").write_text("late step")
-    started = time.monotonic()
     for _ in range(3):
         obs = vector.step(choose(obs, rng)).obs
-    assert 3 * 0.3 < time.monotonic() - started < 3 * 2 * 0.3
-    (mischief / "always").unlink()
     vector.close()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """One entry for each game that an environment launches."""
+    launches, game = [], real_module.Game
+
+    def launch(install):
+        launches.append(install)
+        return game(install)
+
+    monkeypatch.setattr(real_module, "Game", launch)
+    return launches
 
 
 @pytest.mark.usefixtures("mischief")
@@ -147,13 +161,12 @@ def test_the_others_of_a_batch_play_on(caplog):
     assert "ended with code -9" in caplog.text
 
 
-def test_a_game_that_always_fails_is_given_up_with_its_own_words(mischief):
+def test_a_game_that_always_fails_is_given_up_with_its_own_words(mischief, launches):
     env = make_real("3m")
     (mischief / "always").write_text("refuse create_game")
-    started = time.monotonic()
     with pytest.raises(GameError, match=r"(?s)environment 0: lost 3 times .*MissingMap: 'no such map here'.*mischief"):
         env.reset(0)
-    assert time.monotonic() - started < 30
+    assert len(launches) == 3
     (mischief / "always").write_text("crash step")
     env = make_real("3m")
     for number in range(3):
@@ -197,17 +210,15 @@ def test_a_game_that_fails_between_battles_is_started_anew(mischief, caplog):
 def test_a_game_that_ends_at_once_tells_why():
     binary = find_install().binary
     binary.write_text("#!/bin/sh\necho libSDL is missing >&2\nexit 5\n")
-    started = time.monotonic()
     with pytest.raises(GameError, match=r"(?s)ended with code 5\) ended before it listened.*libSDL is missing"):
         Game(find_install())
-    assert time.monotonic() - started < 5
     binary.write_text("not a program")
     with pytest.raises(GameError, match="cannot be started"):
         Game(find_install())
 
 
 @pytest.mark.usefixtures("mischief")
-def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog):
+def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog, launches):
     monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 1.0)
     monkeypatch.setattr(game_module, "PATIENT_SECONDS", 0.3)
     binary = find_install().binary
@@ -217,10 +228,10 @@ def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog):
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"waiting for StarCraft II ({binary}, port ")
     assert told.endswith("to listen, up to 1 s")
-    env, started = make_real("3m"), time.monotonic()
+    env = make_real("3m")
     with pytest.raises(GameError, match=r"smac/3m, environment 0: .*did not listen within 1 s"):
         env.reset(0)
-    assert time.monotonic() - started < 2.5, "what has never played is not tried again"
+    assert len(launches) == 1, "a game that has never played is not launched again"
     env.close()
 
 
@@ -376,9 +387,7 @@ def test_a_stopped_game_is_killed(install, monkeypatch):
     env.reset(0)
     pid = env._battles._instances[0]._game.pid
     os.kill(pid, signal.SIGSTOP)
-    started = time.monotonic()
     assert env.step(np.ones(3, int)).truncated
-    assert time.monotonic() - started < 8
     assert pid not in processes(install)
     env.close()
 

@@ -389,7 +389,15 @@ def test_passes_the_conformance_suite(task, options):
     )
 
 
-@pytest.mark.parametrize("task", set(TEAM_TASKS) - {"terran_5_vs_5", "protoss_10_vs_11"})
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(
+            task, marks=() if task in ("terran_10_vs_11", "zerg_5_vs_5", "zerg_20_vs_23") else pytest.mark.slow
+        )
+        for task in sorted(set(TEAM_TASKS) - {"terran_5_vs_5", "protoss_10_vs_11"})
+    ],
+)
 def test_every_scenario_passes_the_conformance_suite(task):
     assert check_env(lambda: make(task, max_steps=30))
 

@@ -43,8 +43,6 @@ class Mischief:
             return b""
         if kind == "text":
             return "no bytes"
-        if kind == "late":
-            time.sleep(0.3)
         if kind == "hang":
             time.sleep(600)
         if kind == "hangup":

@@ -1,8 +1,9 @@
 """Battles of our own choosing for the tests of SMAC."""
 
 import numpy as np
+import pytest
 
-from envs.smac import SmacOptions, engine
+from envs.smac import TASKS, SmacOptions, engine
 from envs.smac.build import build_rules, build_world
 from envs.smac.combat import ATTACK_MOVING, IDLE
 from envs.smac.maps import BattleMap
@@ -17,6 +18,25 @@ from envs.smac.rules import (
     X,
     Y,
 )
+
+SAMPLE = (
+    "3m",
+    "MMM2",
+    "3s5z_vs_3s6z",
+    "1c3s5z",
+    "3s_vs_3z",
+    "2m_vs_1z",
+    "2s_vs_1sc",
+    "6h_vs_8z",
+    "corridor",
+    "so_many_baneling",
+    "bane_vs_bane",
+    "2c_vs_64zg",
+)
+"""Maps with every unit type, ground, order of the enemy and layout. The others differ in the number of units only."""
+
+EVERY_MAP = [pytest.param(task, marks=() if task in SAMPLE else pytest.mark.slow) for task in TASKS]
+"""All maps for a parametrization; those outside the sample are slow tests."""
 
 
 class Arena:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.smac import TASKS, make, paint
+from envs.smac import make, paint
 from envs.smac.baselines import ScriptedTeam
 from envs.smac.combat import GOING, IDLE
 from envs.smac.film import HOLD, PACE
@@ -30,7 +30,7 @@ from envs.smac.paint import (
 from envs.smac.picture import GLYPHS, draw_text, reachable, window
 from envs.smac.rules import FIRST_TARGET, GOAL_X, GOAL_Y, HEALTH, LAST, ORDER, RADIUS, SHIELD, TARGET, WINDUP, X, Y
 from marl.errors import MissingDependencyError
-from tests.support.smac import Arena
+from tests.support.smac import EVERY_MAP, Arena
 
 ROOT = Path(__file__).parents[2]
 SCALE = 728 // 32
@@ -260,7 +260,7 @@ def test_attention_of_the_dead_is_not_drawn():
     assert like(scene.paint(weights), LOOKED, 60)[HEADER:-30].any()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY_MAP)
 def test_every_map_fits_its_picture(task):
     env = make(task)
     env.reset(0)
