@@ -406,6 +406,7 @@ def preset_table() -> Table:
 def check(args: list[str]) -> None:
     from envs.testing import check_env
     from marl.registry import EnvFactory
+    from marl.shared_memory import failure
 
     @dataclass(frozen=True)
     class CheckEnv:
@@ -433,8 +434,13 @@ def check(args: list[str]) -> None:
     if parsed.episodes < 1:
         raise ConfigError(f"episodes is {parsed.episodes}; give 1 or more")
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
-    for line in check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed):
-        print(line)
+    try:
+        lines = check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed)
+    except MarlError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failure(error, parsed.env) from error
+    print(*lines, sep="\n")
     print(f"{parsed.env} keeps every rule")
 
 

@@ -24,6 +24,7 @@ from marl.normalise import ValueNorm
 from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
+from marl.shared_memory import named_errors
 from marl.tracking import png
 from marl.trust import external_of_env, require_trust
 from marl.types import EnvSpec
@@ -171,7 +172,8 @@ class Screen:
             for picture in self.film.draw(attention):
                 self.add(picture)
             return
-        shown = self.env.render()
+        with named_errors(self.name):
+            shown = self.env.render()
         if isinstance(shown, str):
             self.refuse("video", "text", "pictures")
             print(shown)
@@ -203,7 +205,8 @@ class Screen:
 def show(parsed: Any) -> None:
     """`marl play`: a story, a video beside the run, or text on the terminal."""
     subject = resolve(parsed)
-    env = EnvFactory(subject.task.name, drawing_options(subject.task))()
+    with named_errors(subject.task.name):
+        env = EnvFactory(subject.task.name, drawing_options(subject.task))()
     try:
         policy = policy_for(subject, env.spec)
         if parsed.view in (None, "story") and hasattr(policy, "transcript"):
@@ -286,7 +289,9 @@ def drawing_options(task: EnvFactory) -> dict[str, Any]:
 def play_episode(env: Env, policy: Any, screen: Screen, seed: int, greedy: bool, parsed: Any) -> None:
     """Show every step of one episode, whose return is printed at its end."""
     generator = torch.Generator().manual_seed(seed)
-    obs, total, length = env.reset(seed), 0.0, 0
+    total, length = 0.0, 0
+    with named_errors(env.spec.name):
+        obs = env.reset(seed)
     end = "stopped by --stop-after"
     memory = Memory(policy, 1)
     screen.show()
@@ -296,7 +301,8 @@ def play_episode(env: Env, policy: Any, screen: Screen, seed: int, greedy: bool,
             decision = policy.act(inputs, generator, greedy)
             memory.keep(decision)
             attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
-        step = env.step(decision.action[0])
+        with named_errors(env.spec.name):
+            step = env.step(decision.action[0])
         obs, total, length = step.obs, total + float(step.reward.mean()), length + 1
         screen.show(attention)
         if step.terminated or step.truncated:

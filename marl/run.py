@@ -26,6 +26,7 @@ from marl.loading import give_weights, load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.seeding import Streams, fix_globals
+from marl.shared_memory import failure
 from marl.tasks import share
 from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
@@ -206,7 +207,10 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     """
     try:
         trainer.train()
-    except Exception as error:
+    except StopNow:
+        raise
+    except BaseException as caught:
+        error = caught if isinstance(caught, Exception) else failure(caught, "training")  # an environment may sys.exit
         if distributed.world_size() == 1 and trainer.iteration > max(0, saver.saved):
             try:
                 saver.save(trainer, environments=False)
@@ -215,7 +219,11 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
         if saver.saved > 0:
             kept = f"what was learned in {saver.saved_steps} steps is kept"
             error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
-        raise
+        raise error from error.__cause__ if error is caught else caught
+
+
+class StopNow(KeyboardInterrupt):
+    """The user interrupted a run twice."""
 
 
 def local_share(config: RunConfig) -> int:
@@ -317,7 +325,7 @@ def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
         if first < now < first + 1.0:
             return
         if first > 0:
-            raise KeyboardInterrupt
+            raise StopNow
         first = now
         if trainer.stop_reason is None:
             trainer.stop_reason = "interrupted"

@@ -5,7 +5,7 @@ A vector in one process is one shard over private memory; worker processes hold 
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
@@ -124,7 +124,21 @@ def observation_at(obs: Obs, rows: Any) -> Obs:
     return Obs(**cut)  # pyright: ignore[reportArgumentType] - `alive` is never None
 
 
-def failure(error: Exception, where: str) -> MarlError:
+@contextmanager
+def named_errors(where: str) -> Iterator[None]:
+    """Turn what is raised inside into an error of the suite with `where` in front, `sys.exit` included.
+
+    An interrupt by the user passes.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise failure(error, where) from error
+
+
+def failure(error: BaseException, where: str) -> MarlError:
     """`error` with its place in front: errors of the suite keep their class, others become a WorkerError
     that holds the traceback."""
     if isinstance(error, MarlError) and type(error).__module__ == MarlError.__module__:
@@ -262,7 +276,9 @@ class Shard:
                     self._check(index, obs)
                 steps.append(step)
                 observations.append(obs)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise failure(error, self._where(index)) from error
         self._gather(steps, observations)
         return self._report(ended)
@@ -272,18 +288,14 @@ class Shard:
         while self.envs:
             try:
                 self.envs.pop().close()
-            except Exception:
+            except (Exception, SystemExit):
                 getLogger("marl").warning("%s: an environment did not close", self.name, exc_info=True)
 
     def _where(self, index: int) -> str:
         return f"{self.name}, environment {self.start + index}" if self.name else f"environment {self.start + index}"
 
-    @contextmanager
-    def _at(self, index: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise failure(error, self._where(index)) from error
+    def _at(self, index: int) -> AbstractContextManager[None]:
+        return named_errors(self._where(index))
 
     def _arrays(self, target: Obs) -> list[tuple[str, np.ndarray]]:
         return [(name, array) for name in ARRAYS if (array := getattr(target, name)) is not None]

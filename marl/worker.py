@@ -7,7 +7,6 @@ import os
 import pickle
 import select
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -62,17 +61,32 @@ def _received(duplicate: Any) -> Memory:
     return Memory(duplicate.detach())
 
 
+class Released(KeyboardInterrupt):
+    """The vector has no use for this process any more."""
+
+
+def _release(*_: Any) -> None:
+    raise Released
+
+
 def serve(inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, held: range, name: str) -> None:
     """The life of a worker process: build the shard of the pickled factories `recipe`, answer with its spec, then
     answer messages until the vector is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whoever ends a job signals all its processes, and the run needs its environments to save itself first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, lambda *_: sys.exit())
+    signal.signal(signal.SIGUSR1, _release)
     faulthandler.enable()
+    with suppress(Released):
+        _serve(inbox, outbox, memory, recipe, held, name)
+
+
+def _serve(inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, held: range, name: str) -> None:
     try:
         shard = Shard(pickle.loads(recipe), held.start, name)
-    except Exception as error:
+    except Released:
+        raise
+    except BaseException as error:
         outbox.send_bytes(pickle.dumps(error if isinstance(error, MarlError) else failure(error, name or "factories")))
         return
     try:
@@ -97,7 +111,9 @@ def _answer(shard: Shard, message: bytes) -> bytes:
         return pickle.dumps(getattr(shard, method)(*arguments))
     except MarlError as error:
         return pickle.dumps(error)
-    except Exception as error:
+    except Released:
+        raise
+    except BaseException as error:
         return pickle.dumps(failure(error, f"{shard.name}, environments from {shard.start}"))
 
 

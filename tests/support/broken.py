@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,10 @@ class Broken(EnvWrapper):
             return replace(step, obs=replace(step.obs, alive=np.zeros_like(step.obs.alive)))
         if self.what == "raise":
             raise ZeroDivisionError("the simulator divided by zero")
+        if self.what == "exit":
+            sys.exit(0)
+        if self.what == "interrupt":
+            raise KeyboardInterrupt
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "sleep":
