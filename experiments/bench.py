@@ -53,8 +53,11 @@ class Bench:
     """Length of a round."""
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1 or self.rounds < 1 or not self.seconds > 0:
+        if self.num_envs < 1 or self.rounds < 1 or not 0 < self.seconds < float("inf"):
             raise ConfigError("num_envs and rounds must be 1 or more, and seconds positive")
+        for option, users in (("env", {"env", "train", "ranks"}), ("num_envs", {"env"}), ("model", {"language"})):
+            if getattr(self, option) != getattr(Bench, option) and not users & set(self.parts):
+                raise ConfigError(f"{option} has no effect on {', '.join(self.parts)}; leave it out")
 
 
 Row = tuple[str, float, float]

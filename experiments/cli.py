@@ -23,7 +23,7 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import FREE_TO_CHANGE, RunConfig, flatten
+from marl.config import FREE_TO_CHANGE, RunConfig, flatten, require_episodes
 from marl.errors import ConfigError, MarlError
 from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env, find_family, missing
 
@@ -47,6 +47,7 @@ USAGE = """usage: marl COMMAND ...
 
 def main() -> None:
     """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`."""
+    open_closed_streams()
     try:
         try:
             dispatch()
@@ -59,6 +60,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         sys.exit(141)  # as of a program that SIGPIPE has ended
+
+
+def open_closed_streams() -> None:
+    """Point the standard streams that the caller closed to nowhere, so that no file of ours takes their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the program
 
 
 def unread() -> bool:
@@ -79,6 +91,9 @@ def dispatch() -> None:
         print(USAGE, end="")
         return
     try:
+        for arg in args:
+            if not arg.isascii() and any("\ud800" <= letter <= "\udfff" for letter in arg):
+                raise ConfigError(f"argument {arg!a:.80} is not UTF-8; rename what it names")
         if args[0] not in COMMANDS:
             raise ConfigError(closest("command", args[0], COMMANDS))
         COMMANDS[args[0]](args[1:])
@@ -86,6 +101,13 @@ def dispatch() -> None:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         rank = f", rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"marl{rank}: {error}{notes}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) < 200 else f"{name[:60]}..."
+        print(f"marl: {error.strerror}: {shown}; name another file or folder", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         from marl.halving import ran_out_of_memory
@@ -179,7 +201,10 @@ def keywords(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]
         return None
 
     def parse_one(words: list[str]) -> dict[str, Any]:
-        value = yaml.safe_load(words[0])
+        try:
+            value = yaml.safe_load(words[0])
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ValueError(f"{words[0]!r:.200} is no YAML of the form '{{name: value, ...}}'") from error
         if not isinstance(value, dict):
             raise ValueError(f"{words[0]!r} is not of the form '{{name: value, ...}}'")
         return value
@@ -307,8 +332,8 @@ def play(args: list[str]) -> None:
 
         out: Path | None = None
         """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder. Of a story: a picture, play.png."""
-        fps: int = 30
-        """Frames a second."""
+        fps: int | None = None
+        """Frames a second of a video; None is 30."""
         stop_after: int = 10_000
         """Leave an episode after this many steps."""
         view: Literal["video", "text", "story"] | None = None
@@ -318,9 +343,10 @@ def play(args: list[str]) -> None:
         """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 
     parsed = watched(Play, "marl play", args)
-    for name in ("fps", "stop_after", "episodes"):
-        if getattr(parsed, name) < 1:
-            raise ConfigError(f"{name} is {getattr(parsed, name)}; give 1 or more")
+    require_episodes("episodes", parsed.episodes)
+    for name in ("fps", "stop_after"):
+        if (value := getattr(parsed, name)) is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; give 1 or more")
     show(parsed)
 
 
@@ -431,8 +457,7 @@ def check(args: list[str]) -> None:
     parsed = tyro.cli(
         typed, prog="marl check-env", args=args, config=flat, description=CheckEnv.__doc__, registry=KEYWORDS
     )
-    if parsed.episodes < 1:
-        raise ConfigError(f"episodes is {parsed.episodes}; give 1 or more")
+    require_episodes("episodes", parsed.episodes)
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
     try:
         lines = check_env(EnvFactory(parsed.env, options), parsed.episodes, parsed.seed)

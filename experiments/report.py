@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
+from marl.files import whole_files
 from marl.run import read_config
 from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
 
@@ -235,8 +236,9 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     tables = [table(groups, metric), overall(groups, metric)]
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-        data.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
-        draw(groups, metric, picture)
+        with whole_files(data, picture) as (data_beside, picture_beside):
+            data_beside.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
+            draw(groups, metric, picture_beside)
     Console().print(*filter(None, tables))
     if out is not None:
         print(f"wrote {out}.json and {out}.png")

@@ -18,11 +18,12 @@ from tyro.conf import Positional
 from experiments.presets import choose
 from experiments.report import no_metric, read_curve, shown
 from marl.checkpoint import load
-from marl.config import RunConfig, digest, override
+from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
 from marl.evaluate import evaluate
+from marl.files import require_folder_name, write_whole
 from marl.registry import AGENTS
-from marl.run import has_checkpoint, read_config, resume, start, write_atomically
+from marl.run import has_checkpoint, read_config, resume, start
 from marl.stats import mean_interval
 from marl.tasks import share
 from marl.vector import make_vector
@@ -94,11 +95,11 @@ class Transfer:
             raise ConfigError(f"percentages has {outside[0]:g}; give parts of the budget, from 0 to 100")
         if fixed := sorted(OWN & set(self.settings)):
             raise ConfigError(f"settings have {', '.join(fixed)}, which this command sets itself; leave it out")
-        for name in ("budget", "pretrain_steps", "episodes"):
+        require_episodes("episodes", self.episodes)
+        for name in ("budget", "pretrain_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if not self.name or Path(self.name).name != self.name:
-            raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
+        require_folder_name("name", self.name)
         if not self.steps(self.parts[0]):
             raise ConfigError(f"{self.parts[0]:g} % of the budget, {self.budget}, is less than a step; give more of it")
 
@@ -155,7 +156,7 @@ def transfer(asked: Transfer) -> None:
 def write(asked: Transfer, reached: Reached, scores: Scores) -> None:
     """What was asked and what came out of it so far, as FILE in the comparison's folder."""
     told = {**dataclasses.asdict(asked), "runs": str(asked.runs), "steps": reached, "scores": scores}
-    write_atomically(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
+    write_whole(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
 
 
 def require_same(asked: Transfer) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from rich.table import Table
 
 from marl import transcript
 from marl.checkpoint import Checkpoint
-from marl.config import RunConfig, default_config
+from marl.config import RunConfig, default_config, require_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.files import whole_files, write_whole
 from marl.loading import batch_of_one, load_checkpoint, make_policy
 from marl.memory import Memory
 from marl.normalise import ValueNorm
@@ -67,13 +69,16 @@ def resolve(parsed: Any) -> Subject:
             typed = external_of_env(default_config(parsed.env, config.agent))
         require_trust(folder, external_of_env(config) - typed, parsed.trust)
         root = path if checkpoint_only else path / "checkpoints"
-        checkpoint = load_checkpoint(root, int(which) if which.isdigit() else which)
+        checkpoint = load_checkpoint(root, int(which) if re.fullmatch("[0-9]{1,18}", which) else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
         value_norm = ValueNorm(config.learn.value_norm_decay)
         value_norm.load_state_dict(checkpoint.tensors["value_norm"])
         return Subject(config, title, folder, value_norm, checkpoint, parsed.trust)
     if path.parts[:1] == ("runs",) or path.is_absolute():
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
+    if which != "best" or parsed.trust:
+        unused = "--trust" if parsed.trust else f"--which {which}"
+        raise ConfigError(f"{subject!r} is no run's folder, and {unused} is for runs; leave it out")
     if parsed.env:
         raise ConfigError(f"{subject!r} is no run's folder, and --env is where a run of another plays; leave it out")
     agent = agent or "random"
@@ -104,8 +109,9 @@ def policy_for(subject: Subject, spec: EnvSpec) -> Policy:
 
 def report(parsed: Any) -> None:
     """`marl eval`: the mean return with its interval, and what the episodes ended with."""
-    if parsed.episodes < 1 or parsed.num_envs < 1:
-        raise ConfigError(f"episodes is {parsed.episodes} and num_envs {parsed.num_envs}; give 1 or more of each")
+    require_episodes("episodes", parsed.episodes)
+    if parsed.num_envs < 1:
+        raise ConfigError(f"num_envs is {parsed.num_envs}; give 1 or more")
     subject = resolve(parsed)
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
@@ -115,7 +121,7 @@ def report(parsed: Any) -> None:
         table, told = report_task(subject, task, title, parsed)
         lines += told
         if parsed.out is not None:
-            parsed.out.write_text("\n".join(lines) + "\n")
+            write_whole(parsed.out, "\n".join(lines) + "\n")
         Console().print(table)
 
 
@@ -145,6 +151,10 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     return table, [json.dumps(note | dataclasses.asdict(row)) for row in rows]
 
 
+FPS = 30
+"""Frames a second of videos, where no other number was asked for."""
+
+
 class Film(Protocol):
     """Moving pictures of an environment, given by its method `film()` where it has one."""
 
@@ -165,6 +175,7 @@ class Screen:
         self.film: Film | None = film() if film is not None and view != "text" else None
         self.writer: Any = None
         self.drawn = False
+        self.video_only: list[str] = []
 
     def show(self, attention: np.ndarray | None = None) -> None:
         """Show what happened since the last call."""
@@ -176,6 +187,7 @@ class Screen:
             shown = self.env.render()
         if isinstance(shown, str):
             self.refuse("video", "text", "pictures")
+            self.refuse_video_options()
             print(shown)
             self.drawn = True
         elif shown is not None:
@@ -185,6 +197,11 @@ class Screen:
     def refuse(self, view: str, drawn: str, absent: str) -> None:
         if self.view == view:
             raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
+
+    def refuse_video_options(self) -> None:
+        """Raise ConfigError where an option for videos was given, as text is shown."""
+        if self.video_only:
+            raise ConfigError(f"{self.name} is shown as text, without {self.video_only[0]}; leave that out")
 
     def add(self, picture: np.ndarray) -> None:
         self.writer = self.writer or open_video(self.out, self.fps)
@@ -199,7 +216,6 @@ class Screen:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-            print(f"wrote {self.out}")
 
 
 def show(parsed: Any) -> None:
@@ -225,14 +241,25 @@ def draw(subject: Subject, policy: Policy, env: Env, parsed: Any) -> None:
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
-    screen = Screen(name, env, parsed.view, out, parsed.fps)
-    if parsed.attention:
-        check_attention(subject, policy, screen)
-    try:
-        for seed in paired_seeds(parsed.episodes):
-            play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
-    finally:
-        screen.close()
+    interrupt = None
+    with whole_files(out) as (beside,):
+        screen = Screen(name, env, parsed.view, beside, parsed.fps or FPS)
+        if parsed.attention:
+            check_attention(subject, policy, screen)
+        screen.video_only = [f"--{option}" for option in ("out", "fps") if getattr(parsed, option) is not None]
+        if parsed.view == "text":
+            screen.refuse_video_options()
+        try:
+            for seed in paired_seeds(parsed.episodes):
+                play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
+        except KeyboardInterrupt as error:
+            interrupt = error  # what was drawn until then is kept
+        finally:
+            screen.close()
+    if screen.writer is not None:
+        print(f"wrote {out}")
+    if interrupt is not None:
+        raise interrupt
     if not screen.drawn:
         raise ConfigError(f"{name} draws nothing: its `render` returns None")
 
@@ -241,6 +268,8 @@ def tell(subject: Subject, policy: Any, parsed: Any) -> None:
     """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
     config = subject.config
     out = parsed.out or (subject.folder or Path()) / "play.png"
+    if parsed.fps is not None:
+        raise ConfigError("a story has no frames, so --fps has no effect; leave it out")
     if out.suffix != ".png":
         raise ConfigError(f"cannot write {out}: the picture of a language agent's credit must end in .png")
     env = make_vector(subject.task.name, subject.task.options, 1)
@@ -262,8 +291,9 @@ def tell(subject: Subject, policy: Any, parsed: Any) -> None:
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
     """Which tokens earned the advantage, as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(picture))
+    with whole_files(path) as (beside,):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(png(picture))
     print(f"wrote {path}")
 
 

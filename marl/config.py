@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from marl.backup import Axis, Links
 from marl.errors import ConfigError
+from marl.files import require_folder_name
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
 from marl.registry import AGENTS, EnvFactory, NoOptions, closest, find_family, tasks_of
@@ -25,6 +26,16 @@ def _positive(config: Any, *names: str) -> None:
     for name in names:
         if not getattr(config, name) >= 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; give 1 or more")
+
+
+MAX_EPISODES = 1_000_000
+"""Most episodes of an evaluation."""
+
+
+def require_episodes(option: str, episodes: int, at_least: int = 1) -> None:
+    """Raise ConfigError for a number of episodes that no evaluation can have."""
+    if not at_least <= episodes <= MAX_EPISODES:
+        raise ConfigError(f"{option} is {episodes}; give {at_least} to {MAX_EPISODES}")
 
 
 def _not_negative(config: Any, *names: str) -> None:
@@ -194,7 +205,8 @@ class WatchConfig:
     """Stop once the mean return of an evaluation reaches this."""
 
     def __post_init__(self) -> None:
-        _not_negative(self, "eval_interval", "eval_episodes")
+        _not_negative(self, "eval_interval")
+        require_episodes("eval_episodes", self.eval_episodes, at_least=0)
         _positive(self, "checkpoint_interval", "keep_checkpoints")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
             raise ConfigError(f"stop_return is {self.stop_return}; give a number")
@@ -262,8 +274,8 @@ class RunConfig:
                 "own; train in one task, or another agent"
             )
         _not_negative(self, "seed")
-        if Path(self.name).name != self.name:
-            raise ConfigError(f"name is {self.name!r}; give a folder's name, and its place with --runs")
+        if self.name:
+            require_folder_name("name", self.name)
         rows = self.collect.num_envs * self.collect.rollout_steps
         if self.learn.minibatches > rows:
             raise ConfigError(
@@ -385,5 +397,7 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         for name, kind in options.items():
             data[name] = dacite.from_dict(kind, data[name], hooks)
         return dacite.from_dict(RunConfig, usual | data, hooks)
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply to be the configuration of a run") from error
     except (yaml.YAMLError, dacite.DaciteError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error

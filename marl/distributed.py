@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import shlex
 import socket
 import struct
 import sys
@@ -37,7 +38,12 @@ def start(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}; give auto, cpu, cuda or cuda:NUMBER") from error
+        raise ConfigError(f"device is {device!r:.60}; give auto, cpu, cuda or cuda:NUMBER") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; give auto, cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise ConfigError(f"device is {device!r}, and there are {count} GPUs; give a smaller number")
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return chosen
     if chosen.type == "cuda":
@@ -179,7 +185,7 @@ def resume_command(folder: Path, ranks: int | None = None) -> str:
     """What a user types to go on with a run on so many ranks of this machine, by default as many as now."""
     ranks = ranks or world_size()
     start = f"torchrun --nproc-per-node {ranks} -m experiments.cli" if ranks > 1 else "marl"
-    return f"{start} resume {folder}"
+    return f"{start} resume {shlex.quote(str(folder))}"
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

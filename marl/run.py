@@ -22,6 +22,7 @@ from marl.checkpoint import Checkpoint, load
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.errors import CheckpointError, ConfigError, MarlError
+from marl.files import write_whole
 from marl.loading import give_weights, load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
@@ -101,7 +102,7 @@ def read_config(folder: Path) -> RunConfig:
     if not path.exists():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml; `ls runs` shows the runs")
     try:
-        return from_yaml(path.read_text(), path)
+        return from_yaml(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
 
@@ -193,8 +194,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
     """Write the configuration; drop what an earlier start logged after `step`."""
-    with writing(folder):
-        write_atomically(folder / "config.yaml", to_yaml(config))
+    write_whole(folder / "config.yaml", to_yaml(config))
     evaluations = folder / "evaluations.jsonl"
     if evaluations.exists():
         drop_lines(evaluations, step or -1)  # a run from the beginning logs step 0 again
@@ -358,9 +358,3 @@ def new_folder(config: RunConfig) -> Path:
             number += 1
             folder = runs / f"{name}-{number}"
     return distributed.gather(folder)[0]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -18,6 +18,7 @@ from typing import Any
 
 from marl.config import RunConfig
 from marl.errors import ConfigError
+from marl.files import write_whole
 from marl.registry import AGENTS, find_env
 
 MARK = "origin.json"
@@ -54,10 +55,8 @@ def mark_trusted(folder: Path, names: set[str]) -> str | None:
         return None
     try:
         mark = json.dumps({"names": sorted(names), "hmac": _seal(sorted(names), _key(make=True))}, indent=1)
-        beside = folder / f".{MARK}.tmp"
-        beside.write_text(mark + "\n")
-        os.replace(beside, folder / MARK)
-    except (OSError, RuntimeError) as error:
+        write_whole(folder / MARK, mark + "\n")
+    except (OSError, RuntimeError, ConfigError) as error:
         return f"this run will need --trust where it is used again: its mark cannot be kept ({error})"
     return None
 

@@ -21,7 +21,7 @@ from marl.protocols import Env, State, VectorEnv
 from marl.registry import EnvFactory, find_env
 from marl.shared_memory import ARRAYS, Buffers, Report, Shard, Words, check_same, observation_at
 from marl.types import EnvSpec, Final, Obs, VectorStep
-from marl.worker import STEP, Pool, Worker, start_context
+from marl.worker import STEP, Pool, Worker, require_descriptors, start_context
 
 MOST_LOSSES = 3
 """A worker that is lost this often without a step in between is not started again."""
@@ -253,6 +253,7 @@ class ProcessVector(_Vector):
             raise ConfigError(f"workers must be between 1 and the {len(makes)} environments, got {workers}")
         if timeout <= 0:
             raise ConfigError(f"timeout must be a positive number of seconds, got {timeout}")
+        require_descriptors(workers)
         self._timeout = timeout
         self._restart = restart
         self._context = start_context()

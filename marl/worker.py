@@ -5,6 +5,7 @@ import faulthandler
 import mmap
 import os
 import pickle
+import resource
 import select
 import signal
 import tempfile
@@ -16,11 +17,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-from marl.errors import MarlError, WorkerError
+from marl.errors import ConfigError, MarlError, WorkerError
 from marl.shared_memory import NOTHING, Buffers, Shard, failure
 
 PATIENCE = 10.0
 """Seconds that a worker gets to close its environments before it is killed."""
+FILES_PER_WORKER = 4
+"""Two pipes, and what multiprocessing keeps of a process."""
+SPARE_FILES = 24
+"""Files that stay free for the rest of a run: logs, checkpoints, imports."""
 STEP = b"s"
 """The message that says: the actions are in the buffers, step."""
 DONE = b"d"
@@ -138,6 +143,20 @@ def _one_thread() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def require_descriptors(workers: int) -> None:
+    """Raise ConfigError where the system's limit of open files is too low for so many workers."""
+    try:
+        free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return  # a system without /proc
+    needed = FILES_PER_WORKER * workers + SPARE_FILES
+    if free < needed:
+        raise ConfigError(
+            f"workers is {workers}, which needs {needed} more open files, and the limit leaves {free}; raise it with "
+            "`ulimit -n`, or give fewer"
+        )
 
 
 class Worker:
