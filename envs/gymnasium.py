@@ -33,6 +33,10 @@ class GymnasiumOptions:
     ignore: tuple[str, ...] = ()
     """Entries of a Dict observation that are left out, such as a text."""
 
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps is {self.max_steps}; give 1 or more, or None")
+
 
 class GymnasiumBridge:
     """A `gymnasium.Env` as an `Env` with the one agent "agent".

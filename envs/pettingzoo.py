@@ -48,6 +48,10 @@ class PettingZooOptions:
     state: bool = True
     """Give the environment's global state to centralized critics, where it has one."""
 
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps is {self.max_steps}; give 1 or more, or None")
+
 
 class ParallelBridge:
     """A `pettingzoo.ParallelEnv` as an `Env`.

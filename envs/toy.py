@@ -595,6 +595,12 @@ def _one_hot(index: int, size: int) -> np.ndarray:
     return (np.arange(size) == index).astype(np.float32)
 
 
+MAX_SIZE = 100_000
+"""Most agents, steps or symbols of a game."""
+
+
 def _at_least(task: str, option: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"toy/{task}: {option}={value}; give {least} or more")
+    if value > MAX_SIZE:
+        raise ConfigError(f"toy/{task}: {option}={value}, too many for a toy; give {MAX_SIZE} or fewer")
