@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from agents.lm.backbone import Backbone
+from agents.lm.tokens import stop_at
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ def generate(
     max_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    stop_strings: Sequence[str] = (),
     greedy: bool = False,
     generator: Generator | None = None,
 ) -> Generation:
-    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including the tokenizer's end token.
+    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including one of the tokenizer's end tokens.
 
-    An answer of an end token alone is the empty text. Equal prompts are read once; an answer that has ended costs
-    nothing more. `generator` belongs to the model's device. Raises ValueError for a prompt that leaves no room for
-    `max_tokens` in the context.
+    Or up to the token that completes one of the `stop_strings`. An answer of an end token alone is the empty text.
+    Equal prompts are read once; an answer that has ended costs nothing more. `generator` belongs to the model's
+    device. Raises ValueError for a prompt that leaves no room for `max_tokens` in the context.
     """
     longest = max(map(len, prompts))
     if longest + max_tokens > backbone.context:
@@ -59,19 +61,29 @@ def generate(
     behaviour = torch.zeros(shape, device=device)
     mask = torch.zeros(shape, dtype=torch.bool, device=device)
 
-    reader = _Reader(backbone, prompts)
+    reader, output = Reader(backbone, prompts), backbone.output.at(temperature)
     rows = torch.arange(len(prompts), device=device)
+    ends = torch.tensor(backbone.tokenizer.ends, device=device)
     for slot in range(max_tokens):
-        log_probs = torch.log_softmax(backbone.output.logits(reader.hidden) / temperature, -1)
+        log_probs = torch.log_softmax(output.logits(reader.hidden), -1)
         token, behaviour[rows, slot] = _choose(log_probs, top_p, greedy, generator)
         tokens[rows, slot], mask[rows, slot] = token, True
-        going = (token != backbone.tokenizer.end).nonzero().squeeze(-1)
+        ended = torch.isin(token, ends)
+        if stop_strings:
+            ended |= _stopped(backbone, tokens[rows, : slot + 1], stop_strings)
+        going = (~ended).nonzero().squeeze(-1)
         rows = rows[going]
         if not len(rows) or slot + 1 == max_tokens:
             break
         reader.read(token[going], going)
     length = int(mask.sum(-1).max())
     return Generation(tokens[:, :length], mask[:, :length], behaviour[:, :length])
+
+
+def _stopped(backbone: Backbone, answers: Tensor, stop_strings: Sequence[str]) -> Tensor:
+    """(B,) bool: where the text of answers (B, L) holds one of the strings."""
+    texts = [backbone.tokenizer.raw(ids) for ids in answers.tolist()]
+    return torch.tensor([stop_at(text, stop_strings) >= 0 for text in texts], device=answers.device)
 
 
 def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -96,7 +108,7 @@ def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     return torch.log_softmax(log_probs.masked_fill(outside, float("-inf")), -1)
 
 
-class _Reader:
+class Reader:
     """The model's state after what has been read: `hidden` (B, H) at the last token, and the key-value cache."""
 
     def __init__(self, backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:

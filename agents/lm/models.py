@@ -1,19 +1,25 @@
 """Models by name: `tiny`, `smollm2`, a folder, a GGUF file, or what Hugging Face's cache holds."""
 
 import copy
-import warnings
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
+from agents.lm.adapters import ALL_LINEAR, add_adapters
 from agents.lm.backbone import Backbone
+from agents.lm.fingerprint import fingerprint
+from agents.lm.self_check import WORKS, check, describe, find_logit_rule
 from agents.lm.tokens import PretrainedTokenizer, Tokenizer
-from agents.lm.tree import Tree
+from agents.lm.vocabulary import PLAIN
 from agents.lm.words import WordTokenizer
 from marl import distributed
 from marl.errors import ConfigError, MissingDependencyError
 from marl.types import EnvSpec
 
+LOGGER = logging.getLogger("marl")
 Precision = Literal["auto", "fp32", "bf16"]
 Chat = Literal["auto", "off"]
 DeviceMap = Literal["none", "auto"]
@@ -28,16 +34,19 @@ def load_backbone(
     chat: Chat = "auto",
     system: str = "",
     lora_rank: int = 0,
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.0,
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,),
     token_budget: int = 4096,
     seed: int = 0,
 ) -> Backbone:
     """The model `name`, ready to train: on the CPU, or with `device_map` where accelerate has put it.
 
     `lora_rank` above 0 trains adapters of that rank on the layers named `lora_targets`, in float32, and freezes the
-    rest (Hu et al. 2021; scaled by 2, as rank 8 and alpha 16 are); 0 trains all weights, beside a frozen copy as the
-    reference. `precision` is that of frozen weights; what trains is float32. `seed` draws the weights of `tiny` and
-    the adapters; both are the same whatever else is drawn, so the reference of a continued run is the same too.
+    rest (Hu et al. 2021; scaled by `lora_alpha` / `lora_rank`, None is 2, as rank 8 and alpha 16 are); 0 trains all
+    weights, beside a frozen copy as the reference. `precision` is that of frozen weights; what trains is float32.
+    `seed` draws the weights of `tiny` and the adapters; both are the same whatever else is drawn, so the reference of
+    a continued run is the same too.
 
     With `device_map` "auto" accelerate spreads the layers over the GPUs, in order, and hidden states travel between
     them. It needs adapters, room for the whole model, and one process. Tested with accelerate's hooks on a CPU; it
@@ -54,16 +63,50 @@ def load_backbone(
         )
     if device_map != "none":
         _require_one_process_and_accelerate()
-    model, tokenizer = _tiny(spec, seed) if from_scratch else _pretrained(name, dtype, chat, system, device_map)
+    if from_scratch:
+        model, tokenizer = _tiny(spec, seed)
+        rule, base = PLAIN, None
+    else:
+        model, tokenizer, base = _pretrained(name, dtype, chat, system, device_map)
+        with _told_by_name(model, name):
+            rule = find_logit_rule(model, name)
     adapters = reference = None
     if lora_rank:
-        adapters = _adapt(model, name, lora_rank, lora_targets, seed)
+        alpha = 2.0 * lora_rank if lora_alpha is None else lora_alpha
+        with _told_by_name(model, name):
+            adapters = add_adapters(
+                model, name, rank=lora_rank, alpha=alpha, dropout=lora_dropout, targets=lora_targets, seed=seed
+            )
     else:
         reference = copy.deepcopy(model).eval().requires_grad_(False)
-    backbone = Backbone(model, tokenizer, _context(model), token_budget, adapters, reference, device_map != "none")
+    backbone = Backbone(
+        model,
+        tokenizer,
+        _context(model, name),
+        token_budget,
+        adapters,
+        reference,
+        placed=device_map != "none",
+        logit_rule=rule,
+        base=base,
+        name=name,
+    )
     if not from_scratch:
-        _check(backbone, name)
+        with _told_by_name(model, name):
+            check(backbone, name)
     return backbone
+
+
+@contextmanager
+def _told_by_name(model: Any, name: str) -> Iterator[None]:
+    """Turn an error from inside a model that cannot be used into a ConfigError that says which and what works."""
+    try:
+        yield
+    except (ConfigError, MissingDependencyError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+        raise ConfigError(f"{describe(name, model)} cannot be used by language agents: {reason}. {WORKS}") from error
 
 
 def require_extra() -> None:
@@ -128,48 +171,30 @@ def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
         return LlamaForCausalLM(config), tokenizer
 
 
-def _pretrained(name: str, dtype: torch.dtype, chat: Chat, system: str, device_map: DeviceMap) -> tuple[Any, Tokenizer]:
+def _pretrained(
+    name: str, dtype: torch.dtype, chat: Chat, system: str, device_map: DeviceMap
+) -> tuple[Any, PretrainedTokenizer, torch.Tensor]:
     from agents.lm.pretrained import open_pretrained
 
     model, tokenizer = open_pretrained(name, dtype, None if device_map == "none" else device_map)
-    return model, PretrainedTokenizer(tokenizer, name, chat, system)
+    base = fingerprint(model, tokenizer)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    return model, PretrainedTokenizer(tokenizer, name, chat, system, ends), base
 
 
-def _adapt(model: Any, name: str, rank: int, targets: tuple[str, ...], seed: int) -> Any:
-    """Put adapters into the model, which changes nothing yet, and freeze the rest. Returns peft's wrapper."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingDependencyError(f"lora_rank needs peft ({error}); run: pip install 'seqmarl[lm]'") from error
-
-    endings = {path.rsplit(".", 1)[-1]: None for path, layer in model.named_modules() if hasattr(layer, "weight")}
-    unknown = [target for target in targets if target not in endings]
-    if unknown or not targets:
-        raise ConfigError(f"lora_targets are {targets}; model {name} has layers named {', '.join(endings)}")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of settings that peft then mends itself, and of names transformers drops
-        torch.manual_seed(seed)
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)))
-
-
-def _context(model: Any) -> int:
-    """Tokens that the model can look back on: all its layers, so a sliding window counts."""
+def _context(model: Any, name: str) -> int:
+    """Tokens that the model is made for. Raises ConfigError where its config does not say."""
     config = model.config.get_text_config()
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None) if sliding else None
-    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
-
-
-@torch.no_grad()
-def _check(backbone: Backbone, name: str) -> None:
-    """Raise ConfigError where the attention ignores a tree's mask, or the logits are not linear in the features."""
-    one, two, three, four, five = (token % backbone.tokenizer.size for token in (11, 23, 42, 57, 91))
-    tree = backbone.features([Tree((one, two), (three, four, five), (-1, -1, 1))])[-1]
-    path = backbone.features([Tree.path((one, two), (four, five))])[-1]
-    if (tree - path).norm() > 0.05 * path.norm():
-        raise ConfigError(f"model {name} cannot share a prompt among actions: its attention takes no mask of its own")
-    ids = torch.tensor([[one, two, four, five]], device=backbone.device)
-    logits = backbone.model(input_ids=ids, use_cache=False).logits[0, -1:].float()
-    hidden = backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
-    if (backbone.output.logits(hidden) - logits).norm() > 0.02 * logits.norm():
-        raise ConfigError(f"model {name} caps or scales its logits, which is not supported; take another model")
+    longest = getattr(config, "max_position_embeddings", None)
+    if not longest:
+        raise ConfigError(f"{describe(name, model)} does not say how long its prompts may be. {WORKS}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for rules in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if rules.get("rope_type") == "longrope":
+            # Beyond it all positions turn at other speeds, those of earlier tokens too.
+            first = int(rules.get("original_max_position_embeddings") or longest)
+            if first < longest:
+                LOGGER.info("model %s is used up to %d tokens, before it changes its positions", name, first)
+                longest = first
+    return int(longest)

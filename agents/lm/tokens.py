@@ -1,5 +1,6 @@
 """What the language agents ask of a tokenizer, and the one around Hugging Face's."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -22,12 +23,14 @@ class Tokenizer(Protocol):
 
     Text never becomes a control token: `<|im_end|>` in a prompt or an action is the ids of its characters.
 
-    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action.
+    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action. `ends`: every id that
+    ends an answer, `end` among them.
     """
 
     size: int
     pad: int
     end: int
+    ends: tuple[int, ...]
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt, at least one, with whatever must stand before and behind its text."""
@@ -39,6 +42,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids, up to the first end token."""
+        ...
+
+    def raw(self, ids: Sequence[int]) -> str:
+        """The same with the spaces around it."""
         ...
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -56,15 +63,25 @@ class PretrainedTokenizer:
     Control tokens are those declared special, except the unknown token, and added tokens of the form of `MARKUP`.
     Markup that a template writes in ordinary tokens cannot be told from text.
 
+    `model_ends`: the ids that end an answer by the model's generation config, besides the tokenizer's own.
+
     Raises ConfigError for a tokenizer without an end token, and for a `system` message without a template that takes
     one.
     """
 
-    def __init__(self, tokenizer: Any, name: str, chat: Literal["auto", "off"], system: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        chat: Literal["auto", "off"],
+        system: str = "",
+        model_ends: tuple[int, ...] = (),
+    ) -> None:
         self._tokenizer, self._name = tokenizer, name
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of model {name} has no end token; set eos_token in tokenizer_config.json")
         self.end = int(tokenizer.eos_token_id)
+        self.ends = tuple(dict.fromkeys((self.end, *model_ends)))
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.size = len(tokenizer)
         self._special = _special_ids(tokenizer)
@@ -167,13 +184,17 @@ class PretrainedTokenizer:
         return self._as_text(self._encode(self._before + text)) if text else ()
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = list(ids)
-        if self.end in kept:
-            kept = kept[: kept.index(self.end)]
-        return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return self.raw(ids).strip()
+
+    def raw(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(self._until_end(ids), skip_special_tokens=True)
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
-        return self._as_text(tuple(token for token in ids if token not in self._special))
+        return self._as_text(tuple(token for token in self._until_end(ids) if token not in self._special))
+
+    def _until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first end token, which may be an ordinary token such as a line break."""
+        return list(itertools.takewhile(lambda token: token not in self.ends, ids))
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:
@@ -182,6 +203,11 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     ids |= set(tokenizer.all_special_ids)
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     return frozenset(ids if tokenizer.unk_token_id in ends else ids - {tokenizer.unk_token_id})
+
+
+def stop_at(text: str, stops: Sequence[str]) -> int:
+    """Where the first of the `stops` begins in a text, or -1."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=-1)
 
 
 def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -> tuple[tuple[int, ...], int]:

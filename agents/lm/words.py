@@ -22,7 +22,7 @@ class WordTokenizer:
     written with two tokens of its own. A word that is not among `words` becomes one token and its UTF-8 bytes.
     """
 
-    pad, end = PAD, END
+    pad, end, ends = PAD, END, (END,)
 
     def __init__(self, words: Iterable[str]) -> None:
         known = {*string.punctuation, *string.digits, "\n", "\t"}
@@ -68,6 +68,8 @@ class WordTokenizer:
                 parts.append(b" " if token == SPACE else b"")
                 spaced = True
         return b"".join(parts).decode(errors="replace")
+
+    raw = decode
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of an answer as they stand in a prompt: without control tokens."""

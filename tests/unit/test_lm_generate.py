@@ -3,6 +3,7 @@ import torch
 
 from agents.lm.generate import generate, nucleus
 from agents.lm.models import load_backbone
+from agents.lm.tokens import stop_at
 from agents.lm.tree import Tree
 from tests.support.lm import SPEC, stir
 
@@ -80,12 +81,13 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_its_share():
 
 def test_answers_end_with_the_end_token_or_at_the_limit(backbone, monkeypatch):
     asked = prompts(backbone, *["tomato"] * 60)
-    monkeypatch.setattr(backbone.tokenizer, "end", generate(backbone, asked[:1], max_tokens=1, greedy=True).ids(0)[0])
+    first = generate(backbone, asked[:1], max_tokens=1, greedy=True).ids(0)[0]
+    monkeypatch.setattr(backbone.tokenizer, "ends", (first,))
     answers = generate(backbone, asked, max_tokens=5, generator=seeded())
     ended = 0
     for row in range(60):
         ids = answers.ids(row)
-        stops = [token == backbone.tokenizer.end for token in ids]
+        stops = [token == first for token in ids]
         assert not any(stops[:-1])
         assert stops[-1] or len(ids) == 5
         assert not answers.behaviour[row, len(ids) :].any()
@@ -93,6 +95,25 @@ def test_answers_end_with_the_end_token_or_at_the_limit(backbone, monkeypatch):
     assert 0 < ended < 60
     only = generate(backbone, asked, max_tokens=5, greedy=True)
     assert only.tokens.shape == (60, 1)
+
+
+def test_answers_end_with_a_stop_string(backbone):
+    asked = prompts(backbone, *["tomato"] * 60)
+    stops = ("fridge", "e o")
+    plain = generate(backbone, asked, max_tokens=6, generator=seeded())
+    answers = generate(backbone, asked, max_tokens=6, stop_strings=stops, generator=seeded())
+    ended = 0
+    for row in range(60):
+        ids = answers.ids(row)
+        texts = [backbone.tokenizer.raw(ids[:n]) for n in range(1, len(ids) + 1)]
+        holds = [any(stop in text for stop in stops) for text in texts]
+        assert not any(holds[:-1])
+        assert holds[-1] or len(ids) == 6 or ids[-1] == backbone.tokenizer.end
+        ended += holds[-1]
+    assert ended > 0
+    assert any(len(plain.ids(row)) > len(answers.ids(row)) for row in range(60))
+    assert stop_at("one two three", ("three", "two")) == 4
+    assert stop_at("one", ("two",)) == -1
 
 
 def test_an_end_token_alone_is_the_empty_text(backbone):

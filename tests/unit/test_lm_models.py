@@ -24,8 +24,6 @@ from tests.support.lm import (
     WORDS,
     save_gguf,
     save_llama,
-    save_random,
-    save_tokenizer,
     separate_features,
     stir,
 )
@@ -68,7 +66,7 @@ def test_tiny_depends_on_its_seed_alone_and_draws_from_no_other_stream():
 def test_tiny_trains_in_full_or_by_adapters_and_stores_only_what_it_trains():
     full, adapted = load_backbone("tiny", SPEC), load_backbone("tiny", SPEC, lora_rank=4)
     assert 1_000_000 < sum(weight.numel() for weight in full.parameters()) < 3_000_000
-    assert sum(weight.numel() for weight in adapted.parameters()) == 3 * 2 * 4 * (192 + 192)
+    assert sum(weight.numel() for weight in adapted.parameters()) == 3 * 4 * (4 * (192 + 192) + 3 * (192 + 576))
     for backbone in (full, adapted):
         names = {name for name, _ in backbone.named_parameters()}
         assert names == set(backbone.state_dict())
@@ -198,42 +196,6 @@ def test_a_tokenizer_without_an_end_token_and_one_without_padding(tmp_path):
     save_llama(tmp_path / "unpadded")
     tokenizer = open_folder(tmp_path / "unpadded").tokenizer
     assert tokenizer.pad == tokenizer.end == 0
-
-
-def test_layers_that_are_not_there(folder):
-    with pytest.raises(ConfigError, match=r"lora_targets are \('c_attn',\); model .* has layers named .*q_proj"):
-        open_folder(folder, lora_targets=("c_attn",))
-
-
-def test_a_model_that_caps_its_logits_is_refused(tmp_path):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    size = len(save_tokenizer(tmp_path))
-    config = Gemma2Config(
-        vocab_size=size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        final_logit_softcapping=0.1,
-        attn_logit_softcapping=None,
-        sliding_window=8,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    save_random(Gemma2ForCausalLM, config, tmp_path)
-    with pytest.raises(ConfigError, match="caps or scales its logits"):
-        open_folder(tmp_path)
-
-
-def test_a_model_that_mixes_a_trees_branches_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("agents.lm.backbone.attention_mask", lambda *_: None)
-    with pytest.raises(ConfigError, match="cannot share a prompt among actions"):
-        open_folder(folder)
 
 
 # A model over several devices

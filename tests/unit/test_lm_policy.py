@@ -261,6 +261,18 @@ def test_free_text_is_sampled_from_the_policy_or_from_a_cut_of_it():
     assert decision.nodes.trained.equal(mask)
 
 
+def test_free_text_ends_before_a_stop_string():
+    policy, obs = make_agent("poad", stop_strings=("the",), max_action_tokens=12), observe(MANY * 8, free=True)
+    inputs, decision = act(policy, obs)
+    said = [policy.backbone.tokenizer.decode(row[mask].tolist()) for row, mask in
+            zip(decision.nodes.action[:, 0], decision.nodes.mask[:, 0], strict=True)]  # fmt: skip
+    assert any("the" in text for text in said)
+    for text, action in zip(said, decision.action[:, 0], strict=True):
+        assert action == (text[: text.find("the")].strip() if "the" in text else text)
+    evaluation = policy.evaluate(inputs, decision.nodes)
+    torch.testing.assert_close(evaluation.log_prob.detach(), decision.log_prob, atol=2e-5, rtol=0)
+
+
 def test_an_empty_answer_is_one_end_token():
     policy = make_agent("poad", max_action_tokens=4)
     end = policy.backbone.tokenizer.end
@@ -564,6 +576,11 @@ def test_too_many_situations_are_forgotten(monkeypatch):
         ("poad", {"max_action_tokens": 0}, "max_action_tokens is 0"),
         ("poad", {"lora_rank": -1}, "lora_rank is -1"),
         ("poad", {"lora_targets": ("v_proj",)}, r"lora_targets is \('v_proj',\), which is for adapters"),
+        ("poad", {"lora_dropout": 0.1}, "lora_dropout is 0.1, which is for adapters"),
+        ("poad", {"lora_rank": 2, "lora_dropout": 1.0}, "lora_dropout is 1.0; give 0 or more, less than 1"),
+        ("poad", {"lora_rank": 2, "lora_alpha": 0.0}, "lora_alpha is 0.0; give a positive number"),
+        ("poad", {"lora_rank": 2, "lora_targets": ()}, "lora_targets is empty; give names of layers, or all-linear"),
+        ("poad", {"stop_strings": ("",)}, "stop_strings holds an empty string"),
         ("poad", {"model": "smollm2", "lora_rank": 0, "device_map": "auto"}, "device_map is 'auto', which is for adap"),
         ("poad", {"device_map": "auto"}, "device_map is for pretrained models"),
         ("poad", {"model": ""}, "model is empty; give tiny, smollm2"),

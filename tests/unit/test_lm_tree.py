@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agents.lm.models import load_backbone
 from agents.lm.tree import Tree, batches, padded
-from agents.lm.vocabulary import OutputMatrix
+from agents.lm.vocabulary import LogitRule, OutputMatrix
 from tests.support.lm import (
     SPEC,
     branches,
@@ -203,6 +203,32 @@ def test_moments_in_slices_are_those_of_the_whole_vocabulary(bias, chunk, monkey
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [LogitRule(0.25), LogitRule(1.0, 3.0), LogitRule(2.0, 5.0)])
+def test_caps_and_scales_act_before_the_temperature(rule):
+    generator = torch.Generator().manual_seed(0)
+    vectors, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).float().requires_grad_()
+        for shape in ((5, 16), (300, 16), (300,))
+    )
+    output = OutputMatrix(weight, bias, rule).at(0.5)
+    product = rule.scale * (vectors @ weight.T + bias)
+    logits = (product if rule.cap is None else rule.cap * torch.tanh(product / rule.cap)) / 0.5
+    torch.testing.assert_close(output.logits(vectors), logits)
+    log_probs = torch.log_softmax(logits, -1)
+    log_normaliser, mean = output.moments(vectors)
+    tokens = torch.full((5, 1), 7)
+    actual = torch.stack([output.token_logits(vectors, tokens).squeeze(-1) - log_normaliser, log_normaliser - mean])
+    expected = torch.stack([log_probs[:, 7], -(log_probs.exp() * log_probs).sum(-1)])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    pull = torch.randn(2, 5, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad((actual * pull).sum(), (vectors, weight, bias)),
+        torch.autograd.grad((expected * pull).sum(), (vectors, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_moments_of_frozen_weights_have_no_gradient_for_them():

@@ -1,0 +1,69 @@
+"""Low-rank adapters on the layers of a pretrained model."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from marl.errors import ConfigError, MissingDependencyError
+
+ALL_LINEAR = "all-linear"
+"""Every attention and MLP projection, as PEFT's word of the same name."""
+
+
+def add_adapters(
+    model: Any, name: str, *, rank: int, alpha: float, dropout: float, targets: tuple[str, ...], seed: int
+) -> Any:
+    """Put adapters into the model, which changes nothing yet, and freeze the rest. Returns peft's wrapper.
+
+    `targets` end the names of layers (`q_proj`, `self_attn.q_proj`), or are `all-linear`. `alpha` / `rank` scales what
+    an adapter adds (Hu et al. 2021, section 4.1). `seed` draws their weights. Raises ConfigError for a target that
+    matches no layer, and for the output matrix.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError(f"lora_rank needs peft ({error}); run: pip install 'seqmarl[lm]'") from error
+
+    layers = _find_layers(model, name, targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)  # pyright: ignore[reportArgumentType]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of settings that peft then mends itself, and of names transformers drops
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _find_layers(model: Any, name: str, targets: tuple[str, ...]) -> list[str]:
+    """The full names of the linear layers of the decoder that the targets mean."""
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    inside = {id(module) for module in model.get_decoder().modules()}
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    layers = [path for path, layer in linear.items() if id(layer) in inside and layer is not output]
+    chosen: dict[str, None] = {}
+    for target in targets:
+        matching = [path for path in layers if target == ALL_LINEAR or f".{path}".endswith(f".{target}")]
+        if not matching:
+            raise ConfigError(_nothing_matches(model, name, target, layers, output))
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)
+
+
+def _nothing_matches(model: Any, name: str, target: str, layers: list[str], output: nn.Module) -> str:
+    names = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in layers))
+    head = next(path for path, layer in model.named_modules() if layer is output)
+    why = "that matches no linear layer of the decoder"
+    if f".{head}".endswith(f".{target}"):
+        why = "the output matrix, which adapters do not train here"
+    return f"lora_targets={target!r}: {why}; model {name} has {names}. Give some of these, or {ALL_LINEAR}"
+
+
+def dropout_layers(adapters: Any) -> list[nn.Module]:
+    """The dropout of every adapter; none where its probability is 0."""
+    return [
+        module
+        for path, module in adapters.named_modules()
+        if isinstance(module, nn.Dropout) and "lora_dropout" in path.split(".")
+    ]

@@ -1,0 +1,58 @@
+"""A fingerprint of a pretrained model: a checkpoint of adapters is of use on the very weights it was trained on."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl.errors import CheckpointError
+
+SIZE = 16
+"""Bytes of a digest."""
+SAMPLE = 4096
+"""Values of each weight that are read in order; of all values the sum is read."""
+PROBE = "Pick up the tomato, go 12 steps north; then  say: \u00e9t\u00e9!\n"
+
+
+@torch.no_grad()
+def fingerprint(model: Any, tokenizer: Any) -> Tensor:
+    """(2, 16) uint8: a digest of the weights and one of the tokenizer, as they came from disk.
+
+    Weights are read rounded to bf16, so the precision they are held in does not matter.
+    """
+    return torch.stack([_digest(_weights(model)), _digest(_tokenizer(tokenizer))])
+
+
+def compare(here: Tensor, there: Tensor, name: str) -> None:
+    """Raise CheckpointError where the fingerprints of the model `name` and of a checkpoint differ."""
+    parts = ("weights", "tokenizer")
+    other = [part for part, a, b in zip(parts, here.tolist(), there.tolist(), strict=True) if a != b]
+    if other:
+        raise CheckpointError(
+            f"model {name} has another {' and other '.join(other)} than when this checkpoint was trained, so what it "
+            "learned does not fit; put back the model it was trained on, or train anew"
+        )
+
+
+def _digest(parts: Any) -> Tensor:
+    digest = hashlib.blake2b(digest_size=SIZE)
+    for part in parts:
+        digest.update(part)
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).clone()
+
+
+def _weights(model: Any) -> Any:
+    for name, weight in model.named_parameters():
+        bits = weight.detach().flatten().to(torch.bfloat16).view(torch.int16)
+        step = max(1, bits.numel() // SAMPLE)
+        total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(1 << 24))
+        yield f"{name} {tuple(weight.shape)} {total} ".encode()
+        yield bits[::step].contiguous().cpu().numpy().tobytes()
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    for token, number in sorted(tokenizer.get_vocab().items()):
+        yield f"{number} {token}\n".encode(errors="surrogatepass")
+    yield repr(tokenizer.encode(PROBE, verbose=False)).encode()
+    yield repr((tokenizer.eos_token_id, tokenizer.chat_template)).encode(errors="surrogatepass")
