@@ -71,8 +71,8 @@ class Simulation(Protocol):
         """Check DebugCreateUnits and return what `create` needs. Raises Refused where one cannot be carried out."""
         ...
 
-    def create(self, plan: Any) -> None:
-        """Create the units of a plan."""
+    def create(self, units: Any) -> None:
+        """Create the units that `plan` has returned."""
         ...
 
     def move_camera(self, x: float, y: float) -> None: ...
