@@ -195,12 +195,17 @@ class GaussianHead(nn.Module):
         return std if order is None else std[order]
 
     def offset(self, mask: Tensor, noise: Tensor | None, order: Tensor | None = None) -> Tensor:
-        """(..., A): what the means lack for `pick`. Raises NonFiniteError where a deviation is not a number or 0."""
-        log_std = torch.stack(list(self.log_std))
-        if not bool(log_std.isfinite().all()):
+        """(..., A): what the means lack for `pick`. Raises NonFiniteError for a deviation of 0, NaN or infinity."""
+        log_std = torch.stack(list(self.log_std)).detach()
+        bad = ~(log_std.isfinite() & (torch.sigmoid(log_std) > 0.0))
+        if bool(bad.any()):
+            place, dimension = (int(i) for i in bad.nonzero()[0])
+            agents = [agent for agent, own in enumerate(self.places) if own == place]
+            whose = f"agents {agents}" if len(self.log_std) > 1 else "all agents"
             raise NonFiniteError(
-                f"log_std is {log_std.tolist()}; every one must be finite. Go back to an earlier checkpoint, and "
-                "lower --learning-rate"
+                f"log_std={float(log_std[place, dimension])} of dimension {dimension} of the action of {whose}, which "
+                "is no standard deviation above 0. Go back to an earlier checkpoint, and lower --learning-rate or "
+                "raise --entropy-coef"
             )
         return torch.zeros(mask.shape, device=mask.device) if noise is None else self.std(order) * noise
 
@@ -469,6 +474,15 @@ class VectorPolicy(nn.Module):
         """Take a rollout's observations (B, N, D) into the running moments where agents have nodes."""
         if self.moments is not None:
             self.moments.update(inputs["agents"], nodes.mask.any(-1))
+
+    def metrics(self, inputs: Inputs, nodes: Nodes) -> dict[str, float]:  # noqa: ARG002
+        """Return the smallest and the largest standard deviation of continuous actions, if there are any."""
+        head = self.head.torque if isinstance(self.head, MixedHead) else self.head
+        if not isinstance(head, GaussianHead):
+            return {}
+        with torch.no_grad():
+            std = head.std()
+        return {"policy/std_min": float(std.min()), "policy/std_max": float(std.max())}
 
     def agents_at_work(self, nodes: Nodes) -> int:
         """Of how many agents `evaluate` computes features."""

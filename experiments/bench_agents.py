@@ -15,9 +15,10 @@ from rich.table import Column, Table
 
 from experiments.reference_mat import ReferenceMAT, ReferenceUpdate
 from marl.objective import Batch, ClippedPPO
+from marl.optimizer import clip_gradients
 from marl.registry import AGENTS
 from marl.threads import free_cores, quick_products
-from marl.trainer import clip_gradients, one_step
+from marl.trainer import one_step
 from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)

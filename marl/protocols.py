@@ -90,9 +90,10 @@ class Policy(Protocol):
     `slots` is L. `evaluate`, `split`, `observe` and `after_update` are called on agents that learn, alone. One may have
     `turn(inputs, agent) -> Inputs`: what `evaluate` reads where one agent's decisions alone are learned and no values,
     which is less to gather when agents learn one after another.
-    And `one_step()`, a context in which several calls of `evaluate`, each with its backward pass, make one gradient:
-    what depends on the weights alone, which must not change meanwhile, is made once, and the gradient is whole at the
-    end.
+    One may have `metrics(inputs, nodes) -> dict[str, float]`: numbers about the policy, and about the nodes of a
+    rollout, to log after an update. And `one_step()`, a context in which several calls of `evaluate`, each with its
+    backward pass, make one gradient: what depends on the weights alone, which must not change meanwhile, is made once,
+    and the gradient is whole at the end.
     """
 
     spec: EnvSpec

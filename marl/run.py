@@ -21,6 +21,7 @@ from marl.callbacks import Checkpoints, Evaluate
 from marl.checkpoint import Checkpoint, load
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
+from marl.diagnostics import Diagnostics
 from marl.errors import CheckpointError, ConfigError, MarlError
 from marl.files import write_whole
 from marl.loading import give_weights, load_checkpoint
@@ -146,6 +147,7 @@ def execute(
                 folder / "evaluations.jsonl",
             )
             trainer.callbacks.append(evaluation)
+        trainer.callbacks.append(Diagnostics())
         saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
         if checkpoint is not None:
             saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step

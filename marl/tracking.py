@@ -28,6 +28,7 @@ TAGS: dict[str, str] = {
     "episode/length": "Mean length of those episodes, in environment steps.",
     "episode/success": "Fraction of those episodes that the environment calls a success.",
     "episode/count": "How many training episodes ended in this iteration.",
+    "episode/invalid_fraction": "Fraction of the steps of those episodes that passed because an action was invalid.",
     "episode/dropped": "Training episodes left out: not finite, or cut by the restart of a worker.",
     "eval/return": "Mean return of the evaluation episodes (deterministic policy, fixed seeds).",
     "eval/return_low": "Lower end of the 95 % Student interval of the mean evaluation return.",
@@ -45,6 +46,9 @@ TAGS: dict[str, str] = {
     "policy/behaviour_gap": "Mean absolute log-ratio, in a unit, of the old policy to what really sampled, in nats.",
     "policy/reference_kl": "Mean KL divergence from the policy to its frozen reference (k3 estimate), in nats.",
     "policy/entropy": "Mean entropy of a unit of the ratio (a node, an agent's action or a step), in nats.",
+    "policy/std_min": "Smallest standard deviation of a continuous action's dimension, where actions lie in [-1, 1].",
+    "policy/std_max": "Largest standard deviation of a continuous action's dimension.",
+    "policy/repeated_text": "Fraction of neighboring tokens in free answers of four tokens or more that came before.",
     "policy/epochs": "Passes over the data in this iteration, before the KL limit stopped them.",
     "policy/learning_rate": "Learning rate of the policy's optimiser.",
     "value/learning_rate": "Learning rate of the critic's parameters, where it is their own.",
@@ -62,7 +66,11 @@ TAGS: dict[str, str] = {
     "speed/other_fraction": "Fraction of the iteration's time spent on everything else.",
     "speed/memory_mb": "Peak resident memory of the training process, in MiB.",
 }
-"""Every tag that the trainer logs, and what it means. Agents may log others; they are grouped by prefix."""
+"""Every tag that the trainer logs, and what it means. Agents may log others; they are grouped by prefix.
+
+Warnings are texts under warning/KIND, with the kinds of `marl.diagnostics`: no_choice, entropy, kl, clip_fraction,
+value_loss, std_collapse, std_limit, repeated_text, invalid_actions.
+"""
 
 CHARTS: dict[str, dict[str, Sequence[Any]]] = {
     "Return": {

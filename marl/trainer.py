@@ -1,6 +1,5 @@
 """collect -> backup -> learn -> callbacks."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,26 +21,22 @@ from marl.checkpoint import (
     unpack,
     unpack_optimiser,
 )
-from marl.config import LearnConfig, RunConfig
+from marl.config import RunConfig
 from marl.credit import against_critic, against_others
-from marl.errors import CheckpointError, ConfigError, NonFiniteError
+from marl.errors import CheckpointError, NonFiniteError
 from marl.halving import Halving
 from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, row_count, unit_sum
+from marl.optimizer import clip_gradients, parameter_groups
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
 from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
 from marl.seeding import Streams
 from marl.tasks import Task
 from marl.threads import peak_memory_mb, quick_products, usable_cores
 
-LOGGER = logging.getLogger("marl")
-
 SMALL_UPDATE = 32768
 """Agent rows of a minibatch below which a second thread costs about what it gives (`marl bench update`)."""
-
-SMALL_GRADIENT = 2**16
-"""Numbers in a gradient up to which copying it is cheaper than a norm of its own."""
 
 
 class Trainer:
@@ -93,7 +88,8 @@ class Trainer:
         self.lr_factor = 1.0
         self.lr_start = (0, 1.0)
         """Steps and factor from which learning rates are annealed to zero."""
-        self.idle = False
+        self.warned: set[str] = set()
+        """Kinds of trouble that this run was warned about, see marl.diagnostics."""
         self.last_score: float | None = None
         self.stop_reason: str | None = None
         self.set_training(False)
@@ -229,13 +225,6 @@ class Trainer:
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
         credited = [self.credit(rollout, number) for number, rollout in enumerate(rollouts)]
         batches, credit = [batch for batch, _ in credited], self.over_tasks([told for _, told in credited])
-        if not self.idle and not any(bool(batch.nodes.trained.any()) for batch in batches):
-            self.idle = True
-            LOGGER.warning(
-                "iteration %d: no agent had a choice in the whole rollout, so it holds no training data for a policy; "
-                "end an episode once all agents are dead, and offer more than one action",
-                self.iteration + 1,
-            )
         if learn.anneal_learning_rate:
             start, factor = self.lr_start
             self.lr_factor = factor * max(0.0, 1.0 - (self.steps - start) / (self.annealing_steps - start))
@@ -248,8 +237,15 @@ class Trainer:
             for task, before in zip(self.tasks, norms, strict=True):
                 task.value_norm.load_state_dict(before)
             raise
+        if not any(bool(batch.nodes.trained.any()) for batch in batches):
+            for name in ("policy/entropy", "policy/kl", "policy/clip_fraction"):
+                metrics.pop(name, None)
+        told = []
         for task, batch in zip(self.tasks, batches, strict=True):
             task.policy.observe(batch.inputs, batch.nodes)
+            policy: Any = task.policy
+            told.append(policy.metrics(batch.inputs, batch.nodes) if hasattr(policy, "metrics") else {})
+        metrics |= self.over_tasks(told)
         if len(self.rates) > 1:
             metrics["value/learning_rate"] = self.rates[1] * self.lr_factor
         return metrics | credit | {"policy/learning_rate": self.rates[0] * self.lr_factor}
@@ -424,6 +420,7 @@ class Trainer:
         data: dict[str, Any] = {
             "iteration": self.iteration,
             "annealing": {"start": self.lr_start, "factor": self.lr_factor, "steps": self.annealing_steps},
+            "warned": sorted(self.warned),
             "optimiser": optimiser_data,
             "world_size": distributed.world_size(),
             "free_threads": self.free_threads,
@@ -449,6 +446,7 @@ class Trainer:
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
+        self.warned = set(data["warned"])
         annealing = data["annealing"]
         self.lr_start, self.lr_factor = tuple(annealing["start"]), annealing["factor"]
         if self.config.learn.anneal_learning_rate and annealing["steps"] != self.annealing_steps:
@@ -483,49 +481,10 @@ def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:
     return policy.one_step() if passes > 1 and hasattr(policy, "one_step") else nullcontext()
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
-
-    Small ones of a device are joined: a norm of each takes longer. Without any gradient the norm is 0.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    small: dict[torch.device, list[Tensor]] = {}
-    for gradient in gradients:
-        if gradient.numel() <= SMALL_GRADIENT:
-            small.setdefault(gradient.device, []).append(gradient.flatten())
-    norms = [torch.cat(part).norm() for part in small.values()]
-    norms += [gradient.norm() for gradient in gradients if gradient.numel() > SMALL_GRADIENT]
-    norm = torch.stack([part.to(norms[0].device) for part in norms]).norm()
-    if norm > limit:
-        scale = limit / (float(norm) + 1e-6)
-        for gradient in gradients:
-            gradient.mul_(scale)
-    return norm
-
-
-def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, Any]]:
-    """What Adam takes: the parameters that learn, those of the critic apart where it has its own rate.
-
-    Raises ConfigError where it has one, and there is no critic.
-    """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if not learn.critic_learning_rate:
-        return [{"params": [p for _, p in named], "lr": learn.learning_rate}]
-    critic = [p for name, p in named if name.startswith("critic")]
-    if not critic:
-        raise ConfigError(
-            f"critic_learning_rate is {learn.critic_learning_rate}, but this agent has no parameters of a critic; "
-            "leave it 0"
-        )
-    others = [p for name, p in named if not name.startswith("critic")]
-    return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]
-
-
 def episode_metrics(episodes: Episodes) -> dict[str, float]:
     """Means over the episodes that ended in a rollout, over all ranks; empty where none ended."""
     success = [info["success"] for info in episodes.infos if "success" in info]
+    invalid = [info["invalid"] for info in episodes.infos if "invalid" in info]
     sums = torch.tensor(
         [
             sum(episodes.returns),
@@ -534,15 +493,19 @@ def episode_metrics(episodes: Episodes) -> dict[str, float]:
             len(episodes.returns),
             len(success),
             episodes.dropped,
+            sum(invalid),
+            len(invalid),
         ],
         dtype=torch.float64,
     )
-    returns, lengths, wins, count, judged, dropped = distributed.all_reduce(sums).tolist()
+    returns, lengths, wins, count, judged, dropped, invalid, checked = distributed.all_reduce(sums).tolist()
     metrics = {"episode/count": count}
     if count:
         metrics |= {"episode/return": returns / count, "episode/length": lengths / count}
     if judged:
         metrics["episode/success"] = wins / judged
+    if checked and lengths:
+        metrics["episode/invalid_fraction"] = invalid / lengths
     if dropped:
         metrics["episode/dropped"] = dropped
     return metrics

@@ -7,6 +7,7 @@ the tries of several situations, H features.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ Key = tuple[int, int, Tokens]
 """A prompt, a set of candidates, and where that is FREE the tokens that were said."""
 REMEMBERED = 1 << 28
 """Bytes of features of the frozen model that are kept from one policy to the next."""
+MIN_ANSWER = 4
+"""Tokens of an answer from which it can repeat itself."""
 SITUATIONS = 20_000
 """Prompts and candidate sets above which those that the last rollout did not meet are forgotten."""
 
@@ -434,6 +437,17 @@ class TokenPolicy(nn.Module):
             self.critic_scale.add(sums)
         if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
             self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
+
+    def metrics(self, inputs: Inputs, nodes: Nodes) -> dict[str, float]:
+        """Return how much free text repeats itself; nothing where there is none."""
+        free = inputs["choices"] == FREE
+        rows = zip(nodes.action[free].cpu().numpy(), nodes.mask[free].cpu().numpy(), strict=True)
+        answers = [action[mask].tolist() for action, mask in rows]
+        pairs = [list(pairwise(tokens)) for tokens in answers if len(tokens) >= MIN_ANSWER]
+        if not pairs:
+            return {}
+        repeated = [1.0 - len(set(each)) / len(each) for each in pairs]
+        return {"policy/repeated_text": sum(repeated) / len(repeated)}
 
     def after_update(self) -> None:
         self._fingerprint = ()

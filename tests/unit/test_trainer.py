@@ -28,9 +28,9 @@ from marl.errors import (
 from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
 from marl.loading import load_policy
 from marl.objective import Batch
+from marl.optimizer import parameter_groups
 from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import minibatches
-from marl.trainer import parameter_groups
 from marl.types import Nodes
 from marl.vector import make_vector
 

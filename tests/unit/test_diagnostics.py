@@ -1,0 +1,117 @@
+"""Warnings about collapse and divergence, and none about health."""
+
+import json
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+from agents.lm.policy import TokenPolicy
+from agents.lm.situations import FREE
+from agents.nn import GaussianHead
+from envs.toy import make as make_toy
+from envs.wrappers import EnvWrapper
+from marl import run
+from marl.config import default_config, override
+from marl.diagnostics import find_symptoms
+from marl.errors import NonFiniteError
+from marl.types import Nodes
+
+HEALTHY = {
+    "policy/entropy": 0.7,
+    "policy/kl": 0.02,
+    "policy/clip_fraction": 0.2,
+    "loss/value": 0.6,
+    "episode/invalid_fraction": 0.1,
+}
+CASES = [
+    ({}, set()),
+    ({"policy/entropy": 0.001}, {"entropy"}),
+    ({"policy/entropy": 0.001, "episode/success": 0.95}, set()),
+    ({"policy/entropy": -3.0, "policy/std_min": 0.1, "policy/std_max": 0.3}, set()),
+    ({"policy/std_min": 0.001, "policy/std_max": 0.499}, {"std_collapse", "std_limit"}),
+    ({"policy/kl": 17.0, "policy/clip_fraction": 0.9}, {"kl", "clip_fraction"}),
+    ({"loss/value": 40.0}, {"value_loss"}),
+    ({"policy/repeated_text": 0.8, "episode/invalid_fraction": 0.7}, {"repeated_text", "invalid_actions"}),
+    ({"policy/entropy": None}, {"no_choice"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "kinds"), CASES)
+def test_symptoms(changes, kinds):
+    config = default_config("toy/continuous", "mappo")
+    metrics = {name: x for name, x in (HEALTHY | changes).items() if x is not None}
+    found = dict(find_symptoms(metrics, config, 100, 1000))
+    assert found.keys() == kinds
+    assert all("--" in text or kind in ("no_choice", "invalid_actions") for kind, text in found.items())
+
+
+def test_what_passes_with_time_or_has_no_unit_is_no_symptom():
+    config = default_config("toy/continuous", "mappo")
+    assert not dict(find_symptoms(HEALTHY | {"episode/invalid_fraction": 1.0}, config, 1, 10))
+    assert not dict(find_symptoms(HEALTHY | {"policy/entropy": 0.001}, config, 100, config.steps // 2))
+    raw = override(config, {"value_norm_decay": 0.0})
+    assert not dict(find_symptoms(HEALTHY | {"loss/value": 1e4}, raw, 100, 1000))
+
+
+class Ignoring(EnvWrapper):
+    """Three of four steps pass without effect."""
+
+    def step(self, action):
+        step = super().step(action)
+        return step.__class__(step.obs, step.reward, True, False, {"invalid": 0.75})
+
+
+def ignoring():
+    return Ignoring(make_toy("climbing"))
+
+
+def logged(folder, tag):
+    return [row[tag] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if tag in row]
+
+
+def test_a_run_that_diverges_says_so_once(small, caplog):
+    """In the console, in the log and in TensorBoard, and not again after it was resumed."""
+    config = small("toy/continuous", "mappo", learning_rate=0.5, eval_episodes=0, max_grad_norm=0.0)
+    folder = run.start(config)
+    run.resume(folder, {"steps": 2 * config.steps})
+    (text,) = logged(folder, "warning/kl")
+    assert text in caplog.text
+    assert text.startswith("iteration ")
+    assert "Lower --learning-rate" in text
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Tensors("warning/kl")] == [int(text.split()[1][:-1]) * 32]
+
+
+def test_steps_without_effect_are_counted(small):
+    folder = run.start(small("tests.unit.test_diagnostics:ignoring", "mappo", steps=256, eval_episodes=0))
+    assert set(logged(folder, "episode/invalid_fraction")) == {0.75}
+    (text,) = logged(folder, "warning/invalid_actions")
+    assert text.startswith("iteration 6: episode/invalid_fraction=0.75")
+
+
+@pytest.mark.parametrize("value", [-200.0, float("inf"), float("nan")])
+def test_a_standard_deviation_that_is_none_is_named(value):
+    box = gymnasium.spaces.Box(-1, 1, (3, 2))
+    mask = torch.ones(1, 3, 2, dtype=torch.bool)
+    for places, whose in (((0, 1, 0), r"agents \[1\]"), ((0, 0, 0), "all agents")):
+        head = GaussianHead(box.low, box.high, 0.5, 0.25, places)
+        with torch.no_grad():
+            head.log_std[-1][1] = value
+        with pytest.raises(NonFiniteError, match=f"log_std={value} of dimension 1 of the action of {whose}"):
+            head.offset(mask, None)
+
+
+def test_free_text_that_repeats_itself_is_measured():
+    action = torch.tensor([[[7, 8, 7, 8, 7], [1, 2, 3, 4, 0]], [[5, 5, 5, 0, 0], [9, 9, 9, 9, 9]]])
+    lengths = torch.tensor([[5, 4], [3, 5]])
+    mask = torch.arange(5) < lengths.unsqueeze(-1)
+    inputs = {"choices": torch.tensor([[FREE, FREE], [FREE, FREE + 1]])}
+    metrics = TokenPolicy.metrics(SimpleNamespace(), inputs, Nodes(action, mask, mask))
+    assert metrics == {"policy/repeated_text": pytest.approx(np.mean([0.5, 0.0]))}
+    assert (
+        TokenPolicy.metrics(SimpleNamespace(), {"choices": inputs["choices"] - FREE}, Nodes(action, mask, mask)) == {}
+    )
