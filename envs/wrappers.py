@@ -265,7 +265,8 @@ class Record(EnvWrapper):
             )
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._path.open("w") if isinstance(shown, str) else _video(self._path, self._fps)
+            as_text = isinstance(shown, str)
+            self._writer = self._path.open("w", encoding="utf-8") if as_text else _video(self._path, self._fps)
         if isinstance(shown, str):
             self._writer.write(shown + "\n\n")
         else:

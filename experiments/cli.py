@@ -8,6 +8,7 @@ if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 import dataclasses
+import io
 import logging
 import select
 import sys
@@ -46,8 +47,14 @@ USAGE = """usage: marl COMMAND ...
 
 
 def main() -> None:
-    """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`."""
+    """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`.
+
+    Characters that the output's encoding lacks are printed as escape sequences.
+    """
     open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             dispatch()

@@ -60,7 +60,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises CheckpointError where it cannot be read.
     """
     try:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, 1):
             if number < len(lines) or line.endswith("\n"):
                 yield json.loads(line)
@@ -237,7 +237,7 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
         with whole_files(data, picture) as (data_beside, picture_beside):
-            data_beside.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n")
+            data_beside.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n", encoding="utf-8")
             draw(groups, metric, picture_beside)
     Console().print(*filter(None, tables))
     if out is not None:

@@ -165,7 +165,7 @@ def require_same(asked: Transfer) -> None:
     if not path.exists():
         return
     try:
-        begun = json.loads(path.read_text())
+        begun = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}; give another --name, or remove it") from error
     wanted = json.loads(json.dumps(dataclasses.asdict(asked), default=str))

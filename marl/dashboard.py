@@ -352,7 +352,7 @@ class ConsoleTracker:
 
     def recall(self, log: Path) -> None:
         """Take the best evaluation of what a resumed run logged before, as JsonlTracker writes it."""
-        for line in log.read_text().splitlines() if log.is_file() else ():
+        for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
             row = json.loads(line)
             if row.get("eval/return") is not None:
                 self._board.evaluated(row["step"], row["eval/return"])

@@ -64,7 +64,7 @@ def mark_trusted(folder: Path, names: set[str]) -> str | None:
 def _marked(folder: Path) -> set[str]:
     """Names that the mark in `folder` covers; none where it is absent, damaged, or made under another key."""
     try:
-        mark = json.loads((folder / MARK).read_text())
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         names, seal = mark["names"], mark["hmac"]
         if hmac.compare_digest(_seal(names, _key(make=False)), seal):
             return set(names)
