@@ -439,7 +439,7 @@ def test_unknown_names_suggest(small):
     with pytest.raises(ConfigError, match="learning_rate"):
         small(learning_rat=1.0)
     with pytest.raises(ConfigError, match="cannot import"):
-        small(env="no.such.module:make")
+        run.start(small(env="no.such.module:make"))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20])
