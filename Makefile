@@ -22,7 +22,7 @@ test: install
 	$(BIN)/pytest
 
 test-slow: install
-	$(BIN)/pytest -m slow --timeout 3000
+	$(BIN)/pytest -n 0 -m slow --timeout 3000
 
 check: install
 	$(BIN)/ruff check .
