@@ -16,6 +16,7 @@ from pettingzoo.utils.env import ParallelEnv
 
 from envs.pettingzoo import COMMON, ParallelBridge
 from envs.spaces import MASK, ObservationReader, declared_space, flat_action, inner_action, rendered, scalars
+from envs.wrappers import Bounds, with_bounds
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.protocols import Env, State
 from marl.registry import named_kwargs, register_bridge, register_env
@@ -32,6 +33,8 @@ class GymnasiumOptions:
     """Length at which an episode is truncated; None is the environment's registered limit."""
     ignore: tuple[str, ...] = ()
     """Entries of a Dict observation that are left out, such as a text."""
+    bounds: Bounds = "ignore"
+    """Observations outside their declared space: "ignore" lets them pass, "clip" clips them, "error" ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
@@ -209,7 +212,11 @@ def external(task: str, options: Mapping[str, Any]) -> list[str]:
     external=external,
 )
 def make(
-    task: str, kwargs: dict[str, Any] | None = None, max_steps: int | None = None, ignore: tuple[str, ...] = ()
+    task: str,
+    kwargs: dict[str, Any] | None = None,
+    max_steps: int | None = None,
+    ignore: tuple[str, ...] = (),
+    bounds: Bounds = "ignore",
 ) -> Env:
     """`gymnasium.make(task, **kwargs)`, bridged.
 
@@ -227,7 +234,7 @@ def make(
         raise ConfigError(f"gymnasium cannot make {task!r}: {error}{hint}") from error
     except Exception as error:
         raise ConfigError(f"gymnasium cannot make {task!r} with {kwargs or {}}: {_told(error)}") from error
-    return bridge_gymnasium(env, "", ignore)
+    return with_bounds(bridge_gymnasium(env, "", ignore), bounds)
 
 
 def _told(error: Exception) -> str:
@@ -250,7 +257,7 @@ def bridge(made: Any, name: str) -> Env | None:
     """Bridge a Gymnasium environment that a factory returned; None for anything else. Raises ConfigError for relatives
     of Gymnasium that are none."""
     if isinstance(made, gymnasium.Env):
-        return bridge_gymnasium(made, name)
+        return with_bounds(bridge_gymnasium(made, name), "ignore")
     packages = {base.__module__.partition(".")[0] for base in type(made).__mro__}
     if isinstance(made, gymnasium.vector.VectorEnv):
         raise ConfigError(f"{name} returned a batch of environments ({type(made).__name__}); return a single one")

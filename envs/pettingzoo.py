@@ -6,6 +6,7 @@ environment object, and `as_parallel_env` shows one of ours to PettingZoo's tool
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from envs.spaces import (
     rendered,
     scalars,
 )
+from envs.wrappers import Bounds, with_bounds
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import Env, State
 from marl.registry import named_kwargs, register_bridge, register_env
@@ -47,6 +49,8 @@ class PettingZooOptions:
     """Entries of a Dict observation that are left out, such as a text."""
     state: bool = True
     """Give the environment's global state to centralized critics, where it has one."""
+    bounds: Bounds = "ignore"
+    """Observations outside their declared space: "ignore" lets them pass, "clip" clips them, "error" ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
@@ -67,7 +71,8 @@ class ParallelBridge:
     An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
     still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
     truncated where, among the agents that acted in its last step, any was cut off without having terminated;
-    those stay alive in the last observation, the terminated do not. Else it is terminated.
+    those stay alive in the last observation, the terminated do not. Else it is terminated. Agents that are cut off
+    while others act on are `agent_truncated`, and `final` holds their last observations.
 
     Raises ConfigError for unsupported spaces.
     """
@@ -174,10 +179,16 @@ class ParallelBridge:
         self._over = not alive or at_limit
         truncated = self._over and bool(alive or cut)
         reward = np.array([rewards.get(agent, 0.0) for agent in self._agents], dtype=np.float32)
-        obs = self._obs(alive | cut if self._over else alive, observations, infos)
-        return Step(obs, reward, self._over and not truncated, truncated, self._info(infos))
+        last = self._obs(alive | cut, observations, infos, cut)
+        info = self._info(infos)
+        if self._over or not cut:
+            return Step(last, reward, self._over and not truncated, truncated, info)
+        alone = np.array([agent in cut for agent in self._agents])
+        obs = self._obs(alive, observations, infos)
+        return Step(obs, reward, False, False, info, agent_truncated=alone, final=last)
 
-    def _obs(self, alive: set[Any], observations: dict[Any, Any], infos: dict[Any, Any]) -> Obs:
+    def _obs(self, alive: set[Any], observations: Any, infos: Any, cut: Collection[Any] = ()) -> Obs:
+        """The observation in which `alive` live; those of them who are `cut` off need no mask any more."""
         seen = np.zeros((len(self._agents), self.spec.observation_size), dtype=np.float32)
         available = self._sizes_mask.copy()
         for index, agent in enumerate(self._agents):
@@ -185,13 +196,17 @@ class ParallelBridge:
                 available[index] = np.arange(self.spec.action_size) == 0
                 continue
             if agent not in observations:
-                raise EnvironmentContractError(f"{self.name}: gave no observation to the acting agent {agent!r}")
-            vector, mask = self._readers[index].read(observations[agent], infos.get(agent) or {}, self._over)
+                raise EnvironmentContractError(
+                    f"{self.name}: gave no observation to the agent {agent!r}, which acts or was cut off; give every "
+                    "agent that has not terminated its last observation, from which its future is valued"
+                )
+            ended = self._over or agent in cut
+            vector, mask = self._readers[index].read(observations[agent], infos.get(agent) or {}, ended)
             seen[index, : len(vector)] = vector
             if mask is not None:
                 available[index, : len(mask)] = mask
                 self._masked.add(agent)
-            elif agent in self._masked and not self._over:
+            elif agent in self._masked and not ended:
                 raise EnvironmentContractError(
                     f"{self.name}: gave agent {agent!r} an `{MASK}` before and none now; give one in every info"
                 )
@@ -245,7 +260,8 @@ def make(
     max_steps: int | None = None,
     ignore: tuple[str, ...] = (),
     state: bool = True,
-) -> ParallelBridge:
+    bounds: Bounds = "ignore",
+) -> Env:
     """The environment of the module `task`, bridged.
 
     Raises UnknownNameError where an installed package has no such module, MissingDependencyError where a package is
@@ -255,15 +271,15 @@ def make(
     env = make_with(load_factory(task), kwargs or {}, task)
     if isinstance(env, AECEnv):
         env = _parallel(env, name)
-    return ParallelBridge(env, max_steps, name, ignore, state)
+    return with_bounds(ParallelBridge(env, max_steps, name, ignore, state), bounds)
 
 
 @register_bridge
-def bridge(made: Any, name: str) -> ParallelBridge | None:
+def bridge(made: Any, name: str) -> Env | None:
     """Bridge a PettingZoo environment that a factory returned; None for anything else."""
     if isinstance(made, AECEnv):
-        return ParallelBridge.from_aec(made, name=name)
-    return ParallelBridge(made, name=name) if isinstance(made, ParallelEnv) else None
+        return with_bounds(ParallelBridge.from_aec(made, name=name), "ignore")
+    return with_bounds(ParallelBridge(made, name=name), "ignore") if isinstance(made, ParallelEnv) else None
 
 
 class ParallelView(ParallelEnv):
@@ -311,7 +327,7 @@ class ParallelView(ParallelEnv):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:  # noqa: ARG002
         self._obs = self.env.reset(seed)
         self.agents = self._living(self._obs)
-        return self._observations(self.agents), {agent: {} for agent in self.agents}
+        return self._observations(self.agents, self._obs), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
         spec, acting = self.env.spec, self.agents
@@ -327,19 +343,22 @@ class ParallelView(ParallelEnv):
         step = self.env.step(joint)
         self._obs = step.obs
         living = self._living(step.obs)
-        terminated = {agent: step.terminated or agent not in living for agent in acting}
-        truncated = {agent: step.truncated and agent in living for agent in acting}
+        alone = np.zeros(spec.num_agents, bool) if step.agent_truncated is None else step.agent_truncated
+        cut = [name for name, is_cut in zip(self.possible_agents, alone, strict=True) if is_cut]
+        terminated = {agent: step.terminated or (agent not in living and agent not in cut) for agent in acting}
+        truncated = {agent: (step.truncated and agent in living) or agent in cut for agent in acting}
         reward = {agent: float(step.reward[self.possible_agents.index(agent)]) for agent in acting}
-        observations = self._observations(acting)
+        observations = self._observations(acting, step.obs)
+        if step.final is not None:
+            observations |= self._observations(cut, step.final)
         self.agents = [] if step.terminated or step.truncated else living
         return observations, reward, terminated, truncated, {agent: dict(step.info) for agent in acting}
 
     def _living(self, obs: Obs) -> list[str]:
         return [name for name, alive in zip(self.possible_agents, obs.alive, strict=True) if alive]
 
-    def _observations(self, agents: list[str]) -> dict[str, Any]:
-        obs, spec = self._obs, self.env.spec
-        assert obs is not None
+    def _observations(self, agents: list[str], obs: Obs) -> dict[str, Any]:
+        spec = self.env.spec
         seen: dict[str, Any] = {}
         for agent in agents:
             index = self.possible_agents.index(agent)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -192,13 +193,14 @@ def inner_action(space: spaces.Space, action: np.ndarray) -> Any:
 
 
 def scalars(info: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The entries of an info dictionary that are single numbers."""
-    return {
-        f"{prefix}{name}": float(value)
-        for name, value in info.items()
-        if isinstance(value, int | float | np.number | np.bool_)
-        or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf")
-    }
+    """The entries of an info dictionary that are single numbers, those beyond the range of a float left out."""
+    kept: dict[str, float] = {}
+    for name, value in info.items():
+        array = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf"
+        if array or isinstance(value, int | float | np.number | np.bool_):
+            with suppress(OverflowError):
+                kept[f"{prefix}{name}"] = float(value)
+    return kept
 
 
 def rendered(env: Any) -> np.ndarray | str | None:

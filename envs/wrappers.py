@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -10,6 +10,9 @@ from gymnasium import spaces
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env, State
 from marl.types import EnvSpec, Obs, Step
+
+Bounds = Literal["ignore", "clip", "error"]
+"""How to treat observations outside the space that somebody else's environment declares."""
 
 
 class EnvWrapper:
@@ -39,7 +42,8 @@ class EnvWrapper:
 
     def step(self, action: np.ndarray) -> Step:
         step = self.env.step(action)
-        return replace(step, obs=self.observe(step.obs))
+        final = None if step.final is None else self.observe(step.final)
+        return replace(step, obs=self.observe(step.obs), final=final)
 
     def render(self) -> np.ndarray | str | None:
         return self.env.render()
@@ -92,6 +96,8 @@ class TimeLimit(EnvWrapper):
         self.elapsed += step.duration
         truncated = step.truncated or (self.elapsed >= self._limit and not step.terminated)
         self.over = step.terminated or truncated
+        if truncated and step.final is not None:  # agents that are cut off in the last step live on in its observation
+            return replace(step, obs=step.final, truncated=True, agent_truncated=None, final=None)
         return replace(step, truncated=truncated)
 
 
@@ -193,7 +199,49 @@ class Pad(EnvWrapper):
         own = action[: inner.num_agents] if inner.discrete else action[: inner.num_agents, : inner.action_size]
         step = super().step(own)
         fill = step.reward[0] if inner.team_reward else 0.0
-        return replace(step, reward=np.append(step.reward, np.full(self._extra, fill, dtype=np.float32)))
+        reward = np.append(step.reward, np.full(self._extra, fill, dtype=np.float32))
+        if step.agent_truncated is None:
+            return replace(step, reward=reward)
+        alone = np.append(step.agent_truncated, np.zeros(self._extra, dtype=bool))
+        return replace(step, reward=reward, agent_truncated=alone)
+
+
+class Unbounded(EnvWrapper):
+    """Declares nothing about the bounds of observations and states."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        state = env.spec.state_space
+        self._spec = replace(
+            env.spec,
+            observation_space=_unbounded(_box(env, "Unbounded")),
+            state_space=None if state is None else _unbounded(state),
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._spec
+
+
+class ClipObservation(EnvWrapper):
+    """Clips observations and states to their declared bounds."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self._space = _box(env, "ClipObservation")
+
+    def observe(self, obs: Obs) -> Obs:
+        space, state = self.spec.state_space, obs.state
+        if state is not None and space is not None:
+            state = np.clip(state, space.low, space.high)
+        return replace(obs, agents=np.clip(obs.agents, self._space.low, self._space.high), state=state)
+
+
+def with_bounds(env: Env, bounds: Bounds) -> Env:
+    """The environment, with the declared bounds of its observations kept, dropped or enforced."""
+    if bounds not in get_args(Bounds):
+        raise ConfigError(f"{env.spec.name}: bounds={bounds!r}; give one of {', '.join(get_args(Bounds))}")
+    return {"error": lambda env: env, "ignore": Unbounded, "clip": ClipObservation}[bounds](env)
 
 
 class EpisodeStatistics(EnvWrapper):
@@ -294,6 +342,10 @@ def _box(env: Env, wrapper: str) -> spaces.Box:
             f"{wrapper}: {env.spec.name} has {type(space).__name__} observations; only Box observations can be wrapped"
         )
     return space
+
+
+def _unbounded(box: spaces.Box) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, box.shape, np.float32)
 
 
 def _with_zero(box: spaces.Box) -> spaces.Box:

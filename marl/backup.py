@@ -46,6 +46,7 @@ def backup(
     order: Tensor | None = None,  # (T, E, N)
     discount: Tensor | None = None,  # (T, E)
     node_reward: Tensor | None = None,  # (T, E, N, any)
+    agent_truncated: Tensor | None = None,  # (T, E, N) bool
 ) -> tuple[Tensor, Tensor]:
     """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
 
@@ -57,7 +58,8 @@ def backup(
     the order in which sequential agents decided. `discount` stands for gamma on the link that leaves
     a step, to the next step or to the bootstrap: gamma ** k after an action of k primitive steps (Sutton, Precup
     and Singh 1999, section 3). `node_reward` arrives on the link that leaves the node itself; where values belong
-    to whole actions, so do the rewards of their nodes.
+    to whole actions, so do the rewards of their nodes. Where `agent_truncated`, an agent's own chain is cut while the
+    episode goes on, as after `truncated`; sequential agents share one chain, which is cut where any of them is.
     """
     if node_reward is not None and node_reward.shape != value.shape:
         node_reward = node_reward.sum(-1, keepdim=True)
@@ -68,13 +70,18 @@ def backup(
         node_reward = None if node_reward is None else node_reward.gather(2, index)
     chains, exists = _to_chains(links, value), _to_chains(links, mask)  # (T, M, *chain)
     earned = None if node_reward is None else _to_chains(links, node_reward)
+    alone = agent_truncated
     if sequential_agents:
         reward, bootstrap = reward.mean(-1), bootstrap[..., 0]
+        alone = None if alone is None else alone.any(-1)
     if links.slots == "parallel":
         reward, bootstrap = reward.unsqueeze(-1), bootstrap.unsqueeze(-1)
+        alone = None if alone is None else alone.unsqueeze(-1)
     extra = (1,) * (reward.dim() - 2)
     terminated = terminated.view(*terminated.shape, *extra)
     cut = (terminated | truncated.view(*truncated.shape, *extra)).clone()
+    if alone is not None:
+        cut = cut | alone
     cut[-1] = True
     bootstrap = torch.where(terminated, torch.zeros_like(bootstrap), bootstrap)
     gammas = [links.gamma] * len(cut) if discount is None else discount.view(*discount.shape, *extra).unbind()

@@ -13,6 +13,7 @@ from marl.config import digest
 from marl.errors import CheckpointError
 from marl.evaluate import evaluate, paired_seeds, summarise
 from marl.protocols import VectorEnv
+from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json
 from marl.tracking import RecordFile
 from marl.transcript import play
@@ -23,7 +24,8 @@ class Evaluate:
     only.
 
     Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
-    more episode, the first again. The environments are made on first use.
+    more episode, the first again. The environments are made on first use, and what they draw from the global random
+    generators does not change the training.
     """
 
     def __init__(self, makes: Sequence[Callable[[int], VectorEnv]], episodes: int, interval: int, path: Path) -> None:
@@ -58,6 +60,10 @@ class Evaluate:
                 part.close()
 
     def run(self, trainer: Any) -> dict[str, float]:
+        with own_globals(Streams(trainer.config.seed).integer("eval")):
+            return self.play_all(trainer)
+
+    def play_all(self, trainer: Any) -> dict[str, float]:
         config, greedy = trainer.config, not trainer.config.watch.eval_stochastic
         if self.rows is None:
             # Greedy episodes are the same in any number of environments, each of which may be a game of its own.

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import platform
-import random
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marl.errors import CheckpointError, ConfigError
+from marl.seeding import global_state, set_global_state
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -473,22 +473,12 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def rng_state(generators: Generators) -> Packed:
-    """The states of the named generators and of the global ones of python, numpy and torch (CPU).
-
-    A device's global generator, such as `torch.cuda.default_generators[0]`, is one to name.
-    """
+    """The states of the named generators and of the global ones of python, numpy and torch."""
     named = {
         name: stream.get_state() if isinstance(stream, torch.Generator) else stream.bit_generator.state
         for name, stream in generators.items()
     }
-    return pack(
-        {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - third-party code draws from it
-            "torch": torch.get_rng_state(),
-            "named": named,
-        }
-    )
+    return pack({"named": named, "global": global_state()})
 
 
 def set_rng_state(generators: Generators, tensors: Mapping[str, Tensor], data: Any) -> None:
@@ -510,6 +500,4 @@ def set_rng_state(generators: Generators, tensors: Mapping[str, Tensor], data: A
                 generator.bit_generator.state = saved
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the random stream {name!r} was of another kind: {error}") from error
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002 - third-party code draws from it
-    torch.set_rng_state(state["torch"].cpu())
+    set_global_state(state["global"])

@@ -32,6 +32,7 @@ def against_critic(
         rollout.order,
         rollout.discount(links.gamma),
         rollout.node_reward(reference_coef),
+        rollout.agent_cuts(),
     )
     if rollout.earned is not None:
         returns = returns - rollout.earned

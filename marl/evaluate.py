@@ -1,11 +1,13 @@
 """Evaluation on paired seeds: episode i starts from the same seed for every agent and at every time."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from marl.info import finite_info
 from marl.memory import Memory
 from marl.protocols import Policy, VectorEnv
 from marl.seeding import Streams
@@ -44,6 +46,7 @@ def evaluate(
     obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
     playing[len(seeds) :] = -1
     memory = Memory(policy, count)
+    warned: set[str] = set()
     while (playing >= 0).any():
         with torch.inference_mode():
             decision = policy.act(memory.join(policy.encode(obs)), generator, deterministic)
@@ -56,6 +59,7 @@ def evaluate(
         if not ended.any():
             continue
         memory.forget(ended)
+        step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
         for e in np.flatnonzero(ended):
             episode = int(playing[e])
@@ -63,7 +67,7 @@ def evaluate(
                 lost[e] += 1
                 obs = env.reset_at(int(e), seeds[episode])
             elif episode >= 0:
-                info = {k: float(v) for k, v in infos.get(int(e), {}).items()}
+                info = finite_info(infos.get(int(e), {}), env.spec.name, warned)
                 rows[episode] = EpisodeRow(
                     episode, seeds[episode], float(totals[e]), int(lengths[e]), bool(step.terminated[e]), info
                 )

@@ -1,21 +1,23 @@
 """Collecting T steps of E environments into preallocated storage."""
 
+import copy
 import logging
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from marl.errors import EnvironmentContractError, NonFiniteError
+from marl.errors import NonFiniteError
+from marl.info import finite_info
 from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.objective import Batch, Rows, no_reference
 from marl.protocols import Policy, State, VectorEnv
-from marl.types import Decision, EnvSpec, Inputs, Nodes, Obs, VectorStep
+from marl.step_checks import Bounds, non_finite, require_alive, require_choice, require_ending, require_team_reward
+from marl.types import Decision, Inputs, Nodes, Obs, VectorStep
 
 LOGGER = logging.getLogger("marl")
 
@@ -27,8 +29,8 @@ class Rollout:
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
     cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference, earned`:
-    (T, E, N, L), or None where the policy does not give them. With a policy that remembers, an environment's steps
-    lie together.
+    (T, E, N, L), or None where the policy does not give them. `agent_truncated`: (T, E, N), agents that were cut off
+    alone. With a policy that remembers, an environment's steps lie together.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
@@ -54,6 +56,7 @@ class Rollout:
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
         self.truncated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
+        self.agent_truncated = torch.zeros((steps, envs, num_agents), dtype=torch.bool, device=device)
         self.duration = torch.ones((steps, envs), dtype=torch.long, device=device)
 
     def write(self, t: int, inputs: Inputs, decision: Decision) -> None:
@@ -76,7 +79,11 @@ class Rollout:
 
     def discount(self, gamma: float) -> Tensor | None:
         """(T, E): the discount of each step, None where every step is one primitive step."""
-        return gamma**self.duration if bool((self.duration > 1).any()) else None
+        return gamma**self.duration if bool((self.duration != 1).any()) else None
+
+    def agent_cuts(self) -> Tensor | None:
+        """(T, E, N) bool: agents that were cut off alone, None where none was."""
+        return self.agent_truncated if bool(self.agent_truncated.any()) else None
 
     def node_reward(self, coef: float) -> Tensor | None:
         """What nodes earn by themselves, and `coef` times the log-ratio of reference to policy at each that is trained:
@@ -165,13 +172,18 @@ class Collector:
         self.env, self.policy, self.value_norm = env, policy, value_norm
         self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
         self.total = 0
+        self.nonfinite = False
         self.rollout: Rollout | None = None
         self.seconds = {"env": 0.0, "act": 0.0}
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
         self.memory = Memory(policy, env.num_envs)
         self.obs = env.reset(seeds)
-        require_promise(env.spec, self.obs)
+        self.warned: set[str] = set()
+        self.bounds = Bounds(env.spec)
+        require_choice(env.spec, self.obs)
+        require_alive(env.spec, self.obs)
+        self.bounds.check(self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
 
     def collect(self, seeds: list[int] | None = None) -> tuple[Rollout, Episodes]:
@@ -181,6 +193,7 @@ class Collector:
         """
         episodes = Episodes()
         over = np.zeros(self.env.num_envs, dtype=bool)
+        self.nonfinite = False
         if seeds is not None:
             self._begin(seeds)
         for t in range(self.steps):
@@ -208,14 +221,17 @@ class Collector:
                     break
         rollout = self.rollout
         assert rollout is not None
-        if episodes.dropped and not rollout.mask.any():
+        if self.nonfinite and not rollout.mask.any():
             raise NonFiniteError(
                 f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
                 "nothing is left to learn from. Mend the environment"
             )
         if not over.all():
+            done = rollout.truncated[-1].unsqueeze(-1) | rollout.agent_truncated[-1]
+            if self.one_chain:
+                done = done.any(-1, keepdim=True)
             obs = without(self.obs, over)
-            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, rollout.truncated[-1])
+            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, done)
         return rollout, episodes
 
     def _begin(self, seeds: list[int]) -> None:
@@ -223,6 +239,8 @@ class Collector:
         self.obs = self.env.reset(seeds)
         self.memory.forget()
         require_choice(self.env.spec, self.obs)
+        require_alive(self.env.spec, self.obs)
+        self.bounds.check(self.obs)
         self.episode_return[:] = 0.0
         self.episode_length[:] = 0
         if (bad := non_finite(self.obs)).any():
@@ -231,7 +249,8 @@ class Collector:
 
     def _leave_out(self, rollout: Rollout, t: int) -> None:
         """Rows `t` and later were not played."""
-        for x in (rollout.mask, rollout.trained, rollout.reward, rollout.terminated, rollout.truncated):
+        ends = (rollout.terminated, rollout.truncated, rollout.agent_truncated)
+        for x in (rollout.mask, rollout.trained, rollout.reward, *ends):
             x[t:] = 0
         rollout.duration[t:] = 1
 
@@ -243,45 +262,75 @@ class Collector:
         Environments that are `over` play on for nothing, and so do those that end here where episodes are `whole`.
         """
         self.obs = step.obs
+        require_ending(self.env.spec, step)
         taken = np.where(step.terminated | step.truncated, 0, self.episode_length + 1)
         require_choice(self.env.spec, step.obs, taken)
-        reward, terminated, truncated = step.reward, step.terminated, step.truncated
-        bad = self._bad(step, over | terminated | truncated if whole else over)
+        unseen = over | step.terminated | step.truncated if whole else over
+        bad = self._bad(step, unseen)
         if over.any():
             gone = torch.as_tensor(over, device=rollout.mask.device)
             rollout.mask[t, gone] = False
             rollout.trained[t, gone] = False
             bad[over] = False
-            reward = np.where(over[:, None], np.float32(0), reward)
-            terminated, truncated = terminated & ~over, truncated & ~over
         lost: np.ndarray = np.any(bad, axis=-1)
+        require_team_reward(self.env.spec, step.reward, over | lost)
+        self.bounds.check(step.obs, unseen | lost)
+        if step.final is not None:
+            self.bounds.check(step.final.obs, (over | lost)[step.final.env], step.final.env)
         if lost.any():
-            ended = terminated | truncated
-            self._require_finite(np.flatnonzero(ended), bad)
+            self._require_finite(np.flatnonzero((step.terminated | step.truncated) & ~over), bad)
             LOGGER.warning(
                 "%s: environment %d: a NaN or infinite observation or reward at step %d; its episode is left out",
                 self.env.spec.name,
                 int(np.flatnonzero(lost)[0]),
                 int(self.episode_length[np.flatnonzero(lost)[0]]) + 1,
             )
-            self._drop(rollout, t, lost, ~ended, whole)
-            reward = np.where(lost[:, None], 0.0, reward)
-            terminated, truncated = terminated & ~lost, truncated | lost
-        truncated = truncated & ~terminated
+            self.nonfinite = True
+            step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
+            self._drop(rollout, t, lost, ~(step.terminated | step.truncated), whole)
+        out = over | lost
+        reward = np.where(out[:, None], np.float32(0), step.reward)
+        terminated, truncated = step.terminated & ~out, (step.truncated & ~over) | lost
         rollout.reward[t] = torch.as_tensor(reward)
         rollout.terminated[t] = torch.as_tensor(terminated)
         rollout.truncated[t] = torch.as_tensor(truncated)
         rollout.duration[t] = 1 if step.duration is None else torch.as_tensor(step.duration)
+        rollout.agent_truncated[t] = False
         self.episode_return += reward.mean(-1)
         self.episode_length += 1
         if step.final is not None:
             keep = np.flatnonzero((truncated & ~lost)[step.final.env])
             if keep.size:
                 self._bootstrap_rows(rollout, t, step.final.env[keep], take(step.final.obs, keep))
+        if step.agent_truncated is not None:
+            self._cut_agents(rollout, t, step, out)
         if step.restarted is not None:
+            self._pass_over(rollout, t, step.restarted & ~over, whole)
             lost = lost | step.restarted
         self._count(step, terminated | truncated, lost, episodes)
         return terminated | truncated
+
+    def _cut_agents(self, rollout: Rollout, t: int, step: VectorStep, out: np.ndarray) -> None:
+        """Value the last observations of agents that are cut off alone, in environments that are not `out`."""
+        assert step.agent_final is not None
+        assert step.agent_truncated is not None
+        keep = np.flatnonzero(~out[step.agent_final.env])
+        if keep.size:
+            rows = step.agent_final.env[keep]
+            cut = torch.as_tensor(step.agent_truncated[rows], device=rollout.reward.device)
+            index = torch.as_tensor(rows, device=rollout.reward.device)
+            rollout.agent_truncated[t, index] = cut
+            self._bootstrap_rows(rollout, t, rows, take(step.agent_final.obs, keep))
+
+    def _pass_over(self, rollout: Rollout, t: int, restarted: np.ndarray, whole: bool) -> None:
+        """Row t of these environments did not happen: the steps before it lead straight to its observation.
+
+        Of whole episodes nothing is learned, because their return is not known.
+        """
+        rows, first = torch.as_tensor(restarted, device=rollout.mask.device), 0 if whole else t
+        rollout.mask[first : t + 1, rows] = False
+        rollout.trained[first : t + 1, rows] = False
+        rollout.duration[t, rows] = 0
 
     def _count(self, step: VectorStep, ended: np.ndarray, lost: np.ndarray, episodes: Episodes) -> None:
         """Book the episodes that ended; the lost ones are only counted as dropped."""
@@ -293,16 +342,17 @@ class Collector:
             if not lost[i]:
                 episodes.returns.append(float(self.episode_return[i]))
                 episodes.lengths.append(int(self.episode_length[i]))
-                episodes.infos.append(dict(infos.get(int(i), {})))
+                episodes.infos.append(finite_info(infos.get(int(i), {}), self.env.spec.name, self.warned))
             self.episode_return[i] = 0.0
             self.episode_length[i] = 0
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
-        """Value the observations that follow row t of environments `rows`; those already `done` keep theirs."""
+        """Value the observations that follow row t of environments `rows`; chains already `done` (E, N or 1) keep
+        theirs."""
         value = following_value(self.policy, self.value_norm, obs, self.memory, rows, self.one_chain)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
-            value = torch.where(done[index].unsqueeze(-1), rollout.bootstrap[t, index], value)
+            value = torch.where(done[index], rollout.bootstrap[t, index], value)
         rollout.bootstrap[t, index] = value
 
     def _bad(self, step: VectorStep, unseen: np.ndarray) -> np.ndarray:
@@ -310,6 +360,8 @@ class Collector:
         bad = ~np.isfinite(step.reward) | (non_finite(self.obs) & ~unseen[:, None])
         if step.final is not None:
             bad[step.final.env] |= non_finite(step.final.obs)
+        if step.agent_final is not None:
+            bad[step.agent_final.env] |= non_finite(step.agent_final.obs)
         return bad
 
     def _require_finite(self, ended: np.ndarray, bad: np.ndarray) -> None:
@@ -383,52 +435,6 @@ def following_value(
     # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
     someone = alive.any(-1, keepdim=True) if policy.spec.team_reward else alive
     return torch.where(someone, value, value_norm.normalise(torch.zeros_like(value)))
-
-
-def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> None:
-    """EnvironmentContractError where an agent has no action to choose from.
-
-    `taken` (E,): steps of each environment's episode so far; none are where it is not given.
-    """
-    if obs.action_mask is not None and not obs.action_mask.any(-1).all():
-        index, agent = (int(i) for i in np.argwhere(~obs.action_mask.any(-1))[0])
-        steps = 0 if taken is None else int(taken[index])
-        raise EnvironmentContractError(
-            f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}, after {steps} steps of its episode: "
-            "action_mask allows no action; leave one even to the dead (`marl check-env` tests the whole environment)"
-        )
-
-
-def require_promise(spec: EnvSpec, obs: Obs) -> None:
-    """EnvironmentContractError where first observations leave the declared bounds or choices, or nobody is alive."""
-    require_choice(spec, obs)
-    if not obs.alive.any(-1).all():
-        index = int(np.flatnonzero(~obs.alive.any(-1))[0])
-        raise EnvironmentContractError(
-            f"{spec.name}: environment {index}: nobody is alive at the beginning of an episode; mend `reset` "
-            "(`marl check-env` tests the whole environment)"
-        )
-    space = spec.observation_space
-    if isinstance(obs.agents, np.ndarray) and isinstance(space, gymnasium.spaces.Box):
-        outside = (obs.agents < space.low) | (obs.agents > space.high)
-        if outside.any():
-            index, agent, feature = (int(i) for i in np.argwhere(outside)[0])
-            value, low, high = obs.agents[index, agent, feature], space.low[feature], space.high[feature]
-            raise EnvironmentContractError(
-                f"{spec.name}: environment {index}, agent {spec.agents[agent]!r}: feature {feature} of the observation "
-                f"is {value}, outside the declared {low} to {high}; "
-                "mend the space (`marl check-env` tests the whole environment)"
-            )
-
-
-def non_finite(obs: Obs) -> np.ndarray:
-    """(E, N) bool: agents that see a NaN or an infinity, in their observation or in the state."""
-    bad = np.zeros(obs.alive.shape, dtype=bool)
-    if isinstance(obs.agents, np.ndarray):
-        bad |= np.any(~np.isfinite(obs.agents), axis=-1)
-    if obs.state is not None:
-        bad |= np.any(~np.isfinite(obs.state), axis=-1)[:, None]
-    return bad
 
 
 def without(obs: Obs, over: np.ndarray) -> Obs:

@@ -27,7 +27,7 @@ from marl.files import write_whole
 from marl.loading import give_weights, load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
-from marl.seeding import Streams, fix_globals
+from marl.seeding import Streams, fix_globals, own_globals
 from marl.shared_memory import failure
 from marl.tasks import share
 from marl.threads import free_cores, keep_memory
@@ -114,7 +114,7 @@ def execute(
     """Build the parts, train in the folder, by default a new one, and leave a checkpoint whatever ends it."""
     if (check := AGENTS.get(config.agent).check) is not None:
         check(config.agent_options, config.learn)
-    fix_globals(config.seed)
+    fix_globals(config.seed, distributed.rank())
     torch.set_num_threads(1)
     keep_memory()
     free = max(1, free_cores() // distributed.local_world_size())
@@ -122,8 +122,8 @@ def execute(
     evaluation: Evaluate | None = None
     stack = ExitStack()
     try:
-        for task in tasks:
-            envs.append(make_env(config, task, free, local_share(config), train=True))
+        for number, task in enumerate(tasks):
+            envs.append(make_env(config, task, free, local_share(config), train=True, number=number))
         trainer = build(config, envs[0], device, free, *envs[1:])
         if checkpoint is None and config.init:
             begin_with(trainer, Path(config.init))
@@ -242,17 +242,18 @@ def local_share(config: RunConfig) -> int:
     return count
 
 
-def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: bool) -> VectorEnv:
+def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: bool, number: int = 0) -> VectorEnv:
     """`count` environments of a task; those that are batched by nature take the `free` cores by default.
 
-    Environments for evaluation run in this process.
+    Environments for evaluation run in this process. `number`: the task's place among those of the run.
     """
     workers = min(count, config.collect.workers) if train else 0
     batched = find_env(task.name)[0].batch is not None and not workers
     threads = config.compute.env_threads if train else 0
     threads = threads or (min(free, count) if batched else 1)
     restart = config.collect.restart_workers and train
-    return make_vector(task.name, task.options, count, workers, threads, restart)
+    seed = Streams(config.seed).integer("workers", distributed.rank(), number)
+    return make_vector(task.name, task.options, count, workers, threads, restart, seed)
 
 
 def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *others: VectorEnv) -> Trainer:
@@ -262,14 +263,16 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
         raise ConfigError(
             f"agent {config.agent!r} does not learn; watch it with `marl play {config.env} --agent {config.agent}`"
         )
-    torch.manual_seed(Streams(config.seed).integer("weights"))
-    policy = entry.make(env.spec, config.agent_options)
-    policy.module.to(device)
-    pairs = []
-    for task, other in zip(config.tasks[1:], others, strict=True):
-        pairs.append((other, entry.make(other.spec, config.agent_options)))
-        pairs[-1][1].module.to(device)
-        share(pairs[-1][1], policy, (task.label, config.tasks[0].label))
+    # Every rank draws the same weights; after them, each goes on with global generators of its own.
+    with own_globals(Streams(config.seed).integer("weights")):
+        torch.manual_seed(Streams(config.seed).integer("weights"))
+        policy = entry.make(env.spec, config.agent_options)
+        policy.module.to(device)
+        pairs = []
+        for task, other in zip(config.tasks[1:], others, strict=True):
+            pairs.append((other, entry.make(other.spec, config.agent_options)))
+            pairs[-1][1].module.to(device)
+            share(pairs[-1][1], policy, (task.label, config.tasks[0].label))
     return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, others=pairs)
 
 

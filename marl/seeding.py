@@ -8,7 +8,10 @@ import hashlib
 import json
 import operator
 import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,15 +55,56 @@ class Streams:
         return np.random.SeedSequence(self.seed, spawn_key=tuple(int(word) for word in np.frombuffer(digest, "<u4")))
 
 
-def fix_globals(seed: int) -> None:
+def fix_globals(seed: int, *indices: int) -> None:
     """Seed the global generators of python, numpy and torch (all devices), for third-party code that draws from them.
 
-    The project's own code draws from `Streams` only.
+    `indices` tell processes of one run apart. The project's own code draws from `Streams` only.
     """
     streams = Streams(seed)
-    random.seed(streams.integer("global python"))
-    np.random.seed(streams.integer("global numpy"))  # noqa: NPY002 - the legacy generator is the one to fix
-    torch.manual_seed(streams.integer("global torch"))
+    random.seed(streams.integer("global python", *indices))
+    np.random.seed(streams.integer("global numpy", *indices))  # noqa: NPY002 - the legacy generator is the one to fix
+    torch.manual_seed(streams.integer("global torch", *indices))
+
+
+def global_state() -> dict[str, Any]:
+    """Positions of the global generators of python, numpy and torch, as JSON values.
+
+    Of torch these are the CPU's and, once CUDA is in use, each device's, in hexadecimal.
+    """
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - third-party code draws from it
+    state = legacy["state"]
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": legacy | {"state": state | {"key": state["key"].tolist()}},
+        "torch": [bytes(each.numpy()).hex() for each in (torch.get_rng_state(), *devices)],
+    }
+
+
+def set_global_state(saved: Mapping[str, Any]) -> None:
+    """Set the global generators to what `global_state` saw; CUDA devices that are not here are passed over."""
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
+    legacy = saved["numpy"]
+    state = legacy["state"]
+    key = np.array(state["key"], dtype=np.uint32)
+    np.random.set_state(legacy | {"state": state | {"key": key}})  # noqa: NPY002 - third-party code draws from it
+    cpu, *devices = (torch.frombuffer(bytearray.fromhex(each), dtype=torch.uint8) for each in saved["torch"])
+    torch.set_rng_state(cpu)
+    for index, device in enumerate(devices[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device, index)
+
+
+@contextmanager
+def own_globals(seed: int) -> Iterator[None]:
+    """Draws from the global generators inside start from `seed` and leave those outside as they were."""
+    before = global_state()
+    fix_globals(seed)
+    try:
+        yield
+    finally:
+        set_global_state(before)
 
 
 def _whole(what: str, value: int) -> int:

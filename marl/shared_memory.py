@@ -4,18 +4,20 @@ A vector in one process is one shard over private memory; worker processes hold 
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from logging import getLogger
 from math import prod
-from numbers import Real
+from operator import index as as_int
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Text
 
 from marl.errors import EnvironmentContractError, MarlError, WorkerError
+from marl.info import read_info
 from marl.protocols import Env, State
 from marl.registry import as_env
 from marl.types import EnvSpec, Obs, Step
@@ -33,11 +35,13 @@ class Report(NamedTuple):
     """What a shard answers besides the buffers.
 
     `words`: one entry per environment, or None where the arrays hold everything. `ended`: (environment,
-    info, words) of each episode that ended. `restarted`: the shard lost its worker in this step.
+    info, words) of each episode that ended. `cut`: (environment, words) where agents were cut off alone. `restarted`:
+    the shard lost its worker in this step.
     """
 
     words: list[Words] | None = None
     ended: tuple[tuple[int, dict[str, float], Words], ...] = ()
+    cut: tuple[tuple[int, Words], ...] = ()
     restarted: bool = False
 
 
@@ -49,7 +53,7 @@ class Buffers:
     """Arrays with leading axis E. Fields of `obs` and `final` that have no array are None.
 
     `action`: (E, N) int64, (E, N, A) float32, or None for text. `masked`: (E,) bool, the environment
-    gives action masks. `duration`: (E,) int64.
+    gives action masks. `duration`: (E,) int64. `agent_truncated`: (E, N) bool. `restarted`: (E,) bool.
     """
 
     obs: Obs
@@ -60,6 +64,8 @@ class Buffers:
     truncated: np.ndarray
     masked: np.ndarray
     duration: np.ndarray
+    agent_truncated: np.ndarray
+    restarted: np.ndarray
 
     @classmethod
     def carve(cls, spec: EnvSpec, num_envs: int, memory: Any) -> "Buffers":
@@ -78,7 +84,7 @@ class Buffers:
             )
             for part in ("obs", "final")
         ]
-        names = ("reward", "terminated", "truncated", "masked", "duration")
+        names = ("reward", "terminated", "truncated", "masked", "duration", "agent_truncated", "restarted")
         return cls(*parts, action=arrays.get("action"), **{name: arrays[name] for name in names})
 
     @staticmethod
@@ -108,8 +114,8 @@ def _layout(spec: EnvSpec, num_envs: int) -> dict[str, tuple[tuple[int, ...], ty
     if spec.state_space is not None:
         part["state"] = ((num_envs, spec.state_size), np.float32)
     layout = {f"{name}.{field}": value for name in ("obs", "final") for field, value in part.items()}
-    layout |= {"reward": (rows, np.float32)}
-    layout |= dict.fromkeys(("terminated", "truncated", "masked"), ((num_envs,), np.bool_))
+    layout |= {"reward": (rows, np.float32), "agent_truncated": (rows, np.bool_)}
+    layout |= dict.fromkeys(("terminated", "truncated", "masked", "restarted"), ((num_envs,), np.bool_))
     layout["duration"] = ((num_envs,), np.int64)
     if spec.discrete:
         layout["action"] = (rows, np.int64)
@@ -166,21 +172,14 @@ def _check_array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype)
     raise EnvironmentContractError(f"`{name}` must be an array {dtype} {shape}, got {got}")
 
 
-def _check_info(info: Any) -> dict[str, float]:
-    """A copy of the flat scalars of an episode's last step."""
-    if not isinstance(info, Mapping):
-        raise EnvironmentContractError(f"`info` must be a mapping of flat scalars, got {type(info).__name__}")
-    for key, value in info.items():
-        if not isinstance(value, (Real, np.bool_)):
-            raise EnvironmentContractError(
-                f"`info[{key!r}]` must be a scalar, got {type(value).__name__} {value!r:.80}"
-            )
-    return dict(info)
-
-
-def _check_duration(duration: Any) -> None:
-    if not isinstance(duration, int | np.integer) or duration < 1:
+def _read_duration(duration: Any) -> int:
+    try:
+        steps = as_int(duration)
+    except TypeError:
+        steps = 0
+    if steps < 1:
         raise EnvironmentContractError(f"`duration` must be a whole number of 1 or more, got {duration!r:.80}")
+    return steps
 
 
 class Shard:
@@ -210,7 +209,7 @@ class Shard:
     def attach(self, buffers: Buffers) -> None:
         """Fill these buffers from now on."""
         rows = slice(self.start, self.start + len(self.envs))
-        names = ("action", "reward", "terminated", "truncated", "masked", "duration")
+        names = ("action", "reward", "terminated", "truncated", "masked", "duration", "agent_truncated", "restarted")
         cut: dict[str, Any] = {
             name: None if (array := getattr(buffers, name)) is None else array[rows] for name in names
         }
@@ -220,6 +219,7 @@ class Shard:
         self.names = ARRAYS[1:] if self.text else ARRAYS
         self.silence: list[Words] = [(None, None)] * len(self.envs)
         self.words = list(self.silence)
+        self.marked = True
         arrays = {**dict(self._arrays(self.buffers.obs)), "reward": self.buffers.reward}
         self.flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
         self.lengths = {name: array.shape[1] for name, array in arrays.items()}
@@ -257,7 +257,8 @@ class Shard:
         actions: Any = self.actions if texts is None else np.array(texts, dtype=object)
         steps: list[Step] = []
         observations: list[Obs] = []
-        ended = []
+        ended, cut = [], []
+        self._clear_marks()
         index = 0
         try:
             for index, env in enumerate(self.envs):
@@ -272,8 +273,12 @@ class Shard:
                 obs = step.obs
                 if step.terminated or step.truncated:
                     ended.append(self._end(index, step))
+                    # `reset` may overwrite the buffers that the step shows.
+                    step = replace(step, reward=copy(step.reward), duration=_read_duration(step.duration))
                     obs = env.reset()
                     self._check(index, obs)
+                elif step.agent_truncated is not None or step.final is not None:
+                    cut += self._cut(index, step)
                 steps.append(step)
                 observations.append(obs)
         except KeyboardInterrupt:
@@ -281,7 +286,7 @@ class Shard:
         except BaseException as error:
             raise failure(error, self._where(index)) from error
         self._gather(steps, observations)
-        return self._report(ended)
+        return self._report(ended, cut)
 
     def close(self) -> None:
         """Close every environment; one that raises is logged and does not stop the others."""
@@ -300,8 +305,10 @@ class Shard:
     def _arrays(self, target: Obs) -> list[tuple[str, np.ndarray]]:
         return [(name, array) for name in ARRAYS if (array := getattr(target, name)) is not None]
 
-    def _report(self, ended: Sequence[tuple[int, dict[str, float], Words]] = ()) -> Report:
-        return Report(None if self.words == self.silence else self.words, tuple(ended))
+    def _report(
+        self, ended: Sequence[tuple[int, dict[str, float], Words]] = (), cut: Sequence[tuple[int, Words]] = ()
+    ) -> Report:
+        return Report(None if self.words == self.silence else self.words, tuple(ended), tuple(cut))
 
     def _check(self, index: int, obs: Any) -> Words:
         """Raise unless an observation keeps to the spec. Returns its words."""
@@ -328,6 +335,8 @@ class Shard:
             raise EnvironmentContractError(
                 f"`candidates` must hold one entry for each of {count} agents, got {candidates!r:.80}"
             )
+        if candidates is not None:
+            candidates = tuple(tuple(each) if isinstance(each, list) else each for each in candidates)
         return (agents if self.text else None, candidates)
 
     def _copy(self, target: Obs, index: int, obs: Obs) -> None:
@@ -343,9 +352,55 @@ class Shard:
 
     def _end(self, index: int, step: Step) -> tuple[int, dict[str, float], Words]:
         """Keep the last observation of an episode, before the environment overwrites it."""
+        if step.terminated and step.truncated:
+            raise EnvironmentContractError(
+                "`terminated` and `truncated` are both True; an episode that truly ends is terminated alone"
+            )
+        if step.agent_truncated is not None or step.final is not None:
+            raise EnvironmentContractError(
+                "`agent_truncated` and `final` must be None where the episode ends; agents that are cut off there are "
+                "alive in `obs`, terminated ones are not"
+            )
+        if step.restarted:
+            if step.terminated:
+                raise EnvironmentContractError("`restarted` and `terminated` are both True; truncate a lost episode")
+            self.buffers.restarted[index] = self.marked = True
         words = self._check(index, step.obs)
         self._copy(self.buffers.final, index, step.obs)
-        return self.start + index, _check_info(step.info), words
+        return self.start + index, read_info(step.info), words
+
+    def _cut(self, index: int, step: Step) -> list[tuple[int, Words]]:
+        """Keep the last observation of agents that are cut off while their episode goes on."""
+        cut, shape = step.agent_truncated, self.buffers.agent_truncated.shape[1:]
+        if cut is not None:
+            _check_array("agent_truncated", cut, shape, np.dtype(np.bool_))
+        if cut is None or not cut.any():
+            if step.final is not None:
+                raise EnvironmentContractError("`final` must be None where `agent_truncated` is not True for anybody")
+            return []
+        agents = [self.spec.agents[agent] for agent in np.flatnonzero(cut)]
+        if step.final is None:
+            raise EnvironmentContractError(
+                f"`agent_truncated` is True for {agents}, and `final` is None; give in `final` the observation in "
+                "which they still live, from which their future is valued"
+            )
+        words = self._check(index, step.final)
+        self._check(index, step.obs)
+        if (cut & (step.obs.alive | ~step.final.alive)).any():
+            raise EnvironmentContractError(
+                f"`agent_truncated` is True for {agents}; they must be alive in `final` and not in `obs`"
+            )
+        self._copy(self.buffers.final, index, step.final)
+        self.buffers.agent_truncated[index] = cut
+        self.marked = True
+        return [(self.start + index, words)]
+
+    def _clear_marks(self) -> None:
+        """Forget what only some steps say."""
+        if self.marked:
+            self.buffers.agent_truncated[:] = False
+            self.buffers.restarted[:] = False
+            self.marked = False
 
     def _gather(self, steps: list[Step], observations: list[Obs]) -> None:
         """Copy n transitions into the buffers, each field in one call."""
@@ -368,7 +423,7 @@ class Shard:
         if durations.count(1) < len(durations):
             for index, duration in enumerate(durations):
                 with self._at(index):
-                    _check_duration(duration)
+                    durations[index] = _read_duration(duration)
         self.buffers.duration[:] = durations
         self.buffers.terminated[:] = [step.terminated for step in steps]
         self.buffers.truncated[:] = [step.truncated for step in steps]

@@ -461,10 +461,11 @@ class Trainer:
         else:
             self.free_threads = data["free_threads"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
-        set_rng_state(self.generators, *local["rng"])
         self.halving.divisor = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]
         restored = [task.collector.set_state(state) for task, state in zip(self.tasks, collectors, strict=True)]
+        # Last, because environments may draw from the global generators while they are restored.
+        set_rng_state(self.generators, *local["rng"])
         if all(restored) or self.config.collect.whole_episodes:
             return notes
         for number, task in enumerate(self.tasks):

@@ -1,7 +1,7 @@
 """One episode step by step, with the credit that learning would give it: what a policy tells its story from."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -64,6 +64,8 @@ def play(
     terminated = truncated = False
     last = obs
     memory = Memory(policy, 1)
+    one_chain = links.agents == "sequential"
+    cuts: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode():
         while not (terminated or truncated) and len(turns) < longest:
             seen = copy.deepcopy(obs)
@@ -74,15 +76,27 @@ def play(
             obs = step.obs
             terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
             last = obs if step.final is None else step.final.obs
+            if step.agent_final is not None:
+                value = following_value(policy, value_norm, step.agent_final.obs, memory, np.array([0]), one_chain)
+                cuts[len(turns)] = torch.as_tensor(step.agent_truncated), value
             duration = 1 if step.duration is None else int(step.duration[0])
             turns.append(Turn(seen, inputs, decision, step.reward[0].copy(), duration, decision.value[0]))
-    one_chain = links.agents == "sequential"
     bootstrap = following_value(policy, value_norm, last, memory, np.array([0]), one_chain)
-    return credited(turns, links, value_norm, terminated, bootstrap)
+    return credited(turns, links, value_norm, terminated, bootstrap, cuts)
 
 
-def credited(turns: list[Turn], links: Links, value_norm: ValueNorm, terminated: bool, bootstrap: Tensor) -> list[Turn]:
-    """The turns with their advantages; `bootstrap` (1, N) is the value of what follows, in the critic's units."""
+def credited(
+    turns: list[Turn],
+    links: Links,
+    value_norm: ValueNorm,
+    terminated: bool,
+    bootstrap: Tensor,
+    cuts: Mapping[int, tuple[Tensor, Tensor]],
+) -> list[Turn]:
+    """The turns with their advantages; `bootstrap` (1, N) is the value of what follows, in the critic's units.
+
+    `cuts`: by turn, which agents (1, N) were cut off alone in it, and their values (1, N).
+    """
     nodes = [turn.decision.nodes for turn in turns]
     value = torch.stack([turn.decision.value for turn in turns])
     mask = torch.stack([each.mask for each in nodes])
@@ -93,6 +107,15 @@ def credited(turns: list[Turn], links: Links, value_norm: ValueNorm, terminated:
     ends = torch.zeros(len(turns), 1, dtype=torch.bool, device=device)
     done = ends.clone()
     done[-1] = terminated
+    values = value_norm.denormalise(bootstrap).expand_as(reward).clone()
+    alone = torch.zeros_like(values, dtype=torch.bool)
+    for t, (agents, cut_value) in cuts.items():
+        alone[t] = agents.to(device)
+        if t < len(turns) - 1:
+            values[t] = value_norm.denormalise(cut_value)
+        else:
+            chain = alone[t].any(-1, keepdim=True) if links.agents == "sequential" else alone[t]
+            values[t] = torch.where(chain, value_norm.denormalise(cut_value), values[t])
     orders = [each.order for each in nodes]
     order = None if any(each is None for each in orders) else torch.stack(orders)  # pyright: ignore[reportArgumentType]
     durations = torch.tensor([[turn.duration] for turn in turns], device=device)
@@ -103,8 +126,9 @@ def credited(turns: list[Turn], links: Links, value_norm: ValueNorm, terminated:
         mask,
         done,
         ends,
-        value_norm.denormalise(bootstrap).expand_as(reward),
+        values,
         order,
         links.gamma**durations,
+        agent_truncated=alone if cuts else None,
     )
     return [replace(turn, advantage=each[0]) for turn, each in zip(turns, advantage, strict=True)]

@@ -22,6 +22,9 @@ from marl.errors import EnvironmentContractError
 Inputs = dict[str, Tensor]
 """What `Policy.encode` makes of an observation: tensors with leading axis E."""
 
+ROUNDING = 1e-5
+"""How far an observation may leave its bounds, in parts of their size or of 1 where that is larger."""
+
 
 @dataclass(frozen=True)
 class Entities:
@@ -154,6 +157,12 @@ class EnvSpec:
         return 0 if self.state_space is None else int(self.state_space.shape[0])
 
 
+def rounded_bounds(box: gymnasium.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds of a Box, widened by the rounding errors of computing with numbers of their size: 1e-5 of it."""
+    low, high = box.low, box.high
+    return low - ROUNDING * np.maximum(1.0, np.abs(low)), high + ROUNDING * np.maximum(1.0, np.abs(high))
+
+
 @dataclass(frozen=True)
 class Obs:
     """One observation of all agents. In a vector environment every array has a leading axis E.
@@ -177,8 +186,19 @@ class Obs:
 class Step:
     """One transition of one environment: `reward` (N,) float32, flat scalar `info`.
 
+    `terminated` and `truncated` are never both True: an episode that truly ends at its time limit is terminated.
     `duration`: how many primitive steps a macro action took; the link to the next step is discounted
     that many times (semi-Markov decision process).
+
+    `agent_truncated` (N,) bool, or None: agents that are cut off in this step while the episode goes on, without having
+    terminated. They are not alive in `obs`. `final` is then the observation of this step in which they still are, from
+    which their future is valued. Where the whole episode ends both are None, and `obs` is the last observation: agents
+    that are cut off are alive in it, terminated ones are not.
+
+    `restarted`: the simulator was lost in this step, which stands for no transition and is not learned from: it is
+    truncated, its reward is zero and `obs` is the observation before it.
+
+    Everything may be a view of an environment's own buffers, valid until its next `step` or `reset`.
     """
 
     obs: Obs
@@ -187,11 +207,14 @@ class Step:
     truncated: bool
     info: Mapping[str, float] = field(default_factory=dict)
     duration: int = 1
+    agent_truncated: np.ndarray | None = None
+    final: Obs | None = None
+    restarted: bool = False
 
 
 @dataclass(frozen=True)
 class Final:
-    """The last observation of each of the K episodes that ended in this step.
+    """The last observation of each of the K episodes that ended in this step, or of agents that were cut off in it.
 
     `env`: (K,) indices; `obs`: leading axis K; `info`: K dictionaries of flat scalars.
     """
@@ -210,6 +233,10 @@ class VectorStep:
     `restarted`: (E,) bool, or None: environments whose worker died and was started anew in this
     step; their transition is a truncation whose final observation is the last one before.
     `duration`: (E,) int64 primitive steps, or None where every step is one.
+    `agent_truncated`: (E, N) bool, agents that are cut off alone as in `Step`, or None where none is; `agent_final`:
+    the observation in which they still live, for each of these environments, with empty infos.
+
+    Everything may be a view of buffers that the next `step`, `reset` or `reset_at` overwrites.
     """
 
     obs: Obs
@@ -219,6 +246,8 @@ class VectorStep:
     final: Final | None = None
     restarted: np.ndarray | None = None
     duration: np.ndarray | None = None
+    agent_truncated: np.ndarray | None = None
+    agent_final: Final | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from marl.shared_memory import ARRAYS, Buffers, Report, Shard, Words, check_same
 from marl.types import EnvSpec, Final, Obs, VectorStep
 from marl.worker import STEP, Pool, Worker, require_descriptors, start_context
 
+SAVED = ("vector.seed", "vector.restarts")
+"""What a vector adds to an environment's state: its last seed, and how often its worker was started anew."""
 MOST_LOSSES = 3
 """A worker that is lost this often without a step in between is not started again."""
 
@@ -42,6 +44,7 @@ class _Vector(ABC):
         self._words: list[list[Words] | None] = [None] * len(ranges)
         self._no_arguments = dict.fromkeys(range(len(ranges)), ())
         self._seeds = list(range(self._num_envs))
+        self._restarts = [0] * self._num_envs
         self._plain: Obs | None = None
         self._closed = False
 
@@ -84,20 +87,18 @@ class _Vector(ABC):
         self._need_start("step")
         reports: dict[int, Report] = self._ask("step", self._load(action))
         ended = [item for report in reports.values() for item in report.ended]
-        restarted = None
-        if any(report.restarted for report in reports.values()):
-            restarted = np.repeat([r.restarted for r in reports.values()], [len(held) for held in self._ranges])
-            obs = self._begin(reports)
-        else:
-            obs = self._observe(reports)
+        cut = [(index, {}, words) for report in reports.values() for index, words in report.cut]
+        obs = self._begin(reports) if any(report.restarted for report in reports.values()) else self._observe(reports)
         return VectorStep(
             obs=obs,
             reward=self._buffers.reward.copy(),
             terminated=self._buffers.terminated.copy(),
             truncated=self._buffers.truncated.copy(),
             final=self._final(ended) if ended else None,
-            restarted=restarted,
+            restarted=self._buffers.restarted.copy() if self._buffers.restarted.any() else None,
             duration=None if (self._buffers.duration == 1).all() else self._buffers.duration.copy(),
+            agent_truncated=self._buffers.agent_truncated.copy() if cut else None,
+            agent_final=self._final(cut) if cut else None,
         )
 
     def render(self, index: int = 0) -> np.ndarray | str | None:
@@ -109,7 +110,9 @@ class _Vector(ABC):
         """One state for each environment, None where it cannot give one."""
         self._need_start("get_state")
         answers = self._ask("get_state", self._no_arguments)
-        return [state for states in answers.values() for state in states]
+        states = [state for states in answers.values() for state in states]
+        own = [dict(zip(SAVED, pair, strict=True)) for pair in zip(self._seeds, self._restarts, strict=True)]
+        return [None if state is None else state | more for state, more in zip(states, own, strict=True)]
 
     def set_state(self, states: Sequence[State | None]) -> Obs:
         """Continue from `get_state`. Raises CheckpointError unless there is a state for each environment."""
@@ -120,7 +123,13 @@ class _Vector(ABC):
                 f"{self._name}: cannot continue {self._num_envs} environments with {problem}; use as many environments "
                 "as were saved, or `reset` those that cannot be saved"
             )
-        return self._begin(self._ask("set_state", self._split(states)))
+        inner = []
+        for index, state in enumerate(states):
+            assert state is not None
+            self._seeds[index] = state.get(SAVED[0], self._seeds[index])
+            self._restarts[index] = state.get(SAVED[1], self._restarts[index])
+            inner.append({name: value for name, value in state.items() if name not in SAVED})
+        return self._begin(self._ask("set_state", self._split(inner)))
 
     def _split(self, items: Sequence[Any]) -> dict[int, tuple[Any, ...]]:
         """One argument for each shard: its part of E items."""
@@ -232,6 +241,10 @@ class ProcessVector(_Vector):
     `makes` are picklable factories. Arrays live in shared memory, text travels through pipes, and each step costs
     one message to and one from each worker. A worker that is silent for `timeout` seconds counts as lost.
 
+    The global random generators of each worker, from which an environment's libraries may draw, are seeded before it
+    makes its environments, from `seed` and its number, and at `reset`, from the seeds that are given then. Their
+    positions are part of the states.
+
     With `restart`, a worker that is lost in `step` (its process died or hung, or an environment raised) or in
     `reset` is started anew and its environments begin episodes with fresh seeds, a function of the last seeds
     and of the number of restarts. The step reports them in `restarted`: reward 0, truncated, and a `final` whose
@@ -247,6 +260,7 @@ class ProcessVector(_Vector):
         restart: bool = False,
         name: str = "",
         timeout: float = 300.0,
+        seed: int = 0,
     ) -> None:
         _need_makes(makes)
         if not 1 <= workers <= len(makes):
@@ -263,15 +277,15 @@ class ProcessVector(_Vector):
         bounds = [len(makes) * number // workers for number in range(workers + 1)]
         ranges = [range(*pair) for pair in pairwise(bounds)]
         try:
-            self._start(makes, ranges, name)
+            self._start(makes, ranges, name, seed)
         except BaseException:
             self._pool.close()
             raise
 
-    def _start(self, makes: Sequence[Callable[[], Env]], ranges: list[range], name: str) -> None:
+    def _start(self, makes: Sequence[Callable[[], Env]], ranges: list[range], name: str, seed: int) -> None:
         workers = self._pool.workers
         for number, held in enumerate(ranges):
-            worker = Worker(number, held, _pickled(makes[held.start : held.stop]), self._pool.memory, name)
+            worker = Worker(number, held, _pickled(makes[held.start : held.stop]), self._pool.memory, name, seed)
             worker.start(self._context)
             workers.append(worker)
         deadline = time.monotonic() + self._timeout
@@ -282,7 +296,6 @@ class ProcessVector(_Vector):
         for worker in workers:
             worker.name = self._name
             worker.attach(len(makes))
-        self._restarts = [0] * len(makes)
         self._previous = [(array, array.copy()) for array in _arrays(self._buffers.obs)] if self._restart else []
 
     def _ask(self, method: str, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
@@ -353,6 +366,8 @@ class ProcessVector(_Vector):
         self._buffers.terminated[rows] = False
         self._buffers.truncated[rows] = True
         self._buffers.duration[rows] = 1
+        self._buffers.agent_truncated[rows] = False
+        self._buffers.restarted[rows] = True
         ended = tuple((index, {}, word) for index, word in zip(worker.held, words, strict=True))
         return Report(spoken.words, ended, restarted=True)
 
@@ -400,11 +415,13 @@ def make_vector(
     workers: int = 0,
     threads: int = 1,
     restart: bool = False,
+    seed: int = 0,
 ) -> VectorEnv:
     """E environments of a registered name: in `workers` processes, or in this one where `workers` is 0.
 
-    In this process an environment that is batched by nature runs as its own batch with `threads` threads. Raises
-    ConfigError for an option that the environment or the number of workers leaves without effect.
+    `seed` is that of the workers' global random generators (see `ProcessVector`). In this process an environment that
+    is batched by nature runs as its own batch with `threads` threads. Raises ConfigError for an option that the
+    environment or the number of workers leaves without effect.
     """
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, got {num_envs}")
@@ -423,4 +440,4 @@ def make_vector(
     makes = [EnvFactory(name, options)] * num_envs
     if workers == 0:
         return SyncVector(makes, name)
-    return ProcessVector(makes, workers, restart, name)
+    return ProcessVector(makes, workers, restart, name, seed=seed)

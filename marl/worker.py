@@ -18,6 +18,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from marl.errors import ConfigError, MarlError, WorkerError
+from marl.seeding import fix_globals, global_state, set_global_state
 from marl.shared_memory import NOTHING, Buffers, Shard, failure
 
 PATIENCE = 10.0
@@ -30,6 +31,8 @@ STEP = b"s"
 """The message that says: the actions are in the buffers, step."""
 DONE = b"d"
 """The reply that says: everything is in the buffers, nothing ended."""
+GLOBALS = "worker.globals"
+"""The entry of a state that holds the worker's global random generators; of its first environment alone."""
 
 
 class Memory:
@@ -74,14 +77,17 @@ def _release(*_: Any) -> None:
     raise Released
 
 
-def serve(inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, held: range, name: str) -> None:
+def serve(
+    inbox: Connection, outbox: Connection, memory: Memory, recipe: bytes, held: range, name: str, seed: int
+) -> None:
     """The life of a worker process: build the shard of the pickled factories `recipe`, answer with its spec, then
-    answer messages until the vector is gone."""
+    answer messages until the vector is gone. `seed`: of its global random generators, with its first environment."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whoever ends a job signals all its processes, and the run needs its environments to save itself first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, _release)
     faulthandler.enable()
+    fix_globals(seed, held.start)
     with suppress(Released):
         _serve(inbox, outbox, memory, recipe, held, name)
 
@@ -113,13 +119,31 @@ def _answer(shard: Shard, message: bytes) -> bytes:
             report = shard.step()
             return DONE if report == NOTHING else pickle.dumps(report)
         method, arguments = pickle.loads(message)
-        return pickle.dumps(getattr(shard, method)(*arguments))
+        return pickle.dumps(_call(shard, method, arguments))
     except MarlError as error:
         return pickle.dumps(error)
     except Released:
         raise
     except BaseException as error:
         return pickle.dumps(failure(error, f"{shard.name}, environments from {shard.start}"))
+
+
+def _call(shard: Shard, method: str, arguments: tuple[Any, ...]) -> Any:
+    """Call a method of the shard; states and seeds are those of the process's global random generators as well."""
+    if method == "set_state":
+        (states,) = arguments
+        inner = [{name: value for name, value in state.items() if name != GLOBALS} for state in states]
+        report = shard.set_state(inner)
+        # Environments may draw while they are restored.
+        if GLOBALS in states[0]:
+            set_global_state(states[0][GLOBALS])
+        return report
+    if method == "reset":
+        fix_globals(arguments[0][0], shard.start)
+    result = getattr(shard, method)(*arguments)
+    if method == "get_state" and result[0] is not None:
+        result[0] = result[0] | {GLOBALS: global_state()}
+    return result
 
 
 def start_context() -> Any:
@@ -166,11 +190,11 @@ class Worker:
     more. `losses`: how often it was lost since the last step.
     """
 
-    def __init__(self, number: int, held: range, recipe: bytes, memory: Memory, name: str) -> None:
+    def __init__(self, number: int, held: range, recipe: bytes, memory: Memory, name: str, seed: int) -> None:
         self.number = number
         self.held = held
         self.name = name
-        self.arguments = (memory, recipe, held, name)
+        self.arguments = (memory, recipe, held, name, seed)
         self.losses = 0
 
     def start(self, context: Any) -> None:

@@ -55,7 +55,7 @@ class MamujocoVector:
     def step(self, action: np.ndarray) -> VectorStep:
         simulation = self._simulation
         outcome = simulation.advance(action)
-        truncated = simulation.steps >= simulation.max_steps
+        truncated = (simulation.steps >= simulation.max_steps) & ~outcome.terminated
         reward = np.repeat(outcome.reward.astype(np.float32)[:, None], self.spec.num_agents, axis=1)
         ended = np.flatnonzero(outcome.terminated | truncated)
         final = None
@@ -106,7 +106,7 @@ class MamujocoEnv:
         simulation = self._simulation
         outcome = simulation.advance(np.asarray(action)[None])
         terminated = bool(outcome.terminated[0])
-        truncated = bool(simulation.steps[0] >= simulation.max_steps)
+        truncated = not terminated and bool(simulation.steps[0] >= simulation.max_steps)
         ended = terminated or truncated
         simulation.running[0] = not ended
         reward = np.full(self.spec.num_agents, outcome.reward[0], np.float32)

@@ -320,7 +320,9 @@ class SmacEnv:
     def step(self, action: np.ndarray) -> Step:
         view, ended = self._battles.view, self._battles.advance(np.asarray(action)[None])
         info = self._battles.infos([0])[0] if ended else {}
-        return Step(self._obs(), view.reward[0].copy(), bool(view.terminated[0]), bool(view.truncated[0]), info)
+        lost = self._battles.restarted is not None and bool(self._battles.restarted[0])
+        terminated, truncated = bool(view.terminated[0]), bool(view.truncated[0])
+        return Step(self._obs(), view.reward[0].copy(), terminated, truncated, info, restarted=lost)
 
     def render(self) -> str:
         return self._battles.render(0)

@@ -70,9 +70,23 @@ def difference(expected: Any, actual: Any, field: str) -> str | None:
             return f"{field} has the keys {sorted(actual)}, it had {sorted(expected)}"
         found = (difference(expected[key], actual[key], f"{field}[{key!r}]") for key in expected)
         return next((text for text in found if text), None)
+    if isinstance(expected, np.ndarray) or isinstance(actual, np.ndarray):
+        return f"{field} is a {type(actual).__name__}, it was a {type(expected).__name__}"
     if isinstance(expected, float) and expected != expected:
         expected, actual = str(expected), str(actual)
     return None if expected == actual else f"{field} is {actual!r}, it was {expected!r}"
+
+
+def overwritten(kept: Obs | Step, shown: Obs | Step) -> list[str]:
+    """The fields of `shown`, an observation or a step, that no longer hold what was `kept` of it."""
+    names: list[str] = []
+    for f in fields(kept):
+        one, other = getattr(kept, f.name), getattr(shown, f.name)
+        if isinstance(one, Obs):
+            names += [f"{f.name}.{inner}" for inner in overwritten(one, other)]
+        elif difference(one, other, f.name):
+            names.append(f.name)
+    return names
 
 
 def same(promise: Promise, where: str, expected: Any, actual: Any) -> None:

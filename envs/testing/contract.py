@@ -1,6 +1,6 @@
 """What `EnvSpec`, `Obs` and `Step` promise, one check for each."""
 
-import numbers
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from marl.errors import EnvironmentContractError
+from marl.info import read_info
 from marl.protocols import Env, VectorEnv
-from marl.types import EnvSpec, Obs, Step
+from marl.types import EnvSpec, Obs, Step, rounded_bounds
 
 
 class Promise(IntEnum):
@@ -131,7 +132,8 @@ def _check_entries(promise: Promise, where: str, field: str, value: np.ndarray, 
 
 
 def _check_bounds(promise: Promise, where: str, field: str, value: np.ndarray, box: spaces.Box) -> None:
-    inside = (value >= box.low) & (value <= box.high)
+    least, most = rounded_bounds(box)
+    inside = (value >= least) & (value <= most)
     if not inside.all():
         index = np.argwhere(~inside)[0].tolist()
         low, high = box.low[index[-1]], box.high[index[-1]]
@@ -224,10 +226,40 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
         if not isinstance(value, bool | np.bool_):
             fail(Promise.ENDING, where, f"{field} is {value!r} ({type(value).__name__}); expected True or False")
     check_ending(bool(step.terminated), bool(step.truncated), where)
+    check_agent_cuts(spec, step, where)
+    if not isinstance(step.restarted, bool | np.bool_) or (step.restarted and not step.truncated):
+        fail(Promise.ENDING, where, f"restarted is {step.restarted!r}; expected a bool, True only where truncated is")
     if not isinstance(step.duration, int | np.integer) or step.duration < 1:
         expected = "expected a whole number of primitive steps, 1 or more"
         fail(Promise.DURATION, where, f"duration is {step.duration!r}; {expected}")
     check_info(step.info, where)
+
+
+def check_agent_cuts(spec: EnvSpec, step: Step, where: str) -> None:
+    """Whether agents that are cut off alone have a last observation, and agree with it."""
+    cut, final = step.agent_truncated, step.final
+    if cut is not None:
+        check_array(Promise.ENDING, where, "agent_truncated", cut, (spec.num_agents,), np.bool_)
+    if (step.terminated or step.truncated) and (cut is not None or final is not None):
+        text = "agent_truncated or final is given where the episode ends; expected None, and cut agents alive in obs"
+        fail(Promise.ENDING, where, text)
+    if cut is None or not cut.any():
+        if final is not None:
+            fail(Promise.ENDING, where, "final is given, but agent_truncated is True for nobody; expected None")
+        return
+    if final is None:
+        text = (
+            f"final is None, but agent_truncated is {cut.tolist()}; expected the observation in which these still live"
+        )
+        fail(Promise.ENDING, where, text)
+    check_obs(spec, final, f"{where}, final")
+    check_cut_agents(cut, step.obs, final, where)
+
+
+def check_cut_agents(cut: np.ndarray, obs: Obs, final: Obs, where: str) -> None:
+    for agent in np.flatnonzero(cut & (obs.alive | ~final.alive)):
+        text = f"agent_truncated[{agent}] is True; expected the agent to be alive in the final observation, not in obs"
+        fail(Promise.ENDING, where, text)
 
 
 def check_reward(spec: EnvSpec, reward: Any, where: str) -> None:
@@ -254,6 +286,13 @@ def check_time(spec: EnvSpec, elapsed: int, terminated: bool, truncated: bool, w
 def check_info(info: Any, where: str) -> None:
     if not isinstance(info, Mapping):
         fail(Promise.INFO, where, f"info is a {type(info).__name__}; expected a mapping")
-    for name, value in info.items():
-        if not isinstance(name, str) or not isinstance(value, numbers.Real | np.bool_):
-            fail(Promise.INFO, where, f"info[{name!r}] is {value!r}; expected a string and a single number")
+    for name in info:
+        if not isinstance(name, str):
+            fail(Promise.INFO, where, f"info has the key {name!r}; expected a string")
+    try:
+        values = read_info(info)
+    except EnvironmentContractError as error:
+        fail(Promise.INFO, where, str(error))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            fail(Promise.INFO, where, f"info[{name!r}] is {value}; expected a finite number, or no entry")

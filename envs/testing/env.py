@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.testing.compare import blank_action, random_action, same, through_storage
+from envs.testing.compare import blank_action, overwritten, random_action, same, through_storage
 from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
@@ -52,8 +52,13 @@ def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -
     spec = env.spec
     if fresh is not None:
         must_refuse(env, blank_action(spec), f"{spec.name}, before the first reset")
-    record = _record(env, episodes, seed)
+    record, reused = _record(env, episodes, seed)
     lines += _describe(spec, record)
+    if reused:
+        lines.append(
+            f"buffers: {', '.join(sorted(reused))} of a step are overwritten by the next step or reset; `marl` copies "
+            "in time, and a loop of your own must, too"
+        )
     lines.append(f"call order: step raises RuntimeError {'before reset and ' if fresh else ''}after an episode's end")
     twin = fresh() if fresh is not None else env
     _check_determinism(env, twin, record, seed)
@@ -71,31 +76,47 @@ def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -
     return lines
 
 
-def _record(env: Env, episodes: int, seed: int) -> list[Episode]:
-    """Play random episodes, the first from the seed, and check every observation and step on the way."""
+def _record(env: Env, episodes: int, seed: int) -> tuple[list[Episode], set[str]]:
+    """Play random episodes, the first from the seed, and check every observation and step on the way.
+
+    Returns them, and the fields that the environment overwrote in what it had returned before.
+    """
     spec, generator = env.spec, np.random.default_rng(seed)
-    record = []
+    record: list[Episode] = []
+    reused: set[str] = set()
+    shown: Obs | Step | None = None
+    kept: Any = None
     for number in range(episodes):
         elapsed = 0
         where = f"{spec.name}, episode {number}"
         first = env.reset(seed if number == 0 else None)
+        if shown is not None:
+            reused |= _overwritten(kept, shown)
         check_obs(spec, first, f"{where}, reset")
         if not first.alive.any():
             fail(Promise.ALIVE, f"{where}, reset", "obs.alive is all False; expected at least one living agent")
         episode = Episode(copy.deepcopy(first), [], [])
+        shown, kept = first, episode.first
         while not episode.over and len(episode.steps) < min(spec.max_steps or LONGEST, LONGEST):
             action = random_action(spec, episode.obs(len(episode.steps)), generator)
             step = env.step(copy.deepcopy(action))
+            reused |= _overwritten(kept, shown)
             at = f"{where}, step {len(episode.steps)}"
             check_step(spec, step, at)
             episode.actions.append(action)
             episode.steps.append(copy.deepcopy(step))
+            shown, kept = step, episode.steps[-1]
             elapsed += step.duration
             check_time(spec, elapsed, bool(step.terminated), bool(step.truncated), at)
         if episode.over:
             must_refuse(env, blank_action(spec), f"{where}, after its end")
         record.append(episode)
-    return record
+    return record, reused
+
+
+def _overwritten(kept: Obs | Step, shown: Obs | Step) -> set[str]:
+    prefix = "obs." if isinstance(kept, Obs) else ""
+    return {prefix + name for name in overwritten(kept, shown)}
 
 
 def must_refuse(env: Env, action: Any, where: str) -> None:

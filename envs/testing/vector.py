@@ -11,6 +11,7 @@ from envs.testing.compare import random_action, same, through_storage
 from envs.testing.contract import (
     Promise,
     check_array,
+    check_cut_agents,
     check_ending,
     check_info,
     check_obs,
@@ -120,6 +121,7 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
         check_reward(spec, step.reward[index], at)
         check_ending(terminated, truncated, at)
         check_time(spec, int(elapsed[index]), terminated, truncated, at)
+    _check_vector_cuts(vector, step, where)
     ended = np.flatnonzero(step.terminated | step.truncated)
     final = step.final
     named = [] if final is None else np.asarray(final.env).tolist()
@@ -134,6 +136,28 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
         at = f"{where}, final observation of environment {index}"
         check_obs(spec, _row(final.obs, place), at)
         check_info(final.info[place], at)
+
+
+def _check_vector_cuts(vector: VectorEnv, step: VectorStep, where: str) -> None:
+    """Agents that are cut off while their episode goes on."""
+    spec, cut, final = vector.spec, step.agent_truncated, step.agent_final
+    named = [] if final is None else np.asarray(final.env).tolist()
+    if cut is not None:
+        check_array(Promise.ENDING, where, "agent_truncated", cut, (vector.num_envs, spec.num_agents), np.bool_)
+    expected = [] if cut is None else np.flatnonzero(cut.any(-1)).tolist()
+    if named != expected:
+        fail(
+            Promise.ENDING, where, f"agent_final is for environments {named}; expected one for environments {expected}"
+        )
+    for place, index in enumerate(named):
+        assert cut is not None
+        assert final is not None
+        at = f"{where}, agent_final of environment {index}"
+        if step.terminated[index] or step.truncated[index]:
+            fail(Promise.ENDING, at, "is given where the episode ends; expected None")
+        row = _row(final.obs, place)
+        check_obs(spec, row, at)
+        check_cut_agents(cut[index], _row(step.obs, index), row, at)
 
 
 def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: int) -> None:
@@ -153,6 +177,12 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
             same(Promise.AUTORESET, f"{at}, final observation", obs, _row(step.final.obs, place))
             same(Promise.AUTORESET, f"{at}, final info", dict(alone.info), dict(step.final.info[place]))
             obs = env.reset(None)
+        elif alone.final is not None:
+            assert step.agent_final is not None
+            assert step.agent_truncated is not None
+            place = np.asarray(step.agent_final.env).tolist().index(index)
+            same(Promise.ENDING, f"{at}, agent_truncated", alone.agent_truncated, step.agent_truncated[index])
+            same(Promise.ENDING, f"{at}, agent_final", alone.final, _row(step.agent_final.obs, place))
         same(Promise.AUTORESET, f"{at}, observation", obs, _row(step.obs, index))
     env.close()
 

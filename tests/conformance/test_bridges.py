@@ -18,6 +18,7 @@ from envs.pettingzoo import ParallelBridge, as_parallel_env
 from envs.pettingzoo import make as make_pettingzoo
 from envs.testing import check_env, check_vector_env
 from envs.testing.compare import random_action
+from envs.wrappers import with_bounds
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.registry import EnvFactory
 from marl.types import EnvSpec
@@ -267,6 +268,74 @@ def test_spaces_without_a_form_are_refused(changes, message):
         ParallelBridge(Scripted({"a": (1, "truncated"), "b": (1, "truncated")}, **changes))
 
 
+def test_an_agent_cut_off_alone_is_valued_from_what_it_saw_last():
+    env = Scripted({"a": (1, "truncated"), "b": (2, "terminated"), "c": (3, "truncated")}, masks=True)
+    bridge = ParallelBridge(env)
+    check_env(lambda: ParallelBridge(Scripted(env.ends, masks=True)))
+    bridge.reset()
+    first, second, third = (bridge.step(np.ones(3, np.int64)) for _ in range(3))
+    assert first.agent_truncated.tolist() == [True, False, False]
+    assert (first.obs.alive.tolist(), first.final.alive.tolist()) == ([False, True, True], [True] * 3)
+    assert (first.obs.agents[:, 0].tolist(), first.final.agents[:, 0].tolist()) == ([0, 2, 2], [2, 2, 2])
+    assert first.final.action_mask[0].tolist() == [False, True]
+    assert (second.agent_truncated, second.final) == (None, None)  # a death
+    assert (third.truncated, third.agent_truncated, third.final) == (True, None, None)
+    assert third.obs.alive.tolist() == [False, False, True]
+
+
+def test_a_cut_agent_without_a_last_observation_is_named():
+    class Leaves(Scripted):
+        def step(self, actions):
+            observations, *rest = super().step(actions)
+            return {agent: observations[agent] for agent in self.agents}, *rest
+
+    bridge = ParallelBridge(Leaves({"a": (1, "truncated"), "b": (2, "terminated")}))
+    bridge.reset()
+    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was cut off"):
+        bridge.step(np.zeros(2, np.int64))
+
+
+def test_cut_agents_pass_to_pettingzoo_and_back():
+    ends = {"a": (1, "truncated"), "b": (2, "terminated"), "c": (3, "truncated")}
+    plain, view = Scripted(ends), as_parallel_env(ParallelBridge(Scripted(ends)))
+    plain.reset()
+    view.reset()
+    while plain.agents:
+        actions = dict.fromkeys(plain.agents, 0)
+        seen, rewards, *flags, _ = plain.step(actions)
+        observations, reward, *own, _ = view.step(actions)
+        assert (reward, own) == (rewards, flags)
+        for agent, value in seen.items():
+            left = value.tolist() if not flags[0][agent] else [0.0]  # our dead see zeros
+            assert observations[agent]["observation"].tolist() == left
+    assert not view.agents
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [("ignore", 1.5), ("clip", 1.0), ("error", 1.5)])
+def test_what_somebody_elses_environment_shows_outside_its_space(bounds, expected):
+    class Wide(gymnasium.Env):
+        observation_space, action_space = spaces.Box(0.0, 1.0, (1,), np.float32), spaces.Discrete(2)
+
+        def reset(self, seed=None, options=None):
+            super().reset(seed=seed, options=options)
+            return np.array([1.5], np.float32), {}
+
+        def step(self, action):  # noqa: ARG002
+            return np.array([1.5], np.float32), 0.0, True, False, {"huge": 10**400, "small": 1}
+
+    env = with_bounds(GymnasiumBridge(Wide()), bounds)
+    assert env.reset().agents.tolist() == [[expected]]
+    step = env.step(np.zeros(1, np.int64))
+    assert (step.obs.agents.tolist(), step.info) == ([[expected]], {"small": 1.0})
+    if bounds == "error":
+        with pytest.raises(EnvironmentContractError, match="the space's bounds"):
+            check_env(lambda: env)
+    else:
+        check_env(lambda: with_bounds(GymnasiumBridge(Wide()), bounds))
+    with pytest.raises(ConfigError, match="bounds='none'; give one of ignore, clip, error"):
+        make_gymnasium("CartPole-v1", bounds="none")
+
+
 def test_agents_must_be_known_and_observed():
     nobody = Scripted({})
     with pytest.raises(ConfigError, match="no `possible_agents`"):
@@ -276,7 +345,7 @@ def test_agents_must_be_known_and_observed():
         def observe(self, agents):
             return dict.fromkeys(agents[1:])
 
-    with pytest.raises(EnvironmentContractError, match="no observation to the acting agent 'a'"):
+    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was cut off"):
         ParallelBridge(Silent({"a": (2, "truncated")})).reset()
 
 
@@ -443,7 +512,7 @@ def test_gymnasium_limit_mask_and_categories():
     assert [(step.terminated, step.truncated) for step in steps] == [(False, False)] * 2 + [(False, True)]
     assert steps[0].info["prob"] == 1
     taxi = make_gymnasium("Taxi-v4")
-    _, info = taxi.env.reset(seed=1)
+    _, info = taxi.env.env.reset(seed=1)
     assert taxi.reset(1).action_mask.tolist() == [info["action_mask"].astype(bool).tolist()]
 
 

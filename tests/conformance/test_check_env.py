@@ -216,8 +216,8 @@ STEPS = [
         "step 1: duration is 0; expected a whole number",
     ),
     (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration is 1.5; expected a whole"),
-    (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"info\['x'\] is \[1\]; expected a string and"),
-    (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info\[3\] is 1.0; expected a string"),
+    (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"`info\['x'\]` must be a scalar, got list"),
+    (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info has the key 3; expected a string"),
     (from_step(1, lambda s: replace(s, info=None)), Promise.INFO, "info is a NoneType; expected a mapping"),
 ]
 

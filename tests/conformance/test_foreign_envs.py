@@ -33,7 +33,7 @@ def test_a_gymnasium_team_in_tuple_spaces_is_a_team():
     assert (spec.observation_sizes, spec.action_sizes, spec.team_reward) == ((2, 4), (3, 2), False)
     assert env.reset(0).agents.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
     step = env.step(np.array([2, 1]))
-    assert env.env.env.unwrapped.received == [(2, 6)]
+    assert env.env.env.env.unwrapped.received == [(2, 6)]
     assert step.reward.tolist() == [1, -0.5]
     assert step.obs.agents.tolist() == [[1, 1, 0, 0], [2, 2, 2, 2]]
     assert step.obs.action_mask.tolist() == [[True] * 3, [True, True, False]]

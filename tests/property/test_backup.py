@@ -38,7 +38,9 @@ def brute_force(links: Links, p: dict[str, torch.Tensor]) -> torch.Tensor:
         for chain in chains:
             start = 0
             for end in range(steps):
-                if p["terminated"][end, e] or p["truncated"][end, e] or end == steps - 1:
+                agents_cut = p["agent_truncated"][end, e] if "agent_truncated" in p else torch.zeros(agents).bool()
+                cut = agents_cut.any() if links.agents == "sequential" else agents_cut[chain[0]]
+                if p["terminated"][end, e] or p["truncated"][end, e] or cut or end == steps - 1:
                     solve_segment(links, p, result, e, chain, start, end)
                     start = end + 1
     return result
@@ -87,15 +89,18 @@ def solve_segment(links, p, result, e, chain, start, end):
     factors=st.tuples(*(st.floats(0, 1) for _ in range(4))),
     macro=st.booleans(),
     extra=st.booleans(),
+    alone=st.booleans(),
 )
-def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors, macro, extra):
-    """With and without actions of several primitive steps, and rewards of single nodes."""
+def test_backup_is_the_brute_force_sum(seed, shape, agents, slots, factors, macro, extra, alone):
+    """With and without actions of several primitive steps, rewards of single nodes, and agents truncated alone."""
     links, rng = Links(agents, slots, *factors), np.random.default_rng(seed)
     problem = random_problem(rng, shape)
     if macro:
         problem["discount"] = links.gamma ** torch.as_tensor(rng.integers(1, 9, shape[:2])).double()
     if extra:
         problem["node_reward"] = torch.as_tensor(rng.normal(size=shape))
+    if alone:
+        problem["agent_truncated"] = torch.as_tensor(rng.random(shape[:3]) < 0.2)
     advantage, returns = backup(links, **problem)
     torch.testing.assert_close(advantage, brute_force(links, problem), rtol=1e-9, atol=1e-9)
     expected = (advantage + problem["value"]).masked_fill(~problem["mask"], 0.0)

@@ -1,5 +1,6 @@
 """Random streams: the same name always the same, another name another, none in the way of the next."""
 
+import json
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from marl.errors import ConfigError
-from marl.seeding import Streams, fix_globals
+from marl.seeding import Streams, fix_globals, global_state, own_globals, set_global_state
 
 KEYS = [("env",), ("env", 0), ("env", 1), ("env", 0, 0), ("env", 1, 0), ("env", 0, 1), ("env", 10), ("env", 2**32)]
 KEYS += [
@@ -136,3 +137,29 @@ def test_fixed_globals_repeat_and_differ_by_seed():
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+def test_ranks_have_global_streams_of_their_own():
+    with own_globals(0):
+        drawn = []
+        for indices in ((), (0,), (1,)):
+            fix_globals(7, *indices)
+            drawn += [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+    assert len(set(drawn)) == 9
+
+
+def test_own_globals_leave_those_outside_as_they_were():
+    def drawn():
+        return random.gauss(0, 1), np.random.randn(), torch.randn(()).item()  # noqa: NPY002
+
+    with own_globals(0):
+        drawn()  # a generator of normal numbers keeps the second of a pair
+        state = json.loads(json.dumps(global_state()))
+        expected = [drawn() for _ in range(3)]
+        set_global_state(state)
+        with own_globals(5):
+            inside = drawn()
+        assert [drawn() for _ in range(3)] == expected
+        with own_globals(5):
+            assert drawn() == inside
+        assert inside not in expected

@@ -501,9 +501,9 @@ def test_greedy_evaluation_takes_no_more_environments_than_training(small, monke
     counts = []
     original = run.make_env
 
-    def counted(*args, train):
+    def counted(*args, train, **options):
         counts.append((args[-1], train))
-        return original(*args, train=train)
+        return original(*args, train=train, **options)
 
     monkeypatch.setattr(run, "make_env", counted)
     run.start(small(num_envs=3, eval_episodes=8, eval_stochastic=stochastic))
