@@ -36,11 +36,9 @@ def add_adapters(
 
 def _find_layers(model: Any, name: str, targets: tuple[str, ...]) -> list[str]:
     """The full names of the linear layers of the decoder that the targets mean."""
-    from transformers.pytorch_utils import Conv1D
-
     output = model.get_output_embeddings()
     inside = {id(module) for module in model.get_decoder().modules()}
-    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    linear = {path: layer for path, layer in model.named_modules() if _is_linear(layer)}
     layers = [path for path, layer in linear.items() if id(layer) in inside and layer is not output]
     chosen: dict[str, None] = {}
     for target in targets:
@@ -49,6 +47,16 @@ def _find_layers(model: Any, name: str, targets: tuple[str, ...]) -> list[str]:
             raise ConfigError(_nothing_matches(model, name, target, layers, output))
         chosen |= dict.fromkeys(matching)
     return list(chosen)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is a projection. Some routers of experts extend one, and return more than a tensor."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear):
+        return isinstance(layer, nn.Linear | Conv1D)
+    with torch.no_grad():
+        return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), torch.Tensor)
 
 
 def _nothing_matches(model: Any, name: str, target: str, layers: list[str], output: nn.Module) -> str:

@@ -82,7 +82,7 @@ def load_backbone(
     backbone = Backbone(
         model,
         tokenizer,
-        _context(model, name),
+        0,
         token_budget,
         adapters,
         reference,
@@ -94,6 +94,7 @@ def load_backbone(
     if not from_scratch:
         with _told_by_name(model, name):
             check(backbone, name)
+    backbone.context = _context(model, name)
     return backbone
 
 

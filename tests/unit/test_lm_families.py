@@ -84,6 +84,10 @@ FAMILIES = {
     "GptOss": WIDE | MIXED | EXPERTS,
     "SmolLM3": GROUPED | {"no_rope_layers": [1, 0]},
     "StableLm": GROUPED,
+    "MiniCPM3": WIDTHS
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    | {"dim_model_base": 16, "num_key_value_heads": 4},
+    "HyperCLOVAX": GROUPED | {"logits_scaling": 3.0},
     "Ministral": WIDE | MIXED,
 }
 CLASSES = {"GPT2": "GPT2LMHeadModel"}
