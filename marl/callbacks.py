@@ -115,16 +115,25 @@ class Checkpoints:
         if self.saved != trainer.iteration:
             self.save(trainer)
 
-    def save(self, trainer: Any, environments: bool = True) -> None:
-        """Every rank takes part; rank 0 writes."""
-        tensors, data = trainer.get_state(environments)
+    def save(self, trainer: Any, environments: bool = True, alone: bool = False) -> None:
+        """Every rank takes part and rank 0 writes; `alone`, rank 0 saves what all ranks have.
+
+        Raises CheckpointError on every rank that takes part where rank 0 cannot write.
+        """
+        tensors, data = trainer.get_state(environments, alone)
         data |= {
             "digest": digest(trainer.config),
             "agent": trainer.config.agent,
             "agent_options": dataclasses.asdict(trainer.config.agent_options),
             "spec": spec_to_json(trainer.env.spec),
         }
+        problem = None
         if distributed.rank() == 0:
-            save(self.root, trainer.steps, tensors, data, keep=self.keep, score=trainer.last_score)
-        trainer.last_score = None
+            try:
+                save(self.root, trainer.steps, tensors, data, keep=self.keep, score=trainer.last_score)
+            except CheckpointError as error:
+                problem = error
+        # A rank that went on alone would wait for the others in its next save for ever.
+        if problem := problem if alone else distributed.gather(problem)[0]:
+            raise problem
         self.saved, self.saved_steps = trainer.iteration, trainer.steps

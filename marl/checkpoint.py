@@ -8,7 +8,6 @@ a newer copy of its step, `.removed_` is being deleted. The next save settles wh
 One process at a time saves to a root; any number may load from it.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -16,7 +15,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,10 +29,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marl.errors import CheckpointError, ConfigError
+from marl.manifest import (
+    FORMAT,
+    MANIFEST,
+    SUFFIX,
+    NewerFormatError,
+    damage,
+    file_digest,
+    manifest_digest,
+    read_manifest,
+)
 from marl.seeding import global_state, set_global_state
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 LOGGER = logging.getLogger("marl")
 
 Packed = tuple[dict[str, Tensor], Any]
@@ -66,10 +73,6 @@ class _Entry:
     error: CheckpointError | None = None
 
 
-class _NewerFormatError(CheckpointError):
-    pass
-
-
 def save(
     root: Path,
     step: int,
@@ -100,7 +103,7 @@ def save(
         _write(partial, tensors, manifest)
         _publish(partial, final)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
         if isinstance(error, OSError):
             needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
             raise CheckpointError(_failure(root, final, needed, error)) from error
@@ -109,26 +112,31 @@ def save(
     return final
 
 
-def load(path: Path, map_location: str | torch.device = "cpu", which: str | int = "last") -> Checkpoint:
+def load(
+    path: Path,
+    map_location: str | torch.device = "cpu",
+    which: str | int = "last",
+    check: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
     """Read and verify a checkpoint: the one in `path`, or of the root `path` the "last", the "best" or a step's.
 
     Tensors arrive on `map_location`. Of a root, "last" is the one saved last and "best" the one of the highest
     score, or the last where none has one; where it is damaged, the next one in that order is taken, with a warning
-    that names the damage.
+    that names the damage. `check` raises CheckpointError for content that the caller cannot use; that is damage too.
 
     Raises CheckpointError where an explicit directory or step is damaged or absent, where nothing is usable, and
     for a format newer than this code; ConfigError for an unknown `which`.
     """
     path = Path(path)
     if match := _STEP.fullmatch(path.name):
-        return _read(_present(path.parent).get(int(match[1]), path), map_location)
+        return _read(_present(path.parent).get(int(match[1]), path), map_location, check)
     if (path / MANIFEST).exists():
-        return _read(path, map_location)
+        return _read(path, map_location, check)
     if isinstance(which, int):
         present = _present(path)
         if which not in present:
             raise CheckpointError(f"no checkpoint of step {which} in {path}; found steps: {sorted(present)}")
-        return _read(present[which], map_location)
+        return _read(present[which], map_location, check)
     if which not in ("last", "best"):
         raise ConfigError(f"which is {which!r}; give 'last', 'best' or a step number")
     history = _history(path)
@@ -137,8 +145,8 @@ def load(path: Path, map_location: str | torch.device = "cpu", which: str | int 
     damage = []
     for entry in candidates:
         try:
-            return _read(entry.path, map_location)
-        except _NewerFormatError:
+            return _read(entry.path, map_location, check)
+        except NewerFormatError:
             raise
         except CheckpointError as error:
             LOGGER.warning("%s; falling back to the checkpoint before it", error)
@@ -183,11 +191,11 @@ def _write(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest:
     partial.mkdir()
     manifest["files"] = {}
     for name, group in tensors.items():
-        path = partial / f"{name}.safetensors"
+        path = partial / f"{name}{SUFFIX}"
         _write_tensors(path, group)
         _sync(path)
-        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-    manifest["sha256"] = _manifest_digest(manifest)
+        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    manifest["sha256"] = manifest_digest(manifest)
     (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     _sync(partial / MANIFEST)
     _sync(partial)
@@ -223,21 +231,32 @@ def _writable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _publish(partial: Path, final: Path) -> None:
     """Rename into place; at every moment the step's old or new copy stands under a name that `load` knows."""
     replaced = final.with_name(f".replaced_{final.name}")
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(replaced)
     partial.rename(final)
     _sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _discard(replaced)
 
 
 def _settle(root: Path) -> None:
     """Undo or finish what a crash interrupted."""
     for path in list(root.iterdir()):
         match = _UNFINISHED.fullmatch(path.name)
-        if match and match[1] == "replaced" and not (root / match[2]).exists():
+        if match and match[1] == "replaced" and not os.path.lexists(root / match[2]):
             path.rename(root / match[2])
         elif match:
+            _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Delete a directory, a file or a symbolic link, whose target stays. A failure is a warning."""
+    try:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        LOGGER.warning("cannot remove %s: %s", path, error)
 
 
 def _prune(root: Path, keep: int) -> None:
@@ -245,14 +264,15 @@ def _prune(root: Path, keep: int) -> None:
     oldest = [entry.order for entry in history if not entry.error][:keep][-1]
     champion = _by_score(history)[:1]
     for entry in history:
-        if entry.order >= oldest or entry in champion or isinstance(entry.error, _NewerFormatError):
+        if entry.order >= oldest or entry in champion or isinstance(entry.error, NewerFormatError):
             continue
         removed = entry.path.with_name(f".removed_{entry.path.name}")
         try:
             entry.path.rename(removed)
-            shutil.rmtree(removed)
         except OSError as error:
             LOGGER.warning("cannot remove the old checkpoint %s: %s", entry.path, error)
+        else:
+            _discard(removed)
 
 
 def _failure(root: Path, final: Path, needed: int, error: OSError) -> str:
@@ -273,11 +293,10 @@ def _present(root: Path) -> dict[int, Path]:
 
 def _history(root: Path) -> list[_Entry]:
     """Every checkpoint of a root, last saved first. Sizes are compared, contents are not read."""
-    entries = []
-    newest = 0.0
+    entries, newest = [], 0.0
     for _, path in sorted(_present(root).items()):
         try:
-            manifest = _inspect(path)
+            manifest = read_manifest(path)
         except CheckpointError as error:
             entries.append(_Entry(path, newest + 0.5, error=error))
         else:
@@ -292,56 +311,22 @@ def _by_score(history: list[_Entry]) -> list[_Entry]:
     return [entry for *_, entry in sorted(scored, key=lambda item: item[:2], reverse=True)]
 
 
-def _inspect(path: Path) -> dict[str, Any]:
-    """The manifest of a directory whose files exist in full; its own sha256 is formed alike in every format."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        intact = manifest["sha256"] == _manifest_digest(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damage(path, f"{MANIFEST} is unreadable ({type(error).__name__}: {error})") from error
-    if not intact:
-        raise _damage(path, f"{MANIFEST} does not match its own sha256")
-    if manifest["format"] > FORMAT:
-        found = manifest["format"]
-        raise _NewerFormatError(f"{path} has format {found}, this seqmarl reads formats up to {FORMAT}: update it")
-    for name, expected in manifest["files"].items():
-        try:
-            size = (path / name).stat().st_size
-        except OSError as error:
-            raise _damage(path, f"{name} is missing") from error
-        if size != expected["bytes"]:
-            raise _damage(path, f"{name} has {size} bytes instead of {expected['bytes']}")
-    return manifest
-
-
-def _read(path: Path, map_location: str | torch.device) -> Checkpoint:
-    manifest = _inspect(path)
+def _read(path: Path, map_location: str | torch.device, check: Callable[[Checkpoint], None] | None) -> Checkpoint:
+    manifest = read_manifest(path)
     tensors = {}
     for name, expected in manifest["files"].items():
         try:
-            digest = _file_digest(path / name)
-        except OSError as error:
-            raise _damage(path, f"{name} cannot be read ({error})") from error
-        if digest != expected["sha256"]:
-            raise _damage(path, f"{name} does not match its sha256")
-        tensors[name.removesuffix(".safetensors")] = load_file(path / name, device=str(map_location))
-    return Checkpoint(manifest["step"], tensors, manifest["data"], path)
-
-
-def _damage(path: Path, what: str) -> CheckpointError:
-    if not path.is_dir():
-        return CheckpointError(f"there is no checkpoint directory {path}")
-    return CheckpointError(f"checkpoint {path} is damaged: {what}")
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+            intact = file_digest(path / name) == expected["sha256"]
+            group = load_file(path / name, device=str(map_location)) if intact else {}
+        except (OSError, SafetensorError) as error:
+            raise damage(path, f"{name} cannot be read ({error})") from error
+        if not intact:
+            raise damage(path, f"{name} does not match its sha256")
+        tensors[name.removesuffix(SUFFIX)] = group
+    found = Checkpoint(manifest["step"], tensors, manifest["data"], path)
+    if check:
+        check(found)
+    return found
 
 
 def _sync(path: Path) -> None:

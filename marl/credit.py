@@ -8,7 +8,7 @@ from marl.backup import Links, backup
 from marl.config import LearnConfig
 from marl.groups import anchored, leave_one_out, observation_keys, relative, spread
 from marl.normalise import ValueNorm
-from marl.objective import masked_mean, masked_sum
+from marl.objective import masked_sum
 from marl.rollout import Rollout
 
 
@@ -41,7 +41,7 @@ def against_critic(
     mean, std = value_norm.moments()
     metrics = {
         "value/explained_variance": explained,
-        "value/mean": float(masked_mean(value, mask)),
+        "value/mean": mean_over_ranks(value, mask),
         "value/norm_mean": float(mean),
         "value/norm_std": float(std),
     }
@@ -65,9 +65,10 @@ def against_others(rollout: Rollout, learn: LearnConfig, group_size: int) -> tup
         keys = observation_keys(rollout.inputs, returns.shape[-1])
         advantage = advantage + learn.anchor_weight * anchored(returns, keys, exists, group_size)
     deviation = spread(score, valid, group_size)
+    everywhere = torch.ones_like(deviation, dtype=torch.bool)
     metrics = {
-        "group/spread": float(deviation.mean()),
-        "group/silent_fraction": float((deviation == 0).double().mean()),
+        "group/spread": mean_over_ranks(deviation, everywhere),
+        "group/silent_fraction": mean_over_ranks(deviation == 0, everywhere),
     }
     return advantage.masked_fill(~exists, 0.0).unsqueeze(-1), metrics
 
@@ -103,6 +104,13 @@ def returns_to_go(
     )[1]
 
 
+def mean_over_ranks(x: Tensor, mask: Tensor) -> float:
+    """Mean of the masked entries of all ranks; 0 where there are none."""
+    y = x.double()
+    total, count = distributed.all_reduce(torch.stack([masked_sum(y, mask), mask.sum().double()])).tolist()
+    return total / max(count, 1.0)
+
+
 def standardise(x: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit variance over the masked entries of all ranks (population variance)."""
     y = x.double()
@@ -113,9 +121,12 @@ def standardise(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - value) / Var(returns) over the masked entries of this rank; 0 for constant returns."""
-    if not mask.any():
-        return 0.0
-    y, error = returns[mask].double(), (returns - value)[mask].double()
-    spread = y.var(correction=0)
-    return float(1.0 - error.var(correction=0) / spread) if spread > 0 else 0.0
+    """1 - Var(returns - value) / Var(returns) over the masked entries of all ranks; 0 for constant returns."""
+    y = torch.stack([returns.double(), (returns - value).double()])
+    sums = torch.stack([*(masked_sum(each, mask) for each in y), mask.sum().double()])
+    *total, count = distributed.all_reduce(sums).unbind()
+    mean = torch.stack(total) / count.clamp(min=1)
+    y = y - mean.view(2, *[1] * returns.dim())
+    spread, error = distributed.all_reduce(torch.stack([masked_sum(each.square(), mask) for each in y])).tolist()
+    rounding = 1e-20 * float(count * mean[0].square())
+    return 1.0 - error / spread if spread > rounding else 0.0

@@ -1,8 +1,10 @@
 """Data parallelism under torchrun; every function is a plain no-op in a single process."""
 
+import ctypes
 import mmap
 import os
 import shlex
+import signal
 import socket
 import struct
 import sys
@@ -49,6 +51,7 @@ def start(device: str) -> torch.device:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
+    end_with_launcher()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -56,6 +59,24 @@ def start(device: str) -> torch.device:
             global _shared
             _shared = SharedSum.join()
     return chosen
+
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h: the signal that a process gets when its parent ends."""
+
+
+def end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when torchrun ends, however it ends: this rank then saves and stops.
+
+    Call it before the process group is made. A launcher that ended even before is noticed there, for it keeps the
+    store in which ranks meet. Other launchers may end before their ranks on purpose, and are left alone.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:
+        raise RankError("torchrun ended while its ranks started; start it again")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from marl.checkpoint import Checkpoint, load, load_weights
-from marl.errors import CheckpointError
+from marl.errors import CheckpointError, MarlError
 from marl.evaluate import policy_device
 from marl.memory import Memory
 from marl.protocols import Policy
@@ -210,9 +210,38 @@ def load_policy(
 
 
 def load_checkpoint(root: Path, which: Any) -> Checkpoint:
+    """Return a checkpoint of a run. Raises CheckpointError where `root` is no folder, and as `load` does."""
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder; give a run's folder, such as runs/NAME, or one checkpoint's")
-    return load(root, which=which)
+    return load(root, which=which, check=require_run)
+
+
+RUN_FIELDS: dict[str, type] = {
+    "iteration": int,
+    "world_size": int,
+    "free_threads": int,
+    "optimiser": dict,
+    "ranks": list,
+    "digest": str,
+    "agent": str,
+    "agent_options": dict,
+    "spec": dict,
+}
+"""Data of a run's checkpoint, by name and type."""
+
+
+def require_run(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the checkpoint holds what every run saves."""
+    for name, kind in RUN_FIELDS.items():
+        if type(value := checkpoint.data.get(name)) is not kind:
+            raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its data has {name}={value!r:.80}")
+    for group in ("model", "optimiser", "value_norm"):
+        if group not in checkpoint.tensors:
+            raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: it lacks {group}.safetensors")
+    try:
+        spec_from_json(checkpoint.data["spec"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MarlError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its spec is unreadable: {error!r}") from error
 
 
 def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool = False) -> Policy:

@@ -291,11 +291,6 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, 0.0).sum()
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the entries where `mask` is True, 0 where there are none."""
-    return masked_sum(x, mask) / mask.sum().clamp(min=1)
-
-
 _AXES: dict[str, tuple[int, ...]] = {"node": (), "agent": (-1,), "step": (-2, -1)}
 
 

@@ -18,7 +18,7 @@ import torch
 
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
-from marl.checkpoint import Checkpoint, load
+from marl.checkpoint import Checkpoint
 from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.diagnostics import Diagnostics
@@ -65,7 +65,7 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
     device = distributed.start(config.compute.device)
     if not has_checkpoint(folder):
         return execute(override(config, changes), folder, device, None, ("no checkpoint yet: from the beginning",))
-    checkpoint = load(folder / "checkpoints")
+    checkpoint = load_checkpoint(folder / "checkpoints", "last")
     if checkpoint.data["digest"] != digest(config):
         raise ConfigError(
             f"{folder / 'config.yaml'} differs from the configuration that {checkpoint.path.name} was trained with; "
@@ -205,7 +205,7 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
 def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     """Train; when an error ends it, save what was learned since the last checkpoint and say how to go on.
 
-    With several ranks nothing is saved then, for saving needs all of them: the last checkpoint stands.
+    Of several ranks, rank 0 saves what all have. The others get its RankError, or their own error, and save nothing.
     """
     try:
         trainer.train()
@@ -213,15 +213,28 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
         raise
     except BaseException as caught:
         error = caught if isinstance(caught, Exception) else failure(caught, "training")  # an environment may sys.exit
-        if distributed.world_size() == 1 and trainer.iteration > max(0, saver.saved):
-            try:
-                saver.save(trainer, environments=False)
-            except MarlError as second:
-                error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
-        if saver.saved > 0:
-            kept = f"what was learned in {saver.saved_steps} steps is kept"
-            error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
+        if distributed.rank():
+            error.add_note("rank 0 saves what was learned where it can, and says so")
+        else:
+            keep_what_was_learned(trainer, saver, folder, error)
         raise error from error.__cause__ if error is caught else caught
+
+
+def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, error: Exception) -> None:
+    """Save what was learned since the last checkpoint, and note on the error what is kept, what is lost and how to go
+    on."""
+    if trainer.iteration > max(0, saver.saved):
+        try:
+            saver.save(trainer, environments=False, alone=distributed.world_size() > 1)
+        except MarlError as second:
+            error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
+    lost = trainer.steps - saver.saved_steps
+    if saver.saved > 0:
+        kept = f"what was learned in {saver.saved_steps} steps is kept"
+        kept += f", and that of the {lost} steps since is lost" if lost else ""
+        error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
+    elif lost:
+        error.add_note(f"what was learned in {lost} steps is lost: there is no checkpoint")
 
 
 class StopNow(KeyboardInterrupt):

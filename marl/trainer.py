@@ -147,6 +147,7 @@ class Trainer:
     def iterate(self) -> dict[str, float]:
         """One rollout and the update on it; returns the metrics."""
         start = time.perf_counter()
+        self.last_score = None  # it was of the weights before
         seconds, total = self.spent()
         torch.set_num_threads(self.act_threads)
         rollouts, episodes = [], []
@@ -398,10 +399,13 @@ class Trainer:
                     total[name] = total[name] + part if name in total else part
         return total
 
-    def get_state(self, environments: bool = True) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def get_state(
+        self, environments: bool = True, alone: bool = False
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that the future depends on, as groups of tensors and JSON data.
 
-        Without `environments` the run continues with new episodes: for a state in the middle of a rollout.
+        Without `environments` the run continues with new episodes: for a state in the middle of a rollout. `alone`
+        leaves out what each rank has for itself, for which the ranks must talk: it continues with new random streams.
         """
         optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
         environments = environments and not self.config.collect.whole_episodes
@@ -426,21 +430,28 @@ class Trainer:
             "free_threads": self.free_threads,
             "ranks": [],
         }
-        for rank, part in enumerate(distributed.gather(local)):
+        for rank, part in enumerate([] if alone else distributed.gather(local)):
             tensors[f"rank_{rank}"], packed = pack(part)
             data["ranks"].append(packed)
         return tensors, data
 
     def set_state(self, checkpoint: Checkpoint) -> list[str]:
         """Continue from `get_state`; returns notes on what could not be restored exactly."""
-        tensors, data = checkpoint.tensors, checkpoint.data
+        data = checkpoint.data
         if data["world_size"] != distributed.world_size():
             raise CheckpointError(
                 f"{checkpoint.path} was saved by {data['world_size']} ranks, and here are {distributed.world_size()}; "
                 f"go on with: {distributed.resume_command(checkpoint.path.parents[1], data['world_size'])}"
             )
-        rank = distributed.rank()
-        load_weights(self.module, tensors["model"], checkpoint.path)
+        load_weights(self.module, checkpoint.tensors["model"], checkpoint.path)
+        try:
+            return self.restore(checkpoint)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be continued: {error!r}") from error
+
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Set all but the weights; returns notes on what could not be restored exactly."""
+        tensors, data = checkpoint.tensors, checkpoint.data
         for i, task in enumerate(self.tasks):
             task.value_norm.load_state_dict(tensors[f"value_norm_{i}" if i else "value_norm"])
         unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
@@ -460,6 +471,13 @@ class Trainer:
             notes.append(f"saved with {data['free_threads']} threads, more than the cores here: rounding may differ")
         else:
             self.free_threads = data["free_threads"]
+        rank = distributed.rank()
+        if not data["ranks"]:
+            for name, generator in self.generators.items():
+                device = str(generator.device)
+                generator.set_state(self.streams.torch(name, rank, self.iteration, device=device).get_state())
+            self.begin_episodes([False] * len(self.tasks))
+            return [*notes, "saved when a rank was lost: new episodes and new random streams begin"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         self.halving.divisor = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]
@@ -468,13 +486,18 @@ class Trainer:
         set_rng_state(self.generators, *local["rng"])
         if all(restored) or self.config.collect.whole_episodes:
             return notes
+        self.begin_episodes(restored)
+        return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
+
+    def begin_episodes(self, restored: Sequence[bool]) -> None:
+        """Begin new episodes in the environments of each task that was not restored."""
+        rank = distributed.rank()
         for number, task in enumerate(self.tasks):
             if not restored[number]:
                 env = task.collector.env
                 first = (number * distributed.world_size() + rank) * env.num_envs
                 seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(env.num_envs)]
                 task.collector.obs = env.reset(seeds)
-        return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
 
 
 def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:

@@ -87,6 +87,11 @@ def make(what: str = "nothing", at: int = 1, once: str = "") -> Broken:
     return Broken(what, at, once)
 
 
+def on_rank(rank: int = 1, what: str = "nothing", at: int = 1) -> Broken:
+    """One that misbehaves on a single rank of a run."""
+    return Broken(what if os.environ.get("RANK") == str(rank) else "nothing", at)
+
+
 def choices() -> EnvWrapper:
     """An environment whose actions no agent can take."""
     return Choices(make_toy("chain"))

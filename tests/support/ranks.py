@@ -11,7 +11,7 @@ import torch
 
 from marl import distributed
 from marl.config import default_config, override
-from marl.credit import standardise
+from marl.credit import explained_variance, mean_over_ranks, standardise
 from marl.normalise import RunningMoments, ValueNorm
 from marl.objective import Batch
 from marl.rollout import rows_of
@@ -60,6 +60,10 @@ def main(path: str) -> None:
         "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
+        "logged": [
+            explained_variance(mine.value, mine.returns, mine.nodes.mask),
+            mean_over_ranks(mine.value, mine.nodes.mask),
+        ],
         "drawn": sum(counts for _, counts in trainer.draw([mine], [trainer.objective.row_counts(mine)])).tolist(),
         "sums": sums(rank, world),
         "stop": distributed.any_rank(rank == world - 1, device),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from marl import checkpoint
 from marl.checkpoint import best, load, save
 from marl.errors import CheckpointError, ConfigError
+from marl.manifest import manifest_digest
 
 QUICK = settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -174,6 +175,83 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path, caplog, kind):
     assert_step(load(tmp_path, which=1), 1)
     put(tmp_path, 3)
     assert_step(load(path), 3)
+
+
+RESEALED = {
+    "format": "one",
+    "step": -1,
+    "order": None,
+    "score": "high",
+    "data": [],
+    "files": {"../step_000000000001/model.safetensors": {"bytes": 1, "sha256": ""}},
+}
+
+
+@pytest.mark.parametrize("name", RESEALED)
+def test_a_manifest_whose_digest_fits_and_whose_fields_do_not_is_damaged(tmp_path, name):
+    put(tmp_path, 1)
+    for change in (lambda manifest: manifest.pop(name), lambda manifest: manifest.update({name: RESEALED[name]})):
+        file = put(tmp_path, 2) / "manifest.json"
+        manifest = json.loads(file.read_text())
+        change(manifest)
+        manifest["sha256"] = manifest_digest(manifest)
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match=f"is damaged: manifest.json has {name}="):
+            load(file.parent)
+        assert_step(load(tmp_path), 1)
+    put(tmp_path, 3, keep=2)
+    assert_step(load(tmp_path), 3)
+
+
+def test_a_manifest_nested_beyond_reading_is_damaged(tmp_path):
+    put(tmp_path, 1)
+    (put(tmp_path, 2) / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
+    assert_step(load(tmp_path), 1)
+
+
+def test_content_that_the_caller_refuses_is_passed_over(tmp_path):
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+
+    def check(found):
+        if found.data["step"] == 2:
+            raise CheckpointError("not that one")
+
+    assert_step(load(tmp_path, check=check), 1)
+    with pytest.raises(CheckpointError, match="not that one"):
+        load(tmp_path, which=2, check=check)
+
+
+# --- what stands in the way ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+def test_what_stands_where_a_checkpoint_was_does_not_block_later_saves(tmp_path, kind):
+    """Such as a folder that was moved to another disk, and linked."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    put(root, 1).rename(elsewhere)
+    if kind == "file":
+        (root / "step_000000000001").write_text("mine")
+    else:
+        (root / "step_000000000001").symlink_to(elsewhere if kind == "link" else tmp_path / "absent")
+    for step in (2, 1, 3, 4):
+        put(root, step, keep=1)
+        assert_step(load(root), step)
+    assert names(root) == ["step_000000000004"]
+    assert names(elsewhere) == ["manifest.json", "model.safetensors", "rng.safetensors"]
+
+
+def test_leftovers_that_cannot_be_removed_do_not_block_later_saves(tmp_path, monkeypatch, caplog):
+    put(tmp_path, 1)
+    (tmp_path / ".removed_step_000000000000").mkdir()
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "not allowed")
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+    put(tmp_path, 2)
+    assert "cannot remove" in caplog.text
+    assert_step(load(tmp_path), 2)
 
 
 @QUICK

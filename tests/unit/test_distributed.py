@@ -46,7 +46,8 @@ def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path)
     for name in ("gradients", "remembering"):
         np.testing.assert_allclose(two[0][name], one[name], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(two[0]["one by one"], one["one by one"], rtol=1e-3, atol=1e-5)
-    for name in ("moments", "value_norm", "scaled"):
+    assert two[0]["logged"] == two[1]["logged"]
+    for name in ("moments", "value_norm", "scaled", "logged"):
         np.testing.assert_allclose(two[0][name], one[name], rtol=1e-6)
     assert one["drawn"] == two[0]["drawn"]
     assert all(two[0]["sums"] + two[1]["sums"])
