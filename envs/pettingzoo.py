@@ -67,6 +67,8 @@ class ParallelBridge:
     agent's group is its name without the number behind, where the spaces of all of that name are equal. Rewards
     are individual. `state` is the environment's, where it has a `state_space` and `use_state`; once all agents have
     terminated it is the last one before. Infos are joined, as `<agent>/<name>`.
+    `success` of the team, where the environment gives none, is the mean of the last one that each agent gave in the
+    episode.
 
     An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
     still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
@@ -104,6 +106,7 @@ class ParallelBridge:
         self.spec = self._build_spec(max_steps)
         self._sizes_mask = np.arange(self.spec.action_size) < np.array(self.spec.action_sizes)[:, None]  # (N, A)
         self._elapsed = 0
+        self._successes: dict[Any, float] = {}
         self._over = True
         self._closed = False
 
@@ -160,6 +163,7 @@ class ParallelBridge:
         observations, infos = self.env.reset(seed=seed)
         self._elapsed = 0
         self._over = False
+        self._successes = {}
         return self._obs(set(self.env.agents), observations, infos)
 
     def step(self, action: np.ndarray) -> Step:
@@ -230,7 +234,12 @@ class ParallelBridge:
     def _info(self, infos: dict[Any, Any]) -> dict[str, float]:
         joined: dict[str, float] = {}
         for agent, info in infos.items():
-            joined |= scalars(info or {}, prefix="" if agent == COMMON else f"{agent}/")
+            own = scalars(info or {})
+            joined |= {name if agent == COMMON else f"{agent}/{name}": value for name, value in own.items()}
+            if "success" in own:
+                self._successes[agent] = own["success"]
+        if self._successes and "success" not in joined:
+            joined["success"] = float(np.mean(list(self._successes.values())))
         return joined
 
     def render(self) -> np.ndarray | str | None:

@@ -258,6 +258,8 @@ def resume(args: list[str]) -> None:
         """Iterations between two evaluations."""
         eval_episodes: int | None = None
         """Episodes of an evaluation."""
+        eval_max_steps: int | None = None
+        """Steps after which an evaluation leaves an episode, unless the environment declares a longer limit."""
         checkpoint_interval: int | None = None
         """Iterations between two checkpoints."""
         keep_checkpoints: int | None = None
@@ -305,12 +307,17 @@ def evaluate(args: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Eval(Watch):
-        """Play evaluation episodes, whose seeds are the same for every agent, and report the returns."""
+        """Play episodes on the test seeds and report the returns.
+
+        The test seeds are the same for every agent, so that comparisons are paired, and other ones than the validation
+        seeds, by which training chose the best checkpoint."""
 
         episodes: int = 32
         """Episodes to play."""
         num_envs: int = 16
         """Environments stepped together."""
+        eval_max_steps: int = 10_000
+        """Steps after which an episode is left, unless the environment declares a longer limit."""
         out: Path | None = None
         """Write one JSON line an episode to this file."""
 
@@ -362,8 +369,8 @@ def report_runs(args: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Report:
-        """Runs of several seeds and agents side by side: what their evaluations showed, with intervals over seeds; of
-        success in several environments also interquartile means over all of them."""
+        """Runs of several seeds and agents side by side, with intervals over seeds: scores at the end on test seeds,
+        and on the way on validation seeds; of success in several environments also interquartile means over all."""
 
         runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
         """Folders of runs; runs of one agent that differ in settings are told apart by those."""

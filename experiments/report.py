@@ -1,7 +1,7 @@
 """`marl report`: runs of several seeds side by side, as a table, as JSON and as a picture of learning curves."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from marl.config import FREE_TO_CHANGE, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
+from marl.evaluate import Split
 from marl.files import whole_files
 from marl.run import read_config
 from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
@@ -24,12 +25,14 @@ Curve = dict[int, float]
 class Group:
     """The runs of one agent on one environment under the same settings: a curve for each seed.
 
-    `name` is the agent's, with the settings behind it where there are groups that differ in nothing else.
+    `name` is the agent's, with the settings behind it where there are groups that differ in nothing else. `curves` are
+    of the validation seeds, `tests` of the test seeds: at the end of a run, and where it was evaluated untrained.
     """
 
     env: str
     name: str
     curves: dict[int, Curve]
+    tests: dict[int, Curve]
 
     def steps(self) -> list[int]:
         """Where every seed was evaluated."""
@@ -37,21 +40,43 @@ class Group:
 
     def at(self, step: int) -> tuple[float, float, float]:
         """Mean over seeds and its 95 % Student interval, which is NaN for a single seed."""
-        scores = [curve[step] for curve in self.curves.values()]
-        return float(np.mean(scores)), *mean_interval(scores)
+        return summary([curve[step] for curve in self.curves.values()])
+
+    def tested(self, step: int) -> bool:
+        """Whether every seed was scored on the test seeds there."""
+        return all(step in self.tests[seed] for seed in self.curves)
+
+    def scores(self, step: int) -> list[float]:
+        """One score a seed: on the test seeds where all have one, else on the validation seeds."""
+        return [(self.tests if self.tested(step) else self.curves)[seed][step] for seed in self.curves]
 
 
-def read_curve(folder: Path, metric: str) -> Curve:
+def summary(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % Student interval."""
+    return float(np.mean(scores)), *mean_interval(scores)
+
+
+def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
     """Raises CheckpointError where the run was never evaluated, ConfigError where its episodes lack `metric`."""
     scores: dict[int, list[float]] = {}
-    for row in read_rows(folder / "evaluations.jsonl"):
-        known: dict[str, float] = {"return": row["returns"], "length": row["length"], **row["info"]}
+    rows = list(read_rows(folder / "evaluations.jsonl"))
+    for row in rows:
+        known = values_of(row)
+        if row.get("cut") and metric not in known:
+            known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
             raise no_metric(metric, folder, known)
-        scores.setdefault(row["step"], []).append(known[metric])
-    if not scores:
+        if row.get("split", "validation") == split:
+            scores.setdefault(row["step"], []).append(known[metric])
+    if not rows:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
     return {step: float(np.mean(values)) for step, values in scores.items()}
+
+
+def values_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluated episode can be compared by, from the fields of its EpisodeRow."""
+    by_type = {f"return/{name}": value for name, value in row.get("type_returns", {}).items()}
+    return {"return": row["returns"], "length": row["length"], **by_type, **row["info"]}
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -88,20 +113,22 @@ def gather(folders: Sequence[Path], metric: str) -> list[Group]:
 
     Raises ConfigError where two runs of a group share a seed.
     """
-    found: dict[str, tuple[RunConfig, dict[int, Curve]]] = {}
+    found: dict[str, tuple[RunConfig, dict[int, Curve], dict[int, Curve]]] = {}
     for folder in folders:
         config = read_config(folder)
         key = json.dumps([config.env, config.agent, settings_of(config)], default=str)
-        _, curves = found.setdefault(key, (config, {}))
+        _, curves, tests = found.setdefault(key, (config, {}, {}))
         if config.seed in curves:
             raise ConfigError(
                 f"{folder} is a second run of {config.agent} on {config.env} with seed {config.seed} and the same "
                 "settings; leave one out"
             )
         curves[config.seed] = read_curve(folder, metric)
-    configs = [config for config, _ in found.values()]
+        tests[config.seed] = read_curve(folder, metric, "test")
+    configs = [config for config, *_ in found.values()]
     return [
-        Group(config.env, name_of(config, configs), dict(sorted(curves.items()))) for config, curves in found.values()
+        Group(config.env, name_of(config, configs), dict(sorted(curves.items())), tests)
+        for config, curves, tests in found.values()
     ]
 
 
@@ -122,17 +149,24 @@ def shown(metric: str, value: float, low: float, high: float) -> str:
     return f"{value:.4g}{interval}"
 
 
+SEEDS_USED = """at the end: test seeds (*: validation seeds, for want of a test evaluation)
+on the way: validation seeds, so the highest is too high a score"""
+"""Which seeds the table is of."""
+
+
 def table(groups: Sequence[Group], metric: str) -> Table:
-    """One row a group: the last and the best evaluation at which every seed was."""
+    """One row a group: its score at the end, and the highest evaluation on the way at which every seed was."""
     names = (Column(name, overflow="fold") for name in ("environment", "agent"))
-    made = Table(*names, "seeds", "steps", f"{metric}, mean (95 %)", "best", "at")
+    made = Table(*names, "seeds", "steps", f"{metric} at the end (95 %)", "highest on the way", "at")
+    made.caption = SEEDS_USED
     for group in groups:
         steps = group.steps()
         if not steps:
             made.add_row(group.env, group.name, str(len(group.curves)), "-", "no common evaluation", "-", "-")
             continue
         best = max(steps, key=lambda step: group.at(step)[0])
-        cells = f"{steps[-1]:,}", shown(metric, *group.at(steps[-1])), shown(metric, *group.at(best)), f"{best:,}"
+        end = shown(metric, *summary(group.scores(steps[-1]))) + ("" if group.tested(steps[-1]) else " *")
+        cells = f"{steps[-1]:,}", end, shown(metric, *group.at(best)), f"{best:,}"
         made.add_row(group.env, group.name, str(len(group.curves)), *cells)
     return made
 
@@ -156,11 +190,13 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
         return None
     made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(improvement on {names[0]})")
     made.title = f"{metric} over {len(envs)} environments, interquartile means"
+    untested = any(not found[env, name].tested(each[-1]) for env, each in steps.items() for name in names)
     made.caption = "the end: " + ", ".join(f"{env} {each[-1]:,}" for env, each in steps.items())
+    made.caption += "; validation seeds" if untested else "; test seeds at the end, validation seeds on the way"
     ends: dict[str, np.ndarray] = {}
     for name in names:
         curves = [[[curve[step] for step in steps[env]] for curve in found[env, name].curves.values()] for env in envs]
-        ends[name] = np.array([[curve[-1] for curve in seeds] for seeds in curves]).T
+        ends[name] = np.array([found[env, name].scores(steps[env][-1]) for env in envs]).T
         way = np.array([[np.mean(curve) for curve in seeds] for seeds in curves]).T
         cells = (shown(metric, interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
         better = probability_of_improvement(ends[name], ends[names[0]])
@@ -169,12 +205,13 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
 
 
 def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
-    """Every seed's curve, environment by environment."""
-    environments: dict[str, Any] = {}
+    """Every seed's curve, environment by environment: on the validation seeds, and beside them on the test seeds."""
+    both: dict[str, dict[str, Any]] = {"environments": {}, "test": {}}
     for group in groups:
-        seeds = {str(seed): {str(k): round(v, 6) for k, v in curve.items()} for seed, curve in group.curves.items()}
-        environments.setdefault(group.env, {})[group.name] = seeds
-    return {"metric": metric, "environments": environments}
+        for name, curves in (("environments", group.curves), ("test", group.tests)):
+            seeds = {str(seed): {str(k): round(v, 6) for k, v in curve.items()} for seed, curve in curves.items()}
+            both[name].setdefault(group.env, {})[group.name] = seeds
+    return {"metric": metric, **both}
 
 
 def draw(groups: Sequence[Group], metric: str, path: Path) -> None:

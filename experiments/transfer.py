@@ -16,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from experiments.presets import choose
-from experiments.report import no_metric, read_curve, shown
+from experiments.report import no_metric, read_curve, shown, values_of
 from marl.checkpoint import load
 from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
@@ -74,7 +74,7 @@ class Transfer:
     metric: str = "return"
     """What to compare: return, length, or a number that the environment reports, such as success."""
     episodes: int = 32
-    """Episodes of an evaluation."""
+    """Episodes of an evaluation; the table is of those on the test seeds."""
     runs: Path = Path("runs")
     """Folder that holds the runs."""
     name: str = "transfer"
@@ -142,9 +142,13 @@ def transfer(asked: Transfer) -> None:
     scores: Scores = {}
     reached: Reached = {}
     for agent, seed, beginning, folder in learn(asked):
-        curve = read_curve(folder, asked.metric)
+        curve = read_curve(folder, asked.metric, "test")
         for percentage in sorted(asked.percentages):
-            step = min(step for step in curve if step >= asked.steps(percentage))
+            step = min((step for step in curve if step >= asked.steps(percentage)), default=None)
+            if step is None:
+                raise ConfigError(
+                    f"{folder} lacks its last evaluation, which was interrupted; remove it, and run again"
+                )
             reached.setdefault(agent, {})[f"{percentage:g}"] = step
             found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})
             found[str(seed)] = round(curve[step], 6)
@@ -206,8 +210,8 @@ def require_fit(asked: Transfer, agent: str) -> None:
             labels.append(task.label)
             if task in unseen and asked.metric not in EVERYWHERE:
                 (row,) = evaluate(policies[-1], env, [0])
-                if asked.metric not in row.info:
-                    raise no_metric(asked.metric, task.label, {*EVERYWHERE, *row.info})
+                if asked.metric not in (known := values_of(dataclasses.asdict(row))):
+                    raise no_metric(asked.metric, task.label, known)
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share(policy, policies[0], (label, labels[0]))
 
@@ -257,7 +261,10 @@ def done(folder: Path) -> int:
 
 def table(asked: Transfer, reached: Reached, scores: Scores) -> Table:
     """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals."""
-    title = f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes, seeds: {len(asked.seeds)}"
+    title = (
+        f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes on the test seeds, "
+        f"seeds of runs: {len(asked.seeds)}"
+    )
     columns = []
     for percentage in next(iter(reached.values())):
         steps = sorted({of_agent[percentage] for of_agent in reached.values()})

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from marl.protocols import Env, Policy
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.shared_memory import named_errors
+from marl.stopping import stop_requests
 from marl.tracking import png
 from marl.trust import external_of_env, require_trust
 from marl.types import EnvSpec
@@ -116,26 +117,45 @@ def report(parsed: Any) -> None:
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
     tasks, lines = subject.config.tasks, []
-    for task in tasks:
-        title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
-        table, told = report_task(subject, task, title, parsed)
-        lines += told
-        if parsed.out is not None:
-            write_whole(parsed.out, "\n".join(lines) + "\n")
-        Console().print(table)
+    stopped: list[bool] = []
+    with stop_requests(lambda: stopped.append(True)):
+        for task in tasks:
+            title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
+            table, told = report_task(subject, task, title, parsed, lambda: bool(stopped))
+            lines += told
+            if parsed.out is not None:
+                write_whole(parsed.out, "\n".join(lines) + "\n")
+            Console().print(table)
+            if stopped:
+                break
 
 
-def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> tuple[Table, list[str]]:
-    """The table of one environment, and a line of JSON for each episode."""
+def report_task(
+    subject: Subject, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
+) -> tuple[Table, list[str]]:
+    """The table of one environment, and a line of JSON for each episode on the test seeds that ended before `stop`."""
     env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
-        rows = evaluate(policy_for(subject, env.spec), env, paired_seeds(parsed.episodes), subject.greedy(parsed))
+        rows = evaluate(
+            policy_for(subject, env.spec),
+            env,
+            paired_seeds(parsed.episodes, "test"),
+            subject.greedy(parsed),
+            max_steps=parsed.eval_max_steps,
+            stop=stop,
+        )
     finally:
         env.close()
     values = summarise(rows)
+    if not rows:
+        raise ConfigError(f"{title}: stopped before an episode had ended")
     if "eval/return" not in values:
         raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
-    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''}"
+    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''} on the test seeds"
+    if len(rows) < parsed.episodes:
+        count += f", stopped: {parsed.episodes - len(rows)} more had not ended, which are the longer ones"
+    if cut := sum(row.cut for row in rows):
+        count += f", {cut} left at the step limit (--eval-max-steps)"
     how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
     table = Table("", "mean", "95 % interval", "lowest", "highest", title=title, caption=count + how)
     returns, lengths = [row.returns for row in rows], [row.length for row in rows]
@@ -143,7 +163,7 @@ def report_task(subject: Subject, task: EnvFactory, title: str, parsed: Any) -> 
     interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
     table.add_row("return", f"{values['eval/return']:.6g}", interval, f"{min(returns):.4g}", f"{max(returns):.4g}")
     table.add_row("length", f"{values['eval/length']:.6g}", "", str(min(lengths)), str(max(lengths)))
-    shown = {"eval/return", "eval/return_low", "eval/return_high", "eval/length", "eval/dropped"}
+    shown = {"eval/return", "eval/return_low", "eval/return_high", "eval/length", "eval/dropped", "eval/cut"}
     for tag in sorted(values.keys() - shown):
         name, mean = tag.removeprefix("eval/"), values[tag]
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
@@ -250,7 +270,7 @@ def draw(subject: Subject, policy: Policy, env: Env, parsed: Any) -> None:
         if parsed.view == "text":
             screen.refuse_video_options()
         try:
-            for seed in paired_seeds(parsed.episodes):
+            for seed in paired_seeds(parsed.episodes, "test"):
                 play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
         except KeyboardInterrupt as error:
             interrupt = error  # what was drawn until then is kept
@@ -275,7 +295,7 @@ def tell(subject: Subject, policy: Any, parsed: Any) -> None:
     env = make_vector(subject.task.name, subject.task.options, 1)
     console = Console()
     try:
-        for number, seed in enumerate(paired_seeds(parsed.episodes)):
+        for number, seed in enumerate(paired_seeds(parsed.episodes, "test")):
             episode = transcript.play(
                 policy, env, seed, config.learn.links(), subject.value_norm, subject.greedy(parsed), parsed.stop_after
             )

@@ -7,46 +7,55 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marl import distributed
 from marl.checkpoint import save
 from marl.config import digest
 from marl.errors import CheckpointError
-from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.evaluate import Split, evaluate, paired_seeds, summarise
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json
 from marl.tracking import RecordFile
 from marl.transcript import play
 
+LOGGER = logging.getLogger("marl")
+
 
 class Evaluate:
-    """Plays episodes of each task on fixed seeds, greedy or sampled, every `interval` iterations and at the end; rank 0
-    only.
+    """Plays episodes of each task, greedy or sampled, every `interval` iterations and at the end; rank 0 only.
 
-    Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller then tells of one
-    more episode, the first again. The environments are made on first use, and what they draw from the global random
-    generators does not change the training.
+    The validation seeds choose the best checkpoint. The end, and the start where it is evaluated, are scored on the
+    test seeds too. Rows go to `path` as JSON lines; their summary joins the metrics. A policy that is a Storyteller
+    then tells of one more episode, the first again. The environments are made on first use, and what they draw from
+    the global random generators does not change the training.
     """
 
-    def __init__(self, makes: Sequence[Callable[[int], VectorEnv]], episodes: int, interval: int, path: Path) -> None:
+    def __init__(
+        self, makes: Sequence[Callable[[int], VectorEnv]], episodes: int, interval: int, path: Path, max_steps: int
+    ) -> None:
         self.makes, self.episodes, self.interval, self.path = makes, episodes, interval, path
+        self.max_steps = max_steps
         self.envs: list[VectorEnv] = []
         self.stage: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
     def on_start(self, trainer: Any) -> None:
         if trainer.config.watch.eval_start and not trainer.steps and distributed.rank() == 0:
-            trainer.tracker.log(0, self.run(trainer))
+            trainer.tracker.log(0, self.run(trainer, "validation") | self.run(trainer, "test"))
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
             return
         if distributed.rank() == 0:
-            metrics |= self.run(trainer)
+            metrics |= self.run(trainer, "validation")
         trainer.last_score = distributed.gather(metrics.get("eval/return"))[0]
         limit = trainer.config.watch.stop_return
         if limit is not None and trainer.last_score is not None and trainer.last_score >= limit:
             trainer.stop_reason = f"reached the return {limit:g}"
+        if distributed.rank() == 0 and (trainer.finished or trainer.stop_reason is not None):
+            metrics |= self.run(trainer, "test")
 
     def on_logged(self, trainer: Any) -> None:
         pass
@@ -59,25 +68,46 @@ class Evaluate:
             if part is not None:
                 part.close()
 
-    def run(self, trainer: Any) -> dict[str, float]:
+    def run(self, trainer: Any, split: Split) -> dict[str, float]:
+        """Evaluate; return the metrics. One that was interrupted is told of, and left out."""
         with own_globals(Streams(trainer.config.seed).integer("eval")):
-            return self.play_all(trainer)
+            return self.play_all(trainer, split)
 
-    def play_all(self, trainer: Any) -> dict[str, float]:
+    def play_all(self, trainer: Any, split: Split) -> dict[str, float]:
         config, greedy = trainer.config, not trainer.config.watch.eval_stochastic
         if self.rows is None:
             # Greedy episodes are the same in any number of environments, each of which may be a game of its own.
             count = min(self.episodes, 32, config.collect.num_envs) if greedy else min(self.episodes, 32)
             self.envs = [make(count) for make in self.makes]
             self.rows = RecordFile(self.path)
-        summaries, seeds = [], paired_seeds(self.episodes)
+        summaries, lines, seeds = [], [], paired_seeds(self.episodes, split)
+        prefix = "eval" if split == "validation" else "test"
         for task, env in zip(trainer.tasks, self.envs, strict=True):
-            rows = evaluate(task.policy, env, seeds, greedy)
-            note = {"step": trainer.steps} | ({"task": task.name} if len(self.envs) > 1 else {})
-            for row in rows:
-                self.rows.write((json.dumps(note | dataclasses.asdict(row)) + "\n").encode())
-            summaries.append(summarise(rows))
-        if hasattr(trainer.policy, "transcript"):
+            rows = evaluate(task.policy, env, seeds, greedy, max_steps=self.max_steps, stop=lambda: trainer.interrupted)
+            if len(rows) < len(seeds):
+                ended = f"{len(rows)} of {len(seeds)} episodes of {task.name} had ended"
+                ended += f", with a mean return of {np.mean([row.returns for row in rows]):.6g}" if rows else ""
+                LOGGER.warning(
+                    "the %s evaluation after %d steps was interrupted: %s. It is left out; `marl eval` plays it again",
+                    split,
+                    trainer.steps,
+                    ended,
+                )
+                return {}
+            if cut := sum(row.cut for row in rows):
+                LOGGER.warning(
+                    "%d of %d evaluation episodes of %s were left after %d steps; see --eval-max-steps",
+                    cut,
+                    len(rows),
+                    task.name,
+                    max(row.length for row in rows if row.cut),
+                )
+            note = {"step": trainer.steps, "split": split} | ({"task": task.name} if len(self.envs) > 1 else {})
+            lines += [json.dumps(note | dataclasses.asdict(row)) + "\n" for row in rows]
+            summaries.append(summarise(rows, prefix))
+        for line in lines:
+            self.rows.write(line.encode())
+        if split == "validation" and hasattr(trainer.policy, "transcript"):
             self.tell(trainer)
         return trainer.over_tasks(summaries)
 
@@ -85,7 +115,8 @@ class Evaluate:
         if self.stage is None:
             self.stage = self.makes[0](1)
         greedy = not trainer.config.watch.eval_stochastic
-        episode = play(trainer.policy, self.stage, paired_seeds(1)[0], trainer.links, trainer.value_norm, greedy)
+        seed, norm = paired_seeds(1)[0], trainer.value_norm
+        episode = play(trainer.policy, self.stage, seed, trainer.links, norm, greedy, stop=lambda: trainer.interrupted)
         trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
         trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))
 
@@ -109,7 +140,7 @@ class Checkpoints:
             try:
                 self.save(trainer)
             except CheckpointError as error:
-                logging.getLogger("marl").warning("%s. Training goes on; the next checkpoint tries again", error)
+                LOGGER.warning("%s. Training goes on; the next checkpoint tries again", error)
 
     def on_stop(self, trainer: Any) -> None:
         if self.saved != trainer.iteration:

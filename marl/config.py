@@ -19,7 +19,7 @@ from marl.errors import ConfigError
 from marl.files import require_folder_name
 from marl.normalise import ValueNorm
 from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
-from marl.registry import AGENTS, EnvFactory, NoOptions, closest, find_family, tasks_of
+from marl.registry import AGENTS, ENVS, EnvFactory, NoOptions, closest, find_family, tasks_of
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -189,9 +189,12 @@ class WatchConfig:
     """Evaluating, saving and stopping."""
 
     eval_interval: int = 25
-    """Iterations between two evaluations; 0 evaluates only at the end."""
+    """Iterations between two evaluations on the validation seeds, which choose the best checkpoint; 0 evaluates only
+    at the end. The end has an evaluation on the test seeds too: its score is one to report."""
     eval_episodes: int = 10
     """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
+    eval_max_steps: int = 10_000
+    """Steps after which an evaluation leaves an episode, unless the environment declares a longer limit."""
     eval_start: bool = False
     """Evaluate before learning too: what a pretrained model does untrained."""
     eval_stochastic: bool = False
@@ -207,7 +210,7 @@ class WatchConfig:
     def __post_init__(self) -> None:
         _not_negative(self, "eval_interval")
         require_episodes("eval_episodes", self.eval_episodes, at_least=0)
-        _positive(self, "checkpoint_interval", "keep_checkpoints")
+        _positive(self, "checkpoint_interval", "keep_checkpoints", "eval_max_steps")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
             raise ConfigError(f"stop_return is {self.stop_return}; give a number")
         if self.stop_return is not None and not self.eval_episodes:
@@ -345,6 +348,15 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     for name, value in dataclasses.asdict(config).items():
         flat |= value if name in PARTS else {name: value}
     return flat
+
+
+def option_names() -> list[str]:
+    """Return the names of all options of runs: the common ones, and those of every registered agent and environment."""
+    parts = [RunConfig, CollectConfig, LearnConfig, WatchConfig, ComputeConfig]
+    for registry in (AGENTS, ENVS):
+        parts += [registry.entries[name].options for name in registry.names()]
+    names = dict.fromkeys(f.name for part in parts for f in dataclasses.fields(part))
+    return [name for name in names if name not in PARTS]
 
 
 def digest(config: RunConfig) -> str:

@@ -155,7 +155,7 @@ class Board:
         self.step = 0
         self.latest: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
-        self.histories = {"episode/return": History(), "eval/return": History()}
+        self.histories = {tag: History() for tag in ("episode/return", "eval/return", "test/return")}
         self._started = time.monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=100)
 
@@ -195,15 +195,19 @@ class Board:
         """One plain line about `values`, in ASCII."""
         parts = [f"{steps(self.step):>6} of {steps(self.total_steps)} ({percent(self.fraction)})"]
         if "eval/return" in values:
-            parts.append(f"EVALUATION {number(values['eval/return'])}{_interval(values)}")
+            parts.append(
+                f"EVALUATION {number(values['eval/return'])}{_interval(values)}{_by_type(values, 'eval/return')}"
+            )
             if self.best:
                 parts.append(f"best {number(self.best[0])} at {steps(self.best[1])}")
+            if "test/return" in values:
+                parts.append(f"TEST {number(values['test/return'])}{_interval(values, 'test')}")
             if "eval/success" in values:
                 parts.append(f"success {percent(values['eval/success'])}")
         for label, tag in LINE:
             if tag in values:
                 shown = percent(values[tag]) if tag == "episode/success" else number(values[tag])
-                parts.append(f"{label} {shown}")
+                parts.append(f"{label} {shown}{_by_type(values, tag)}")
         left = self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -256,7 +260,9 @@ class Board:
         return bar.append_text(legend)
 
     def _returns(self, width: int) -> Iterator[RenderableType]:
-        rows = (("Evaluation", "eval", self._evaluation()), ("Episodes", "episode", self._episodes()))
+        rows = [("Evaluation", "eval", self._evaluation()), ("Episodes", "episode", self._episodes())]
+        if "test/return" in self.latest:
+            rows.insert(1, ("Test", "test", self._outcome("test")))
         for label, prefix, facts in rows:
             value = self.latest.get(f"{prefix}/return")
             row = Text(no_wrap=True, overflow="ellipsis").append(f"{label:<11}", style="bold cyan")
@@ -264,7 +270,7 @@ class Board:
                 yield row.append("none yet", style="dim")
                 continue
             row.append(number(value), style="bold" if math.isfinite(value) else "bold red")
-            row.append(_interval(self.latest) if prefix == "eval" else "")
+            row.append(_interval(self.latest, prefix))
             row.pad_right(max(1, 38 - row.cell_len))
             row.append(sparkline(self.histories[f"{prefix}/return"].points(), width - row.cell_len), style="green")
             yield row
@@ -313,8 +319,14 @@ class Board:
         return table
 
 
-def _interval(values: Mapping[str, float]) -> str:
-    low, high = (values.get(f"eval/return_{end}", math.nan) for end in ("low", "high"))
+def _by_type(values: Mapping[str, float], tag: str) -> str:
+    """The values of agent types, ` (prey 5, hunter 50)`; nothing where there are none."""
+    found = [f"{name.removeprefix(f'{tag}/')} {number(x)}" for name, x in values.items() if name.startswith(f"{tag}/")]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _interval(values: Mapping[str, float], prefix: str = "eval") -> str:
+    low, high = (values.get(f"{prefix}/return_{end}", math.nan) for end in ("low", "high"))
     return "" if math.isnan(low) or math.isnan(high) else f" [{number(low)}, {number(high)}]"
 
 

@@ -40,5 +40,9 @@ class MemoryLimitError(MarlError):
     """A forward pass of a single row does not fit in memory."""
 
 
+class RunFolderError(MarlError):
+    """The folder of a run was renamed, replaced or deleted while it trained."""
+
+
 class CheckpointError(MarlError):
     """No usable checkpoint, or one that does not fit the run."""

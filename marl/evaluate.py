@@ -1,8 +1,14 @@
-"""Evaluation on paired seeds: episode i starts from the same seed for every agent and at every time."""
+"""Evaluation on paired seeds: episode i starts from the same seed for every agent and at every time.
+
+
+Training chooses the best checkpoint by episodes on the validation seeds. A score on those is too high, because it was
+selected. Scores to report come from the test seeds, which choose nothing.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +18,28 @@ from marl.memory import Memory
 from marl.protocols import Policy, VectorEnv
 from marl.seeding import Streams
 from marl.stats import mean_interval
+from marl.types import EnvSpec
 
 MOST_REPEATS = 3
 """How often an episode is played again because its environment died."""
 
+MAX_STEPS = 10_000
+"""Steps after which an episode is left, unless the environment declares a longer limit."""
+
+MAX_AGENT_RETURNS = 16
+"""The largest team whose agents have returns of their own in the log."""
+
+Split = Literal["validation", "test"]
+"""Which seeds an evaluation plays: those that choose the best checkpoint, or those that score it."""
+
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One evaluated episode: `returns` is the mean over agents of the undiscounted return."""
+    """One evaluated episode: `returns` is the mean over agents of the undiscounted return.
+
+    `type_returns` are the means over the agents of each type, see `return_labels`. `cut`: the episode was left at the
+    step limit, so it has no last info.
+    """
 
     episode: int
     seed: int
@@ -27,49 +47,93 @@ class EpisodeRow:
     length: int
     terminated: bool
     info: dict[str, float] = field(default_factory=dict)
+    type_returns: dict[str, float] = field(default_factory=dict)
+    cut: bool = False
+
+
+def return_labels(spec: EnvSpec) -> tuple[str, ...]:
+    """Return the label, shape (N,), under which each agent's return is averaged; empty where all returns are equal.
+
+    Labels are the agent types. Agents of one type, in teams of at most MAX_AGENT_RETURNS, are told apart by name.
+    """
+    if spec.team_reward or spec.num_agents == 1:
+        return ()
+    if len(set(spec.groups)) > 1:
+        return spec.groups
+    return spec.agents if spec.num_agents <= MAX_AGENT_RETURNS else ()
+
+
+def mean_by_label(labels: Sequence[str], returns: np.ndarray) -> dict[str, float]:
+    """Return the mean of `returns` (N,) over the agents of each label."""
+    return {
+        label: float(np.mean([value for other, value in zip(labels, returns, strict=True) if other == label]))
+        for label in dict.fromkeys(labels)
+    }
+
+
+def never() -> bool:
+    return False
 
 
 def evaluate(
-    policy: Policy, env: VectorEnv, seeds: Sequence[int], deterministic: bool = True, generator_seed: int = 0
+    policy: Policy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    deterministic: bool = True,
+    generator_seed: int = 0,
+    max_steps: int = MAX_STEPS,
+    stop: Callable[[], bool] = never,
 ) -> list[EpisodeRow]:
     """One row per seed, in the order of `seeds`.
 
     Every seed is played to its end, whatever its length, so that short episodes are not favoured:
     environment e plays episodes e, e + E, e + 2 E, ... An episode that a dying environment cut short is played again,
-    some times at most.
+    some times at most. An episode is left after `max_steps` steps, or the environment's own limit where that is
+    larger. Once `stop()` is true, only the rows of the episodes that have ended are returned.
     """
     generator = torch.Generator(device=policy_device(policy)).manual_seed(generator_seed)
     count = env.num_envs
+    limit = max(max_steps, env.spec.max_steps or 0)
+    labels = return_labels(env.spec)
     playing = np.arange(count)
-    totals, lengths, lost = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    totals = np.zeros((count, env.spec.num_agents))
+    lengths, lost = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     rows: dict[int, EpisodeRow] = {}
     obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
     playing[len(seeds) :] = -1
     memory = Memory(policy, count)
     warned: set[str] = set()
-    while (playing >= 0).any():
+    while (playing >= 0).any() and not stop():
         with torch.inference_mode():
             decision = policy.act(memory.join(policy.encode(obs)), generator, deterministic)
         memory.keep(decision)
         step = env.step(decision.action)
         obs = step.obs
-        totals += step.reward.mean(-1)
+        totals += step.reward
         lengths += 1
         ended = step.terminated | step.truncated
-        if not ended.any():
+        cut = ~ended & (lengths >= limit)
+        over = ended | cut
+        if not over.any():
             continue
-        memory.forget(ended)
+        memory.forget(over)
         step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
-        for e in np.flatnonzero(ended):
+        for e in np.flatnonzero(over):
             episode = int(playing[e])
             if episode >= 0 and step.restarted is not None and step.restarted[e] and lost[e] < MOST_REPEATS:
                 lost[e] += 1
                 obs = env.reset_at(int(e), seeds[episode])
             elif episode >= 0:
-                info = finite_info(infos.get(int(e), {}), env.spec.name, warned)
                 rows[episode] = EpisodeRow(
-                    episode, seeds[episode], float(totals[e]), int(lengths[e]), bool(step.terminated[e]), info
+                    episode,
+                    seeds[episode],
+                    float(totals[e].mean()),
+                    int(lengths[e]),
+                    bool(step.terminated[e]),
+                    finite_info(infos.get(int(e), {}), env.spec.name, warned),
+                    mean_by_label(labels, totals[e]),
+                    bool(cut[e]),
                 )
                 following = episode + count
                 playing[e] = following if following < len(seeds) else -1
@@ -77,40 +141,48 @@ def evaluate(
                 if playing[e] >= 0:
                     obs = env.reset_at(int(e), seeds[following])
             totals[e], lengths[e] = 0.0, 0
-    return [rows[i] for i in range(len(seeds))]
+    return [rows[i] for i in sorted(rows)]
 
 
-def paired_seeds(count: int) -> list[int]:
-    """The seeds of evaluation episodes 0..count-1: the same for every agent, run and time."""
+def paired_seeds(count: int, split: Split = "validation") -> list[int]:
+    """The seeds of evaluation episodes 0..count-1 of a split: the same for every agent, run and time."""
     streams = Streams(0)
-    return [streams.integer("eval", i) for i in range(count)]
+    return [streams.integer("eval" if split == "validation" else "test", i) for i in range(count)]
 
 
-def summarise(rows: Sequence[EpisodeRow]) -> dict[str, float]:
-    """Means over episodes, with the 95 % Student interval of the mean return.
+def summarise(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, float]:
+    """Means over episodes, with the 95 % Student interval of the mean return, as `PREFIX/NAME`.
 
-    What all infos hold is averaged too, as `eval/NAME`, where it speaks of the episode (see `of_episode`). An
-    episode whose return is not finite is left out and counted as `eval/dropped`.
+    Returns of agent types are `PREFIX/return/TYPE`. What the infos of all episodes that ended by themselves hold is
+    averaged over these, where it speaks of the episode (see `of_episode`); an episode that was cut at the step limit
+    counts as no success. An episode whose return is not finite is left out and counted as `PREFIX/dropped`, and one
+    that was cut is counted as `PREFIX/cut`.
     """
     count = len(rows)
     rows = [row for row in rows if np.isfinite(row.returns)]
-    dropped = {"eval/dropped": float(count - len(rows))} if len(rows) < count else {}
+    counts = {"dropped": count - len(rows), "cut": sum(row.cut for row in rows)}
+    counted = {f"{prefix}/{name}": float(number) for name, number in counts.items() if number}
     if not rows:
-        return dropped
+        return counted
     returns = np.array([row.returns for row in rows])
     low, high = mean_interval(returns)
-    values = {
-        "eval/return": float(returns.mean()),
-        "eval/return_low": low,
-        "eval/return_high": high,
-        "eval/length": float(np.mean([row.length for row in rows])),
+    means = {
+        "return": float(returns.mean()),
+        "return_low": low,
+        "return_high": high,
+        "length": float(np.mean([row.length for row in rows])),
     }
-    shared = set.intersection(*(set(row.info) for row in rows))
+    means |= {
+        f"return/{label}": float(np.mean([row.type_returns[label] for row in rows])) for label in rows[0].type_returns
+    }
+    ended = [row for row in rows if not row.cut]
+    shared = set.intersection(*(set(row.info) for row in ended)) if ended else set()
     for name in sorted(filter(of_episode, shared)):
-        mean = float(np.mean([row.info[name] for row in rows]))
+        total = sum(row.info[name] for row in ended)
+        mean = total / len(rows if name == "success" else ended)
         if np.isfinite(mean):
-            values[f"eval/{name}"] = mean
-    return values | dropped
+            means[name] = float(mean)
+    return {f"{prefix}/{name}": value for name, value in means.items()} | counted
 
 
 def of_episode(name: str) -> bool:

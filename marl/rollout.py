@@ -142,9 +142,11 @@ def rows_of(chunks: Tensor, chunk: int) -> Tensor:
 
 @dataclass
 class Episodes:
-    """Episodes that ended during a rollout: team-mean `returns`, `lengths`, and the scalars of their last info."""
+    """Episodes that ended during a rollout: team-mean `returns`, `agent_returns` (N,), `lengths`, and the scalars of
+    their last info."""
 
     returns: list[float] = field(default_factory=list)
+    agent_returns: list[np.ndarray] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     infos: list[dict[str, float]] = field(default_factory=list)
     dropped: int = 0
@@ -175,7 +177,7 @@ class Collector:
         self.nonfinite = False
         self.rollout: Rollout | None = None
         self.seconds = {"env": 0.0, "act": 0.0}
-        self.episode_return = np.zeros(env.num_envs)
+        self.episode_return = np.zeros((env.num_envs, env.spec.num_agents))
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
         self.memory = Memory(policy, env.num_envs)
         self.obs = env.reset(seeds)
@@ -296,7 +298,7 @@ class Collector:
         rollout.truncated[t] = torch.as_tensor(truncated)
         rollout.duration[t] = 1 if step.duration is None else torch.as_tensor(step.duration)
         rollout.agent_truncated[t] = False
-        self.episode_return += reward.mean(-1)
+        self.episode_return += reward
         self.episode_length += 1
         if step.final is not None:
             keep = np.flatnonzero((truncated & ~lost)[step.final.env])
@@ -340,7 +342,8 @@ class Collector:
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
         for i in np.flatnonzero(ended):
             if not lost[i]:
-                episodes.returns.append(float(self.episode_return[i]))
+                episodes.returns.append(float(self.episode_return[i].mean()))
+                episodes.agent_returns.append(self.episode_return[i].copy())
                 episodes.lengths.append(int(self.episode_length[i]))
                 episodes.infos.append(finite_info(infos.get(int(i), {}), self.env.spec.name, self.warned))
             self.episode_return[i] = 0.0

@@ -3,11 +3,8 @@
 import fcntl
 import json
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -19,16 +16,18 @@ import torch
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
 from marl.checkpoint import Checkpoint
-from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, override, to_yaml
+from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, option_names, override, to_yaml
 from marl.dashboard import ConsoleTracker
 from marl.diagnostics import Diagnostics
-from marl.errors import CheckpointError, ConfigError, MarlError
+from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError
 from marl.files import write_whole
 from marl.loading import give_weights, load_checkpoint
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
+from marl.run_folder import FolderWatch
 from marl.seeding import Streams, fix_globals, own_globals
 from marl.shared_memory import failure
+from marl.stopping import StopNow, stop_requests
 from marl.tasks import share
 from marl.threads import free_cores, keep_memory
 from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
@@ -136,6 +135,7 @@ def execute(
             prepare_folder(folder, config, trainer.steps)
             if untrusted := mark_trusted(folder, external_names(config)):
                 notes += (untrusted,)
+            trainer.callbacks.append(stack.enter_context(closing(FolderWatch(folder))))
         trainer.tracker, console = make_tracker(config, folder, trainer.steps)
         for note in (*notes, *restored):
             console(note)
@@ -145,6 +145,7 @@ def execute(
                 config.watch.eval_episodes,
                 config.watch.eval_interval,
                 folder / "evaluations.jsonl",
+                config.watch.eval_max_steps,
             )
             trainer.callbacks.append(evaluation)
         trainer.callbacks.append(Diagnostics())
@@ -205,7 +206,8 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
 def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     """Train; when an error ends it, save what was learned since the last checkpoint and say how to go on.
 
-    Of several ranks, rank 0 saves what all have. The others get its RankError, or their own error, and save nothing.
+    Of several ranks, rank 0 saves what all have. The others get a RankError, or their own error, and save nothing.
+    Where the folder is gone, the run continues in another.
     """
     try:
         trainer.train()
@@ -221,13 +223,17 @@ def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
 
 
 def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, error: Exception) -> None:
-    """Save what was learned since the last checkpoint, and note on the error what is kept, what is lost and how to go
-    on."""
-    if trainer.iteration > max(0, saver.saved):
-        try:
-            saver.save(trainer, environments=False, alone=distributed.world_size() > 1)
-        except MarlError as second:
-            error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
+    """Save what was learned since the last checkpoint, in another folder where the run's own is gone.
+
+    Notes on the error say what is kept, what is lost and how to go on.
+    """
+    try:
+        if between := isinstance(error, RunFolderError):
+            folder = move_to_refuge(trainer, saver)
+        if trainer.iteration > max(0, saver.saved):
+            saver.save(trainer, environments=between, alone=distributed.world_size() > 1)
+    except MarlError as second:
+        error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
     lost = trainer.steps - saver.saved_steps
     if saver.saved > 0:
         kept = f"what was learned in {saver.saved_steps} steps is kept"
@@ -237,8 +243,17 @@ def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, er
         error.add_note(f"what was learned in {lost} steps is lost: there is no checkpoint")
 
 
-class StopNow(KeyboardInterrupt):
-    """The user interrupted a run twice."""
+def move_to_refuge(trainer: Trainer, saver: Checkpoints) -> Path:
+    """Make `saver` write where the run's folder is now, or to a new folder that the run can continue in; return it."""
+    watch = next(callback for callback in trainer.callbacks if isinstance(callback, FolderWatch))
+    with writing(watch.folder):
+        folder = watch.refuge()
+        if watch.renamed() is None:
+            prepare_folder(folder, trainer.config, trainer.steps)
+            mark_trusted(folder, external_names(trainer.config))
+            saver.saved, saver.saved_steps = 0, 0
+    saver.root = folder / "checkpoints"
+    return folder
 
 
 def local_share(config: RunConfig) -> int:
@@ -312,7 +327,8 @@ def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTrack
     if distributed.rank() != 0:
         return MultiTracker([]), lambda text: None  # noqa: ARG005
     console, log = ConsoleTracker(folder.name, config.steps), folder / "metrics.jsonl"
-    tracker = MultiTracker([JsonlTracker(log, step or -1), TensorBoardTracker(folder, step), console])
+    board = TensorBoardTracker(folder, step or -1, option_names())
+    tracker = MultiTracker([JsonlTracker(log, step or -1), board, console])
     if step:
         console.recall(log)
     flat = flatten(config)
@@ -332,32 +348,14 @@ def closing_tracker(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; one a second later at once."""
+    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; a later one at once."""
 
-    first = float("-inf")
-
-    def stop(number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal first
-        now = time.monotonic()
-        # Programs that end a job often signal both the process and its group.
-        if first < now < first + 1.0:
-            return
-        if first > 0:
-            raise StopNow
-        first = now
-        if trainer.stop_reason is None:
-            trainer.stop_reason = "interrupted"
+    def stop() -> None:
+        trainer.interrupted = True
         console(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")
 
-    if threading.current_thread() is not threading.main_thread():
+    with stop_requests(stop):
         yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def new_folder(config: RunConfig) -> Path:

@@ -30,7 +30,7 @@ TAGS: dict[str, str] = {
     "episode/count": "How many training episodes ended in this iteration.",
     "episode/invalid_fraction": "Fraction of the steps of those episodes that passed because an action was invalid.",
     "episode/dropped": "Training episodes left out: not finite, or cut by the restart of a worker.",
-    "eval/return": "Mean return of the evaluation episodes (deterministic policy, fixed seeds).",
+    "eval/return": "Mean return of the evaluation episodes (validation seeds, the same each time).",
     "eval/return_low": "Lower end of the 95 % Student interval of the mean evaluation return.",
     "eval/return_high": "Upper end of the 95 % Student interval of the mean evaluation return.",
     "eval/length": "Mean length of the evaluation episodes, in environment steps.",
@@ -38,6 +38,14 @@ TAGS: dict[str, str] = {
     "eval/discounted_return": "Mean discounted return of the evaluation episodes, as the environment counts it.",
     "eval/normalised_return": "Mean of that as a fraction of the best that is possible.",
     "eval/success": "Fraction of the evaluation episodes that the environment calls a success.",
+    "eval/cut": "Evaluation episodes left at the step limit; they count as no success.",
+    "test/return": "Mean return of the final evaluation: on the test seeds, which have chosen nothing.",
+    "test/return_low": "Lower end of the 95 % Student interval of that return.",
+    "test/return_high": "Upper end of the 95 % Student interval of that return.",
+    "test/length": "Mean length of the episodes of the final evaluation, in environment steps.",
+    "test/success": "Fraction of the episodes of the final evaluation that the environment calls a success.",
+    "test/dropped": "Episodes of the final evaluation left out because their return was not finite.",
+    "test/cut": "Episodes of the final evaluation left at the step limit; they count as no success.",
     "loss/policy": "Policy objective, to be minimised; near zero and noisy for clipped PPO.",
     "loss/value": "Value regression error, in the critic's own (normalised) units.",
     "loss/total": "Weighted sum of the losses: what the optimiser sees.",
@@ -76,6 +84,7 @@ CHARTS: dict[str, dict[str, Sequence[Any]]] = {
     "Return": {
         "evaluation return (95 % interval)": ("Margin", ["eval/return", "eval/return_low", "eval/return_high"]),
         "training episode return": ("Multiline", ["episode/return$"]),
+        "returns of agent types": ("Multiline", ["^eval/return/", "^episode/return/"]),
         "evaluation return, 1 is the optimum": ("Multiline", ["eval/normalised_return$"]),
     },
     "Success": {
@@ -104,7 +113,7 @@ CHARTS: dict[str, dict[str, Sequence[Any]]] = {
 }
 """Categories and charts of TensorBoard's Custom Scalars page; a multiline chart's tags are regular expressions."""
 
-COMPARED = ("eval/return", "eval/success", "episode/return")
+COMPARED = ("test/return", "test/success", "eval/return", "eval/success", "episode/return")
 """Tags that the HParams page compares runs by."""
 
 HELD_RECORDS = 10_000
@@ -257,22 +266,28 @@ class TensorBoardTracker:
     """An event file in `directory` that TensorBoard shows as one run.
 
     Scalars carry the meanings of TAGS; the configuration is a text and the columns of the HParams page;
-    CHARTS are the Custom Scalars page. With `resume_step`, TensorBoard hides what an earlier event file of
-    the directory says about later steps (it heeds only the second and later starts of a session, hence one
-    in every file).
+    CHARTS are the Custom Scalars page. With `resume_step`, what earlier event files of the directory say about later
+    steps is cut off, so that any reader sees each step once. A running TensorBoard, which has read it before, hides it
+    (it heeds only the second and later starts of a session, hence one in every file).
+
+    `columns` are hyper-parameters that other runs have, for the HParams page shows the columns of a single run.
 
     Records are written as they come, without SummaryWriter: the thread behind it dies of a full disk,
     raises that error in the next call, and leaves a torn record after which the file cannot be read.
     """
 
-    def __init__(self, directory: Path | str, resume_step: int | None = None) -> None:
+    def __init__(self, directory: Path | str, resume_step: int | None = None, columns: Sequence[str] = ()) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{EVENTS}{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._trial = str(directory)
+        if resume_step is not None:
+            for path in sorted(Path(directory).glob(f"{EVENTS}*")):
+                cut_events(path, resume_step)
         self._file = RecordFile(Path(directory) / name)
         self._records = RecordWriter(self._file)
         self._described: set[str] = set()
+        self._columns = tuple(columns)
         self._first_step = 0 if resume_step is None else resume_step + 1
         self._add(self._first_step, file_version="brain.Event:2")
         self._add(self._first_step, session_log={"status": "START"})
@@ -284,7 +299,7 @@ class TensorBoardTracker:
 
         hyper_parameters = {name: _hyper_parameter(value) for name, value in flat.items()}
         self.text(self._first_step, "config", f"```yaml\n{text.rstrip()}\n```")
-        self._add(self._first_step, summary=_columns(list(flat)))
+        self._add(self._first_step, summary=_columns([*flat, *(name for name in self._columns if name not in flat)]))
         self._add(self._first_step, summary=hparams_pb(hyper_parameters, trial_id=self._trial))
         self._add(self._first_step, summary=custom_scalars(CHARTS))
 
@@ -320,6 +335,38 @@ class TensorBoardTracker:
             wall_time=time.time(), step=int(step), **content
         )
         self._records.write(event.SerializeToString())
+
+
+EVENTS = "events.out.tfevents."
+"""How the names of event files begin."""
+
+
+def cut_events(path: Path, last_step: int) -> None:
+    """Shorten an event file to the records before the first of a later step, or a torn one. An empty file is removed.
+
+    A record is its length (8 bytes), a checksum (4), an event in protobuf and a checksum (4); steps never fall within a
+    file.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto import event_pb2
+
+    kept, size = 0, path.stat().st_size
+    with open(path, "r+b") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            body = file.read(length) if length <= size else b""
+            if len(body) < length or len(file.read(4)) < 4:
+                break
+            try:
+                event = event_pb2.Event.FromString(body)  # pyright: ignore[reportAttributeAccessIssue] - made at import
+            except DecodeError:
+                break
+            if event.step > last_step:
+                break
+            kept = file.tell()
+        file.truncate(kept)
+    if not kept:
+        path.unlink()
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from marl.checkpoint import (
 from marl.config import RunConfig
 from marl.credit import against_critic, against_others
 from marl.errors import CheckpointError, NonFiniteError
+from marl.evaluate import mean_by_label, return_labels
 from marl.halving import Halving
 from marl.memory import chunk_steps
 from marl.normalise import ValueNorm
@@ -92,6 +94,7 @@ class Trainer:
         """Kinds of trouble that this run was warned about, see marl.diagnostics."""
         self.last_score: float | None = None
         self.stop_reason: str | None = None
+        self.interrupted = False
         self.set_training(False)
 
     def set_training(self, training: bool) -> None:
@@ -137,9 +140,11 @@ class Trainer:
             self.tracker.log(self.steps, metrics)
             for callback in self.callbacks:
                 callback.on_logged(self)
-            # A signal may set the reason on one rank at any moment, so the ranks vote once an iteration.
-            stopped = distributed.any_rank(self.finished or self.stop_reason is not None, self.device)
-        self.stop_reason = "finished" if self.finished else self.stop_reason or "another rank was asked to stop"
+            # A signal may come on one rank at any moment, so the ranks vote once an iteration.
+            asked = self.stop_reason is not None or self.interrupted
+            stopped = distributed.any_rank(self.finished or asked, self.device)
+        asked = "interrupted" if self.interrupted else "another rank was asked to stop"
+        self.stop_reason = "finished" if self.finished else self.stop_reason or asked
         for callback in self.callbacks:
             callback.on_stop(self)
         return self.stop_reason
@@ -173,7 +178,12 @@ class Trainer:
         metrics["speed/learn_threads"] = float(threads)
         metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = int(steps) / (end - start)
-        return metrics | self.over_tasks([episode_metrics(ended) for ended in episodes])
+        return metrics | self.over_tasks(
+            [
+                episode_metrics(ended, return_labels(task.collector.env.spec))
+                for task, ended in zip(self.tasks, episodes, strict=True)
+            ]
+        )
 
     def spent(self) -> tuple[dict[str, float], int]:
         """The seconds of collecting by what was done, and the steps collected, on this rank, over all tasks."""
@@ -505,10 +515,14 @@ def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:
     return policy.one_step() if passes > 1 and hasattr(policy, "one_step") else nullcontext()
 
 
-def episode_metrics(episodes: Episodes) -> dict[str, float]:
-    """Means over the episodes that ended in a rollout, over all ranks; empty where none ended."""
+def episode_metrics(episodes: Episodes, labels: Sequence[str]) -> dict[str, float]:
+    """Means over the episodes that ended in a rollout, over all ranks; without returns where none ended.
+
+    `labels` (N,) name the agents whose returns are averaged together, see `return_labels`.
+    """
     success = [info["success"] for info in episodes.infos if "success" in info]
     invalid = [info["invalid"] for info in episodes.infos if "invalid" in info]
+    totals = np.sum(episodes.agent_returns, axis=0) if episodes.agent_returns else np.zeros(len(labels))
     sums = torch.tensor(
         [
             sum(episodes.returns),
@@ -519,13 +533,15 @@ def episode_metrics(episodes: Episodes) -> dict[str, float]:
             episodes.dropped,
             sum(invalid),
             len(invalid),
+            *mean_by_label(labels, totals).values(),
         ],
         dtype=torch.float64,
     )
-    returns, lengths, wins, count, judged, dropped, invalid, checked = distributed.all_reduce(sums).tolist()
+    returns, lengths, wins, count, judged, dropped, invalid, checked, *typed = distributed.all_reduce(sums).tolist()
     metrics = {"episode/count": count}
     if count:
         metrics |= {"episode/return": returns / count, "episode/length": lengths / count}
+        metrics |= {f"episode/return/{label}": x / count for label, x in zip(dict.fromkeys(labels), typed, strict=True)}
     if judged:
         metrics["episode/success"] = wins / judged
     if checked and lengths:

@@ -1,7 +1,7 @@
 """One episode step by step, with the credit that learning would give it: what a policy tells its story from."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl.backup import Links, backup
-from marl.evaluate import policy_device
+from marl.evaluate import never, policy_device
 from marl.memory import Memory
 from marl.normalise import ValueNorm
 from marl.protocols import Policy, VectorEnv
@@ -56,8 +56,12 @@ def play(
     value_norm: ValueNorm,
     deterministic: bool = True,
     longest: int = LONGEST,
+    stop: Callable[[], bool] = never,
 ) -> list[Turn]:
-    """The episode that `seed` begins in the first environment of `env`, which holds one; at most `longest` steps."""
+    """The episode that `seed` begins in the first environment of `env`, which holds one; at most `longest` steps.
+
+    It is left after its first step once `stop()` is true.
+    """
     generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
     obs = env.reset([seed])
     turns: list[Turn] = []
@@ -67,7 +71,7 @@ def play(
     one_chain = links.agents == "sequential"
     cuts: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.inference_mode():
-        while not (terminated or truncated) and len(turns) < longest:
+        while not (terminated or truncated) and len(turns) < longest and not (turns and stop()):
             seen = copy.deepcopy(obs)
             inputs = memory.join(policy.encode(seen))
             decision = policy.act(inputs, generator, deterministic)

@@ -17,6 +17,9 @@ from marl import run
 from marl.checkpoint import load
 from marl.config import override, to_yaml
 
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
 START = """
 import sys
 from pathlib import Path
@@ -54,7 +57,7 @@ def both_ranks(command: list[str]) -> list[tuple[int, str]]:
     ranks = [
         subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env=os.environ | SETTINGS | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -107,7 +110,9 @@ def test_ranks_end_with_their_launcher(small, start):
     config = small("toy/chain", "mappo", eval_episodes=0, steps=10**8, checkpoint_interval=1000)
     folder = Path(config.runs) / config.name
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen([*launcher, *start(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*launcher, *start(config)], env=os.environ | SETTINGS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline

@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report import Group, draw, gather, overall, read_curve, report
+from experiments.report import Group, draw, gather, overall, read_curve, report, table, to_json
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 
 
-def write_run(folder, seed, scores, agent="mat", **settings):
-    """A run whose evaluation at step s has two episodes that win with frequency scores[s]."""
+def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
+    """A run that wins with frequency scores[s] in the two episodes of step s, and tests[s] in those on test seeds."""
     folder.mkdir()
     (folder / "config.yaml").write_text(
         to_yaml(override(default_config("toy/climbing", agent), {"seed": seed} | settings))
     )
     rows = [
-        {"step": step, "episode": i, "returns": 10 * score, "length": 7, "info": {"success": score + 0.1 * (-1) ** i}}
-        for step, score in scores.items()
+        {"step": step, "split": split, "episode": i, "returns": 10 * score, "length": 7}
+        | {"info": {"success": score + 0.1 * (-1) ** i}, "type_returns": {"prey": score}}
+        for split, each in (("validation", scores), ("test", tests or {}))
+        for step, score in each.items()
         for i in range(2)
     ]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,6 +50,24 @@ def test_report_writes_what_it_shows(tmp_path, capsys):
     data = json.loads((tmp_path / "climb.json").read_text())
     assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
     assert (tmp_path / "climb.png").stat().st_size > 10_000
+
+
+def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
+    """The validation seeds have chosen: by luck alone their best is too high."""
+    folders = [
+        write_run(tmp_path / "a", 1, {100: 0.9, 200: 0.5}, tests={200: 0.1}),
+        write_run(tmp_path / "b", 2, {100: 0.7, 200: 0.5}, tests={200: 0.3}),
+        write_run(tmp_path / "c", 1, {100: 0.6, 200: 0.4}, "mappo"),
+    ]
+    groups = gather(folders, "success")
+    made = table(groups, "success")
+    cells = [[str(cell) for cell in column.cells] for column in made.columns]
+    assert cells[3] == ["200", "200"]
+    assert [cell.split(" (")[0] for cell in cells[4]] == ["20 %", "40 % *"]
+    assert [cell.split(" (")[0] for cell in cells[5]] == ["80 %", "60 %"]
+    assert "test seeds" in str(made.caption)
+    assert to_json(groups, "success")["test"]["toy/climbing"]["mat"] == {"1": {"200": 0.1}, "2": {"200": 0.3}}
+    assert gather(folders[:1], "return/prey")[0].scores(200) == [0.1]
 
 
 def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
@@ -83,7 +103,8 @@ def test_a_single_evaluation_is_seen(tmp_path):
 
 def test_agents_over_all_environments():
     def group(env, name, *ends, steps=(1, 2)):
-        return Group(env, name, {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)})
+        curves = {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)}
+        return Group(env, name, curves, {seed: {} for seed in curves})
 
     groups = [
         group("a", "mat", 0.2, 0.4),
@@ -124,7 +145,7 @@ def test_wrong_runs_are_named(tmp_path):
     one = write_run(tmp_path / "one", 1, {100: 0.5})
     with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1 and the same"):
         gather([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
-    with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, success"):
+    with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, return/prey, success"):
         gather([one], "wins")
     with pytest.raises(CheckpointError, match="was never evaluated"):
         gather([write_run(tmp_path / "none", 1, {})], "return")

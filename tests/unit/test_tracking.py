@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from marl import dashboard, tracking
+from marl.config import option_names
 from marl.tracking import CHARTS, COMPARED, TAGS, JsonlTracker, MultiTracker, RecordFile, TensorBoardTracker
 
 
@@ -241,7 +242,7 @@ def scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def board_steps(directory: Path, first: int, last: int, resume_step: int | None = None) -> TensorBoardTracker:
-    tracker = TensorBoardTracker(directory, resume_step)
+    tracker = TensorBoardTracker(directory, resume_step, columns=("clip", "lora_rank"))
     tracker.config("seed: 1\n", {"seed": 1, "clip": 0.2, "gae": True, "sizes": (64, 64), "limit": None, "name": "mat"})
     for step in range(first, last + 1):
         tracker.log(step * 100, {"eval/return": step / 2, "own/tag": math.nan})
@@ -278,7 +279,21 @@ def test_the_hyper_parameter_page(tmp_path):
     experiment = metadata.parse_experiment_plugin_data(content)
     assert [info.name.tag for info in experiment.metric_infos] == list(COMPARED)
     shown = {info.name: info.differs for info in experiment.hparam_infos}
-    assert shown == {"seed": True, "clip": True, "gae": True, "sizes": True, "limit": True, "name": False}
+    assert shown == {
+        "seed": True,
+        "clip": True,
+        "gae": True,
+        "sizes": True,
+        "limit": True,
+        "name": False,
+        "lora_rank": False,
+    }
+
+
+def test_the_hyper_parameter_page_has_the_columns_of_every_agent():
+    columns = option_names()
+    assert {"seed", "gamma", "num_envs", "lora_rank", "hidden", "blocks", "kwargs"} <= set(columns)
+    assert not {"agent_options", "learn"} & set(columns)
 
 
 def test_the_chart_layout_names_every_category(tmp_path):
@@ -297,6 +312,18 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
         file.write(b"\x30\x00\x00")  # a record that the kill tore
     board_steps(tmp_path, 5, 6, resume_step=450).close()
     assert scalars(tmp_path, "eval/return") == [(step * 100, step / 2) for step in range(1, 7)]
+    assert plain_steps(tmp_path) == [100, 200, 300, 400, 500, 600]
+    board_steps(tmp_path, 1, 2, resume_step=-1).close()  # from the beginning, for there was no checkpoint
+    assert plain_steps(tmp_path) == [100, 200]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def plain_steps(directory: Path) -> list[int]:
+    """The steps of a scalar as a script reads them that knows nothing of restarts."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    events = [event for path in sorted(directory.iterdir()) for event in EventFileLoader(str(path)).Load()]
+    return [event.step for event in events for value in event.summary.value if value.tag == "eval/return"]
 
 
 def test_pictures_come_back_pixel_by_pixel(tmp_path):

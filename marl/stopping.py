@@ -1,0 +1,42 @@
+"""Requests to stop: Ctrl-C and SIGTERM."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class StopNow(KeyboardInterrupt):
+    """The user asked twice to stop."""
+
+
+@contextmanager
+def stop_requests(on_first: Callable[[], None]) -> Iterator[None]:
+    """Call `on_first` at the first SIGINT or SIGTERM. A second, one second or more later, raises StopNow.
+
+    Outside of the main thread nothing is caught.
+    """
+    first = float("-inf")
+
+    def stop(number: int, frame: Any) -> None:  # noqa: ARG001
+        nonlocal first
+        now = time.monotonic()
+        # Programs that end a job often signal both the process and its group.
+        if first < now < first + 1.0:
+            return
+        if first > 0:
+            raise StopNow
+        first = now
+        on_first()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
