@@ -84,7 +84,7 @@ CHARTS: dict[str, dict[str, Sequence[Any]]] = {
     "Return": {
         "evaluation return (95 % interval)": ("Margin", ["eval/return", "eval/return_low", "eval/return_high"]),
         "training episode return": ("Multiline", ["episode/return$"]),
-        "returns of agent types": ("Multiline", ["^eval/return/", "^episode/return/"]),
+        "returns of agent types": ("Multiline", ["eval/return/", "episode/return/"]),
         "evaluation return, 1 is the optimum": ("Multiline", ["eval/normalised_return$"]),
     },
     "Success": {

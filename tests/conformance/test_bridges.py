@@ -164,6 +164,28 @@ def test_ends_of_agents_make_the_end_of_the_episode(ends, length, truncated, ali
         bridge.step(np.zeros(2, dtype=np.int64))
 
 
+class Judged(Scripted):
+    """Each agent's info says in its last step whether it has succeeded: `a` has, `b` has not."""
+
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        return *rest, {
+            agent: info | {"success": agent == "a"} for agent, info in infos.items() if agent not in self.agents
+        }
+
+
+def test_success_of_agents_is_that_of_the_team():
+    bridge = ParallelBridge(Judged({"a": (1, "terminated"), "b": (3, "terminated")}))
+    for _ in range(2):
+        bridge.reset()
+        infos = [bridge.step(np.zeros(2, dtype=np.int64)).info for _ in range(3)]
+        assert [info["success"] for info in infos] == [1.0, 1.0, 0.5]
+        assert infos[-1]["b/success"] == 0.0
+    silent = ParallelBridge(Scripted({"a": (1, "terminated")}))
+    silent.reset()
+    assert "success" not in silent.step(np.zeros(1, dtype=np.int64)).info
+
+
 def test_an_agent_that_leaves_is_dead_and_no_longer_asked():
     env = Scripted({"a": (1, "terminated"), "b": (3, "terminated")})
     bridge = ParallelBridge(env)

@@ -69,7 +69,8 @@ def test_charts_and_dashboard_show_only_known_tags():
         for kind, patterns in charts.values():
             for pattern in patterns:
                 matching = [tag for tag in TAGS if tag == pattern or (kind == "Multiline" and re.match(pattern, tag))]
-                assert len(matching) == 1, pattern
+                of_types = [tag for tag in TAGS if f"{tag}/" == pattern]
+                assert len(matching + of_types) == 1, pattern
     shown = {tag for column in dashboard.COLUMNS for _, tag in column} | {tag for _, tag in dashboard.LINE}
     assert shown | {tag for _, tag, _, _ in dashboard.SHARES} | set(COMPARED) <= TAGS.keys()
 
