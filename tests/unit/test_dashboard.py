@@ -139,6 +139,18 @@ def test_a_console_that_cannot_be_written_to_stops_nothing(monkeypatch, terminal
     tracker.close()
 
 
+def test_a_line_tells_returns_by_agent_type_and_the_score_on_test_seeds():
+    values = {"episode/return": 27.5, "episode/return/prey": 5.0, "episode/return/hunter": 50.0}
+    values |= {"eval/return": 30.0, "eval/return/prey": 6.0, "test/return": 28.0}
+    values |= {"test/return_low": 20.0, "test/return_high": 36.0}
+    board = Board("run", 100)
+    board.update(10, values)
+    line = board.line(values)
+    assert "return 27.50 (prey 5, hunter 50)" in line
+    assert "EVALUATION 30 (prey 6)" in line
+    assert "TEST 28 [20, 36]" in line
+
+
 def test_the_best_evaluation_is_the_last_of_the_highest_that_are_numbers():
     board = Board("x", 100)
     for step, value in enumerate([-5.0, math.nan, 3.0, 3.0, 2.0]):
