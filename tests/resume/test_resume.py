@@ -54,6 +54,9 @@ CASES = [
     ("toy/mortal", "mappo", {"memory": 4}),
     ("toy/mortal", "mat-dec", {"memory": 4}),
     ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
+    # Observations are draws from the global random generators, of this process and of two workers.
+    ("tests.support.buffers:Dice", "mappo", {}),
+    ("tests.support.buffers:Dice", "mappo", {"workers": 2}),
 ]
 
 

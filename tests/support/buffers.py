@@ -134,11 +134,15 @@ class Dice(Relay):
 
     def observe(self, alive: np.ndarray) -> Obs:
         self.drawn = [random.random(), float(np.random.random()), float(torch.rand(()))]  # noqa: NPY002
+        return self.shown(alive)
+
+    def shown(self, alive: np.ndarray) -> Obs:
         return Obs(np.array([[self.made, *self.drawn]], np.float32), alive)
 
     def get_state(self) -> Any:
-        return super().get_state() | {"made": self.made} if self.saves else None
+        return super().get_state() | {"made": self.made, "drawn": self.drawn} if self.saves else None
 
     def set_state(self, state: dict[str, Any]) -> Obs:
-        self.made = state["made"]
-        return super().set_state(state)
+        obs = super().set_state(state)  # which draws, as environments may
+        self.made, self.drawn = state["made"], state["drawn"]
+        return self.shown(obs.alive)

@@ -1,6 +1,7 @@
 """Nothing that an environment says is lost, misread or learned from as what it is not, between it and the update."""
 
 import logging
+import random
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from agents.mlp import MLPOptions, MLPPolicy
 from envs.testing import check_env, check_vector_env
 from envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, TimeLimit
+from marl import distributed, run
 from marl.backup import Links, backup
 from marl.errors import EnvironmentContractError
 from marl.evaluate import evaluate
 from marl.normalise import ValueNorm
 from marl.rollout import Collector
+from marl.seeding import own_globals
 from marl.types import Step
 from marl.vector import ProcessVector, SyncVector
 from tests.support.buffers import Buffered, Dice, Relay
@@ -447,3 +450,27 @@ def test_the_workers_global_numbers_go_on_from_a_state(opened):
     second.set_state(states)
     got = [second.step(zeros(second)).obs.agents.copy() for _ in range(3)]
     np.testing.assert_array_equal(expected, got)
+
+
+def test_ranks_and_tasks_draw_different_global_numbers(small, monkeypatch):
+    """What a rank's own process and its workers are seeded with, up to where its environments are made."""
+    drawn, seeds = [], []
+
+    def spy(*_):
+        drawn.extend([random.random(), np.random.random(), float(torch.rand(()))])  # noqa: NPY002
+        raise NotImplementedError
+
+    monkeypatch.setattr(run, "make_vector", lambda *args: seeds.append(args[-1]))
+    for rank in (0, 1, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        config = small("toy/climbing+penalty", workers=2)
+        for number, task in enumerate(config.tasks):
+            run.make_env(config, task, 1, 4, train=True, number=number)
+        with own_globals(0), monkeypatch.context() as patch:
+            patch.setattr(run, "make_env", lambda *_, **__: spy())
+            with pytest.raises(NotImplementedError):
+                run.start(replace(config, name=""))
+    assert drawn[3:6] == drawn[6:]
+    assert seeds[2:4] == seeds[4:]
+    assert len(set(drawn[:6])) == 6
+    assert len(set(seeds[:4])) == 4
