@@ -85,6 +85,7 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog):
         step = env.step(np.array([4, 4, 4]))
         assert (step.terminated, step.truncated, step.reward.tolist()) == (False, True, [0, 0, 0]), kind
         assert step.info == {"success": 0, "dead_allies": 0, "dead_enemies": 0, "restarted": 1}, kind
+        assert step.restarted, kind
         same_obs(SimpleNamespace(**seen), step.obs)
         message = caplog.records[-1].getMessage()
         assert part in message, message
