@@ -64,7 +64,7 @@ def test_a_whole_battle_becomes_a_video_and_ends_as_text(marl):
     frames = frames_of("play.mp4")
     assert len(frames) == 1 + 4 * steps + HOLD
     env = make("3m")
-    env.reset(watch.paired_seeds(1)[0])
+    env.reset(watch.paired_seeds(1, "test")[0])
     (first,) = env.film().draw()
     assert frames[0].shape == first.shape
     assert np.abs(frames[0].astype(int) - first).mean() < 3.0, "the first picture is that of the same seed"
