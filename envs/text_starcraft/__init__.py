@@ -1,0 +1,99 @@
+"""Text StarCraft: Protoss against a Zerg opponent of ten levels, in words, on an embedded macro simulator.
+
+The interface (observation, single-frame text, 72 actions, cadence, metrics) is that of TextStarCraft II (Ma et al.,
+"Large Language Models Play StarCraft II: Benchmarks and A Chain of Summarization Approach", NeurIPS 2024).
+`FIDELITY.md` lists what the simulator models, what it leaves out, and which faults of the original are mended.
+
+Tasks: `pvz-1` to `pvz-10` are full games; `opening`, `defend`, `expand` and `tech` are short scenarios.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from marl.errors import ConfigError, UnknownNameError
+from marl.registry import closest, register_env
+
+if TYPE_CHECKING:
+    from envs.text_starcraft.env import TextStarcraftEnv, TextStarcraftVector
+
+LEVELS = 10
+TASKS = (*(f"pvz-{level}" for level in range(1, LEVELS + 1)), "opening", "defend", "expand", "tech")
+MAX_ACTIONS = 10
+
+
+@dataclass(frozen=True)
+class TextStarcraftOptions:
+    """Options of Text StarCraft. One step of the game is 4 loops, 0.18 seconds."""
+
+    observation: Literal["text", "vector"] = "text"
+    """What agents see: text and text actions, or the same numbers as a vector and 72 discrete actions with a mask."""
+    frames: int | None = None
+    """Steps of the game between two decisions. None is 1 in full games and 10 (1.8 seconds) in scenarios. With more
+    than one, the prompt also tells what has changed since the decision before."""
+    actions: int = 1
+    """Actions of a decision, 1 to 10, spread evenly over its frames. With more than one there are no candidates: the
+    text names them as `Decisions:` and lines `0: <BUILD PYLON>`."""
+    summary: Literal["rule"] = "rule"
+    """How frames become one prompt: rule writes the last frame and what has changed."""
+    candidates: bool = True
+    """List the actions that can be carried out now. Without it, text is free."""
+    building_limits: bool = True
+    """Keep the original's limits on numbers of structures by time, and its conditions for pylons."""
+    max_steps: int | None = None
+    """Steps after which an episode is truncated. None is the task's own: 30 minutes in full games."""
+    reward_win: float = 50.0
+    """Reward of a win."""
+
+    def __post_init__(self) -> None:
+        if self.observation not in ("text", "vector"):
+            raise ConfigError(f"observation={self.observation!r} does not exist; give text or vector")
+        if self.summary != "rule":
+            raise ConfigError(f"summary={self.summary!r} does not exist; give rule")
+        for name, most in (("frames", 1_000), ("actions", MAX_ACTIONS), ("max_steps", 1_000_000)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+                raise ConfigError(f"{name}={value!r} is out of range; give a whole number from 1 to {most}")
+        if self.observation == "vector" and self.actions > 1:
+            raise ConfigError(f"actions={self.actions} needs text; give observation=text or actions=1")
+
+
+def parse_options(given: dict[str, Any]) -> TextStarcraftOptions:
+    """Raises UnknownNameError with the closest names."""
+    names = [option.name for option in fields(TextStarcraftOptions)]
+    for name in given:
+        if name not in names:
+            raise UnknownNameError(closest("option of text-starcraft", name, names))
+    return TextStarcraftOptions(**given)
+
+
+def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> TextStarcraftVector:
+    """`num_envs` games, stepped by `threads` threads. The results do not depend on `threads`."""
+    check_task(task)
+    from envs.text_starcraft.env import TextStarcraftVector
+
+    return TextStarcraftVector(task, num_envs, threads, parse_options(options))
+
+
+def check_task(task: str) -> None:
+    """Raise UnknownNameError for a level, race or scenario that does not exist."""
+    if task not in TASKS:
+        raise UnknownNameError(closest("task of text-starcraft", task, TASKS))
+
+
+@register_env(
+    "text-starcraft",
+    options=TextStarcraftOptions,
+    batch=batch,
+    tasks=TASKS,
+    requires=("numba",),
+    install="pip install 'seqmarl[smac]'",
+    summary="StarCraft II in text: full Protoss games against ten levels of Zerg, and short scenarios",
+)
+def make(task: str, **options: Any) -> TextStarcraftEnv:
+    """One game."""
+    check_task(task)
+    from envs.text_starcraft.env import TextStarcraftEnv
+
+    return TextStarcraftEnv(task, parse_options(options))

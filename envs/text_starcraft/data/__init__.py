@@ -1,0 +1,1 @@
+"""Facts of the game and of its interface as tables."""

@@ -1,0 +1,231 @@
+"""One decision of E games: actions, steps of the simulator, rewards, ends, observations."""
+
+from envs.text_starcraft.engine.combat import fight
+from envs.text_starcraft.engine.commands import apply_action, find_reason, find_reasons, order_attack
+from envs.text_starcraft.engine.compiling import compiled, entry
+from envs.text_starcraft.engine.economy import count_types, distribute_workers, mine
+from envs.text_starcraft.engine.movement import move_groups
+from envs.text_starcraft.engine.observation import look, show, write_changes, write_frame
+from envs.text_starcraft.engine.production import advance_pending, advance_structures, group_supply
+from envs.text_starcraft.engine.scenarios import FULL_GAME, begin_game, score, technologies
+from envs.text_starcraft.engine.state import (
+    BANK_STEPS,
+    BANK_SUM,
+    BEST_TECH,
+    BLOCKED_SECONDS,
+    FAILURES,
+    LAST_SCOUT,
+    LAST_SECONDS,
+    LEVEL,
+    LOOP,
+    MAX_STEPS,
+    MAX_STRUCTURES,
+    OUTCOME,
+    PREFIX_BANK_SUM,
+    PREFIX_OVER,
+    PREFIX_SECONDS,
+    PROTOSS,
+    RUNNING,
+    SCENARIO,
+    SCORE,
+    STEP_LOOPS,
+    STEPS,
+    TYPE,
+    USED_STEPS,
+    USED_SUM,
+    ZERG,
+)
+from envs.text_starcraft.engine.zerg_army import TICK, decide, defend_home, lead_waves
+
+WON, LOST_GAME = 1, -1
+FULL_SUPPLY = 194
+"""Metrics of supply blocks and of the bank end where so much supply is used."""
+NUM_TECHNOLOGIES = 42
+AUTO_ATTACK_LOOP, AUTO_ATTACK_SUPPLY, AUTO_ATTACK_ARMY = 12 * 1344, 100, 20
+"""From 12:00 with 100 supply in use the army at home attacks by itself (the army's in halves)."""
+
+
+@compiled
+def harvest_percent(level, loop):
+    """Harvest of the opponent in percent: levels 9 and 10 gain more as time passes (script seconds of 16 loops)."""
+    seconds = loop / 16.0
+    if level == 9:
+        return 100 + int(50.0 * min(1.0, max(0.0, (seconds - 120.0) / 1080.0)))
+    if level == 10:
+        return 120 + int(80.0 * min(1.0, seconds / 1200.0))
+    return 100
+
+
+@compiled
+def play_step(game, view):
+    """One step of the simulator."""
+    core = game.core
+    for side in range(2):
+        mine(game, side, 100 if side == PROTOSS else harvest_percent(core[LEVEL], core[LOOP]))
+        advance_structures(game, side)
+        advance_pending(game, side)
+    core[LOOP] += STEP_LOOPS
+    core[STEPS] += 1
+    if core[LOOP] % TICK == 0:
+        distribute_workers(game, PROTOSS, True)
+        distribute_workers(game, ZERG, True)
+        if core[SCENARIO] == FULL_GAME:
+            count_types(game, view, ZERG)
+            decide(game, view)
+        else:
+            lead_waves(game)
+        defend_home(game, PROTOSS)
+        defend_home(game, ZERG)
+        large = view.shown[5] >= AUTO_ATTACK_SUPPLY and group_supply(game, PROTOSS, 0) >= AUTO_ATTACK_ARMY
+        if large and core[LOOP] >= AUTO_ATTACK_LOOP:
+            order_attack(game)
+    move_groups(game, PROTOSS)
+    move_groups(game, ZERG)
+    fight(game, view)
+    count_types(game, view, PROTOSS)
+    show(game, view)
+    measure(game, view)
+
+
+@compiled
+def measure(game, view):
+    """Add a step to the metrics."""
+    totals, shown = game.totals, view.shown
+    seconds = float(game.core[LOOP] * 10 // 224)
+    bank = float(shown[1] + shown[2])
+    totals[BANK_SUM] += bank
+    totals[BANK_STEPS] += 1.0
+    if totals[PREFIX_OVER] == 0.0:
+        if shown[3] == 0:
+            totals[BLOCKED_SECONDS] += seconds - totals[LAST_SECONDS]
+        totals[PREFIX_BANK_SUM] += bank
+        totals[PREFIX_SECONDS] = seconds
+        if shown[5] >= FULL_SUPPLY:
+            totals[PREFIX_OVER] = 1.0
+    totals[LAST_SECONDS] = seconds
+    if shown[4] > 0:
+        totals[USED_SUM] += shown[5] / shown[4]
+        totals[USED_STEPS] += 1.0
+    totals[BEST_TECH] = max(totals[BEST_TECH], technologies(shown) / NUM_TECHNOLOGIES)
+
+
+@compiled
+def has_structures(game, side):
+    for slot in range(MAX_STRUCTURES):  # noqa: SIM110 - numba compiles no generators
+        if game.structures[side, TYPE, slot] >= 0:
+            return True
+    return False
+
+
+@compiled
+def act(game, view, action, place):
+    """Carry out an action, or note why it failed."""
+    if action < 0:
+        return
+    reason = find_reason(game, view.summary[PROTOSS], action)
+    game.results[place, 0], game.results[place, 1] = action, reason
+    if reason == 0:
+        apply_action(game, action)
+        count_types(game, view, PROTOSS)
+    else:
+        game.core[FAILURES] += 1
+
+
+@compiled
+def keep_shown(game, view):
+    for index in range(len(view.shown)):
+        game.previous[index] = view.shown[index]
+
+
+@compiled
+def decide_game(game, view, actions, frames, win_reward):
+    """Play `frames` steps of one game, with its actions spread over them; returns whether it ended."""
+    core = game.core
+    keep_shown(game, view)
+    game.results[:] = -1
+    count, reward, done, steps = len(actions), 0.0, 0, 0
+    terminated = truncated = False
+    for frame in range(frames):
+        while done < count and frame >= offset(done, count, frames):
+            act(game, view, actions[done], done)
+            done += 1
+        play_step(game, view)
+        steps += 1
+        reached = score(game, view)
+        reward += reached - game.totals[SCORE]
+        game.totals[SCORE] = reached
+        if not has_structures(game, ZERG):
+            terminated, core[OUTCOME] = True, WON
+            reward += win_reward
+        elif not has_structures(game, PROTOSS):
+            terminated, core[OUTCOME] = True, LOST_GAME
+        truncated = not terminated and core[STEPS] >= core[MAX_STEPS]
+        if terminated or truncated:
+            core[RUNNING] = 0
+            break
+    view.reward, view.duration = reward, steps
+    view.terminated, view.truncated = terminated, truncated
+    return terminated or truncated
+
+
+@compiled
+def offset(place, count, frames):
+    """The frame at which an action is carried out: evenly from the first to the last, rounded down."""
+    return place * (frames - 1) // (count - 1) if count > 1 else 0
+
+
+@compiled
+def observe(game, view, texts):
+    """Bring everything that follows from the state up to date."""
+    look(game, view)
+    find_reasons(game, view)
+    if texts:
+        view.length = write_frame(game, view)
+        if texts > 1:
+            view.length = write_changes(game, view, view.length)
+
+
+@entry
+def advance(games, views, actions, frames, win_reward, texts):
+    """Play a decision of every game; returns how many ended. `actions` (E, L) are ids, or -1 for none.
+
+    `texts`: 0 none, 1 frames, 2 frames and changes.
+    """
+    ended = 0
+    for env in range(actions.shape[0]):
+        game, view = games[env], views[env]
+        ended += decide_game(game, view, actions[env], frames, win_reward)
+        observe(game, view, texts)
+    return ended
+
+
+@entry
+def restart(games, views, chosen, texts):
+    """Begin an episode in each of the chosen games; see `advance`."""
+    for env in chosen:
+        game, view = games[env], views[env]
+        core = game.core
+        core[LOOP] = core[STEPS] = core[OUTCOME] = core[FAILURES] = 0
+        core[RUNNING] = 1
+        core[LAST_SCOUT] = -(1 << 20)
+        begin_game(game)
+        refresh_game(game, view)
+        game.totals[SCORE] = score(game, view)
+        keep_shown(game, view)
+        observe(game, view, texts)
+
+
+@compiled
+def refresh_game(game, view):
+    """Fill what the next step reads of the view."""
+    count_types(game, view, PROTOSS)
+    count_types(game, view, ZERG)
+    show(game, view)
+
+
+@entry
+def refresh(games, views, chosen, texts):
+    """Bring the views of the chosen games up to date after their state was set."""
+    for env in chosen:
+        refresh_game(games[env], views[env])
+        observe(games[env], views[env], texts)

@@ -1,0 +1,373 @@
+"""The environments: a batch of games with same-step autoreset, and one game."""
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.text import words_of
+from envs.text_starcraft import TextStarcraftOptions
+from envs.text_starcraft.data.names import ACTIONS, LEVELS, NUM_ACTIONS, NUM_SHOWN
+from envs.text_starcraft.data.rules import REASONS
+from envs.text_starcraft.engine import simulator
+from envs.text_starcraft.engine.compiling import must_compile
+from envs.text_starcraft.engine.observation import LABEL_TEXTS, PLANNED_UNITS, information
+from envs.text_starcraft.engine.scenarios import SCENARIOS
+from envs.text_starcraft.engine.state import (
+    FAILURES,
+    GAME,
+    KILLED,
+    LEVEL,
+    LIMITS,
+    LOOP,
+    LOST,
+    MAX_STEPS,
+    OUTCOME,
+    RANDOM,
+    RUNNING,
+    SCENARIO,
+    SCORE,
+    STEPS,
+    TEXT_BYTES,
+    new_games,
+    new_views,
+    random_stream,
+)
+from envs.text_starcraft.metrics import metrics
+from envs.text_starcraft.parsing import UNKNOWN, parse_actions, result_line, unknown_action
+from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
+from marl.protocols import State
+from marl.types import EnvSpec, Final, Obs, Step, VectorStep
+
+MAX_PROMPT, MAX_ACTION = TEXT_BYTES + 4_000, 4_000
+"""Characters that the spaces declare."""
+SCENARIO_FRAMES = 10
+SUCCESS_SCORE = 0.9
+"""Score at which a scenario counts as a success."""
+_NUM_NUMBERS = 1 + NUM_SHOWN + 60
+_SCALE = np.concatenate(
+    [[1 / 600, 1 / 50, 1 / 1000, 1 / 1000, 1 / 20, 1 / 100, 1 / 100, 1 / 50], np.full(NUM_SHOWN - 7, 0.1)]
+)
+_SCALE[1 + PLANNED_UNITS :] = 0.01
+NUMBER_SCALE = np.concatenate([_SCALE, np.full(60, 0.1)]).astype(np.float32)
+
+
+class Games:
+    """E games of one task: state, views, observations, the check of actions, infos. It begins no episode by itself."""
+
+    def __init__(self, task: str, num_envs: int, threads: int, options: TextStarcraftOptions) -> None:
+        if num_envs < 1 or num_envs != int(num_envs):
+            raise ConfigError(f"text-starcraft/{task}: num_envs={num_envs}; give a whole number of 1 or more")
+        if threads < 1:
+            raise ConfigError(f"text-starcraft/{task}: threads={threads}; give 1 or more")
+        if must_compile(simulator.advance):
+            print("text-starcraft: compiling the simulator, once, in about a minute ...", file=sys.stderr, flush=True)
+        self.scenario, self.options = SCENARIOS[task], options
+        self.frames = options.frames or (SCENARIO_FRAMES if self.scenario.number else 1)
+        self.reads_text = options.observation == "text"
+        self._texts = 0 if not self.reads_text else 1 if self.frames == 1 else 2
+        self.games, self.views = new_games(num_envs), new_views(num_envs)
+        core = self.games.core
+        core[:, SCENARIO], core[:, LEVEL] = self.scenario.number, self.scenario.level
+        core[:, LIMITS] = options.building_limits
+        core[:, MAX_STEPS] = options.max_steps or self.scenario.max_steps
+        self.spec = self._spec(task)
+        self._actions = np.full((num_envs, options.actions), -1)
+        self._unknown: list[list[str]] = [[] for _ in range(num_envs)]
+        self._results: dict[tuple[int, int], str] = {}
+        self._candidates: dict[bytes, tuple[tuple[str, ...]]] = {}
+        self._alive = np.ones((num_envs, 1), bool)
+        parts = np.array_split(np.arange(num_envs), min(threads, num_envs))
+        self._parts = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+        self._pool = ThreadPoolExecutor(len(self._parts)) if len(self._parts) > 1 else None
+        for index in range(num_envs):
+            self.seed(index, None)
+
+    def _spec(self, task: str) -> EnvSpec:
+        name, steps = f"text-starcraft/{task}", int(self.games.core[0, MAX_STEPS])
+        if not self.reads_text:
+            box = spaces.Box(-np.inf, np.inf, (_NUM_NUMBERS,), np.float32)
+            return EnvSpec(name, ("protoss",), box, spaces.Discrete(NUM_ACTIONS), steps)
+        return EnvSpec(
+            name=name,
+            agents=("protoss",),
+            observation_space=spaces.Text(MAX_PROMPT, charset=PRINTABLE),
+            action_space=spaces.Text(MAX_ACTION, charset=PRINTABLE),
+            max_steps=steps,
+            words=words_of(
+                *ACTIONS,
+                *LABEL_TEXTS,
+                *REASONS,
+                unknown_action("TRAIN PROBES"),
+                result_line(0, 0),
+                UNKNOWN,
+                *(scenario.goal for scenario in SCENARIOS.values()),
+                "Goal: Decisions: <>0123456789.",
+            ),
+        )
+
+    def seed(self, index: int, seed: int | None) -> None:
+        """Put one game's random stream at the start that a seed names; None takes fresh entropy."""
+        self.games.core[index, RANDOM] = random_stream(seed)
+
+    def begin(self, indices: Sequence[int] | np.ndarray) -> None:
+        simulator.restart(self.games, self.views, np.asarray(indices, np.int64), self._texts)
+        for index in indices:
+            self._unknown[index] = []
+
+    def advance(self, action: np.ndarray) -> int:
+        """One decision of every game (E, 1); returns how many ended. Raises for actions of another kind."""
+        self._read(action)
+        if self._pool is None:
+            return self._advance(self._parts[0])
+        return sum(self._pool.map(self._advance, self._parts))
+
+    def _advance(self, part: slice) -> int:
+        win = float(self.options.reward_win)
+        return simulator.advance(self.games[part], self.views[part], self._actions[part], self.frames, win, self._texts)
+
+    def _read(self, action: np.ndarray) -> None:
+        """Fill `_actions` (E, L) with ids."""
+        name, count = self.spec.name, len(self.games)
+        if action.shape != (count, 1):
+            raise EnvironmentContractError(f"{name}: the action's shape is {action.shape}; give {(count, 1)}")
+        if not self.games.core[:, RUNNING].all():
+            raise RuntimeError(f"{name}: step without a running episode; call reset first")
+        if not self.reads_text:
+            if action.dtype.kind not in "iu" or not ((action >= 0) & (action < NUM_ACTIONS)).all():
+                raise EnvironmentContractError(
+                    f"{name}: action {action.ravel().tolist()} is out of range; give whole numbers from 0 to "
+                    f"{NUM_ACTIONS - 1}"
+                )
+            self._actions[:] = action
+            return
+        for text in action[:, 0]:
+            if not isinstance(text, str):
+                raise EnvironmentContractError(f"{name}: action {text!r:.100} is no text; give a string")
+        self._actions[:] = -1
+        for index, text in enumerate(action[:, 0]):
+            ids, self._unknown[index] = parse_actions(text, self.options.actions)
+            self._actions[index, : len(ids)] = ids
+
+    def obs(self, index: int | None = None) -> Obs:
+        """The observation of one game, or of all with a leading axis E. Arrays are copies."""
+        chosen = range(len(self.games)) if index is None else (index,)
+        if not self.reads_text:
+            rows = self._numbers(chosen)[:, None]
+            mask = self.views.mask[list(chosen)].view(bool)[:, None]
+            return Obs(rows[0], self._alive[0], mask[0]) if index is not None else Obs(rows, self._alive, mask)
+        prompts = tuple((self.prompt(each),) for each in chosen)
+        candidates = tuple(self._choices(each) for each in chosen) if self._lists_candidates else None
+        if index is None:
+            return Obs(prompts, self._alive, candidates=candidates)
+        return Obs(prompts[0], self._alive[0], candidates=candidates and candidates[0])
+
+    @property
+    def _lists_candidates(self) -> bool:
+        return self.options.candidates and self.options.actions == 1
+
+    def prompt(self, index: int) -> str:
+        """The single-frame text, what has changed, and what became of the last decision's actions."""
+        view = self.views[index]
+        text = self.views.text[index, : view.length].tobytes().decode("ascii")
+        for action, reason in self.games.results[index].tolist():
+            if action < 0:
+                break
+            text += self._result(action, reason)
+        return text + "".join(self._unknown[index])
+
+    def _result(self, action: int, reason: int) -> str:
+        line = self._results.get((action, reason))
+        if line is None:
+            line = self._results[action, reason] = result_line(action, reason)
+        return line
+
+    def _choices(self, index: int) -> tuple[tuple[str, ...]]:
+        key = self.views.mask[index].tobytes()
+        row = self._candidates.get(key)
+        if row is None:
+            if len(self._candidates) > 10_000:
+                self._candidates.clear()
+            row = (tuple(ACTIONS[action] for action, given in enumerate(key) if given),)
+            self._candidates[key] = row
+        return row
+
+    def _numbers(self, chosen: Sequence[int]) -> np.ndarray:
+        """Time, what is shown and the enemies of games (K, D) float32, scaled to about 1."""
+        rows = slice(None) if len(chosen) == len(self.games) else list(chosen)
+        seconds = self.games.core[rows, LOOP, None] / 22.4
+        enemies = self.views.enemies[rows].reshape(len(chosen), -1)
+        return np.concatenate([seconds, self.views.shown[rows], enemies], axis=1, dtype=np.float32) * NUMBER_SCALE
+
+    def information(self, index: int) -> dict[str, Any]:
+        """The observation dictionary of the original; see `engine.observation.information`."""
+        return information(self.games[index], self.views[index])
+
+    def infos(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, float], ...]:
+        """Metrics of episodes that have just ended."""
+        return tuple(self._info(int(index)) for index in indices)
+
+    def _info(self, index: int) -> dict[str, float]:
+        core, totals = self.games.core[index], self.games.totals[index]
+        full = self.scenario.number == 0
+        success = core[OUTCOME] == simulator.WON if full else totals[SCORE] >= SUCCESS_SCORE
+        info = {"success": float(success), "lost": float(core[OUTCOME] == simulator.LOST_GAME)}
+        if not full:
+            info["score"] = float(totals[SCORE])
+        return (
+            info
+            | metrics(totals)
+            | {
+                "game_seconds": float(core[LOOP] / 22.4),
+                "failed_actions": float(core[FAILURES]),
+                "killed_value": float(totals[KILLED]),
+                "lost_value": float(totals[LOST]),
+            }
+        )
+
+    def render(self, index: int) -> str:
+        if not self.games.core[index, STEPS] and not self.games.core[index, RUNNING]:
+            return f"{self.spec.name}: no episode has begun"
+        level = LEVELS[self.scenario.level - 1]
+        head = f"{self.spec.name}, level {self.scenario.level} ({level}), step {self.games.core[index, STEPS]}"
+        return f"{head}\nGoal: {self.scenario.goal}\n{self.prompt(index)}" if self.reads_text else head
+
+    def get_state(self, index: int) -> State:
+        fields: dict[str, Any] = {name: self.games[name][index].copy() for name in GAME.names or ()}
+        return {"task": self.spec.name, "unknown": list(self._unknown[index]), **fields}
+
+    def set_state(self, index: int, state: State) -> None:
+        """Raises CheckpointError for a state of another task or version."""
+        for name in GAME.names or ():
+            given = np.asarray(state.get(name))
+            if state.get("task") != self.spec.name or given.shape != self.games[name][index].shape:
+                raise CheckpointError(
+                    f"{self.spec.name}: the state was saved in {state.get('task')} or by another version; begin a new "
+                    "episode"
+                )
+        for name in GAME.names or ():
+            self.games[name][index] = state[name]
+        self._unknown[index] = list(state["unknown"])
+        simulator.refresh(self.games, self.views, np.array([index]), self._texts)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n\t\r\x0b\x0c"
+
+
+class TextStarcraftVector:
+    """`num_envs` games of one task; see `marl.protocols.VectorEnv`."""
+
+    def __init__(self, task: str, num_envs: int, threads: int = 1, options: TextStarcraftOptions | None = None) -> None:
+        self.games = Games(task, num_envs, threads, options or TextStarcraftOptions())
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.games.spec
+
+    @property
+    def num_envs(self) -> int:
+        return len(self.games.games)
+
+    def reset(self, seeds: Sequence[int]) -> Obs:
+        self._check_count("seeds", seeds)
+        for index, seed in enumerate(seeds):
+            self.games.seed(index, seed)
+        self.games.begin(np.arange(self.num_envs))
+        return self.games.obs()
+
+    def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        if not 0 <= index < self.num_envs:
+            raise ConfigError(f"{self.spec.name}: index={index} is out of range; give 0 to {self.num_envs - 1}")
+        if seed is not None:
+            self.games.seed(index, seed)
+        self.games.begin([index])
+        return self.games.obs()
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        games = self.games
+        count = games.advance(np.asarray(action))
+        views = games.views
+        reward = views.reward.astype(np.float32)[:, None]
+        terminated, truncated = views.terminated.astype(bool), views.truncated.astype(bool)
+        duration, final = views.duration.copy(), None
+        if count:
+            ended = (terminated | truncated).nonzero()[0]
+            final = Final(ended, _stack([games.obs(int(index)) for index in ended]), games.infos(ended))
+            games.begin(ended)
+        return VectorStep(games.obs(), reward, terminated, truncated, final, duration=duration)
+
+    def render(self, index: int = 0) -> str:
+        return self.games.render(index)
+
+    def get_state(self) -> list[State | None]:
+        return [self.games.get_state(index) for index in range(self.num_envs)]
+
+    def set_state(self, states: Sequence[State]) -> Obs:
+        self._check_count("states", states)
+        for index, state in enumerate(states):
+            self.games.set_state(index, state)
+        return self.games.obs()
+
+    def close(self) -> None:
+        self.games.close()
+
+    def _check_count(self, what: str, given: Sequence[object]) -> None:
+        if len(given) != self.num_envs:
+            raise ConfigError(f"{self.spec.name}: {len(given)} {what} for {self.num_envs} environments; give one each")
+
+
+class TextStarcraftEnv:
+    """One game, a batch of one that waits for `reset`; see `marl.protocols.Env`."""
+
+    def __init__(self, task: str, options: TextStarcraftOptions | None = None) -> None:
+        self.games = Games(task, 1, 1, options or TextStarcraftOptions())
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.games.spec
+
+    def reset(self, seed: int | None = None) -> Obs:
+        if seed is not None:
+            self.games.seed(0, seed)
+        self.games.begin([0])
+        return self.games.obs(0)
+
+    def step(self, action: np.ndarray) -> Step:
+        ended, view = self.games.advance(np.asarray(action)[None]), self.games.views[0]
+        info = self.games.infos([0])[0] if ended else {}
+        reward = np.array([view.reward], np.float32)
+        return Step(self.games.obs(0), reward, bool(view.terminated), bool(view.truncated), info, int(view.duration))
+
+    def information(self) -> dict[str, Any]:
+        """The observation dictionary of the original."""
+        return self.games.information(0)
+
+    def render(self) -> str:
+        return self.games.render(0)
+
+    def get_state(self) -> State | None:
+        return self.games.get_state(0)
+
+    def set_state(self, state: State) -> Obs:
+        self.games.set_state(0, state)
+        return self.games.obs(0)
+
+    def close(self) -> None:
+        self.games.close()
+
+
+def _stack(rows: Sequence[Obs]) -> Obs:
+    """Observations of single games, with a leading axis."""
+    alive = np.stack([row.alive for row in rows])
+    masks = [row.action_mask for row in rows if row.action_mask is not None]
+    if masks:
+        return Obs(np.stack([row.agents for row in rows]), alive, np.stack(masks))
+    candidates = None if rows[0].candidates is None else tuple(row.candidates for row in rows)
+    return Obs(tuple(row.agents for row in rows), alive, candidates=candidates)
