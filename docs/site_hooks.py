@@ -7,7 +7,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("experiments/results/*.md", "experiments/results/*.png", "envs/smac/FIDELITY.md")
+OUTSIDE = ("experiments/results/*.md", "experiments/results/*.png", "envs/*/FIDELITY.md")
 """Files that the site shows under the same path as in the repository."""
 
 
