@@ -37,6 +37,9 @@ def test_batches_keep_the_contract(task, options, observation):
     check_vector_env(lambda: batch(task, 3, **options), [1, 2, 3], lambda: make(task, **options), steps=25)
 
 
+pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator
+
+
 def test_threads_change_nothing():
     runs = []
     for threads in (1, 2):

@@ -24,6 +24,8 @@ from envs.text_starcraft.engine import state as st
 from envs.text_starcraft.env import Games
 from envs.text_starcraft.scripted import KEYS
 
+pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator
+
 MINUTE_STEPS = 336
 NOTHING = ACTION_ID["EMPTY ACTION"]
 UNIT_KEY = dict(zip(("probe", "zealot"), UNIT_KEYS[:2], strict=True))

@@ -15,6 +15,8 @@ from envs.toy import TASKS as TOY_TASKS
 from envs.toy import make as make_toy
 from marl.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator
+
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_first_level_loses_to_every_style(style):
