@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from agents.nn import RELU_GAIN, SMALL_GAIN, linear
-from agents.transformer import OneByOne, TeamPolicy, reorder
-from marl.types import Entities, EnvSpec, Inputs
+from marl.agents.mat.policy import AutoregressivePolicy, TeamPolicy, decision_order
+from marl.agents.policy_base import RELU_GAIN, SMALL_GAIN, linear
+from marl.types import EntityLayout, EnvSpec, Inputs
 
 
-def entities_of(spec: EnvSpec) -> Entities:
+def entity_layout(spec: EnvSpec) -> EntityLayout:
     assert spec.entities is not None
     return spec.entities
 
 
-def cut(entities: Entities, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def split_blocks(entities: EntityLayout, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Of observations (..., D_in) what is the agent's own (..., F), and the rows (..., R, W) of each kind of entity."""
     own, others = [], {}
     parts = x.split([rows * width for _, rows, width in entities.blocks], -1)
@@ -35,10 +35,10 @@ def cut(entities: Entities, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.cat(own, -1), others
 
 
-class Perception(nn.Module):
+class EntityEncoder(nn.Module):
     """From observations (..., D_in) to embeddings (..., D)."""
 
-    def __init__(self, entities: Entities, width: int) -> None:
+    def __init__(self, entities: EntityLayout, width: int) -> None:
         super().__init__()
         self.entities = entities
         sizes = {name: size for name, _, size in entities.blocks if name != "own"}
@@ -49,7 +49,7 @@ class Perception(nn.Module):
         self.mix = nn.Sequential(nn.LayerNorm(total), linear(total, width), nn.GELU(), nn.LayerNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        own, others = cut(self.entities, x)
+        own, others = split_blocks(self.entities, x)
         pooled = [own]
         for name, rows in others.items():
             seen = (rows != 0.0).any(-1, keepdim=True)
@@ -60,7 +60,7 @@ class Perception(nn.Module):
         return self.mix(torch.cat(pooled, -1))
 
 
-class Targets(nn.Module):
+class TargetEncoder(nn.Module):
     """The rows of what aimed actions are aimed at.
 
     A row is W = D / 2 wide, and one: how many agents before have chosen that target, as log(1 + number).
@@ -68,20 +68,20 @@ class Targets(nn.Module):
 
     def __init__(self, spec: EnvSpec, width: int) -> None:
         super().__init__()
-        self.entities = entities_of(spec)
-        self.aimed, self.width = self.entities.aimed, max(1, width // 2)
+        self.entities = entity_layout(spec)
+        self.aimed, self.width = self.entities.num_targeted, max(1, width // 2)
         self.ordinary = spec.action_size - self.aimed
         sizes = {name: size for name, _, size in self.entities.blocks}
-        kinds = (self.entities.target, self.entities.other)
+        kinds = (self.entities.target, self.entities.alt_target)
         self.each = nn.ModuleDict({name: linear(sizes[name], self.width) for name in kinds})
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K (W + 1) + 1) of observations (..., D_in): flat rows, and 1 for agents that aim at the other kind."""
-        own, others = cut(self.entities, x)
-        switched = own[..., self.entities.switch, None]
+        own, others = split_blocks(self.entities, x)
+        switched = own[..., self.entities.healer_flag, None]
         target, other = (
             F.relu(self.each[name](fit(others[name], self.aimed)))
-            for name in (self.entities.target, self.entities.other)
+            for name in (self.entities.target, self.entities.alt_target)
         )
         rows = F.pad(torch.where(switched.unsqueeze(-1) > 0.0, other, target), (0, 1))
         return torch.cat([rows.flatten(-2), (switched > 0.0).to(x.dtype)], -1)
@@ -111,10 +111,10 @@ def fit(rows: Tensor, count: int) -> Tensor:
     return F.pad(rows[..., :count, :], (0, 0, 0, max(0, count - rows.shape[-2])))
 
 
-class Aim(nn.Module):
+class TargetedHead(nn.Module):
     """Logits (..., A) of features (..., D) with what `targets` tells behind them."""
 
-    def __init__(self, targets: Targets, inputs: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, targets: TargetEncoder, inputs: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.inputs, self.aimed = inputs, targets.aimed
         layers: list[nn.Module] = []
@@ -135,9 +135,9 @@ class EntityActor(nn.Module):
 
     def __init__(self, spec: EnvSpec, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.perception = Perception(entities_of(spec), hidden[0])
-        self.targets = Targets(spec, hidden[0])
-        self.aim = Aim(self.targets, hidden[0], hidden[1:])
+        self.perception = EntityEncoder(entity_layout(spec), hidden[0])
+        self.targets = TargetEncoder(spec, hidden[0])
+        self.aim = TargetedHead(self.targets, hidden[0], hidden[1:])
 
     def forward(self, x: Tensor, present: Any = None) -> Tensor:  # noqa: ARG002 - as `Shared`
         return self.aim(torch.cat([self.perception(x), self.targets(x)], -1))
@@ -150,7 +150,7 @@ class EntityCritic(nn.Module):
     def __init__(self, spec: EnvSpec, hidden: tuple[int, ...], central: bool) -> None:
         super().__init__()
         self.central = central
-        self.perception = Perception(entities_of(spec), hidden[0])
+        self.perception = EntityEncoder(entity_layout(spec), hidden[0])
         width, layers = hidden[0] * (3 if central else 1), []
         for size in hidden[1:] or hidden:
             layers += [linear(width, size), nn.GELU(), nn.LayerNorm(size)]
@@ -168,7 +168,7 @@ class EntityCritic(nn.Module):
         return self.body(x).squeeze(-1)
 
 
-class Front(nn.Module):
+class TakeFirst(nn.Module):
     """The first features of a tensor."""
 
     def __init__(self, width: int) -> None:
@@ -179,33 +179,33 @@ class Front(nn.Module):
         return x[..., : self.width]
 
 
-class SeesEntities(TeamPolicy):
+class EntityMixin(TeamPolicy):
     """Agents' embeddings by Perception."""
 
-    targets: Targets
+    targets: TargetEncoder
     actor: Any
     token: Any
 
     def make_embed(self) -> Any:
-        return Perception(entities_of(self.spec), self.options.embedding)
+        return EntityEncoder(entity_layout(self.spec), self.options.embedding)
 
-    def fold_embedding(self) -> None:
+    def fuse_embedding(self) -> None:
         return None
 
     def make_actor(self) -> Any:
         width = self.options.embedding
-        self.targets = Targets(self.spec, width)
-        return Aim(self.targets, width, (width,))
+        self.targets = TargetEncoder(self.spec, width)
+        return TargetedHead(self.targets, width, (width,))
 
 
-class AimsAtOnce(SeesEntities):
+class EntitySimultaneous(EntityMixin):
     """Actors on the encoder that know what is aimed at."""
 
     def distributions(self, inputs: Inputs, representation: Tensor, mask: Any, steps: int) -> tuple[Tensor, None]:  # noqa: ARG002
         return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1)), None
 
 
-class AimsOneByOne(SeesEntities, OneByOne):
+class EntityAutoregressive(EntityMixin, AutoregressivePolicy):
     """What is known of an agent, before and after the decoder, has behind it what `Targets` tells.
 
     The token of an earlier action is made of its kind, the ordinary ones and "aimed", and of its target's row.
@@ -214,26 +214,26 @@ class AimsOneByOne(SeesEntities, OneByOne):
     def __init__(self, spec: EnvSpec, options: Any) -> None:
         super().__init__(spec, options)
         width = options.embedding
-        self.critic = nn.Sequential(Front(width), *self.critic)
+        self.critic = nn.Sequential(TakeFirst(width), *self.critic)
         self.token = nn.Embedding(self.targets.ordinary + 2, width)
         nn.init.orthogonal_(self.token.weight, RELU_GAIN)
         self.target_token = linear(self.targets.width, width)
 
-    def prepare(self) -> tuple[Any, None]:
-        return self.fold(), None
+    def build_cache(self) -> tuple[Any, None]:
+        return self.fuse(), None
 
-    def passes(self, envs: int, agents: int) -> int:  # noqa: ARG002
+    def jacobi_iterations(self, envs: int, agents: int) -> int:  # noqa: ARG002
         """As many as may be needed: nobody decides one after another."""
         return agents
 
     def make_table(self, first: Any) -> None:
         """A token is made of its target too."""
 
-    def represent(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
-        known = super().represent(inputs, folds, order)
-        return torch.cat([known, reorder(self.targets(inputs["agents"]), order)], -1)
+    def decoder_memory(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
+        known = super().decoder_memory(inputs, folds, order)
+        return torch.cat([known, decision_order(self.targets(inputs["agents"]), order)], -1)
 
-    def reads(
+    def decoder_inputs(
         self,
         representation: Tensor,
         action: Tensor,
@@ -246,7 +246,7 @@ class AimsOneByOne(SeesEntities, OneByOne):
         start = self.token.weight[0].expand(len(tokens), 1, -1)
         return known, torch.cat([start, tokens[:, :-1]], 1)
 
-    def lift(self, x: Tensor) -> Tensor:
+    def embed_raw(self, x: Tensor) -> Tensor:
         return F.gelu(x)
 
     def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
@@ -263,6 +263,6 @@ def reads_entities(spec: EnvSpec, options: Any) -> bool:
     return spec.entities is not None and options.parameters_per == "team"
 
 
-def fitting(kind: Any, reader: type[SeesEntities], spec: EnvSpec, options: Any) -> Any:
+def with_entities(kind: Any, reader: type[EntityMixin], spec: EnvSpec, options: Any) -> Any:
     """A class of policies, or the one of its like that is a `reader` of entities."""
     return type(f"{reader.__name__}{kind.__name__}", (reader, kind), {}) if reads_entities(spec, options) else kind

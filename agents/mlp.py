@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Generator, Tensor
 
-from agents.entities import EntityActor, EntityCritic, reads_entities
-from agents.memory import Recurrent, RecurrentActors, remembered
-from agents.nn import VectorOptions, VectorPolicy, make_actors, make_head, mlp, present_agents, sample
-from agents.pergroup import Per, PerGroup, group_places
+from marl.agents.entities import EntityActor, EntityCritic, reads_entities
+from marl.agents.parameter_sharing import NetworkSets, Sharing, parameter_sets
+from marl.agents.policy_base import VectorOptions, VectorPolicy, active_agents, make_actors, make_head, mlp, sample
+from marl.agents.recurrent import RecurrentActors, RecurrentMLP, recurrent_inputs
 from marl.errors import ConfigError
-from marl.normalise import RunningMoments
 from marl.registry import register_agent
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes
+from marl.value_norm import RunningMoments
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class MLPOptions(VectorOptions):
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
-    parameters_per: Per = "team"
+    parameters_per: Sharing = "team"
     """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent. Only
     a team's can read entities, for teams of any size."""
 
@@ -44,21 +44,21 @@ class MLPPolicy(VectorPolicy):
     """Actors can be asked one by one."""
 
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
-        super().__init__(spec, options.agent_id, options.normalise_observations)
+        super().__init__(spec, options.agent_id, options.normalize_observations)
         self.central = central
-        sees = reads_entities(spec, options) and not options.memory
+        sees = reads_entities(spec, options) and not options.bptt_steps
         self.reads_state = central and spec.state_size > 0 and not sees
-        places = group_places(spec, options.parameters_per)
-        self.head = make_head(spec, options.std_limit, options.std_start, places)
+        places = parameter_sets(spec, options.parameters_per)
+        self.head = make_head(spec, options.max_std, options.init_std, places)
         self.slots = self.head.slots
         self.state_moments = None
         if sees:
             self.actor: Any = EntityActor(spec, options.hidden)
             self.critic: Any = EntityCritic(spec, options.hidden, central)
             return
-        self.acts_alone = not options.memory
+        self.acts_alone = not options.bptt_steps
         self.actor = make_actors(self.feature_size, options.hidden, self.head.size, places)
-        if self.reads_state and options.normalise_observations:
+        if self.reads_state and options.normalize_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
         if central:
             width = spec.state_size or spec.num_agents * spec.observation_size
@@ -66,7 +66,7 @@ class MLPPolicy(VectorPolicy):
         else:
             self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
 
-    def view(self, inputs: Inputs) -> Tensor:
+    def critic_input(self, inputs: Inputs) -> Tensor:
         """What the critic reads: (E, N, D), or where central (E, S)."""
         if not self.central:
             return self.features(inputs)
@@ -79,7 +79,7 @@ class MLPPolicy(VectorPolicy):
     def value(self, inputs: Inputs) -> Tensor:
         if isinstance(self.critic, EntityCritic):
             return self.critic(inputs["agents"], inputs["alive"])
-        value = self.critic(self.view(inputs))
+        value = self.critic(self.critic_input(inputs))
         return value if self.central else value.squeeze(-1)
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
@@ -96,9 +96,9 @@ class MLPPolicy(VectorPolicy):
         return Decision(self.head.to_env(action), nodes, log_prob, value.unsqueeze(-1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        present = present_agents(nodes.trained)
+        present = active_agents(nodes.loss_mask)
         if not any(present):
-            return undecided(self.node_value(inputs), nodes)
+            return value_only(self.node_value(inputs), nodes)
         if present.count(True) == 1 and self.acts_alone:
             return self.evaluate_one(inputs, nodes, present)
         parameters = self.actor(self.features(inputs), present)
@@ -114,27 +114,27 @@ class MLPPolicy(VectorPolicy):
         """The same where a single agent is present, for the work of one."""
         agent = present.index(True)
         own = slice(agent, agent + 1)
-        mine = inputs if inputs["agents"].shape[1] == 1 else inputs | seen_by(inputs, own)
-        actor = self.actor.of(agent) if isinstance(self.actor, PerGroup) else self.actor
+        mine = inputs if inputs["agents"].shape[1] == 1 else inputs | agent_slice(inputs, own)
+        actor = self.actor.network_for(agent) if isinstance(self.actor, NetworkSets) else self.actor
         parameters = actor(self.features(mine, own))
         place = torch.tensor([[agent]], device=parameters.device)
         told = self.head.evaluate(parameters, mine["action_mask"], nodes.action[:, own], place, present)
         log_prob, entropy = (F.pad(x, (0, 0, agent, self.spec.num_agents - 1 - agent)) for x in told)
         return Evaluation(log_prob, entropy, self.node_value(inputs))
 
-    def turn(self, inputs: Inputs, agent: int) -> Inputs:
+    def agent_inputs(self, inputs: Inputs, agent: int) -> Inputs:
         """Return what `evaluate` reads where one agent's decisions are learned and no values.
 
         Where actors can be asked one by one, that is the agent's own "agents" (B, 1, D) and "action_mask" (B, 1, A).
         """
         if not self.acts_alone:
             return inputs
-        return {name: x.contiguous() for name, x in seen_by(inputs, slice(agent, agent + 1)).items()}
+        return {name: x.contiguous() for name, x in agent_slice(inputs, slice(agent, agent + 1)).items()}
 
-    def agents_at_work(self, nodes: Nodes) -> int:
+    def active(self, nodes: Nodes) -> int:
         """As the base; where a single actor is asked it is one."""
-        alone = self.acts_alone and present_agents(nodes.trained).count(True) == 1
-        return 1 if alone else super().agents_at_work(nodes)
+        alone = self.acts_alone and active_agents(nodes.loss_mask).count(True) == 1
+        return 1 if alone else super().active(nodes)
 
     def evaluation(
         self, inputs: Inputs, nodes: Nodes, parameters: Tensor, value: Tensor, present: list[bool]
@@ -142,19 +142,19 @@ class MLPPolicy(VectorPolicy):
         log_prob, entropy = self.head.evaluate(parameters, inputs["action_mask"], nodes.action, present=present)
         return Evaluation(log_prob, entropy, value)
 
-    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
-        super().observe(inputs, nodes)
+    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
+        super().update_statistics(inputs, nodes)
         if self.state_moments is not None:
-            self.state_moments.update(inputs["state"].unsqueeze(-2), nodes.mask.any(-1).any(-1, keepdim=True))
+            self.state_moments.update(inputs["state"].unsqueeze(-2), nodes.node_mask.any(-1).any(-1, keepdim=True))
 
 
-def undecided(value: Tensor, nodes: Nodes) -> Evaluation:
+def value_only(value: Tensor, nodes: Nodes) -> Evaluation:
     """Return the evaluation of rows in which nobody decides anything, with values (B, N, 1)."""
-    nothing = value.new_zeros(nodes.mask.shape)
+    nothing = value.new_zeros(nodes.node_mask.shape)
     return Evaluation(nothing, nothing, value)
 
 
-def seen_by(inputs: Inputs, agents: slice) -> Inputs:
+def agent_slice(inputs: Inputs, agents: slice) -> Inputs:
     """Observations (B, K, D) and masks (B, K, A) of K agents."""
     return {name: inputs[name][:, agents] for name in ("agents", "action_mask")}
 
@@ -164,42 +164,42 @@ class RecurrentPolicy(MLPPolicy):
 
     def __init__(self, spec: EnvSpec, options: MLPOptions, central: bool) -> None:
         super().__init__(spec, options, central)
-        self.actor, self.critic = RecurrentActors(self.actor, spec.num_agents), Recurrent(self.critic)
-        self.memory_steps = options.memory
-        self.memory_shape = (spec.num_agents + (1 if central else spec.num_agents), options.hidden[-1])
+        self.actor, self.critic = RecurrentActors(self.actor, spec.num_agents), RecurrentMLP(self.critic)
+        self.bptt_steps = options.bptt_steps
+        self.recurrent_shape = (spec.num_agents + (1 if central else spec.num_agents), options.hidden[-1])
 
     def decide(self, inputs: Inputs, steps: int, present: list[bool] | None) -> tuple[Tensor, Tensor]:
         """Parameters (B, N, A) of the distributions, and the actors' memory (B / `steps`, N, W) behind each chunk."""
-        past = remembered(inputs, steps, slice(self.spec.num_agents))
+        past = recurrent_inputs(inputs, steps, slice(self.spec.num_agents))
         return self.actor(self.features(inputs), past, present)
 
-    def judge(self, inputs: Inputs, steps: int) -> tuple[Tensor, Tensor]:
+    def critic_forward(self, inputs: Inputs, steps: int) -> tuple[Tensor, Tensor]:
         """Values (B, N), and the critic's memory (B / `steps`, R, W) behind each chunk."""
-        view = self.view(inputs)
-        past = remembered(inputs, steps, slice(self.spec.num_agents, None))
+        view = self.critic_input(inputs)
+        past = recurrent_inputs(inputs, steps, slice(self.spec.num_agents, None))
         value, memory = self.critic(view.unsqueeze(1) if self.central else view, past)
         return value.flatten(1), memory
 
     def value(self, inputs: Inputs) -> Tensor:
-        return self.judge(inputs, 1)[0]
+        return self.critic_forward(inputs, 1)[0]
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         parameters, actors = self.decide(inputs, 1, None)
-        value, critic = self.judge(inputs, 1)
+        value, critic = self.critic_forward(inputs, 1)
         decision = self.decision(inputs, parameters, value, generator, deterministic)
-        return replace(decision, memory=torch.cat([actors, critic], 1))
+        return replace(decision, recurrent_state=torch.cat([actors, critic], 1))
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        present = present_agents(nodes.trained)
-        value = self.judge(inputs, self.memory_steps)[0].unsqueeze(-1)
+        present = active_agents(nodes.loss_mask)
+        value = self.critic_forward(inputs, self.bptt_steps)[0].unsqueeze(-1)
         if not any(present):
-            return undecided(value, nodes)
-        parameters, _ = self.decide(inputs, self.memory_steps, present)
+            return value_only(value, nodes)
+        parameters, _ = self.decide(inputs, self.bptt_steps, present)
         return self.evaluation(inputs, nodes, parameters, value, present)
 
 
 def make_policy(spec: EnvSpec, options: MLPOptions, central: bool) -> MLPPolicy:
-    return (RecurrentPolicy if options.memory else MLPPolicy)(spec, options, central)
+    return (RecurrentPolicy if options.bptt_steps else MLPPolicy)(spec, options, central)
 
 
 @register_agent("mappo", options=MLPOptions, summary="PPO with a shared actor and a central critic")
@@ -216,7 +216,7 @@ def make_ippo(spec: EnvSpec, options: MLPOptions) -> MLPPolicy:
 class HAPPOOptions(MLPOptions):
     """PPO for one agent after another."""
 
-    parameters_per: Per = "agent"
+    parameters_per: Sharing = "agent"
     """Who has an actor: the team together, each group of agents (by type, as the environment says), or each agent."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from agents.nn import CategoricalHead, GaussianHead, make_head
+from marl.agents.policy_base import CategoricalHead, GaussianHead, make_head
 from marl.errors import ConfigError
 from marl.registry import NoOptions, register_agent
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
@@ -22,7 +22,7 @@ class FixedPolicy:
 
     def __init__(self, spec: EnvSpec, constant: float | None) -> None:
         self.spec, self.constant = spec, constant
-        self.head = make_head(spec, std_limit=1.0, std_start=0.5)
+        self.head = make_head(spec, max_std=1.0, init_std=0.5)
         self.slots = self.head.slots
         choices = 0
         if not isinstance(self.head, GaussianHead):
@@ -34,7 +34,7 @@ class FixedPolicy:
         alive = torch.as_tensor(obs.alive)
         shape = (*alive.shape, self.spec.action_size)
         mask = torch.ones(shape, dtype=torch.bool) if obs.action_mask is None else torch.as_tensor(obs.action_mask)
-        return {"alive": alive, "action_mask": self.head.lay_out(mask)}
+        return {"alive": alive, "action_mask": self.head.split_mask(mask)}
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:  # noqa: ARG002
         mask = inputs["action_mask"]
@@ -68,7 +68,7 @@ class FixedPolicy:
     def value(self, inputs: Inputs) -> Tensor:
         return torch.zeros(inputs["alive"].shape)
 
-    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
         pass
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 
-from envs.pettingzoo import COMMON, ParallelBridge
-from envs.spaces import MASK, ObservationReader, declared_space, flat_action, inner_action, rendered, scalars
-from envs.wrappers import Bounds, with_bounds
+from marl.envs.pettingzoo import COMMON, ParallelBridge
+from marl.envs.spaces import MASK, ObservationReader, declared_space, flat_action, inner_action, rendered, scalars
+from marl.envs.wrappers import Bounds, with_bounds
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.protocols import Env, State
 from marl.registry import named_kwargs, register_bridge, register_env

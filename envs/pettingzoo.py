@@ -15,8 +15,8 @@ from gymnasium import spaces
 from pettingzoo.utils.conversions import aec_to_parallel
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from envs.pettingzoo_modules import load_factory, make_with
-from envs.spaces import (
+from marl.envs.pettingzoo_modules import load_factory, make_with
+from marl.envs.spaces import (
     MASK,
     ObservationReader,
     declared_space,
@@ -27,7 +27,7 @@ from envs.spaces import (
     rendered,
     scalars,
 )
-from envs.wrappers import Bounds, with_bounds
+from marl.envs.wrappers import Bounds, with_bounds
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import Env, State
 from marl.registry import named_kwargs, register_bridge, register_env
@@ -144,7 +144,7 @@ class ParallelBridge:
             max_steps=min(limits) if limits else None,
             state_space=None if self._state_space is None else flat_box(self._state_space, self.name),
             team_reward=False,
-            groups=self._groups(),
+            agent_types=self._groups(),
             observation_sizes=tuple(box.shape[0] for box in boxes),
             action_sizes=tuple(_action_width(action) for action in actions),
         )

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
-from marl.registry import closest
+from marl.registry import unknown_name_message
 
 HOMES = ("mpe2", "pettingzoo.sisl", "pettingzoo.butterfly", "pettingzoo.classic", "pettingzoo.atari")
 """Packages that are searched for a module whose name alone is given."""
@@ -54,7 +54,7 @@ def _registered(task: str) -> Callable[..., Any]:
             return partial(pettingzoo.make, kind, name)
     hint = "" if module else "; if a package registers it, name that too: pettingzoo:PACKAGE:" + name
     known = sorted(pettingzoo.parallel_registry)
-    raise UnknownNameError(closest("PettingZoo environment", name, known) + hint) from refused
+    raise UnknownNameError(unknown_name_message("PettingZoo environment", name, known) + hint) from refused
 
 
 def _import(task: str) -> ModuleType:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten, flatten_space
 
 from marl.errors import ConfigError, EnvironmentContractError, UnknownNameError
-from marl.registry import closest
+from marl.registry import unknown_name_message
 
 MASK = "action_mask"
 """Entry of a Dict observation or of an info that says which actions are available."""
@@ -35,7 +35,9 @@ class ObservationReader:
         if isinstance(space, spaces.Dict):
             for name in ignore:
                 if name not in space.spaces:
-                    raise UnknownNameError(closest(f"observation entry of {where}", name, map(str, space.spaces)))
+                    raise UnknownNameError(
+                        unknown_name_message(f"observation entry of {where}", name, map(str, space.spaces))
+                    )
             self._masked = self._num_actions > 0 and MASK in space.spaces
             kept = [name for name in space.spaces if name not in ignore and not (self._masked and name == MASK)]
             if not kept:

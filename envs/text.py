@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from envs.tools import Tool, Toolbox, shortened
+from marl.envs.tools import Tool, Toolbox, shortened
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Obs, Step
@@ -33,7 +33,7 @@ Invalid = Literal["error", "ignore"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class TextStep:
     """What an action leads to.
 
     `reward`: the team's, or one for each of N agents. `ended`: the game is truly over, with or without `success`.
@@ -52,7 +52,7 @@ class TextEnv:
 
     `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
     a step, is answered under the next prompt, and does not reach `play`. Calls and answers take `notes_length`
-    characters of a prompt at most: a long one is cut, and older ones are left out. See `envs.tools` for their limits.
+    characters of a prompt at most: a long one is cut, and older ones are left out. See `marl.envs.tools` for their limits.
     `alive(state)` -> N booleans (default: all).
     `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
     for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.
@@ -62,7 +62,7 @@ class TextEnv:
     are candidates; ignored where text is free, since a model may well say nothing.
 
     `info` at the end of an episode: `success`; `discounted_return`, with `gamma` for each primitive step, mean over
-    agents; `normalised_return`, its ratio to `optimum` where that is known.
+    agents; `normalized_return`, its ratio to `optimum` where that is known.
 
     The state of an unfinished episode is its actions, played again by `set_state` (and its tools called again).
     """
@@ -72,7 +72,7 @@ class TextEnv:
         name: str,
         start: Callable[[np.random.Generator], Any],
         prompt: Callable[[Any], Any],
-        play: Callable[[Any, Any, np.random.Generator], Turn],
+        play: Callable[[Any, Any, np.random.Generator], TextStep],
         candidates: Callable[[Any], Any] | None = None,
         *,
         tools: Sequence[Tool] = (),
@@ -142,19 +142,19 @@ class TextEnv:
         self._obs = self._observe()
         return Step(self._obs, reward, turn.ended, truncated, info, turn.duration)
 
-    def _advance(self, texts: list[str] | None) -> Turn:
+    def _advance(self, texts: list[str] | None) -> TextStep:
         """What the actions of N agents lead to; None are those that are ignored."""
         if texts is None:
             self.ignored += 1
-            return Turn(self.state)
+            return TextStep(self.state)
         call = shortened(texts[0].strip(), self.notes_length // 2) + " -> "
         answer = self.toolbox.call(texts[0], self.notes_length - len(call))
         if answer is not None:
             self.notes.append(self._note(call + answer))
-            return Turn(self.state)
+            return TextStep(self.state)
         return self.turn(texts[0] if self.spec.num_agents == 1 else tuple(texts))
 
-    def turn(self, action: Any) -> Turn:
+    def turn(self, action: Any) -> TextStep:
         """Play an action that is valid."""
         return self._play(self.state, action, self._random)
 
@@ -181,7 +181,7 @@ class TextEnv:
     def _summary(self, success: bool) -> dict[str, float]:
         info = {"success": float(success), "discounted_return": self.discounted}
         if self.optimum:
-            info["normalised_return"] = self.discounted / self.optimum
+            info["normalized_return"] = self.discounted / self.optimum
         if self.invalid == "ignore":
             info["invalid"] = float(self.ignored)
         return info

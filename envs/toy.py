@@ -3,12 +3,12 @@
 Every game is seeded, exact in `get_state`/`set_state`, and says two numbers about itself:
 
 * `optimum`: the best expected return of any policy that sees all observations and forgets none;
-* `factorised_optimum`: the best expected return of agents that share one stochastic policy, see only
+* `factorized_optimum`: the best expected return of agents that share one stochastic policy, see only
   their own present observation (no agent id) and decide independently of each other's action.
 
 Where the two differ, a policy that is a sequence over agents is needed.
 
-| task | steps | optimum | factorised optimum | what it probes |
+| task | steps | optimum | factorized optimum | what it probes |
 |---|---|---|---|---|
 | climbing | 1 | 11 | 11 | miscoordination next to the optimum is punished by -30 |
 | penalty | 1 | 10 | 10 | two equally good equilibria, mixing them costs `penalty` |
@@ -37,7 +37,7 @@ from gymnasium import spaces
 
 from marl.errors import ConfigError, UnknownNameError
 from marl.protocols import State
-from marl.registry import closest, register_env
+from marl.registry import register_env, unknown_name_message
 from marl.types import EnvSpec, Obs, Step
 
 
@@ -62,13 +62,13 @@ class ToyOptions:
 class Toy:
     """What the games share: random stream, order of calls, action checks and exact state.
 
-    A game sets `optimum` and `factorised_optimum`, names in `memory` the attributes that hold its
+    A game sets `optimum` and `factorized_optimum`, names in `memory` the attributes that hold its
     episode, and fills `_begin`, `_play`, `_observe` and `_describe`.
     """
 
     memory: tuple[str, ...] = ()
     optimum: float
-    factorised_optimum: float
+    factorized_optimum: float
 
     def __init__(self, spec: EnvSpec) -> None:
         self.spec = spec
@@ -151,7 +151,7 @@ class Toy:
         """Nothing is held."""
 
 
-class OneShot(Toy):
+class MatrixGame(Toy):
     """A matrix game: all agents act once, observe nothing (a constant 1) and receive `payoff(action)`."""
 
     memory = ("last",)
@@ -163,11 +163,11 @@ class OneShot(Toy):
         actions: int,
         payoff: Callable[[np.ndarray], float],
         optimum: float,
-        factorised_optimum: float,
+        factorized_optimum: float,
     ) -> None:
         self.payoff = payoff
         self.optimum = optimum
-        self.factorised_optimum = factorised_optimum
+        self.factorized_optimum = factorized_optimum
         super().__init__(
             EnvSpec(
                 name=f"toy/{task}",
@@ -194,29 +194,29 @@ class OneShot(Toy):
         return f"actions {self.last.tolist()}, reward {self.payoff(self.last):g}"
 
 
-def climbing() -> OneShot:
+def climbing() -> MatrixGame:
     """The climbing game, two agents with three actions."""
     table = np.array([[11, -30, 0], [-30, 7, 6], [0, 0, 5]])
-    return OneShot("climbing", 2, 3, lambda action: float(table[tuple(action)]), 11.0, 11.0)
+    return MatrixGame("climbing", 2, 3, lambda action: float(table[tuple(action)]), 11.0, 11.0)
 
 
-def penalty(penalty: float = -100.0) -> OneShot:
+def penalty(penalty: float = -100.0) -> MatrixGame:
     """The penalty game, two agents with three actions; the penalty k is zero or below."""
     if penalty > 0:
         raise ConfigError(f"toy/penalty: penalty={penalty} is a reward; give zero or less")
     table = np.array([[10, 0, penalty], [0, 2, 0], [penalty, 0, 10]])
-    return OneShot("penalty", 2, 3, lambda action: float(table[tuple(action)]), 10.0, 10.0)
+    return MatrixGame("penalty", 2, 3, lambda action: float(table[tuple(action)]), 10.0, 10.0)
 
 
-def xor3() -> OneShot:
+def xor3() -> MatrixGame:
     """Three agents, two actions, reward 1 where exactly one agent plays 1 (odd parity, but not all alike).
 
     Agents that play 1 with the same probability p win with probability 3 p (1 - p)^2, at most 4/9 (p = 1/3).
     """
-    return OneShot("xor3", 3, 2, lambda action: float(action.sum() == 1), 1.0, 4 / 9)
+    return MatrixGame("xor3", 3, 2, lambda action: float(action.sum() == 1), 1.0, 4 / 9)
 
 
-def permutation(agents: int = 4) -> OneShot:
+def permutation(agents: int = 4) -> MatrixGame:
     """n agents with n actions, reward 1 where all choices are distinct.
 
     Agents that draw from the same distribution p win with probability n! times the product of p, which is
@@ -224,7 +224,9 @@ def permutation(agents: int = 4) -> OneShot:
     """
     _at_least("permutation", "agents", agents, 2)
     bound = math.factorial(agents) / agents**agents
-    return OneShot("permutation", agents, agents, lambda action: float(len(set(action.tolist())) == agents), 1.0, bound)
+    return MatrixGame(
+        "permutation", agents, agents, lambda action: float(len(set(action.tolist())) == agents), 1.0, bound
+    )
 
 
 class Chain(Toy):
@@ -237,7 +239,7 @@ class Chain(Toy):
 
     memory = ("faultless",)
     optimum = 1.0
-    factorised_optimum = 1.0
+    factorized_optimum = 1.0
 
     def __init__(self, agents: int = 1, length: int = 5) -> None:
         _at_least("chain", "agents", agents, 1)
@@ -288,7 +290,7 @@ class Copy(Toy):
         _at_least("copy", "length", length, 1)
         _at_least("copy", "symbols", symbols, 2)
         self.length, self.symbols = length, symbols
-        self.factorised_optimum = 1.0 if agents == 1 else 1 / symbols
+        self.factorized_optimum = 1.0 if agents == 1 else 1 / symbols
         super().__init__(
             EnvSpec(
                 name="toy/copy",
@@ -338,7 +340,7 @@ class Recall(Toy):
         _at_least("recall", "length", length, 2)
         _at_least("recall", "symbols", symbols, 2)
         self.length, self.symbols = length, symbols
-        self.factorised_optimum = 1 / symbols
+        self.factorized_optimum = 1 / symbols
         super().__init__(
             EnvSpec(
                 name="toy/recall",
@@ -388,7 +390,7 @@ class Continuous(Toy):
         sizes = tuple(1 if unequal and agent % 2 else 2 for agent in range(agents))
         self.mask = np.arange(2) < np.array(sizes)[:, None]  # (N, A)
         self.reach = self.mask.sum(axis=0)  # (A,)
-        self.factorised_optimum = -length * float(np.mean((self.reach - 1) ** 3 / (3 * self.reach)))
+        self.factorized_optimum = -length * float(np.mean((self.reach - 1) ** 3 / (3 * self.reach)))
         super().__init__(
             EnvSpec(
                 name="toy/continuous",
@@ -438,7 +440,7 @@ class Mixed(Toy):
         _at_least("mixed", "agents", agents, 2)
         _at_least("mixed", "length", length, 1)
         self.length = length
-        self.factorised_optimum = (1.0 + (agents - 1) / self.places) / agents
+        self.factorized_optimum = (1.0 + (agents - 1) / self.places) / agents
         self.dial = np.arange(agents) % 2 == 1  # (N,)
         super().__init__(
             EnvSpec(
@@ -448,7 +450,7 @@ class Mixed(Toy):
                 action_space=spaces.Tuple([_box(-1.0, 1.0, 1) if dial else spaces.Discrete(3) for dial in self.dial]),
                 max_steps=length,
                 state_space=_box(0.0, 1.0, self.places),
-                groups=tuple("dial" if dial else "switch" for dial in self.dial),
+                agent_types=tuple("dial" if dial else "switch" for dial in self.dial),
             )
         )
 
@@ -491,7 +493,7 @@ class Mortal(Toy):
         _at_least("mortal", "length", length, 1)
         self.length = length
         self.lifetime = np.maximum(1, length - np.arange(agents) * max(1, length // agents))  # (N,) actions
-        self.optimum = self.factorised_optimum = float(np.mean(self.lifetime) / length)
+        self.optimum = self.factorized_optimum = float(np.mean(self.lifetime) / length)
         width = self.actions + 1
         super().__init__(
             EnvSpec(
@@ -563,7 +565,7 @@ def make(task: str, **options: Any) -> Toy:
 def build(family: str, games: Mapping[str, Callable[..., Any]], task: str, options: Mapping[str, Any]) -> Any:
     """The game `task` of a family, with the options that are not None. Raises for one that the game does not take."""
     if task not in games:
-        raise UnknownNameError(closest(f"task of {family}", task, games))
+        raise UnknownNameError(unknown_name_message(f"task of {family}", task, games))
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(games[task]).parameters
     for name in given:
@@ -577,9 +579,9 @@ def optimum(task: str, **options: Any) -> float:
     return make(task, **options).optimum
 
 
-def factorised_optimum(task: str, **options: Any) -> float:
+def factorized_optimum(task: str, **options: Any) -> float:
     """The best expected return of agents that share a policy of their own observation and act independently."""
-    return make(task, **options).factorised_optimum
+    return make(task, **options).factorized_optimum
 
 
 def _names(count: int) -> tuple[str, ...]:

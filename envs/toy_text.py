@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from envs.text import Invalid, TextEnv, Turn
-from envs.toy import build
+from marl.envs.text import Invalid, TextEnv, TextStep
+from marl.envs.toy import build
 from marl.errors import ConfigError
 from marl.registry import register_env
 
@@ -77,13 +77,13 @@ def chain(
     discount^(length - 1), and half of that by chance; where it counts the words of actions as well, walking is worth
     discount^(length * verbosity - 1), which at the defaults is less than stopping.
     """
-    colours = ("red", "blue")
+    colors = ("red", "blue")
     _between("chain", "length", length, 1, 9)
     tail = "door then close it behind you and listen for steps on the stairs"
-    doors = {colour: _first_words("chain", "verbosity", f"{colour} {tail}", verbosity) for colour in colours}
+    doors = {color: _first_words("chain", "verbosity", f"{color} {tail}", verbosity) for color in colors}
 
     def right(state: Progress) -> str:
-        return colours[(state.room + 1) % 2]
+        return colors[(state.room + 1) % 2]
 
     def prompt(state: Progress) -> str:
         if state.room == length:
@@ -93,12 +93,12 @@ def chain(
     def candidates(state: Progress) -> list[str]:
         return [*doors.values(), *(["stop"] if state.room == 0 and consolation else [])]
 
-    def play(state: Progress, action: str, _: Generator) -> Turn:
+    def play(state: Progress, action: str, _: Generator) -> TextStep:
         if action == "stop":
-            return Turn(replace(state, room=length), consolation, ended=True)
+            return TextStep(replace(state, room=length), consolation, ended=True)
         after = Progress(state.room + 1, state.mistakes + (action != doors[right(state)]))
         ended = after.room == length
-        return Turn(after, ended * (1 - after.mistakes / length), ended, ended and not after.mistakes)
+        return TextStep(after, ended * (1 - after.mistakes / length), ended, ended and not after.mistakes)
 
     return TextEnv(
         "text/chain",
@@ -127,8 +127,8 @@ def wording(
     rewards = {walk: 1.0, jump: inferior}
     optimum = max(rewards.values())
 
-    def play(_: str, action: str, __: Generator) -> Turn:
-        return Turn("You are at the well.", rewards[action], ended=True, success=rewards[action] == optimum)
+    def play(_: str, action: str, __: Generator) -> TextStep:
+        return TextStep("You are at the well.", rewards[action], ended=True, success=rewards[action] == optimum)
 
     return TextEnv(
         "text/wording",
@@ -181,12 +181,12 @@ class TextMdp(TextEnv):
             invalid=invalid,
         )
 
-    def _move(self, state: int, action: str, random: Generator) -> Turn:
+    def _move(self, state: int, action: str, random: Generator) -> TextStep:
         choice = self.actions.index(action)
         chances = np.append(self.transition[state, choice], self.ending)
         following = int(random.choice(len(chances), p=chances / chances.sum()))
         ended = following == len(self.prompts)
-        return Turn(state if ended else following, float(self.reward[state, choice]), ended)
+        return TextStep(state if ended else following, float(self.reward[state, choice]), ended)
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,11 @@ def oven(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
     def candidates(state: Oven) -> tuple[str, ...]:
         return ("put the bread in the oven",) if state.opened and not state.inside else both
 
-    def play(state: Oven, action: str, _: Generator) -> Turn:
+    def play(state: Oven, action: str, _: Generator) -> TextStep:
         after = Oven(action != both[1], state.inside or action.startswith("put"), state.steps + 1)
         success = after.inside and not after.opened
         late = after.steps == limit and not success
-        return Turn(after, float(success) - float(late), success or late, success)
+        return TextStep(after, float(success) - float(late), success or late, success)
 
     return TextEnv(
         "text/oven",
@@ -268,11 +268,11 @@ def chores(
         told = f"Round {rounds.played + 1} of {length}. {present(rounds)} are here, each for another chore."
         return tuple(f"You are {name}. {told}" if named else told for name in people)
 
-    def play(rounds: Rounds, action: tuple[str, ...], _: Generator) -> Turn:
+    def play(rounds: Rounds, action: tuple[str, ...], _: Generator) -> TextStep:
         done = action[: present(rounds)]
         won = len(set(done)) == len(done)
         after = Rounds(rounds.played + 1, rounds.won + won)
-        return Turn(after, won / length, after.played == length, after.won == length)
+        return TextStep(after, won / length, after.played == length, after.won == length)
 
     return TextEnv(
         "text/chores",
@@ -294,10 +294,10 @@ def say(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
     known = ("apple", "bell", "cloud", "drum", "ember", "frost", "grape", "horn")
     _between("say", "length", length, 1, len(known))
 
-    def play(wanted: str, action: str, _: Generator) -> Turn:
+    def play(wanted: str, action: str, _: Generator) -> TextStep:
         said, asked = action.split(), wanted.split()
         right = sum(one == other for one, other in zip(said, asked, strict=False))
-        return Turn(wanted, right / max(len(said), len(asked)), ended=True, success=said == asked)
+        return TextStep(wanted, right / max(len(said), len(asked)), ended=True, success=said == asked)
 
     return TextEnv(
         "text/say",

@@ -21,7 +21,7 @@ class EnvWrapper:
     `memory` names the attributes that are saved beside the wrapped environment's state.
     """
 
-    memory: tuple[str, ...] = ()
+    state_attributes: tuple[str, ...] = ()
 
     def __init__(self, env: Env) -> None:
         self.env = env
@@ -52,11 +52,11 @@ class EnvWrapper:
         state = self.env.get_state()
         if state is None:
             return None
-        return state | {self._prefix + name: getattr(self, name) for name in self.memory}
+        return state | {self._prefix + name: getattr(self, name) for name in self.state_attributes}
 
     def set_state(self, state: State) -> Obs:
         obs = self.env.set_state({key: value for key, value in state.items() if not key.startswith(self._prefix)})
-        for name in self.memory:
+        for name in self.state_attributes:
             setattr(self, name, state[self._prefix + name])
         return self.observe(obs)
 
@@ -67,7 +67,7 @@ class EnvWrapper:
 class TimeLimit(EnvWrapper):
     """Truncates an episode after `max_steps` primitive steps, or at the environment's own limit if that comes first."""
 
-    memory = ("elapsed", "over")
+    state_attributes = ("elapsed", "over")
 
     def __init__(self, env: Env, max_steps: int) -> None:
         super().__init__(env)
@@ -172,7 +172,7 @@ class Pad(EnvWrapper):
         self._spec = replace(
             spec,
             agents=spec.agents + tuple(f"pad_{index}" for index in range(self._extra)),
-            groups=spec.groups + ("pad",) * self._extra,
+            agent_types=spec.agent_types + ("pad",) * self._extra,
             observation_space=_widen(_with_zero(box), width),
             action_space=_wider_action(spec, actions, self._extra),
             observation_sizes=spec.observation_sizes + (0,) * self._extra,
@@ -247,7 +247,7 @@ def with_bounds(env: Env, bounds: Bounds) -> Env:
 class EpisodeStatistics(EnvWrapper):
     """Adds `episode_return` (mean over agents) and `episode_length` to the info of an episode's last step."""
 
-    memory = ("episode_return", "episode_length")
+    state_attributes = ("episode_return", "episode_length")
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)

@@ -24,9 +24,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import FREE_TO_CHANGE, RunConfig, flatten, require_episodes
+from marl.config import RESUMABLE_FIELDS, RunConfig, flatten, require_episodes
 from marl.errors import ConfigError, MarlError
-from marl.registry import AGENTS, ENVS, NoOptions, closest, find_env, find_family, missing
+from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
 
 USAGE = """usage: marl COMMAND ...
 
@@ -62,7 +62,7 @@ def main() -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError as error:
-        if not unread():
+        if not stdout_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
@@ -80,7 +80,7 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the program
 
 
-def unread() -> bool:
+def stdout_closed() -> bool:
     """Whether it is the output's pipe that is broken, and not one of an environment's."""
     output = select.poll()
     output.register(1, 0)  # errors alone
@@ -102,7 +102,7 @@ def dispatch() -> None:
             if not arg.isascii() and any("\ud800" <= letter <= "\udfff" for letter in arg):
                 raise ConfigError(f"argument {arg!a:.80} is not UTF-8; rename what it names")
         if args[0] not in COMMANDS:
-            raise ConfigError(closest("command", args[0], COMMANDS))
+            raise ConfigError(unknown_name_message("command", args[0], COMMANDS))
         COMMANDS[args[0]](args[1:])
     except MarlError as error:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
@@ -117,7 +117,7 @@ def dispatch() -> None:
         print(f"marl: {error.strerror}: {shown}; name another file or folder", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
-        from marl.halving import ran_out_of_memory
+        from marl.oom import ran_out_of_memory
 
         if not ran_out_of_memory(error):
             raise
@@ -133,7 +133,7 @@ def dispatch() -> None:
 
 
 def train(args: list[str]) -> None:
-    from experiments.presets import by_name, choose
+    from marl.experiments.presets import by_name, choose
     from marl.run import start
 
     env = args[0] if args and not args[0].startswith("-") else None
@@ -142,26 +142,26 @@ def train(args: list[str]) -> None:
             env = "toy/climbing"
         else:
             raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
-    agent, preset = peek(args, "--agent", "mat"), peek(args, "--preset", "")
+    agent, preset = scan_flag(args, "--agent", "mat"), scan_flag(args, "--preset", "")
     base, source = by_name(preset, env, agent) if preset else choose(env, agent)
     refuse_others_options(args, base)
     config = parse(base, args)
-    start(config, (f"settings: {source}", *departures(config, base)))
+    start(config, (f"settings: {source}", *algorithm_changes(config, base)))
 
 
-ESSENTIAL = ("agent_links", "slot_links", "agent_updates", "objective", "advantage", "ratio")
+ESSENTIAL = ("agent_credit", "token_credit", "agent_updates", "objective", "advantage", "ratio_level")
 """Settings of learning that tell one algorithm from another."""
-INSIDE = ("gamma_intra", "lambda_intra")
+INTRA_STEP_FIELDS = ("gamma_intra", "lambda_intra")
 """Such settings of the links inside a step, which mean nothing where there are none."""
 
 
-def departures(config: RunConfig, base: RunConfig) -> list[str]:
+def algorithm_changes(config: RunConfig, base: RunConfig) -> list[str]:
     """A line for each setting that makes the run another algorithm than its agent's name says."""
     mine, usual = flatten(config), flatten(base)
-    linked = "sequential" in (config.learn.agent_links, config.learn.slot_links)
+    linked = "sequential" in (config.learn.agent_credit, config.learn.token_credit)
     return [
         f"{name} is {mine[name]!r}, where {config.agent} has {usual[name]!r}: a variant of it, under the same name"
-        for name in (*ESSENTIAL, *(INSIDE if linked else ()))
+        for name in (*ESSENTIAL, *(INTRA_STEP_FIELDS if linked else ()))
         if mine[name] != usual[name]
     ]
 
@@ -233,7 +233,7 @@ The defaults shown are those of the tuned preset for this environment and agent,
 goes to RUNS/NAME: config.yaml, metrics.jsonl, TensorBoard events and checkpoints."""
 
 
-def peek(args: list[str], flag: str, default: str) -> str:
+def scan_flag(args: list[str], flag: str, default: str) -> str:
     """The value of a flag that decides which options there are; the last where it is given twice."""
     for i, text in reversed(list(enumerate(args))):
         if text == flag and i + 1 < len(args):
@@ -278,12 +278,12 @@ def resume(args: list[str]) -> None:
         """Run the code that the run's files name where somebody else has made it."""
 
     parsed = tyro.cli(Resume, prog="marl resume", args=args)
-    changes = {name: value for name, value in vars(parsed).items() if name in FREE_TO_CHANGE and value is not None}
+    changes = {name: value for name, value in vars(parsed).items() if name in RESUMABLE_FIELDS and value is not None}
     run.resume(parsed.run, changes, parsed.trust)
 
 
 @dataclass(frozen=True)
-class Watch:
+class PlayOptions:
     """What `eval` and `play` share."""
 
     subject: Annotated[Positional[str], arg(metavar="RUN|ENV")]
@@ -303,10 +303,10 @@ class Watch:
 
 
 def evaluate(args: list[str]) -> None:
-    from experiments.watch import report
+    from marl.experiments.play import print_eval
 
     @dataclass(frozen=True)
-    class Eval(Watch):
+    class Eval(PlayOptions):
         """Play episodes on the test seeds and report the returns.
 
         The test seeds are the same for every agent, so that comparisons are paired, and other ones than the validation
@@ -321,10 +321,10 @@ def evaluate(args: list[str]) -> None:
         out: Path | None = None
         """Write one JSON line an episode to this file."""
 
-    report(watched(Eval, "marl eval", args))
+    print_eval(parse_play_args(Eval, "marl eval", args))
 
 
-def watched(kind: type, prog: str, args: list[str]) -> Any:
+def parse_play_args(kind: type, prog: str, args: list[str]) -> Any:
     """Parse `args`, in which the options of the environment are flat fields too where the subject comes first and is
     one; they are then its `env_options`."""
     subject = args[0] if args and not args[0].startswith("-") else ""
@@ -338,10 +338,10 @@ def watched(kind: type, prog: str, args: list[str]) -> Any:
 
 
 def play(args: list[str]) -> None:
-    from experiments.watch import show
+    from marl.experiments.play import show
 
     @dataclass(frozen=True)
-    class Play(Watch):
+    class Play(PlayOptions):
         """Watch episodes: a video of what the environment draws, its text, or what a language agent says of them."""
 
         out: Path | None = None
@@ -350,13 +350,13 @@ def play(args: list[str]) -> None:
         """Frames a second of a video; None is 30."""
         stop_after: int = 10_000
         """Leave an episode after this many steps."""
-        view: Literal["video", "text", "story"] | None = None
+        view: Literal["video", "text", "transcript"] | None = None
         """What to watch. None is the story of a language agent (its prompts, actions and the credit of each token),
         else a video where the environment draws pictures, else its text."""
         attention: bool = False
         """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
 
-    parsed = watched(Play, "marl play", args)
+    parsed = parse_play_args(Play, "marl play", args)
     require_episodes("episodes", parsed.episodes)
     for name in ("fps", "stop_after"):
         if (value := getattr(parsed, name)) is not None and value < 1:
@@ -365,7 +365,7 @@ def play(args: list[str]) -> None:
 
 
 def report_runs(args: list[str]) -> None:
-    from experiments.report import report
+    from marl.experiments.report import compare_runs
 
     @dataclass(frozen=True)
     class Report:
@@ -380,12 +380,12 @@ def report_runs(args: list[str]) -> None:
         """Write OUT.json with every seed's curve, and OUT.png with the curves and their means over seeds."""
 
     parsed = tyro.cli(Report, prog="marl report", args=args)
-    report(parsed.runs, parsed.metric, parsed.out)
+    compare_runs(parsed.runs, parsed.metric, parsed.out)
 
 
 def transfer(args: list[str]) -> None:
-    from experiments.transfer import Transfer
-    from experiments.transfer import transfer as run
+    from marl.experiments.transfer import Transfer
+    from marl.experiments.transfer import transfer as run
 
     run(tyro.cli(Transfer, prog="marl transfer", args=args, registry=KEYWORDS))
 
@@ -429,7 +429,7 @@ def agent_table() -> Table:
 
 
 def preset_table() -> Table:
-    from experiments.presets import PRESETS
+    from marl.experiments.presets import PRESETS
 
     title = "Presets: chosen by environment and agent, or with --preset ENVIRONMENT+AGENT"
     table = Table(title=title, show_lines=True)
@@ -444,9 +444,9 @@ def preset_table() -> Table:
 
 
 def check(args: list[str]) -> None:
-    from envs.testing import check_env
+    from marl.envs.testing import check_env
     from marl.registry import EnvFactory
-    from marl.shared_memory import failure
+    from marl.vector.shared_memory import failure
 
     @dataclass(frozen=True)
     class CheckEnv:
@@ -484,7 +484,7 @@ def check(args: list[str]) -> None:
 
 
 def bench(args: list[str]) -> None:
-    from experiments.bench import Bench, run
+    from marl.experiments.bench.main import Bench, run
 
     run(tyro.cli(Bench, prog="marl bench", args=args))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from marl.config import RunConfig, default_config, override
 from marl.errors import UnknownNameError
-from marl.registry import closest
+from marl.registry import unknown_name_message
 
 TOY: dict[str, Any] = {
     "num_envs": 32,
@@ -35,7 +35,7 @@ MUJOCO: dict[str, Any] = {
     "entropy_coef": 0.001,
     "max_grad_norm": 0.5,
     "value_norm_decay": 0.95,
-    "normalise_observations": True,
+    "normalize_observations": True,
     "eval_interval": 25,
     "eval_episodes": 10,
 }
@@ -141,5 +141,5 @@ def by_name(name: str, env: str, agent: str) -> tuple[RunConfig, str]:
         return default_config(env, agent), "defaults"
     names = {f"{key[0]}+{key[1]}": changes for key, changes in PRESETS.items()}
     if name not in names:
-        raise UnknownNameError(closest("preset", name, [*names, "none"]))
+        raise UnknownNameError(unknown_name_message("preset", name, [*names, "none"]))
     return override(default_config(env, agent), names[name]), f"preset {name}"

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from marl.config import FREE_TO_CHANGE, RunConfig, flatten
+from marl.config import RESUMABLE_FIELDS, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
 from marl.evaluate import Split
 from marl.files import whole_files
@@ -22,7 +22,7 @@ Curve = dict[int, float]
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """The runs of one agent on one environment under the same settings: a curve for each seed.
 
     `name` is the agent's, with the settings behind it where there are groups that differ in nothing else. `curves` are
@@ -57,7 +57,11 @@ def summary(scores: Sequence[float]) -> tuple[float, float, float]:
 
 
 def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
-    """Raises CheckpointError where the run was never evaluated, ConfigError where its episodes lack `metric`."""
+    """Return the mean of `metric` by step, as `summarise` forms it: an episode that was left at the step limit is no
+    success, and otherwise counts where it has the metric; one whose value is not finite is left out.
+
+    Raises CheckpointError if the run was never evaluated, ConfigError if its episodes lack `metric`.
+    """
     scores: dict[int, list[float]] = {}
     rows = list(read_rows(folder / "evaluations.jsonl"))
     for row in rows:
@@ -66,7 +70,7 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
             known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
             raise no_metric(metric, folder, known)
-        if row.get("split", "validation") == split:
+        if row.get("split", "validation") == split and np.isfinite(known[metric]):
             scores.setdefault(row["step"], []).append(known[metric])
     if not rows:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
@@ -76,7 +80,7 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
 def values_of(row: Mapping[str, Any]) -> dict[str, float]:
     """What an evaluated episode can be compared by, from the fields of its EpisodeRow."""
     by_type = {f"return/{name}": value for name, value in row.get("type_returns", {}).items()}
-    return {"return": row["returns"], "length": row["length"], **by_type, **row["info"]}
+    return {"return": row["episode_return"], "length": row["length"], **by_type, **row["info"]}
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -97,7 +101,14 @@ def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
 
-NOT_COMPARED = FREE_TO_CHANGE - {"eval_stochastic"} | {"env", "agent", "seed", "device", "learn_threads", "micro_batch"}
+NOT_COMPARED = RESUMABLE_FIELDS - {"eval_stochastic"} | {
+    "env",
+    "agent",
+    "seed",
+    "device",
+    "learn_threads",
+    "micro_batch",
+}
 """Fields that do not change what is learned, or that groups and curves tell apart."""
 
 
@@ -105,10 +116,10 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """What two runs must have in common to be seeds of one experiment; of pre-training only whether there was one."""
     flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
     steps = {"steps": config.steps} if config.learn.anneal_learning_rate else {}
-    return flat | steps | {"init": bool(config.init)}
+    return flat | steps | {"init_from": bool(config.init_from)}
 
 
-def gather(folders: Sequence[Path], metric: str) -> list[Group]:
+def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
     """The runs grouped by environment, agent and settings, in the order of first appearance.
 
     Raises ConfigError where two runs of a group share a seed.
@@ -127,7 +138,7 @@ def gather(folders: Sequence[Path], metric: str) -> list[Group]:
         tests[config.seed] = read_curve(folder, metric, "test")
     configs = [config for config, *_ in found.values()]
     return [
-        Group(config.env, name_of(config, configs), dict(sorted(curves.items())), tests)
+        RunGroup(config.env, name_of(config, configs), dict(sorted(curves.items())), tests)
         for config, curves, tests in found.values()
     ]
 
@@ -154,7 +165,7 @@ on the way: validation seeds, so the highest is too high a score"""
 """Which seeds the table is of."""
 
 
-def table(groups: Sequence[Group], metric: str) -> Table:
+def table(groups: Sequence[RunGroup], metric: str) -> Table:
     """One row a group: its score at the end, and the highest evaluation on the way at which every seed was."""
     names = (Column(name, overflow="fold") for name in ("environment", "agent"))
     made = Table(*names, "seeds", "steps", f"{metric} at the end (95 %)", "highest on the way", "at")
@@ -171,7 +182,7 @@ def table(groups: Sequence[Group], metric: str) -> Table:
     return made
 
 
-def overall(groups: Sequence[Group], metric: str) -> Table | None:
+def overall(groups: Sequence[RunGroup], metric: str) -> Table | None:
     """Each agent over all environments, up to where every agent was evaluated: interquartile means over seeds and
     environments with their stratified bootstrap, and the probability of improvement on the first agent (Agarwal et
     al. 2021, section 4).
@@ -204,7 +215,7 @@ def overall(groups: Sequence[Group], metric: str) -> Table | None:
     return made
 
 
-def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
+def to_json(groups: Sequence[RunGroup], metric: str) -> dict[str, Any]:
     """Every seed's curve, environment by environment: on the validation seeds, and beside them on the test seeds."""
     both: dict[str, dict[str, Any]] = {"environments": {}, "test": {}}
     for group in groups:
@@ -214,7 +225,7 @@ def to_json(groups: Sequence[Group], metric: str) -> dict[str, Any]:
     return {"metric": metric, **both}
 
 
-def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
+def draw(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
     """The mean curves and faintly those of all seeds, one panel an environment.
 
     Raises MissingDependencyError without matplotlib.
@@ -233,10 +244,10 @@ def draw(groups: Sequence[Group], metric: str, path: Path) -> None:
     for panel, env in zip(panels, envs, strict=False):
         here = [group for group in groups if group.env == env]
         for group in here:
-            colour, steps = f"C{names.index(group.name)}", group.steps()
+            color, steps = f"C{names.index(group.name)}", group.steps()
             for curve in group.curves.values():
-                plot(panel, list(curve), list(curve.values()), color=colour, alpha=0.3, linewidth=0.7)
-            plot(panel, steps, [group.at(step)[0] for step in steps], color=colour, linewidth=1.8)
+                plot(panel, list(curve), list(curve.values()), color=color, alpha=0.3, linewidth=0.7)
+            plot(panel, steps, [group.at(step)[0] for step in steps], color=color, linewidth=1.8)
         seeds = sorted({len(group.curves) for group in here})
         count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         panel.set_title(f"{env}, seeds: {count}", fontsize=10)
@@ -259,7 +270,7 @@ def plot(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
     panel.plot(x, y, marker="o" if len(x) == 1 else "", **style)
 
 
-def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
+def compare_runs(folders: Sequence[Path], metric: str, out: Path | None) -> None:
     """Write `out`.json and `out`.png where a path is given; print the tables."""
     if not folders:
         raise ConfigError("report on what? Name one or more folders of runs")
@@ -269,7 +280,7 @@ def report(folders: Sequence[Path], metric: str, out: Path | None) -> None:
         if not out.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {out}: its folder does not exist")
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out
-    groups = gather(folders, metric)
+    groups = group_runs(folders, metric)
     tables = [table(groups, metric), overall(groups, metric)]
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")

@@ -15,36 +15,36 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from experiments.presets import choose
-from experiments.report import no_metric, read_curve, shown, values_of
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
-from marl.evaluate import evaluate
+from marl.evaluate import run_episodes
+from marl.experiments.presets import choose
+from marl.experiments.report import no_metric, read_curve, shown, values_of
 from marl.files import require_folder_name, write_whole
+from marl.multitask import share_parameters
 from marl.registry import AGENTS
 from marl.run import has_checkpoint, read_config, resume, start
 from marl.stats import mean_interval
-from marl.tasks import share
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 FILE = "transfer.json"
 
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
 """By agent, beginning (pretrained or scratch), percentage and seed."""
 
-Reached = dict[str, dict[str, int]]
+actual_steps = dict[str, dict[str, int]]
 """By agent and percentage: its steps, in whole iterations."""
 
 EVERYWHERE = ("return", "length")
 """What the episodes of every environment have."""
 
-OWN = frozenset(
-    {"env", "agent", "steps", "seed", "runs", "name", "init", "eval_episodes", "eval_interval", "eval_start"}
+RESERVED = frozenset(
+    {"env", "agent", "steps", "seed", "runs_dir", "name", "init_from", "eval_episodes", "eval_interval", "eval_start"}
 )
 """Settings of runs that belong to the comparison."""
 
-FIXED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
+LOCKED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
 """What a comparison that was begun keeps. Other agents and seeds may follow in it; the table is of those just named."""
 
 ON_TARGET = {"eval_start": True, "anneal_learning_rate": False}
@@ -75,7 +75,7 @@ class Transfer:
     """What to compare: return, length, or a number that the environment reports, such as success."""
     episodes: int = 32
     """Episodes of an evaluation; the table is of those on the test seeds."""
-    runs: Path = Path("runs")
+    runs_dir: Path = Path("runs")
     """Folder that holds the runs."""
     name: str = "transfer"
     """Folder in it for this comparison, with transfer.json."""
@@ -93,7 +93,7 @@ class Transfer:
             raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
         if outside := [percentage for percentage in self.percentages if not 0 <= percentage <= 100]:
             raise ConfigError(f"percentages has {outside[0]:g}; give parts of the budget, from 0 to 100")
-        if fixed := sorted(OWN & set(self.settings)):
+        if fixed := sorted(RESERVED & set(self.settings)):
             raise ConfigError(f"settings have {', '.join(fixed)}, which this command sets itself; leave it out")
         require_episodes("episodes", self.episodes)
         for name in ("budget", "pretrain_steps"):
@@ -110,14 +110,14 @@ class Transfer:
 
     @property
     def folder(self) -> Path:
-        return self.runs / self.name
+        return self.runs_dir / self.name
 
     def steps(self, percentage: float) -> int:
         return round(self.budget * percentage / 100)
 
     def config(self, env: str, agent: str, seed: int, part: str, **changes: Any) -> RunConfig:
         """That of a run: the preset, the settings, and what belongs to this comparison."""
-        own = {"seed": seed, "runs": str(self.folder), "name": f"{agent}-{seed}-{part}"}
+        own = {"seed": seed, "runs_dir": str(self.folder), "name": f"{agent}-{seed}-{part}"}
         watch = {"eval_episodes": self.episodes, "eval_interval": 0}
         return override(choose(env, agent)[0], self.settings | own | watch | changes)
 
@@ -126,7 +126,7 @@ class Transfer:
         source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
         targets = {
             beginning: [
-                self.config(self.target, agent, seed, beginning, steps=self.steps(part), init=init, **ON_TARGET)
+                self.config(self.target, agent, seed, beginning, steps=self.steps(part), init_from=init, **ON_TARGET)
                 for part in self.parts
             ]
             for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
@@ -140,7 +140,7 @@ def transfer(asked: Transfer) -> None:
     for agent in asked.agents:
         require_fit(asked, agent)
     scores: Scores = {}
-    reached: Reached = {}
+    reached: actual_steps = {}
     for agent, seed, beginning, folder in learn(asked):
         curve = read_curve(folder, asked.metric, "test")
         for percentage in sorted(asked.percentages):
@@ -157,9 +157,9 @@ def transfer(asked: Transfer) -> None:
     print(f"wrote {asked.folder / FILE}")
 
 
-def write(asked: Transfer, reached: Reached, scores: Scores) -> None:
+def write(asked: Transfer, reached: actual_steps, scores: Scores) -> None:
     """What was asked and what came out of it so far, as FILE in the comparison's folder."""
-    told = {**dataclasses.asdict(asked), "runs": str(asked.runs), "steps": reached, "scores": scores}
+    told = {**dataclasses.asdict(asked), "runs_dir": str(asked.runs_dir), "steps": reached, "scores": scores}
     write_whole(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
 
 
@@ -175,7 +175,7 @@ def require_same(asked: Transfer) -> None:
     wanted = json.loads(json.dumps(dataclasses.asdict(asked), default=str))
     for told in (begun, wanted):
         told["percentages"] = sorted(told.get("percentages", ()))
-    for name in FIXED:
+    for name in LOCKED:
         if begun.get(name) != wanted[name]:
             raise ConfigError(
                 f"{asked.folder} was begun with {name} {begun.get(name)}, and {wanted[name]} was asked for; give "
@@ -209,11 +209,11 @@ def require_fit(asked: Transfer, agent: str) -> None:
             policies.append(entry.make(env.spec, source.agent_options))
             labels.append(task.label)
             if task in unseen and asked.metric not in EVERYWHERE:
-                (row,) = evaluate(policies[-1], env, [0])
+                (row,) = run_episodes(policies[-1], env, [0])
                 if asked.metric not in (known := values_of(dataclasses.asdict(row))):
                     raise no_metric(asked.metric, task.label, known)
     for policy, label in zip(policies[1:], labels[1:], strict=True):
-        share(policy, policies[0], (label, labels[0]))
+        share_parameters(policy, policies[0], (label, labels[0]))
 
 
 def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
@@ -224,20 +224,20 @@ def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
     for seed in asked.seeds:
         for agent in asked.agents:
             source, targets = asked.plan(agent, seed)
-            advance(source)
+            train_until(source)
             if not (asked.folder / FILE).exists():
                 write(asked, {}, {})
             for beginning, configs in targets.items():
                 for config in configs:
-                    advance(config)
+                    train_until(config)
                 yield agent, seed, beginning, folder_of(configs[-1])
 
 
 def folder_of(config: RunConfig) -> Path:
-    return Path(config.runs) / config.name
+    return Path(config.runs_dir) / config.name
 
 
-def advance(config: RunConfig) -> None:
+def train_until(config: RunConfig) -> None:
     """Train until `config.steps`, from wherever the run stands; at its end it is evaluated and saved.
 
     Raises ConfigError where the folder holds another run, or this one is interrupted.
@@ -246,20 +246,20 @@ def advance(config: RunConfig) -> None:
     if (folder / "config.yaml").exists():
         if digest(read_config(folder)) != digest(config):
             raise ConfigError(f"{folder} was begun with other settings; give another --name, or remove it")
-        if done(folder) < config.steps:
+        if trained_steps(folder) < config.steps:
             resume(folder, {"steps": config.steps}, trust=True)  # its settings are those of this command
     else:
         start(config)
-    if done(folder) < config.steps:
+    if trained_steps(folder) < config.steps:
         raise ConfigError(f"{folder} was interrupted; the same command goes on from there")
 
 
-def done(folder: Path) -> int:
+def trained_steps(folder: Path) -> int:
     """Steps that a run has learned from."""
     return load(folder / "checkpoints").step if has_checkpoint(folder) else 0
 
 
-def table(asked: Transfer, reached: Reached, scores: Scores) -> Table:
+def table(asked: Transfer, reached: actual_steps, scores: Scores) -> Table:
     """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals."""
     title = (
         f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes on the test seeds, "

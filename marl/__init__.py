@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from marl.registry import register_agent, register_env
 
 if TYPE_CHECKING:
-    from marl.loading import load_policy
+    from marl.policy_io import load_policy
 
 __all__ = ["load_policy", "register_agent", "register_env"]
 
@@ -13,7 +13,7 @@ __all__ = ["load_policy", "register_agent", "register_env"]
 def __getattr__(name: str) -> Any:
     # Environment workers import this package and must not pay for torch's start.
     if name == "load_policy":
-        from marl.loading import load_policy
+        from marl.policy_io import load_policy
 
         return load_policy
     raise AttributeError(f"module 'marl' has no attribute {name!r}")

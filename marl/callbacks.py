@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from marl import distributed
-from marl.checkpoint import save
+from marl.checkpoint.store import save
 from marl.config import digest
 from marl.errors import CheckpointError
-from marl.evaluate import Split, evaluate, paired_seeds, summarise
+from marl.evaluate import Split, paired_seeds, run_episodes, summarize
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json
-from marl.tracking import RecordFile
+from marl.tracking.tensorboard import RecordFile
 from marl.transcript import play
 
 LOGGER = logging.getLogger("marl")
@@ -35,14 +35,14 @@ class Evaluate:
     def __init__(
         self, makes: Sequence[Callable[[int], VectorEnv]], episodes: int, interval: int, path: Path, max_steps: int
     ) -> None:
-        self.makes, self.episodes, self.interval, self.path = makes, episodes, interval, path
+        self.env_fns, self.episodes, self.interval, self.path = makes, episodes, interval, path
         self.max_steps = max_steps
         self.envs: list[VectorEnv] = []
-        self.stage: VectorEnv | None = None
+        self.transcript_env: VectorEnv | None = None
         self.rows: RecordFile | None = None
 
     def on_start(self, trainer: Any) -> None:
-        if trainer.config.watch.eval_start and not trainer.steps and distributed.rank() == 0:
+        if trainer.config.evaluation.eval_start and not trainer.steps and distributed.rank() == 0:
             trainer.tracker.log(0, self.run(trainer, "validation") | self.run(trainer, "test"))
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
@@ -51,7 +51,7 @@ class Evaluate:
         if distributed.rank() == 0:
             metrics |= self.run(trainer, "validation")
         trainer.last_score = distributed.gather(metrics.get("eval/return"))[0]
-        limit = trainer.config.watch.stop_return
+        limit = trainer.config.evaluation.stop_return
         if limit is not None and trainer.last_score is not None and trainer.last_score >= limit:
             trainer.stop_reason = f"reached the return {limit:g}"
         if distributed.rank() == 0 and (trainer.finished or trainer.stop_reason is not None):
@@ -64,7 +64,7 @@ class Evaluate:
         pass
 
     def close(self) -> None:
-        for part in (*self.envs, self.stage, self.rows):
+        for part in (*self.envs, self.transcript_env, self.rows):
             if part is not None:
                 part.close()
 
@@ -74,19 +74,21 @@ class Evaluate:
             return self.play_all(trainer, split)
 
     def play_all(self, trainer: Any, split: Split) -> dict[str, float]:
-        config, greedy = trainer.config, not trainer.config.watch.eval_stochastic
+        config, greedy = trainer.config, not trainer.config.evaluation.eval_stochastic
         if self.rows is None:
             # Greedy episodes are the same in any number of environments, each of which may be a game of its own.
             count = min(self.episodes, 32, config.collect.num_envs) if greedy else min(self.episodes, 32)
-            self.envs = [make(count) for make in self.makes]
+            self.envs = [make(count) for make in self.env_fns]
             self.rows = RecordFile(self.path)
         summaries, lines, seeds = [], [], paired_seeds(self.episodes, split)
         prefix = "eval" if split == "validation" else "test"
         for task, env in zip(trainer.tasks, self.envs, strict=True):
-            rows = evaluate(task.policy, env, seeds, greedy, max_steps=self.max_steps, stop=lambda: trainer.interrupted)
+            rows = run_episodes(
+                task.policy, env, seeds, greedy, max_steps=self.max_steps, stop=lambda: trainer.interrupted
+            )
             if len(rows) < len(seeds):
                 ended = f"{len(rows)} of {len(seeds)} episodes of {task.name} had ended"
-                ended += f", with a mean return of {np.mean([row.returns for row in rows]):.6g}" if rows else ""
+                ended += f", with a mean return of {np.mean([row.episode_return for row in rows]):.6g}" if rows else ""
                 LOGGER.warning(
                     "the %s evaluation after %d steps was interrupted: %s. It is left out; `marl eval` plays it again",
                     split,
@@ -104,19 +106,21 @@ class Evaluate:
                 )
             note = {"step": trainer.steps, "split": split} | ({"task": task.name} if len(self.envs) > 1 else {})
             lines += [json.dumps(note | dataclasses.asdict(row)) + "\n" for row in rows]
-            summaries.append(summarise(rows, prefix))
+            summaries.append(summarize(rows, prefix))
         for line in lines:
             self.rows.write(line.encode())
         if split == "validation" and hasattr(trainer.policy, "transcript"):
-            self.tell(trainer)
-        return trainer.over_tasks(summaries)
+            self.log_transcript(trainer)
+        return trainer.mean_over_tasks(summaries)
 
-    def tell(self, trainer: Any) -> None:
-        if self.stage is None:
-            self.stage = self.makes[0](1)
-        greedy = not trainer.config.watch.eval_stochastic
+    def log_transcript(self, trainer: Any) -> None:
+        if self.transcript_env is None:
+            self.transcript_env = self.env_fns[0](1)
+        greedy = not trainer.config.evaluation.eval_stochastic
         seed, norm = paired_seeds(1)[0], trainer.value_norm
-        episode = play(trainer.policy, self.stage, seed, trainer.links, norm, greedy, stop=lambda: trainer.interrupted)
+        episode = play(
+            trainer.policy, self.transcript_env, seed, trainer.links, norm, greedy, stop=lambda: trainer.interrupted
+        )
         trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
         trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))
 

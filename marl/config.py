@@ -17,9 +17,9 @@ from tyro.conf import Positional
 from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.files import require_folder_name
-from marl.normalise import ValueNorm
-from marl.objective import ClippedPPO, Estimator, SoftQ, Unit
-from marl.registry import AGENTS, ENVS, EnvFactory, NoOptions, closest, find_family, tasks_of
+from marl.objective import ClippedPPO, Estimator, RatioLevel, SoftQ
+from marl.registry import AGENTS, ENVS, EnvFactory, NoOptions, find_family, tasks_of, unknown_name_message
+from marl.value_norm import ValueNorm
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -104,11 +104,11 @@ class LearnConfig:
     gamma: float = 0.99
     """Discount between two steps."""
     gae_lambda: float = 0.95
-    """Weight of longer returns in generalised advantage estimation."""
-    agent_links: Axis = "parallel"
+    """Weight of longer returns in generalized advantage estimation."""
+    agent_credit: Axis = "parallel"
     """How credit runs within a step: parallel gives each agent its own chain through time, sequential threads one
     chain through the agents in the order in which they decide."""
-    slot_links: Axis = "parallel"
+    token_credit: Axis = "parallel"
     """The same for the slots (torques, tokens) of an agent's action."""
     gamma_intra: float | None = 1.0
     """Discount between two nodes of a step; None takes gamma."""
@@ -118,21 +118,21 @@ class LearnConfig:
     """Where advantages come from: gae from a critic; the rest do without one. return: what follows a node, against
     the whole batch; rloo and group: the score of an episode, against the other episodes of its group; gigpo: that,
     and what follows a step, against the steps of the group with the same observation."""
-    anchor_weight: float = 1.0
+    gigpo_step_weight: float = 1.0
     """Weight of the steps with the same observation in gigpo."""
     objective: Literal["ppo", "soft_q"] = "ppo"
-    """What is optimised: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
+    """What is optimized: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
     clip: float = 0.2
     """PPO clip range of the importance ratio."""
     clip_high: float | None = None
     """Upper clip range where it differs from the lower one; None takes clip for both."""
-    behaviour_cap: float = 2.0
+    is_weight_cap: float = 2.0
     """Largest weight of a unit that was sampled from another distribution than the policy's."""
     reference_coef: float = 0.0
     """Weight in the loss of the divergence from a frozen reference policy, for agents that have one."""
     reference_reward_coef: float = 0.0
     """Weight of the same divergence in the reward, token by token."""
-    ratio: Unit = "agent"
+    ratio_level: RatioLevel = "agent"
     """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus, which is the mean over the units of `ratio` of the sum over their nodes."""
@@ -154,7 +154,7 @@ class LearnConfig:
         _not_negative(
             self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
         )
-        _not_negative(self, "anchor_weight")
+        _not_negative(self, "gigpo_step_weight")
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
@@ -177,7 +177,7 @@ class LearnConfig:
         gamma_intra = self.gamma if self.gamma_intra is None else self.gamma_intra
         weights = (self.gae_lambda, self.gae_lambda if self.lambda_intra is None else self.lambda_intra)
         over, inside = weights if self.advantage == "gae" else (1.0, 1.0)
-        return Links(self.agent_links, self.slot_links, self.gamma, over, gamma_intra, inside)
+        return Links(self.agent_credit, self.token_credit, self.gamma, over, gamma_intra, inside)
 
     def make_objective(self) -> ClippedPPO | SoftQ:
         kind = ClippedPPO if self.objective == "ppo" else SoftQ
@@ -185,7 +185,7 @@ class LearnConfig:
 
 
 @dataclass(frozen=True)
-class WatchConfig:
+class EvalConfig:
     """Evaluating, saving and stopping."""
 
     eval_interval: int = 25
@@ -250,15 +250,15 @@ class RunConfig:
     """Environment steps to train for, over all environments and ranks; the last iteration is a whole one."""
     seed: int = 1
     """Seed of every random stream of the run."""
-    runs: str = "runs"
+    runs_dir: str = "runs"
     """Folder that holds the runs."""
     name: str = ""
     """Name of this run's folder; empty makes one from environment, agent, seed and time."""
-    init: str = ""
+    init_from: str = ""
     """Folder of a run, or of a checkpoint, whose last weights to begin with; empty begins with new ones."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     agent_options: Any = field(default_factory=NoOptions)
     env_options: Any = field(default_factory=NoOptions)
@@ -302,10 +302,10 @@ class RunConfig:
         return -(-self.steps // self.steps_per_iteration)
 
 
-PARTS = ("collect", "learn", "watch", "compute", "agent_options", "env_options")
-FREE_TO_CHANGE = frozenset(
-    {"steps", "runs", "name", "workers", "restart_workers", "on_nonfinite", "env_threads"}
-    | {f.name for f in dataclasses.fields(WatchConfig)}
+PARTS = ("collect", "learn", "evaluation", "compute", "agent_options", "env_options")
+RESUMABLE_FIELDS = frozenset(
+    {"steps", "runs_dir", "name", "workers", "restart_workers", "on_nonfinite", "env_threads"}
+    | {f.name for f in dataclasses.fields(EvalConfig)}
 )
 """Fields that a resumed run may change without changing what it has computed."""
 
@@ -335,7 +335,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
                 f"option of {config.agent} on {config.env}",
                 "`marl train ENV --agent NAME --help` lists them",
             )
-            raise ConfigError(closest(kind, name, owners, listed))
+            raise ConfigError(unknown_name_message(kind, name, owners, listed))
         grouped.setdefault(owners[name], {})[name] = value
     top = grouped.pop("", {})
     parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}
@@ -352,7 +352,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 def option_names() -> list[str]:
     """Return the names of all options of runs: the common ones, and those of every registered agent and environment."""
-    parts = [RunConfig, CollectConfig, LearnConfig, WatchConfig, ComputeConfig]
+    parts = [RunConfig, CollectConfig, LearnConfig, EvalConfig, ComputeConfig]
     for registry in (AGENTS, ENVS):
         parts += [registry.entries[name].options for name in registry.names()]
     names = dict.fromkeys(f.name for part in parts for f in dataclasses.fields(part))
@@ -368,7 +368,7 @@ def digest(config: RunConfig) -> str:
     fixed = {
         name: value
         for name, value in flatten(config).items()
-        if name not in FREE_TO_CHANGE and (value != usual[name] or name in ("env", "agent"))
+        if name not in RESUMABLE_FIELDS and (value != usual[name] or name in ("env", "agent"))
     }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

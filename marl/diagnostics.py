@@ -91,7 +91,7 @@ def find_symptoms(
             f"loss/value={loss:.3g} in units of normalized returns, so the critic does not follow the returns. Lower "
             "--learning-rate or --critic-learning-rate, and look for rewards of very different size",
         )
-    yield from _find_std_symptoms(metrics, flatten(config).get("std_limit"))
+    yield from _find_std_symptoms(metrics, flatten(config).get("max_std"))
     if (repeated := metrics.get("policy/repeated_text", 0.0)) > MAX_REPEATED_TEXT:
         yield (
             "repeated_text",
@@ -117,7 +117,7 @@ def _find_std_symptoms(metrics: Mapping[str, float], limit: float | None) -> Ite
         )
     if limit is not None and (highest := metrics.get("policy/std_max", 0.0)) > MAX_STD_FRACTION * limit:
         yield (
-            "std_limit",
-            f"policy/std_max={highest:.3g} has reached std_limit={limit:g}, so a dimension of the actions stays noise. "
+            "max_std",
+            f"policy/std_max={highest:.3g} has reached max_std={limit:g}, so a dimension of the actions stays noise. "
             "Lower --entropy-coef or --std-limit",
         )

@@ -1,4 +1,4 @@
-"""Data parallelism under torchrun; every function is a plain no-op in a single process."""
+"""Data parallelizm under torchrun; every function is a plain no-op in a single process."""
 
 import ctypes
 import mmap
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from marl.errors import ConfigError, RankError
 
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others: rank 0 evaluates alone."""
 SLOT = 1 << 20
 """Bytes of a rank's part of shared memory; a larger message goes in pieces."""
 
-_shared: "SharedSum | None" = None
+_shared: "SharedMemoryAllReduce | None" = None
 
 
 def start(device: str) -> torch.device:
@@ -54,10 +54,10 @@ def start(device: str) -> torch.device:
     end_with_launcher()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
         if local_world_size() == world_size() and sys.platform == "linux":
             global _shared
-            _shared = SharedSum.join()
+            _shared = SharedMemoryAllReduce.join()
     return chosen
 
 
@@ -80,7 +80,7 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def talking() -> Iterator[None]:
+def comm_errors() -> Iterator[None]:
     """Raises RankError where another rank is not there to talk to."""
     try:
         yield
@@ -89,10 +89,10 @@ def talking() -> Iterator[None]:
         raise RankError(f"another rank has left the run; {where}") from error
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return once every rank got here: no rank may leave the group while another still talks to it."""
     if dist.is_initialized():
-        with talking():
+        with comm_errors():
             dist.barrier()
 
 
@@ -118,12 +118,12 @@ def all_reduce(x: Tensor) -> Tensor:
     if _shared is not None and x.device.type == "cpu":
         _shared.sum(x)
     elif dist.is_initialized():
-        with talking():
+        with comm_errors():
             dist.all_reduce(x)
     return x
 
 
-class SharedSum:
+class SharedMemoryAllReduce:
     """Sums over the ranks of one machine through memory that they share.
 
     A gradient of 84 000 numbers takes a tenth of a millisecond on two ranks, and milliseconds through gloo's sockets.
@@ -137,13 +137,13 @@ class SharedSum:
         """`memory`: descriptor of the slots. `peers`: every other rank on rank 0, and rank 0 on the others."""
         self.peers, self.rank, self.turn = peers, rank(), 0
         for peer in peers:
-            peer.settimeout(PATIENCE.total_seconds())
+            peer.settimeout(TIMEOUT.total_seconds())
         shape = (2, world_size(), SLOT)
         self.slots = torch.frombuffer(mmap.mmap(memory, 2 * world_size() * SLOT), dtype=torch.uint8).view(shape)
         os.close(memory)
 
     @classmethod
-    def join(cls) -> "SharedSum":
+    def join(cls) -> "SharedMemoryAllReduce":
         """Called by all ranks at once. The memory has no name: nothing is left behind, however a rank ends."""
         with socket.socket(socket.AF_UNIX) as door:
             if rank() == 0:
@@ -160,7 +160,7 @@ class SharedSum:
             while len(peers) < world_size() - 1:
                 peer, _ = door.accept()
                 # Anyone on the machine may knock at such an address.
-                if user_of(peer) == os.getuid():
+                if peer_uid(peer) == os.getuid():
                     socket.send_fds(peer, [b"+"], [memory])
                     peers.append(peer)
         return cls(memory, peers)
@@ -170,13 +170,13 @@ class SharedSum:
         for part in x.view(-1).split(SLOT // x.element_size()):
             slots = self.slots[self.turn, :, : part.numel() * x.element_size()].view(x.dtype)
             slots[self.rank] = part
-            self.meet()
+            self.barrier()
             torch.sum(slots, 0, out=part)
             self.turn = 1 - self.turn
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Return once every rank is here. Raises RankError where one has left, or does not come."""
-        with talking():
+        with comm_errors():
             if self.rank:
                 self.peers[0].send(b"+")
             if not all(peer.recv(1) for peer in self.peers):
@@ -191,7 +191,7 @@ class SharedSum:
             peer.close()
 
 
-def user_of(peer: socket.socket) -> int:
+def peer_uid(peer: socket.socket) -> int:
     """The user whose process is at the other end."""
     _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return user
@@ -205,7 +205,7 @@ def local_world_size() -> int:
 def resume_command(folder: Path, ranks: int | None = None) -> str:
     """What a user types to go on with a run on so many ranks of this machine, by default as many as now."""
     ranks = ranks or world_size()
-    start = f"torchrun --nproc-per-node {ranks} -m experiments.cli" if ranks > 1 else "marl"
+    start = f"torchrun --nproc-per-node {ranks} -m marl.experiments.cli" if ranks > 1 else "marl"
     return f"{start} resume {shlex.quote(str(folder))}"
 
 
@@ -219,7 +219,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def broadcast_module(module: nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0."""
     if dist.is_initialized():
-        with talking():
+        with comm_errors():
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
@@ -245,6 +245,6 @@ def gather(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    with talking():
+    with comm_errors():
         dist.all_gather_object(values, value)
     return values

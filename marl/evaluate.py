@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from marl.info import finite_info
-from marl.memory import Memory
 from marl.protocols import Policy, VectorEnv
+from marl.recurrent_state import RecurrentState
 from marl.seeding import Streams
 from marl.stats import mean_interval
 from marl.types import EnvSpec
 
-MOST_REPEATS = 3
+MAX_REPEATS = 3
 """How often an episode is played again because its environment died."""
 
 MAX_STEPS = 10_000
@@ -43,7 +43,7 @@ class EpisodeRow:
 
     episode: int
     seed: int
-    returns: float
+    episode_return: float
     length: int
     terminated: bool
     info: dict[str, float] = field(default_factory=dict)
@@ -58,8 +58,8 @@ def return_labels(spec: EnvSpec) -> tuple[str, ...]:
     """
     if spec.team_reward or spec.num_agents == 1:
         return ()
-    if len(set(spec.groups)) > 1:
-        return spec.groups
+    if len(set(spec.agent_types)) > 1:
+        return spec.agent_types
     return spec.agents if spec.num_agents <= MAX_AGENT_RETURNS else ()
 
 
@@ -75,7 +75,7 @@ def never() -> bool:
     return False
 
 
-def evaluate(
+def run_episodes(
     policy: Policy,
     env: VectorEnv,
     seeds: Sequence[int],
@@ -86,7 +86,7 @@ def evaluate(
 ) -> list[EpisodeRow]:
     """One row per seed, in the order of `seeds`.
 
-    Every seed is played to its end, whatever its length, so that short episodes are not favoured:
+    Every seed is played to its end, whatever its length, so that short episodes are not favored:
     environment e plays episodes e, e + E, e + 2 E, ... An episode that a dying environment cut short is played again,
     some times at most. An episode is left after `max_steps` steps, or the environment's own limit where that is
     larger. Once `stop()` is true, only the rows of the episodes that have ended are returned.
@@ -101,12 +101,12 @@ def evaluate(
     rows: dict[int, EpisodeRow] = {}
     obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
     playing[len(seeds) :] = -1
-    memory = Memory(policy, count)
+    memory = RecurrentState(policy, count)
     warned: set[str] = set()
     while (playing >= 0).any() and not stop():
         with torch.inference_mode():
-            decision = policy.act(memory.join(policy.encode(obs)), generator, deterministic)
-        memory.keep(decision)
+            decision = policy.act(memory.add_to(policy.encode(obs)), generator, deterministic)
+        memory.update(decision)
         step = env.step(decision.action)
         obs = step.obs
         totals += step.reward
@@ -116,12 +116,12 @@ def evaluate(
         over = ended | cut
         if not over.any():
             continue
-        memory.forget(over)
+        memory.reset(over)
         step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
         infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
         for e in np.flatnonzero(over):
             episode = int(playing[e])
-            if episode >= 0 and step.restarted is not None and step.restarted[e] and lost[e] < MOST_REPEATS:
+            if episode >= 0 and step.restarted is not None and step.restarted[e] and lost[e] < MAX_REPEATS:
                 lost[e] += 1
                 obs = env.reset_at(int(e), seeds[episode])
             elif episode >= 0:
@@ -150,7 +150,7 @@ def paired_seeds(count: int, split: Split = "validation") -> list[int]:
     return [streams.integer("eval" if split == "validation" else "test", i) for i in range(count)]
 
 
-def summarise(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, float]:
+def summarize(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, float]:
     """Means over episodes, with the 95 % Student interval of the mean return, as `PREFIX/NAME`.
 
     Returns of agent types are `PREFIX/return/TYPE`. What the infos of all episodes that ended by themselves hold is
@@ -159,12 +159,12 @@ def summarise(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, flo
     that was cut is counted as `PREFIX/cut`.
     """
     count = len(rows)
-    rows = [row for row in rows if np.isfinite(row.returns)]
+    rows = [row for row in rows if np.isfinite(row.episode_return)]
     counts = {"dropped": count - len(rows), "cut": sum(row.cut for row in rows)}
     counted = {f"{prefix}/{name}": float(number) for name, number in counts.items() if number}
     if not rows:
         return counted
-    returns = np.array([row.returns for row in rows])
+    returns = np.array([row.episode_return for row in rows])
     low, high = mean_interval(returns)
     means = {
         "return": float(returns.mean()),
@@ -177,7 +177,7 @@ def summarise(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, flo
     }
     ended = [row for row in rows if not row.cut]
     shared = set.intersection(*(set(row.info) for row in ended)) if ended else set()
-    for name in sorted(filter(of_episode, shared)):
+    for name in sorted(filter(is_episode_metric, shared)):
         total = sum(row.info[name] for row in ended)
         mean = total / len(rows if name == "success" else ended)
         if np.isfinite(mean):
@@ -185,7 +185,7 @@ def summarise(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, flo
     return {f"{prefix}/{name}": value for name, value in means.items()} | counted
 
 
-def of_episode(name: str) -> bool:
+def is_episode_metric(name: str) -> bool:
     """Whether a scalar of an episode's last info speaks of the whole team and episode.
 
     The terms of the last step's reward do not, nor does what belongs to one agent (AGENT/NAME); returns and lengths

@@ -15,11 +15,11 @@ MAX_NAME_BYTES = 200
 def whole_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Yield a path beside each of `paths`, of the same suffix, to write to.
 
-    At the end those that were written are renamed into place; after an error none is. A device or a pipe is yielded
-    itself. Raises ConfigError where the system does not let us write.
+    At the end those that were written are renamed into place; after an error none is. A device, a pipe or an open file
+    (/dev/stdout) is yielded itself. Raises ConfigError where the system does not let us write.
     """
-    finals = [Path(os.path.realpath(path)) for path in paths]
-    beside = [_beside(path) for path in finals]
+    finals = [path if _is_device(path) else Path(os.path.realpath(path)) for path in paths]
+    beside = [path if _is_device(path) else path.with_name(f".{path.stem}.partial{path.suffix}") for path in finals]
     try:
         for path in finals:
             if path.is_dir():
@@ -39,11 +39,12 @@ def whole_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
                     written.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
+def _is_device(path: Path) -> bool:
+    """Whether a path names a device, a pipe or an open file, which no other file can replace."""
     with suppress(OSError):
         if path.exists() and not path.is_file():
-            return path
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
+            return True
+    return path.is_absolute() and path.parts[1:2] in (("dev",), ("proc",))
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
@@ -56,7 +57,7 @@ def require_folder_name(option: str, name: str) -> None:
     """Raise ConfigError unless `name` is that of a folder directly below another, on every file system."""
     problem = ""
     if name in ("", ".", "..") or "/" in name or "\\" in name:
-        problem = "is no name of a folder; its place is given with --runs"
+        problem = "is no name of a folder; its place is given with --runs-dir"
     elif name.startswith("-") or name != name.strip() or not name.isprintable():
         problem = "begins with a dash, or has spaces around it or characters that cannot be printed"
     elif len(name.encode(errors="replace")) > MAX_NAME_BYTES:

@@ -22,24 +22,24 @@ def leave_one_out(score: Tensor, valid: Tensor, size: int) -> Tensor:
     return advantage.reshape(score.shape).to(score.dtype)
 
 
-def relative(score: Tensor, valid: Tensor, size: int) -> Tensor:
+def grpo_advantages(score: Tensor, valid: Tensor, size: int) -> Tensor:
     """(E, N): each episode's score in standard deviations of its group (GRPO, Shao et al. 2024, section 4.1.2)."""
     scores, weight = _grouped(score, valid, size)
     count = weight.sum(1, keepdim=True).clamp(min=1.0)
-    centred = (scores - (scores * weight).sum(1, keepdim=True) / count) * weight
-    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return (centred / (deviation + EPSILON)).reshape(score.shape).to(score.dtype)
+    centered = (scores - (scores * weight).sum(1, keepdim=True) / count) * weight
+    deviation = (centered.square().sum(1, keepdim=True) / count).sqrt()
+    return (centered / (deviation + EPSILON)).reshape(score.shape).to(score.dtype)
 
 
-def spread(score: Tensor, valid: Tensor, size: int) -> Tensor:
+def group_std(score: Tensor, valid: Tensor, size: int) -> Tensor:
     """(E / size, N): the standard deviation inside each group."""
     scores, weight = _grouped(score, valid, size)
     count = weight.sum(1).clamp(min=1.0)
-    centred = (scores - ((scores * weight).sum(1) / count).unsqueeze(1)) * weight
-    return (centred.square().sum(1) / count).sqrt()
+    centered = (scores - ((scores * weight).sum(1) / count).unsqueeze(1)) * weight
+    return (centered.square().sum(1) / count).sqrt()
 
 
-def anchored(returns: Tensor, keys: Tensor, mask: Tensor, size: int) -> Tensor:
+def gigpo_step_advantages(returns: Tensor, keys: Tensor, mask: Tensor, size: int) -> Tensor:
     """(T, E, N): returns-to-go in standard deviations of the steps of the group that began with the same observation.
 
     `keys` (T, E, N) int64 are equal where observations are. A step without a twin is 0 (GiGPO, Feng et al. 2025,
@@ -53,10 +53,10 @@ def anchored(returns: Tensor, keys: Tensor, mask: Tensor, size: int) -> Tensor:
     weight, values = mask.flatten().double(), returns.flatten().double()
     sums = torch.zeros(2, int(index.max()) + 1, dtype=torch.float64, device=returns.device)
     count, total = sums.index_add(1, index, torch.stack([weight, values * weight])).unbind()
-    centred = (values - (total / count.clamp(min=1.0))[index]) * weight
-    square = torch.zeros_like(count).index_add(0, index, centred.square())
+    centered = (values - (total / count.clamp(min=1.0))[index]) * weight
+    square = torch.zeros_like(count).index_add(0, index, centered.square())
     deviation = (square / count.clamp(min=1.0)).sqrt()[index]
-    return (centred / (deviation + EPSILON)).view_as(returns).to(returns.dtype)
+    return (centered / (deviation + EPSILON)).view_as(returns).to(returns.dtype)
 
 
 def observation_keys(inputs: Inputs, agents: int) -> Tensor:

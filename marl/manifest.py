@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from marl.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
+MAX_NUMBER = 2.0**63
+"""Numbers of a manifest lie below it, so that they can be computed with as floats."""
 
 
 class NewerFormatError(CheckpointError):
@@ -62,11 +63,11 @@ def ill_formed(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < MAX_NUMBER
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _is_file(name: str, expected: Any) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 from marl.errors import ConfigError
 from marl.types import Evaluation, Inputs, Nodes
 
-Unit = Literal["node", "agent", "step"]
+RatioLevel = Literal["node", "agent", "step"]
 Estimator = Literal["k1", "k2", "k3"]
-Rows = slice | Tensor
+RowIndex = slice | Tensor
 """Some rows of a batch: a slice that has a start and a stop, or their indices."""
 
 
@@ -20,7 +20,7 @@ Rows = slice | Tensor
 class Batch:
     """B rows of a rollout: `inputs` and `nodes` (B, ...), the rest (B, N, L) or (B, N, 1).
 
-    `value` and `returns` are in the critic's units; `returns` is None where no value is learned. `behaviour` and
+    `value` and `returns` are in the critic's units; `returns` is None where no value is learned. `behavior` and
     `reference` as in Decision.
     """
 
@@ -30,10 +30,10 @@ class Batch:
     value: Tensor
     advantage: Tensor
     returns: Tensor | None
-    behaviour: Tensor | None = None
-    reference: Tensor | None = None
+    behavior_log_prob: Tensor | None = None
+    reference_log_prob: Tensor | None = None
 
-    def rows(self, index: Rows) -> "Batch":
+    def rows(self, index: RowIndex) -> "Batch":
         """The rows at `index`; those of a slice are views."""
         nodes = self.nodes
 
@@ -42,29 +42,29 @@ class Batch:
 
         return Batch(
             inputs={name: x[index] for name, x in self.inputs.items()},
-            nodes=Nodes(nodes.action[index], nodes.mask[index], nodes.trained[index], take(nodes.order)),
+            nodes=Nodes(nodes.action[index], nodes.node_mask[index], nodes.loss_mask[index], take(nodes.order)),
             log_prob=self.log_prob[index],
             value=self.value[index],
             advantage=self.advantage[index],
             returns=take(self.returns),
-            behaviour=take(self.behaviour),
-            reference=take(self.reference),
+            behavior_log_prob=take(self.behavior_log_prob),
+            reference_log_prob=take(self.reference_log_prob),
         )
 
-    def of_agent(self, agent: int, weight: Tensor) -> "Batch":
+    def for_agent(self, agent: int, weight: Tensor) -> "Batch":
         """The same rows with the decisions of one agent, its advantages times `weight` (B, 1, 1), and no values."""
-        mine = torch.zeros_like(self.nodes.trained[:1])
+        mine = torch.zeros_like(self.nodes.loss_mask[:1])
         mine[:, agent] = True
-        nodes = replace(self.nodes, trained=self.nodes.trained & mine)
+        nodes = replace(self.nodes, loss_mask=self.nodes.loss_mask & mine)
         return replace(self, nodes=nodes, advantage=self.advantage * weight, returns=None)
 
     def values_only(self) -> "Batch":
         """The same rows with values to learn and no decisions."""
-        return replace(self, nodes=replace(self.nodes, trained=torch.zeros_like(self.nodes.trained)))
+        return replace(self, nodes=replace(self.nodes, loss_mask=torch.zeros_like(self.nodes.loss_mask)))
 
 
 @dataclass(frozen=True)
-class ValueLoss:
+class Objective:
     """The error of values against returns, and the estimate of how far a policy moved."""
 
     value_coef: float = 1.0
@@ -117,7 +117,7 @@ class ValueLoss:
 
 
 @dataclass(frozen=True)
-class ClippedPPO(ValueLoss):
+class ClippedPPO(Objective):
     """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with a value loss and an entropy bonus.
 
     `ratio` says what the importance ratio, and with it the clip, belongs to: each "node" (one torque,
@@ -126,16 +126,16 @@ class ClippedPPO(ValueLoss):
     (Yu et al. 2025, eq. 10).
 
     Where something else than the policy sampled, each unit weighs in with the probability of the old policy
-    over that of the sampler, cut at `behaviour_cap` (Espeholt et al. 2018, eq. 1: a truncated importance weight).
+    over that of the sampler, cut at `is_weight_cap` (Espeholt et al. 2018, eq. 1: a truncated importance weight).
     `reference_coef` weighs the divergence from the reference policy, estimated by k3 at each node
     (Shao et al. 2024, eq. 4).
     """
 
     clip: float = 0.2
     clip_high: float | None = None
-    behaviour_cap: float = 2.0
+    is_weight_cap: float = 2.0
     reference_coef: float = 0.0
-    ratio: Unit = "agent"
+    ratio_level: RatioLevel = "agent"
     entropy_coef: float = 0.01
     value_clip: float = 0.0
 
@@ -145,14 +145,14 @@ class ClippedPPO(ValueLoss):
             raise ConfigError(f"clip is {self.clip}; the PPO clip lies between 0 and 1, usually 0.05 to 0.3")
         if self.clip_high is not None and not 0.0 < self.clip_high < float("inf"):
             raise ConfigError(f"clip_high is {self.clip_high}; give a positive number, or None for that of clip")
-        if not 1.0 <= self.behaviour_cap < float("inf"):
-            raise ConfigError(f"behaviour_cap is {self.behaviour_cap}; a cap of importance weights is 1 or more")
+        if not 1.0 <= self.is_weight_cap < float("inf"):
+            raise ConfigError(f"is_weight_cap is {self.is_weight_cap}; a cap of importance weights is 1 or more")
         for name in ("entropy_coef", "value_clip", "reference_coef"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
 
     def units(self, batch: Batch) -> Tensor:
-        return to_units(batch.nodes.trained, self.unit(batch))
+        return to_units(batch.nodes.loss_mask, self.unit(batch))
 
     def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts, each a sum over this batch divided by `counts`.
@@ -161,7 +161,7 @@ class ClippedPPO(ValueLoss):
         batches add up to that minibatch's means, and so do their gradients.
         """
         units = counts[0].clamp(min=1.0)
-        trained, unit = batch.nodes.trained, self.unit(batch)
+        trained, unit = batch.nodes.loss_mask, self.unit(batch)
         mask = to_units(trained, unit)
         log_ratio = unit_sum(evaluation.log_prob - batch.log_prob, trained, unit)
         advantage = unit_mean(batch.advantage.expand_as(trained), trained, unit)
@@ -171,17 +171,17 @@ class ClippedPPO(ValueLoss):
         low, high = 1.0 - self.clip, 1.0 + (self.clip if self.clip_high is None else self.clip_high)
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         extra: dict[str, Tensor] = {}
-        if batch.behaviour is not None:
-            gap = unit_sum(batch.log_prob - batch.behaviour, trained, unit)
-            surrogate = surrogate * gap.clamp(-20.0, 20.0).exp().clamp(max=self.behaviour_cap)
-            extra["policy/behaviour_gap"] = masked_sum(gap.abs(), mask) / units
+        if batch.behavior_log_prob is not None:
+            gap = unit_sum(batch.log_prob - batch.behavior_log_prob, trained, unit)
+            surrogate = surrogate * gap.clamp(-20.0, 20.0).exp().clamp(max=self.is_weight_cap)
+            extra["policy/behavior_gap"] = masked_sum(gap.abs(), mask) / units
         policy_loss = -masked_sum(surrogate, mask) / units
         entropy_mean = masked_sum(evaluation.entropy, trained) / units
         loss = policy_loss - self.entropy_coef * entropy_mean
-        if batch.reference is None and self.reference_coef:
+        if batch.reference_log_prob is None and self.reference_coef:
             raise no_reference("reference_coef", self.reference_coef)
-        if batch.reference is not None:
-            distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+        if batch.reference_log_prob is not None:
+            distance = (batch.reference_log_prob - evaluation.log_prob).clamp(-20.0, 20.0)
             divergence = masked_sum(kl_estimate(distance, "k3"), trained) / units
             loss = loss + self.reference_coef * divergence
             extra["policy/reference_kl"] = divergence.detach()
@@ -196,9 +196,9 @@ class ClippedPPO(ValueLoss):
             }
         return loss, parts | value_part | extra
 
-    def unit(self, batch: Batch) -> Unit:
+    def unit(self, batch: Batch) -> RatioLevel:
         """What the ratio belongs to: an agent's only slot is a node of its own, which is less work."""
-        return "node" if self.ratio == "agent" and batch.nodes.mask.shape[-1] == 1 else self.ratio
+        return "node" if self.ratio_level == "agent" and batch.nodes.node_mask.shape[-1] == 1 else self.ratio_level
 
     def value_error(self, value: Tensor, old_value: Tensor, returns: Tensor) -> Tensor:
         """Return the error of each value node, the larger of the free and the clipped one where `value_clip` > 0."""
@@ -210,24 +210,24 @@ class ClippedPPO(ValueLoss):
 
 
 @dataclass(frozen=True)
-class SoftQ(ValueLoss):
-    """Entropy-regularised policy optimisation node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
+class SoftQ(Objective):
+    """Entropy-regularized policy optimization node by node (Wen et al. 2024, "Entropy-Regularized Token-Level Policy
     Optimization", eq. 12 and 13).
 
     Returns are the reward and the soft value of the next node, or longer ones (lambda above 0) with the divergence that
     the nodes between have earned. `Evaluation.value` is the Q of the action
-    taken, regressed on them; `Evaluation.expected` is the policy's loss, an expectation over all actions of a node.
+    taken, regressed on them; `Evaluation.policy_loss` is the policy's loss, an expectation over all actions of a node.
     """
 
     def units(self, batch: Batch) -> Tensor:
-        return batch.nodes.trained
+        return batch.nodes.loss_mask
 
     def __call__(self, evaluation: Evaluation, batch: Batch, counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As ClippedPPO. Raises ConfigError where the policy gives no expected loss."""
-        if evaluation.expected is None:
+        if evaluation.policy_loss is None:
             raise ConfigError("objective is 'soft_q', which this agent does not compute; take 'ppo', or the agent etpo")
-        units, trained = counts[0].clamp(min=1.0), batch.nodes.trained
-        policy_loss = masked_sum(evaluation.expected, trained) / units
+        units, trained = counts[0].clamp(min=1.0), batch.nodes.loss_mask
+        policy_loss = masked_sum(evaluation.policy_loss, trained) / units
         loss, value_part = self.total(policy_loss, evaluation, batch, counts)
         with torch.no_grad():
             log_ratio = (evaluation.log_prob - batch.log_prob).masked_fill(~trained, 0.0).clamp(-20.0, 20.0)
@@ -237,8 +237,8 @@ class SoftQ(ValueLoss):
                 "policy/entropy": masked_sum(evaluation.entropy, trained) / units,
                 "policy/kl": masked_sum(kl_estimate(log_ratio, self.kl_estimator), trained) / units,
             }
-            if batch.reference is not None:
-                distance = (batch.reference - evaluation.log_prob).clamp(-20.0, 20.0)
+            if batch.reference_log_prob is not None:
+                distance = (batch.reference_log_prob - evaluation.log_prob).clamp(-20.0, 20.0)
                 parts["policy/reference_kl"] = masked_sum(kl_estimate(distance, "k3"), trained) / units
         return loss, parts | value_part
 
@@ -263,7 +263,7 @@ def kl_estimate(log_ratio: Tensor, kind: Estimator) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def consecutive(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[Rows]:
+def even_slices(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[RowIndex]:
     """The rows of `mask` (B, N, L) in order, cut into parts of about equal size as `Policy.split` says.
 
     `chunk` rows stay together.
@@ -276,13 +276,13 @@ def consecutive(mask: Tensor, rows: int, divisor: int, chunk: int = 1) -> list[R
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def row_count(index: Rows) -> int:
+def row_count(index: RowIndex) -> int:
     return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
 def value_mask(batch: Batch) -> Tensor:
     """(B, N, L), or (B, N, 1) where a value belongs to a whole action."""
-    mask = batch.nodes.mask
+    mask = batch.nodes.node_mask
     return mask if batch.value.shape[-1] == mask.shape[-1] else mask.any(-1, keepdim=True)
 
 
@@ -294,7 +294,7 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 _AXES: dict[str, tuple[int, ...]] = {"node": (), "agent": (-1,), "step": (-2, -1)}
 
 
-def to_units(mask: Tensor, unit: Unit) -> Tensor:
+def to_units(mask: Tensor, unit: RatioLevel) -> Tensor:
     """Which units hold at least one node: (B, N, L), (B, N, 1) or (B, 1, 1)."""
     return (
         mask
@@ -305,13 +305,13 @@ def to_units(mask: Tensor, unit: Unit) -> Tensor:
     )
 
 
-def unit_sum(x: Tensor, mask: Tensor, unit: Unit) -> Tensor:
+def unit_sum(x: Tensor, mask: Tensor, unit: RatioLevel) -> Tensor:
     """The sum of the masked nodes of each unit."""
     x = x.masked_fill(~mask, 0.0)
     return x if unit == "node" else x.sum(_AXES[unit], keepdim=True)
 
 
-def unit_mean(x: Tensor, mask: Tensor, unit: Unit) -> Tensor:
+def unit_mean(x: Tensor, mask: Tensor, unit: RatioLevel) -> Tensor:
     """The mean of the masked nodes of each unit."""
     if unit == "node":
         return x

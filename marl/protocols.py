@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Generator, Tensor, nn
 
-from marl.objective import Rows
+from marl.objective import RowIndex
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs, Step, VectorStep
 
 State = dict[str, Any]
@@ -116,7 +116,7 @@ class Policy(Protocol):
         """(E, N): the value of each agent's first node, in the critic's own units."""
         ...
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[Rows]:
+    def micro_batches(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[RowIndex]:
         """The indices of the rows of each forward pass of an update; together they hold every row once.
 
         A pass takes at most `rows` rows, 0 for as many as the policy likes, and where memory ran out before, a
@@ -128,7 +128,7 @@ class Policy(Protocol):
         """Follow a gradient step: a moving average of weights, a memory that has become stale."""
         ...
 
-    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
         """Take a rollout of B = T x E rows into running statistics, after learning from it.
 
         `inputs` (B, ...) were read where `nodes` (B, N, L) exist: an agent lived and the row was learned from.

@@ -50,9 +50,9 @@ class EnvEntry:
     name: str
     make: Callable[..., Any]
     options: type = NoOptions
-    batch: Callable[..., Any] | None = None
+    make_vector: Callable[..., Any] | None = None
     tasks: tuple[str, ...] = ()
-    open_tasks: bool = False
+    accepts_other_tasks: bool = False
     """`tasks` is a selection: `make` knows more, and refuses wrong names itself."""
     requires: tuple[str, ...] = ()
     """Modules that must be importable."""
@@ -87,7 +87,7 @@ class Registry:
     """Entries of one kind, loaded from the entry-point group `group` on first use."""
 
     kind: str
-    group: str
+    entry_point_group: str
     entries: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     loaded: bool = False
@@ -106,7 +106,7 @@ class Registry:
         if self.loaded:
             return
         self.loaded = True
-        for point in entry_points(group=self.group):
+        for point in entry_points(group=self.entry_point_group):
             try:
                 importlib.import_module(point.value.split(":")[0])
             except (Exception, SystemExit) as error:
@@ -122,14 +122,14 @@ class Registry:
             return self.entries[name]
         if name in self.broken:
             raise ConfigError(f"the plug-in for {self.kind} {name!r} failed to import: {self.broken[name]}")
-        raise UnknownNameError(closest(self.kind, name, self.entries))
+        raise UnknownNameError(unknown_name_message(self.kind, name, self.entries))
 
 
 ENVS = Registry("environment", "marl.envs")
 AGENTS = Registry("agent", "marl.agents")
 
 
-def closest(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
+def unknown_name_message(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
     """The message for a wrong name: the closest known ones, or where none is close all, or where they are `listed`."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
@@ -225,7 +225,7 @@ def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
         known = [option.name for option in fields(entry.options)]
         for key in own:
             if key not in known:
-                raise UnknownNameError(closest(f"option of {entry.name}", key, known))
+                raise UnknownNameError(unknown_name_message(f"option of {entry.name}", key, known))
         found.append(EnvFactory(task, {**options, **own}, text.rpartition("/")[2]))
     labels = [task.label for task in found]
     for label in labels:
@@ -267,13 +267,13 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
                 )
             if entry.tasks and not task:
                 raise UnknownNameError(f"{name!r} names no task; give {family}/ and one of {', '.join(entry.tasks)}")
-            if entry.tasks and not entry.open_tasks and task not in entry.tasks:
-                raise UnknownNameError(closest(f"task of {family}", task, entry.tasks))
+            if entry.tasks and not entry.accepts_other_tasks and task not in entry.tasks:
+                raise UnknownNameError(unknown_name_message(f"task of {family}", task, entry.tasks))
             return entry, task
     if ":" in name:
         return _user_entry(name), ""
     ENVS.get(name.partition("/")[0])
-    raise UnknownNameError(closest("environment", name, ENVS.entries))
+    raise UnknownNameError(unknown_name_message("environment", name, ENVS.entries))
 
 
 def missing(entry: EnvEntry) -> list[str]:

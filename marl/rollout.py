@@ -12,12 +12,12 @@ from torch import Generator, Tensor
 
 from marl.errors import NonFiniteError
 from marl.info import finite_info
-from marl.memory import Memory
-from marl.normalise import ValueNorm
-from marl.objective import Batch, Rows, no_reference
+from marl.objective import Batch, RowIndex, no_reference
 from marl.protocols import Policy, State, VectorEnv
-from marl.step_checks import Bounds, non_finite, require_alive, require_choice, require_ending, require_team_reward
+from marl.recurrent_state import RecurrentState
+from marl.step_checks import Bounds, check_action_mask, non_finite, require_alive, require_ending, require_team_reward
 from marl.types import Decision, Inputs, Nodes, Obs, VectorStep
+from marl.value_norm import ValueNorm
 
 LOGGER = logging.getLogger("marl")
 
@@ -28,30 +28,30 @@ class Rollout:
     `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
     `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behaviour, reference, earned`:
+    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behavior, reference, earned`:
     (T, E, N, L), or None where the policy does not give them. `agent_truncated`: (T, E, N), agents that were cut off
     alone. With a policy that remembers, an environment's steps lie together.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
-        self.by_env = decision.memory is not None
+        self.env_major = decision.recurrent_state is not None
 
         def like(x: Tensor) -> Tensor:
-            if self.by_env:
+            if self.env_major:
                 return torch.zeros((len(x), steps, *x.shape[1:]), dtype=x.dtype, device=x.device).transpose(0, 1)
             return torch.zeros((steps, *x.shape), dtype=x.dtype, device=x.device)
 
         nodes = decision.nodes
-        envs = nodes.mask.shape[0]
+        envs = nodes.node_mask.shape[0]
         device = decision.log_prob.device
         self.steps = steps
         self.inputs = {name: like(x) for name, x in inputs.items()}
-        self.action, self.mask, self.trained = like(nodes.action), like(nodes.mask), like(nodes.trained)
+        self.action, self.node_mask, self.loss_mask = like(nodes.action), like(nodes.node_mask), like(nodes.loss_mask)
         self.order: Tensor | None = None
         self.log_prob, self.value = like(decision.log_prob), like(decision.value)
-        self.behaviour = None if decision.behaviour is None else like(decision.behaviour)
-        self.reference = None if decision.reference is None else like(decision.reference)
-        self.earned = None if decision.earned is None else like(decision.earned)
+        self.behavior_log_prob = None if decision.behavior_log_prob is None else like(decision.behavior_log_prob)
+        self.reference_log_prob = None if decision.reference_log_prob is None else like(decision.reference_log_prob)
+        self.node_reward_own = None if decision.node_reward is None else like(decision.node_reward)
         self.reward = torch.zeros((steps, envs, num_agents), device=device)
         self.bootstrap = torch.zeros((steps, envs, num_agents), device=device)
         self.terminated = torch.zeros((steps, envs), dtype=torch.bool, device=device)
@@ -63,19 +63,23 @@ class Rollout:
         nodes = decision.nodes
         for name, x in inputs.items():
             self.inputs[name][t] = x
-        self.action[t], self.mask[t], self.trained[t] = nodes.action, nodes.mask, nodes.trained
+        self.action[t], self.node_mask[t], self.loss_mask[t] = nodes.action, nodes.node_mask, nodes.loss_mask
         self.log_prob[t], self.value[t] = decision.log_prob, decision.value
-        if self.behaviour is not None and decision.behaviour is not None:
-            self.behaviour[t] = decision.behaviour
-        if self.reference is not None and decision.reference is not None:
-            self.reference[t] = decision.reference
-        if self.earned is not None and decision.earned is not None:
-            self.earned[t] = decision.earned
+        if self.behavior_log_prob is not None and decision.behavior_log_prob is not None:
+            self.behavior_log_prob[t] = decision.behavior_log_prob
+        if self.reference_log_prob is not None and decision.reference_log_prob is not None:
+            self.reference_log_prob[t] = decision.reference_log_prob
+        if self.node_reward_own is not None and decision.node_reward is not None:
+            self.node_reward_own[t] = decision.node_reward
         if nodes.order is not None and self.order is None:
             # Until some agent died everyone decided in the order 0..N-1.
-            self.order = torch.arange(self.mask.shape[2], device=self.mask.device).expand(self.mask.shape[:3]).clone()
+            self.order = (
+                torch.arange(self.node_mask.shape[2], device=self.node_mask.device)
+                .expand(self.node_mask.shape[:3])
+                .clone()
+            )
         if self.order is not None:
-            self.order[t] = torch.arange(self.mask.shape[2]) if nodes.order is None else nodes.order
+            self.order[t] = torch.arange(self.node_mask.shape[2]) if nodes.order is None else nodes.order
 
     def discount(self, gamma: float) -> Tensor | None:
         """(T, E): the discount of each step, None where every step is one primitive step."""
@@ -92,38 +96,38 @@ class Rollout:
         (T, E, N, L), None where there is neither. Raises ConfigError where the policy has no reference.
         """
         if coef == 0.0:
-            return self.earned
-        if self.reference is None:
+            return self.node_reward_own
+        if self.reference_log_prob is None:
             raise no_reference("reference_reward_coef", coef)
-        near = coef * (self.reference - self.log_prob).masked_fill(~self.trained, 0.0)
-        return near if self.earned is None else near + self.earned
+        near = coef * (self.reference_log_prob - self.log_prob).masked_fill(~self.loss_mask, 0.0)
+        return near if self.node_reward_own is None else near + self.node_reward_own
 
     def value_mask(self) -> Tensor:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
-        return self.mask if self.value.shape == self.mask.shape else self.mask.any(-1, keepdim=True)
+        return self.node_mask if self.value.shape == self.node_mask.shape else self.node_mask.any(-1, keepdim=True)
 
     def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
         """All T x E rows as one batch, nothing stored is copied; with a memory, environment after environment."""
 
         def flat(x: Tensor) -> Tensor:
-            return (x.transpose(0, 1) if self.by_env else x).flatten(0, 1)
+            return (x.transpose(0, 1) if self.env_major else x).flatten(0, 1)
 
         def maybe(x: Tensor | None) -> Tensor | None:
             return None if x is None else flat(x)
 
         return Batch(
             inputs={name: flat(x) for name, x in self.inputs.items()},
-            nodes=Nodes(flat(self.action), flat(self.mask), flat(self.trained), maybe(self.order)),
+            nodes=Nodes(flat(self.action), flat(self.node_mask), flat(self.loss_mask), maybe(self.order)),
             log_prob=flat(self.log_prob),
             value=flat(self.value),
             advantage=flat(advantage),
             returns=flat(returns),
-            behaviour=maybe(self.behaviour),
-            reference=maybe(self.reference),
+            behavior_log_prob=maybe(self.behavior_log_prob),
+            reference_log_prob=maybe(self.reference_log_prob),
         )
 
 
-def minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> list[Rows]:
+def iter_minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> list[RowIndex]:
     """The rows of `count` random parts of nearly equal size that together hold every row once; chunks stay whole.
 
     A single part is all rows in their order, which means nothing, so that they are not copied.
@@ -170,7 +174,7 @@ class Collector:
         drop_nonfinite: bool = False,
         one_chain: bool = False,
     ) -> None:
-        self.one_chain = one_chain
+        self.sequential_agents = one_chain
         self.env, self.policy, self.value_norm = env, policy, value_norm
         self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
         self.total = 0
@@ -179,11 +183,11 @@ class Collector:
         self.seconds = {"env": 0.0, "act": 0.0}
         self.episode_return = np.zeros((env.num_envs, env.spec.num_agents))
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
-        self.memory = Memory(policy, env.num_envs)
+        self.recurrent_state = RecurrentState(policy, env.num_envs)
         self.obs = env.reset(seeds)
         self.warned: set[str] = set()
         self.bounds = Bounds(env.spec)
-        require_choice(env.spec, self.obs)
+        check_action_mask(env.spec, self.obs)
         require_alive(env.spec, self.obs)
         self.bounds.check(self.obs)
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
@@ -201,10 +205,10 @@ class Collector:
         for t in range(self.steps):
             clock = time.perf_counter()
             with torch.inference_mode():
-                inputs = self.policy.encode(without(self.obs, over))
-                inputs = self.memory.join(inputs)
+                inputs = self.policy.encode(mask_done(self.obs, over))
+                inputs = self.recurrent_state.add_to(inputs)
                 decision = self.policy.act(inputs, self.generator)
-                self.memory.keep(decision)
+                self.recurrent_state.update(decision)
             if self.rollout is None:
                 self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
             rollout = self.rollout
@@ -215,7 +219,7 @@ class Collector:
             self.seconds["act"] += acted - clock
             self.total += int((~over).sum())
             ended = self._store(rollout, t, step, episodes, over, seeds is not None)
-            self.memory.forget(ended)
+            self.recurrent_state.reset(ended)
             if seeds is not None:
                 over = over | ended
                 if over.all():
@@ -223,24 +227,24 @@ class Collector:
                     break
         rollout = self.rollout
         assert rollout is not None
-        if self.nonfinite and not rollout.mask.any():
+        if self.nonfinite and not rollout.node_mask.any():
             raise NonFiniteError(
                 f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
                 "nothing is left to learn from. Mend the environment"
             )
         if not over.all():
             done = rollout.truncated[-1].unsqueeze(-1) | rollout.agent_truncated[-1]
-            if self.one_chain:
+            if self.sequential_agents:
                 done = done.any(-1, keepdim=True)
-            obs = without(self.obs, over)
+            obs = mask_done(self.obs, over)
             self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, done)
         return rollout, episodes
 
     def _begin(self, seeds: list[int]) -> None:
         """Start an episode in every environment."""
         self.obs = self.env.reset(seeds)
-        self.memory.forget()
-        require_choice(self.env.spec, self.obs)
+        self.recurrent_state.reset()
+        check_action_mask(self.env.spec, self.obs)
         require_alive(self.env.spec, self.obs)
         self.bounds.check(self.obs)
         self.episode_return[:] = 0.0
@@ -252,7 +256,7 @@ class Collector:
     def _leave_out(self, rollout: Rollout, t: int) -> None:
         """Rows `t` and later were not played."""
         ends = (rollout.terminated, rollout.truncated, rollout.agent_truncated)
-        for x in (rollout.mask, rollout.trained, rollout.reward, *ends):
+        for x in (rollout.node_mask, rollout.loss_mask, rollout.reward, *ends):
             x[t:] = 0
         rollout.duration[t:] = 1
 
@@ -266,13 +270,13 @@ class Collector:
         self.obs = step.obs
         require_ending(self.env.spec, step)
         taken = np.where(step.terminated | step.truncated, 0, self.episode_length + 1)
-        require_choice(self.env.spec, step.obs, taken)
+        check_action_mask(self.env.spec, step.obs, taken)
         unseen = over | step.terminated | step.truncated if whole else over
         bad = self._bad(step, unseen)
         if over.any():
-            gone = torch.as_tensor(over, device=rollout.mask.device)
-            rollout.mask[t, gone] = False
-            rollout.trained[t, gone] = False
+            gone = torch.as_tensor(over, device=rollout.node_mask.device)
+            rollout.node_mask[t, gone] = False
+            rollout.loss_mask[t, gone] = False
             bad[over] = False
         lost: np.ndarray = np.any(bad, axis=-1)
         require_team_reward(self.env.spec, step.reward, over | lost)
@@ -329,9 +333,9 @@ class Collector:
 
         Of whole episodes nothing is learned, because their return is not known.
         """
-        rows, first = torch.as_tensor(restarted, device=rollout.mask.device), 0 if whole else t
-        rollout.mask[first : t + 1, rows] = False
-        rollout.trained[first : t + 1, rows] = False
+        rows, first = torch.as_tensor(restarted, device=rollout.node_mask.device), 0 if whole else t
+        rollout.node_mask[first : t + 1, rows] = False
+        rollout.loss_mask[first : t + 1, rows] = False
         rollout.duration[t, rows] = 0
 
     def _count(self, step: VectorStep, ended: np.ndarray, lost: np.ndarray, episodes: Episodes) -> None:
@@ -352,7 +356,7 @@ class Collector:
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
         """Value the observations that follow row t of environments `rows`; chains already `done` (E, N or 1) keep
         theirs."""
-        value = following_value(self.policy, self.value_norm, obs, self.memory, rows, self.one_chain)
+        value = bootstrap_value(self.policy, self.value_norm, obs, self.recurrent_state, rows, self.sequential_agents)
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index], rollout.bootstrap[t, index], value)
@@ -385,8 +389,8 @@ class Collector:
         """
         for i in np.flatnonzero(lost):
             start = max(0, t - int(self.episode_length[i]))
-            rollout.mask[start : t + 1, i] = False
-            rollout.trained[start : t + 1, i] = False
+            rollout.node_mask[start : t + 1, i] = False
+            rollout.loss_mask[start : t + 1, i] = False
             if running[i]:
                 self.obs = self.env.reset_at(int(i))
         again = non_finite(self.obs).any(-1) & lost
@@ -402,7 +406,7 @@ class Collector:
             "length": self.episode_length.tolist(),
             "total": self.total,
             "envs": states,
-            "memory": self.memory.get_state(),
+            "memory": self.recurrent_state.get_state(),
         }
 
     def set_state(self, data: dict[str, Any]) -> bool:
@@ -413,21 +417,21 @@ class Collector:
             return False
         self.obs = self.env.set_state(states)
         if "memory" in data:  # runs saved before agents could remember have none
-            self.memory.set_state(data["memory"])
+            self.recurrent_state.set_state(data["memory"])
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True
 
 
 @torch.inference_mode()
-def following_value(
-    policy: Policy, value_norm: ValueNorm, obs: Obs, memory: Memory, rows: np.ndarray, one_chain: bool = False
+def bootstrap_value(
+    policy: Policy, value_norm: ValueNorm, obs: Obs, memory: RecurrentState, rows: np.ndarray, one_chain: bool = False
 ) -> Tensor:
     """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`, of environments `rows`.
 
     Where all are links of one chain it is worth what its next node is, the first living agent's.
     """
-    value = policy.value(memory.carried(policy.encode(obs), rows))
+    value = policy.value(memory.bootstrap_inputs(policy.encode(obs), rows))
     alive = torch.as_tensor(obs.alive).to(value.device)
     if one_chain:
         first = alive.to(torch.uint8).argmax(-1, keepdim=True)
@@ -437,23 +441,23 @@ def following_value(
         value = torch.where(alive, value, mean)
     # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
     someone = alive.any(-1, keepdim=True) if policy.spec.team_reward else alive
-    return torch.where(someone, value, value_norm.normalise(torch.zeros_like(value)))
+    return torch.where(someone, value, value_norm.normalize(torch.zeros_like(value)))
 
 
-def without(obs: Obs, over: np.ndarray) -> Obs:
+def mask_done(obs: Obs, done: np.ndarray) -> Obs:
     """The observation with nobody alive in the environments that are `over`, so that nobody decides there.
 
     Numbers are zero there: a NaN of an environment that plays on for nothing would reach the gradient of every weight,
     even through a row that no loss reads.
     """
 
-    if not over.any():
+    if not done.any():
         return obs
 
     def rest(x: Any) -> Any:
-        return np.where(over.reshape(-1, *(1,) * (x.ndim - 1)), x.dtype.type(0), x) if isinstance(x, np.ndarray) else x
+        return np.where(done.reshape(-1, *(1,) * (x.ndim - 1)), x.dtype.type(0), x) if isinstance(x, np.ndarray) else x
 
-    return replace(obs, agents=rest(obs.agents), state=rest(obs.state), alive=obs.alive & ~over[:, None])
+    return replace(obs, agents=rest(obs.agents), state=rest(obs.state), alive=obs.alive & ~done[:, None])
 
 
 def take(obs: Obs, index: np.ndarray) -> Obs:

@@ -15,33 +15,33 @@ import torch
 
 from marl import distributed
 from marl.callbacks import Checkpoints, Evaluate
-from marl.checkpoint import Checkpoint
-from marl.config import FREE_TO_CHANGE, RunConfig, digest, flatten, from_yaml, option_names, override, to_yaml
-from marl.dashboard import ConsoleTracker
+from marl.checkpoint.store import Checkpoint
+from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, from_yaml, option_names, override, to_yaml
+from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
 from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError
 from marl.files import write_whole
-from marl.loading import give_weights, load_checkpoint
+from marl.multitask import share_parameters
+from marl.policy_io import load_checkpoint, load_policy_weights
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
 from marl.run_folder import FolderWatch
-from marl.seeding import Streams, fix_globals, own_globals
-from marl.shared_memory import failure
+from marl.seeding import Streams, own_globals, seed_everything
 from marl.stopping import StopNow, stop_requests
-from marl.tasks import share
-from marl.threads import free_cores, keep_memory
-from marl.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
+from marl.tracking.console import ConsoleTracker
+from marl.tracking.tensorboard import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
 from marl.trust import external_of_agent, external_of_env, mark_trusted, require_trust
-from marl.vector import make_vector
+from marl.vector.process import make_vector
+from marl.vector.shared_memory import failure
 
 
 def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
     """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
     device = distributed.start(config.compute.device)
-    folder = Path(config.runs) / config.name if config.name else None
+    folder = Path(config.runs_dir) / config.name if config.name else None
     if folder is not None and distributed.rank() == 0:
-        require_empty(folder)
+        check_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
         notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
     return execute(config, folder, device, None, notes)
@@ -55,10 +55,10 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
     """
     config = read_config(folder)
     require_trust(folder, external_names(config), trust)
-    fixed = sorted(set(changes) - FREE_TO_CHANGE)
+    fixed = sorted(set(changes) - RESUMABLE_FIELDS)
     if fixed:
         raise ConfigError(
-            f"a resumed run cannot change {', '.join(fixed)}; it may change {', '.join(sorted(FREE_TO_CHANGE))}. "
+            f"a resumed run cannot change {', '.join(fixed)}; it may change {', '.join(sorted(RESUMABLE_FIELDS))}. "
             "Start a new run for another setting"
         )
     device = distributed.start(config.compute.device)
@@ -84,7 +84,7 @@ def external_names(config: RunConfig) -> set[str]:
     return external_of_env(config) | external_of_agent(config.agent, asdict(config.agent_options))
 
 
-def require_empty(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
     """Raises ConfigError where a run has saved something there."""
     if has_checkpoint(folder):
         raise ConfigError(
@@ -113,9 +113,9 @@ def execute(
     """Build the parts, train in the folder, by default a new one, and leave a checkpoint whatever ends it."""
     if (check := AGENTS.get(config.agent).check) is not None:
         check(config.agent_options, config.learn)
-    fix_globals(config.seed, distributed.rank())
+    seed_everything(config.seed, distributed.rank())
     torch.set_num_threads(1)
-    keep_memory()
+    tune_malloc()
     free = max(1, free_cores() // distributed.local_world_size())
     tasks, envs = config.tasks, []
     evaluation: Evaluate | None = None
@@ -124,14 +124,14 @@ def execute(
         for number, task in enumerate(tasks):
             envs.append(make_env(config, task, free, local_share(config), train=True, number=number))
         trainer = build(config, envs[0], device, free, *envs[1:])
-        if checkpoint is None and config.init:
-            begin_with(trainer, Path(config.init))
+        if checkpoint is None and config.init_from:
+            load_initial_weights(trainer, Path(config.init_from))
         restored = [] if checkpoint is None else trainer.set_state(checkpoint)
         folder = folder or new_folder(config)
         if distributed.rank() == 0:
-            stack.enter_context(alone_in(folder))
+            stack.enter_context(run_lock(folder))
             if checkpoint is None:
-                require_empty(folder)
+                check_empty(folder)
             prepare_folder(folder, config, trainer.steps)
             if untrusted := mark_trusted(folder, external_names(config)):
                 notes += (untrusted,)
@@ -139,25 +139,27 @@ def execute(
         trainer.tracker, console = make_tracker(config, folder, trainer.steps)
         for note in (*notes, *restored):
             console(note)
-        if config.watch.eval_episodes:
+        if config.evaluation.eval_episodes:
             evaluation = Evaluate(
                 [partial(make_env, config, task, free, train=False) for task in tasks],
-                config.watch.eval_episodes,
-                config.watch.eval_interval,
+                config.evaluation.eval_episodes,
+                config.evaluation.eval_interval,
                 folder / "evaluations.jsonl",
-                config.watch.eval_max_steps,
+                config.evaluation.eval_max_steps,
             )
             trainer.callbacks.append(evaluation)
         trainer.callbacks.append(Diagnostics())
-        saver = Checkpoints(folder / "checkpoints", config.watch.checkpoint_interval, config.watch.keep_checkpoints)
+        saver = Checkpoints(
+            folder / "checkpoints", config.evaluation.checkpoint_interval, config.evaluation.keep_checkpoints
+        )
         if checkpoint is not None:
             saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
         trainer.callbacks.append(saver)
         with interrupts(trainer, console, folder), closing_tracker(trainer):
-            guard(trainer, saver, folder)
+            save_on_error(trainer, saver, folder)
         if trainer.stop_reason != "finished" and distributed.rank() == 0:
             print(f"stopped: {trainer.stop_reason}. Continue with: {distributed.resume_command(folder)}")
-        distributed.wait_for_all()
+        distributed.barrier()
     finally:
         if evaluation is not None:
             evaluation.close()
@@ -169,9 +171,9 @@ def execute(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Make the folder and keep other processes from training in it. Raises ConfigError where one does."""
-    with writing(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -187,12 +189,12 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def translate_os_errors(folder: Path) -> Iterator[None]:
     """Raises ConfigError where the system does not let us write."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot write the folder {folder}: {error}; choose another with --runs") from error
+        raise ConfigError(f"cannot write the folder {folder}: {error}; choose another with --runs-dir") from error
 
 
 def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
@@ -203,7 +205,7 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
         drop_lines(evaluations, step or -1)  # a run from the beginning logs step 0 again
 
 
-def guard(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
+def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     """Train; when an error ends it, save what was learned since the last checkpoint and say how to go on.
 
     Of several ranks, rank 0 saves what all have. The others get a RankError, or their own error, and save nothing.
@@ -246,7 +248,7 @@ def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, er
 def move_to_refuge(trainer: Trainer, saver: Checkpoints) -> Path:
     """Make `saver` write where the run's folder is now, or to a new folder that the run can continue in; return it."""
     watch = next(callback for callback in trainer.callbacks if isinstance(callback, FolderWatch))
-    with writing(watch.folder):
+    with translate_os_errors(watch.folder):
         folder = watch.refuge()
         if watch.renamed() is None:
             prepare_folder(folder, trainer.config, trainer.steps)
@@ -276,7 +278,7 @@ def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: 
     Environments for evaluation run in this process. `number`: the task's place among those of the run.
     """
     workers = min(count, config.collect.workers) if train else 0
-    batched = find_env(task.name)[0].batch is not None and not workers
+    batched = find_env(task.name)[0].make_vector is not None and not workers
     threads = config.compute.env_threads if train else 0
     threads = threads or (min(free, count) if batched else 1)
     restart = config.collect.restart_workers and train
@@ -300,12 +302,12 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
         for task, other in zip(config.tasks[1:], others, strict=True):
             pairs.append((other, entry.make(other.spec, config.agent_options)))
             pairs[-1][1].module.to(device)
-            share(pairs[-1][1], policy, (task.label, config.tasks[0].label))
-    return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, others=pairs)
+            share_parameters(pairs[-1][1], policy, (task.label, config.tasks[0].label))
+    return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, extra_tasks=pairs)
 
 
-def begin_with(trainer: Trainer, path: Path) -> None:
-    """Give an untrained agent the weights of another run; its optimiser and the scale of its values begin anew.
+def load_initial_weights(trainer: Trainer, path: Path) -> None:
+    """Give an untrained agent the weights of another run; its optimizer and the scale of its values begin anew.
 
     Raises CheckpointError where there are none, or they do not fit.
     """
@@ -313,7 +315,7 @@ def begin_with(trainer: Trainer, path: Path) -> None:
     if (agent := checkpoint.data["agent"]) != trainer.config.agent:
         raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
     try:
-        give_weights(trainer.module, trainer.env.spec, checkpoint)
+        load_policy_weights(trainer.module, trainer.env.spec, checkpoint)
     except CheckpointError as error:
         given, mine = checkpoint.data["agent_options"], json.loads(json.dumps(asdict(trainer.config.agent_options)))
         unlike = [f"{name} {given.get(name)} and {mine[name]}" for name in mine if given.get(name) != mine[name]]
@@ -330,7 +332,7 @@ def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTrack
     board = TensorBoardTracker(folder, step or -1, option_names())
     tracker = MultiTracker([JsonlTracker(log, step or -1), board, console])
     if step:
-        console.recall(log)
+        console.restore_best(log)
     flat = flatten(config)
     # TensorBoard's table of hyper-parameters shows the first few.
     first = ("agent", "env", "seed", "learning_rate", "steps")
@@ -363,9 +365,9 @@ def new_folder(config: RunConfig) -> Path:
     env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name, number = f"{env}__{config.agent}__{config.seed}__{stamp}", 1
-    runs = Path(config.runs)
+    runs = Path(config.runs_dir)
     folder = runs / name
-    with writing(runs):
+    with translate_os_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
         while distributed.rank() == 0:
             with suppress(FileExistsError):

@@ -31,8 +31,14 @@ class FolderWatch:
         self.require()
 
     def require(self) -> None:
-        """Raise RunFolderError unless the folder stands where the run began."""
-        if self._identity(self.folder) == self.identity:
+        """Raise RunFolderError unless the folder stands where the run began.
+
+        An error of the file system is no proof that it does not: a network may be down for a while.
+        """
+        try:
+            if self._identity(self.folder) == self.identity:
+                return
+        except OSError:
             return
         renamed = self.renamed()
         what = "was deleted" if renamed is None else f"was renamed to {renamed}"
@@ -42,9 +48,9 @@ class FolderWatch:
         """Return where the folder is now; None if it was deleted, or the system cannot say."""
         try:
             now = Path(os.readlink(f"/proc/self/fd/{self.descriptor}"))
+            return now if self._identity(now) == self.identity else None
         except OSError:
             return None
-        return now if self._identity(now) == self.identity else None
 
     def refuge(self) -> Path:
         """Return a folder to save to: where the run's folder is now, else a new one where it was or beside it."""
@@ -61,8 +67,9 @@ class FolderWatch:
         os.close(self.descriptor)
 
     def _identity(self, folder: Path) -> tuple[int, int] | None:
+        """Return the device and the number of a folder; None if it is not there."""
         try:
             found = os.stat(folder)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_dev, found.st_ino

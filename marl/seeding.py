@@ -29,7 +29,7 @@ class Streams:
     seed: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", _whole("seed", self.seed))
+        object.__setattr__(self, "seed", _require_integer("seed", self.seed))
 
     def numpy(self, name: str, *indices: int) -> np.random.Generator:
         """A new PCG64 generator at the start of the stream."""
@@ -50,12 +50,12 @@ class Streams:
 
     def _sequence(self, kind: str, name: str, indices: tuple[int, ...]) -> np.random.SeedSequence:
         """Seeded by the run's seed and a hash of the rest, written so that no two streams read alike."""
-        text = json.dumps([kind, name, *(_whole(f"index of stream {name!r}", index) for index in indices)])
+        text = json.dumps([kind, name, *(_require_integer(f"index of stream {name!r}", index) for index in indices)])
         digest = hashlib.sha256(text.encode()).digest()
         return np.random.SeedSequence(self.seed, spawn_key=tuple(int(word) for word in np.frombuffer(digest, "<u4")))
 
 
-def fix_globals(seed: int, *indices: int) -> None:
+def seed_everything(seed: int, *indices: int) -> None:
     """Seed the global generators of python, numpy and torch (all devices), for third-party code that draws from them.
 
     `indices` tell processes of one run apart. The project's own code draws from `Streams` only.
@@ -100,14 +100,14 @@ def set_global_state(saved: Mapping[str, Any]) -> None:
 def own_globals(seed: int) -> Iterator[None]:
     """Draws from the global generators inside start from `seed` and leave those outside as they were."""
     before = global_state()
-    fix_globals(seed)
+    seed_everything(seed)
     try:
         yield
     finally:
         set_global_state(before)
 
 
-def _whole(what: str, value: int) -> int:
+def _require_integer(what: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 
 from marl.errors import CheckpointError
-from marl.types import Entities, EnvSpec
+from marl.types import EntityLayout, EnvSpec
 
 _SPACES = ("observation_space", "action_space", "state_space")
 
@@ -24,7 +24,7 @@ def spec_from_json(data: dict[str, Any]) -> EnvSpec:
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     if (entities := fields.get("entities")) is not None:
         blocks = tuple(tuple(block) for block in entities["blocks"])
-        fields["entities"] = Entities(**(entities | {"blocks": blocks}))
+        fields["entities"] = EntityLayout(**(entities | {"blocks": blocks}))
     return EnvSpec(**(fields | {name: _space_from_json(data[name]) for name in _SPACES}))
 
 

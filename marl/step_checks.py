@@ -7,7 +7,7 @@ from marl.errors import EnvironmentContractError
 from marl.types import EnvSpec, Final, Obs, VectorStep, rounded_bounds
 
 
-def require_choice(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> None:
+def check_action_mask(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> None:
     """EnvironmentContractError where an agent has no action to choose from.
 
     `taken` (E,): steps of each environment's episode so far; none are where it is not given.

@@ -12,37 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from marl import distributed
-from marl.checkpoint import (
+from marl.advantages import critic_free_advantages, gae_advantages
+from marl.checkpoint.store import (
     Checkpoint,
     load_weights,
     pack,
-    pack_optimiser,
+    pack_optimizer,
     rng_state,
     set_rng_state,
     unpack,
-    unpack_optimiser,
+    unpack_optimizer,
 )
 from marl.config import RunConfig
-from marl.credit import against_critic, against_others
+from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, NonFiniteError
 from marl.evaluate import mean_by_label, return_labels
-from marl.halving import Halving
-from marl.memory import chunk_steps
-from marl.normalise import ValueNorm
-from marl.objective import Batch, Rows, row_count, unit_sum
+from marl.multitask import Task
+from marl.objective import Batch, RowIndex, row_count, unit_sum
+from marl.oom import MicroBatchBackoff
 from marl.optimizer import clip_gradients, parameter_groups
 from marl.protocols import Callback, Policy, Tracker, VectorEnv
-from marl.rollout import Collector, Episodes, Rollout, minibatches, rows_of
+from marl.recurrent_state import segment_steps
+from marl.rollout import Collector, Episodes, Rollout, iter_minibatches, rows_of
 from marl.seeding import Streams
-from marl.tasks import Task
-from marl.threads import peak_memory_mb, quick_products, usable_cores
+from marl.value_norm import ValueNorm
 
 SMALL_UPDATE = 32768
 """Agent rows of a minibatch below which a second thread costs about what it gives (`marl bench update`)."""
 
 
 class Trainer:
-    """One on-policy run: it owns the optimiser, the value normaliser, the random streams and the progress.
+    """One on-policy run: it owns the optimizer, the value normalizer, the random streams and the progress.
 
     `steps` counts the environment steps that were learned from, over all ranks. `others` are the further tasks that are
     learned at the same time, with policies that share the parameters of `policy`: every update takes rows of each, and
@@ -58,7 +58,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         device: torch.device | None = None,
         free_threads: int = 1,
-        others: Sequence[tuple[VectorEnv, Policy]] = (),
+        extra_tasks: Sequence[tuple[VectorEnv, Policy]] = (),
     ) -> None:
         module = policy.module
         assert module is not None
@@ -71,20 +71,20 @@ class Trainer:
         rank = distributed.rank()
         distributed.broadcast_module(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             parameter_groups(module, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
-        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.links, self.objective = config.learn.links(), config.learn.make_objective()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
         }
-        pairs = zip(config.tasks, [(env, policy), *others], strict=True)
+        pairs = zip(config.tasks, [(env, policy), *extra_tasks], strict=True)
         self.tasks = [self.make_task(i, task.label, *pair) for i, (task, pair) in enumerate(pairs)]
         self.value_norm, self.collector = self.tasks[0].value_norm, self.tasks[0].collector
-        self.chunk = chunk_steps(config, policy, env.num_envs)
-        self.halving = getattr(policy, "halving", None) or Halving("Set --micro-batch to begin with fewer")
+        self.segment_steps = segment_steps(config, policy, env.num_envs)
+        self.backoff = getattr(policy, "backoff", None) or MicroBatchBackoff("Set --micro-batch to begin with fewer")
         self.iteration = 0
         self.steps = 0
         self.lr_factor = 1.0
@@ -153,19 +153,19 @@ class Trainer:
         """One rollout and the update on it; returns the metrics."""
         start = time.perf_counter()
         self.last_score = None  # it was of the weights before
-        seconds, total = self.spent()
+        seconds, total = self.collector_totals()
         torch.set_num_threads(self.act_threads)
         rollouts, episodes = [], []
         for task in self.tasks:
             rollout, ended = task.collector.collect(self.episode_seeds())
             rollouts.append(rollout)
             episodes.append(ended)
-        after, count = self.spent()
+        after, count = self.collector_totals()
         steps = distributed.all_reduce(torch.tensor(count - total))
         collected = time.perf_counter()
         threads = self.learn_threads(*rollouts)
         torch.set_num_threads(threads)
-        with quick_products(self.device):
+        with onednn_matmul(self.device):
             metrics = self.learn(*rollouts)
         torch.set_num_threads(self.act_threads)
         end = time.perf_counter()
@@ -178,20 +178,20 @@ class Trainer:
         metrics["speed/learn_threads"] = float(threads)
         metrics["speed/memory_mb"] = peak_memory_mb()
         metrics["speed/steps_per_second"] = int(steps) / (end - start)
-        return metrics | self.over_tasks(
+        return metrics | self.mean_over_tasks(
             [
                 episode_metrics(ended, return_labels(task.collector.env.spec))
                 for task, ended in zip(self.tasks, episodes, strict=True)
             ]
         )
 
-    def spent(self) -> tuple[dict[str, float], int]:
+    def collector_totals(self) -> tuple[dict[str, float], int]:
         """The seconds of collecting by what was done, and the steps collected, on this rank, over all tasks."""
         collectors = [task.collector for task in self.tasks]
         seconds = {name: sum(each.seconds[name] for each in collectors) for name in collectors[0].seconds}
         return seconds, sum(each.total for each in collectors)
 
-    def over_tasks(self, metrics: list[dict[str, float]]) -> dict[str, float]:
+    def mean_over_tasks(self, metrics: list[dict[str, float]]) -> dict[str, float]:
         """Means over the tasks that report a metric, and each task's own where there are several."""
         if len(metrics) == 1:
             return metrics[0]
@@ -216,68 +216,71 @@ class Trainer:
     @property
     def act_threads(self) -> int:
         """Threads of acting: one, and for a policy that says that it is heavy the free cores."""
-        return self.free_threads if getattr(self.policy, "heavy", False) else 1
+        return self.free_threads if getattr(self.policy, "threaded_acting", False) else 1
 
     def learn_threads(self, *rollouts: Rollout) -> int:
         """Threads of this update: as configured, else 1 for small passes and the free cores for the others."""
         learn = self.config.learn
         if self.config.compute.learn_threads:
             return self.config.compute.learn_threads
-        if getattr(self.policy, "heavy", False):
+        if getattr(self.policy, "threaded_acting", False):
             return self.free_threads
-        rows = -(-rollouts[0].mask.shape[0] * rollouts[0].mask.shape[1] // learn.minibatches)
+        rows = -(-rollouts[0].node_mask.shape[0] * rollouts[0].node_mask.shape[1] // learn.minibatches)
         rows = min(rows, learn.micro_batch or rows)
-        agents = max(rollout.mask.shape[2] for rollout in rollouts)
+        agents = max(rollout.node_mask.shape[2] for rollout in rollouts)
         return self.free_threads if rows * agents >= SMALL_UPDATE else 1
 
     def learn(self, *rollouts: Rollout) -> dict[str, float]:
         """Backup, then epochs over minibatches."""
         learn = self.config.learn
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
-        credited = [self.credit(rollout, number) for number, rollout in enumerate(rollouts)]
-        batches, credit = [batch for batch, _ in credited], self.over_tasks([told for _, told in credited])
+        credited = [self.make_batch(rollout, number) for number, rollout in enumerate(rollouts)]
+        batches, credit = [batch for batch, _ in credited], self.mean_over_tasks([told for _, told in credited])
         if learn.anneal_learning_rate:
             start, factor = self.lr_start
             self.lr_factor = factor * max(0.0, 1.0 - (self.steps - start) / (self.annealing_steps - start))
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = rate * self.lr_factor
 
         try:
-            metrics = self.agents(*batches) if learn.agent_updates == "sequential" else self.epochs(*batches)
+            metrics = (
+                self.update_sequentially(*batches) if learn.agent_updates == "sequential" else self.run_epochs(*batches)
+            )
         except NonFiniteError:
             for task, before in zip(self.tasks, norms, strict=True):
                 task.value_norm.load_state_dict(before)
             raise
-        if not any(bool(batch.nodes.trained.any()) for batch in batches):
+        has_choice = any(bool(batch.nodes.loss_mask.any()) for batch in batches)
+        if not distributed.any_rank(has_choice, self.device):
             for name in ("policy/entropy", "policy/kl", "policy/clip_fraction"):
                 metrics.pop(name, None)
         told = []
         for task, batch in zip(self.tasks, batches, strict=True):
-            task.policy.observe(batch.inputs, batch.nodes)
+            task.policy.update_statistics(batch.inputs, batch.nodes)
             policy: Any = task.policy
             told.append(policy.metrics(batch.inputs, batch.nodes) if hasattr(policy, "metrics") else {})
-        metrics |= self.over_tasks(told)
-        if len(self.rates) > 1:
-            metrics["value/learning_rate"] = self.rates[1] * self.lr_factor
-        return metrics | credit | {"policy/learning_rate": self.rates[0] * self.lr_factor}
+        metrics |= self.mean_over_tasks(told)
+        if len(self.base_lrs) > 1:
+            metrics["value/learning_rate"] = self.base_lrs[1] * self.lr_factor
+        return metrics | credit | {"policy/learning_rate": self.base_lrs[0] * self.lr_factor}
 
-    def credit(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
+    def make_batch(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
         """A task's rows to learn from, with their advantages, and what there is to say about them."""
         learn = self.config.learn
         if learn.advantage == "gae":
-            advantage, returns, metrics = against_critic(
+            advantage, returns, metrics = gae_advantages(
                 rollout, self.links, self.tasks[task].value_norm, learn.reference_reward_coef
             )
         else:
-            advantage, metrics = against_others(rollout, learn, self.config.collect.group_size)
+            advantage, metrics = critic_free_advantages(rollout, learn, self.config.collect.group_size)
             returns = rollout.value
         batch = rollout.flat(advantage, returns)
-        played = batch.nodes.mask.flatten(1).any(-1).view(-1, self.chunk).any(-1).nonzero().squeeze(-1)
+        played = batch.nodes.node_mask.flatten(1).any(-1).view(-1, self.segment_steps).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
-            batch = batch.rows(rows_of(played, self.chunk))
+            batch = batch.rows(rows_of(played, self.segment_steps))
         return batch, metrics
 
-    def agents(self, batch: Batch) -> dict[str, float]:
+    def update_sequentially(self, batch: Batch) -> dict[str, float]:
         """Update one agent after another (Kuba et al. 2022, algorithm 4), then the critic, with all passes for each.
 
         Advantages are weighted by the importance ratios of the agents updated before. Returns means over the agents,
@@ -286,29 +289,31 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.streams.integer("agents", self.iteration))
         weight = torch.ones_like(batch.advantage[:, :1, :1])
         reports = []
-        for agent in torch.randperm(batch.nodes.mask.shape[1], generator=generator).tolist():
-            mine = batch.of_agent(agent, weight)
-            if hasattr(self.policy, "turn"):
-                mine = replace(mine, inputs=cast(Any, self.policy).turn(mine.inputs, agent))
-            reports.append(self.epochs(mine))
-            weight = weight * self.ratio(mine)
+        for agent in torch.randperm(batch.nodes.node_mask.shape[1], generator=generator).tolist():
+            mine = batch.for_agent(agent, weight)
+            if hasattr(self.policy, "agent_inputs"):
+                mine = replace(mine, inputs=cast(Any, self.policy).agent_inputs(mine.inputs, agent))
+            reports.append(self.run_epochs(mine))
+            weight = weight * self.importance_ratio(mine)
         means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
         if self.config.learn.value_coef:
-            critic = self.epochs(batch.values_only())
+            critic = self.run_epochs(batch.values_only())
             means |= {"loss/value": critic["loss/value"], "loss/total": means["loss/total"] + critic["loss/total"]}
         return means
 
     @torch.no_grad()
-    def ratio(self, batch: Batch) -> Tensor:
+    def importance_ratio(self, batch: Batch) -> Tensor:
         """(B, 1, 1): how much likelier the trained nodes of a row are now than when they were decided."""
         ratio = torch.ones_like(batch.advantage[:, :1, :1])
-        for index in self.policy.split(batch.inputs, batch.nodes, self.config.learn.micro_batch, self.halving.divisor):
+        for index in self.policy.micro_batches(
+            batch.inputs, batch.nodes, self.config.learn.micro_batch, self.backoff.reduction
+        ):
             rows = batch.rows(index)
             change = self.policy.evaluate(rows.inputs, rows.nodes).log_prob - rows.log_prob
-            ratio[index] = unit_sum(change, rows.nodes.trained, "step").clamp(-20.0, 20.0).exp()
+            ratio[index] = unit_sum(change, rows.nodes.loss_mask, "step").clamp(-20.0, 20.0).exp()
         return ratio
 
-    def epochs(self, *batches: Batch) -> dict[str, float]:
+    def run_epochs(self, *batches: Batch) -> dict[str, float]:
         """Passes over the rollouts of all tasks until they are done or the KL limit ends them; the means of what they
         report."""
         learn = self.config.learn
@@ -319,7 +324,7 @@ class Trainer:
         try:
             while epochs < learn.epochs:
                 epoch_kl = torch.zeros((), device=self.device)
-                for rows, counts in self.draw(batches, row_counts):
+                for rows, counts in self.iter_minibatches(batches, row_counts):
                     each_task = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
                     parts = self.update(each_task, counts, epochs)
                     epoch_kl += parts["policy/kl"]
@@ -335,13 +340,18 @@ class Trainer:
         means = (torch.stack([sums[name] for name in names]) / updates).tolist()
         return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
 
-    def draw(self, batches: Sequence[Batch], row_counts: Sequence[Tensor]) -> Iterator[tuple[tuple[Rows, ...], Tensor]]:
+    def iter_minibatches(
+        self, batches: Sequence[Batch], row_counts: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[RowIndex, ...], Tensor]]:
         """The minibatches of a pass: of each the rows in every task, and the counts (tasks, 2) of the objective.
 
         The counts are over all ranks, in one message, because ranks wait for each other at every one.
         """
         learn, generator = self.config.learn, self.generators["minibatch"]
-        cut = zip(*(minibatches(batch, learn.minibatches, generator, self.chunk) for batch in batches), strict=True)
+        cut = zip(
+            *(iter_minibatches(batch, learn.minibatches, generator, self.segment_steps) for batch in batches),
+            strict=True,
+        )
         cut = list(cut)
         counts = [torch.stack([x[rows].sum(0) for x, rows in zip(row_counts, each, strict=True)]) for each in cut]
         return zip(cut, distributed.all_reduce(torch.stack(counts)), strict=True)
@@ -365,7 +375,7 @@ class Trainer:
                 f"norm {float(norm):g}); the weights before this step are kept. Lower --learning-rate or "
                 "--max-grad-norm, or look at the observations and rewards"
             )
-        self.optimiser.step()
+        self.optimizer.step()
         for task in self.tasks:
             task.policy.after_update()
         return total | {"gradient/norm": norm}
@@ -376,28 +386,30 @@ class Trainer:
         `counts` (tasks, 2) are those of the objective.
         """
 
-        def split(divisor: int) -> list[tuple[int, Rows]]:
+        def split(divisor: int) -> list[tuple[int, RowIndex]]:
             rows, found = self.config.learn.micro_batch, enumerate(zip(self.tasks, minibatches, strict=True))
             return [
                 (i, part)
                 for i, (task, each) in found
-                for part in task.policy.split(each.inputs, each.nodes, rows, divisor)
+                for part in task.policy.micro_batches(each.inputs, each.nodes, rows, divisor)
             ]
 
-        def size(part: tuple[int, Rows]) -> int:
+        def size(part: tuple[int, RowIndex]) -> int:
             return row_count(part[1])
 
-        return self.halving.run(split, size, lambda passes: self.accumulate(minibatches, passes, counts), self.chunk)
+        return self.backoff.run(
+            split, size, lambda passes: self.accumulate(minibatches, passes, counts), self.segment_steps
+        )
 
     def accumulate(
-        self, minibatches: Sequence[Batch], passes: Sequence[tuple[int, Rows]], counts: Tensor
+        self, minibatches: Sequence[Batch], passes: Sequence[tuple[int, RowIndex]], counts: Tensor
     ) -> dict[str, Tensor]:
         """The gradients of the forward passes, each of some rows of a task, added up, and the parts of their losses."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for number, count in Counter(number for number, _ in passes).items():
-                stack.enter_context(one_step(self.tasks[number].policy, count))
+                stack.enter_context(accumulation_context(self.tasks[number].policy, count))
             for number, index in passes:
                 batch = minibatches[number]
                 micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
@@ -417,17 +429,17 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout. `alone`
         leaves out what each rank has for itself, for which the ranks must talk: it continues with new random streams.
         """
-        optimiser_tensors, optimiser_data = pack_optimiser(self.optimiser)
+        optimizer_tensors, optimizer_data = pack_optimizer(self.optimizer)
         environments = environments and not self.config.collect.whole_episodes
         local = {
             "collector": self.collector.get_state(environments),
             "others": [task.collector.get_state(environments) for task in self.tasks[1:]],
             "rng": rng_state(self.generators),
-            "divisor": self.halving.divisor,
+            "divisor": self.backoff.reduction,
         }
         tensors = {
             "model": dict(self.module.state_dict()),
-            "optimiser": optimiser_tensors,
+            "optimizer": optimizer_tensors,
             "value_norm": dict(self.value_norm.state_dict()),
             **{f"value_norm_{i}": dict(task.value_norm.state_dict()) for i, task in enumerate(self.tasks) if i},
         }
@@ -435,7 +447,7 @@ class Trainer:
             "iteration": self.iteration,
             "annealing": {"start": self.lr_start, "factor": self.lr_factor, "steps": self.annealing_steps},
             "warned": sorted(self.warned),
-            "optimiser": optimiser_data,
+            "optimizer": optimizer_data,
             "world_size": distributed.world_size(),
             "free_threads": self.free_threads,
             "ranks": [],
@@ -464,7 +476,7 @@ class Trainer:
         tensors, data = checkpoint.tensors, checkpoint.data
         for i, task in enumerate(self.tasks):
             task.value_norm.load_state_dict(tensors[f"value_norm_{i}" if i else "value_norm"])
-        unpack_optimiser(self.optimiser, tensors["optimiser"], data["optimiser"])
+        unpack_optimizer(self.optimizer, tensors["optimizer"], data["optimizer"])
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
         self.warned = set(data["warned"])
@@ -474,7 +486,7 @@ class Trainer:
             self.lr_start = (self.steps, self.lr_factor)
             notes.append(
                 f"learning rates are annealed from {self.lr_factor:.3g} of their start to 0 at {self.annealing_steps} "
-                "steps; for the full rate, start a new run with --init"
+                "steps; for the full rate, start a new run with --init-from"
             )
         # The number of threads is part of the arithmetic, so it is kept where the cores are there.
         if data["free_threads"] > usable_cores():
@@ -489,7 +501,7 @@ class Trainer:
             self.begin_episodes([False] * len(self.tasks))
             return [*notes, "saved when a rank was lost: new episodes and new random streams begin"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
-        self.halving.divisor = local.get("divisor", 1)
+        self.backoff.reduction = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]
         restored = [task.collector.set_state(state) for task, state in zip(self.tasks, collectors, strict=True)]
         # Last, because environments may draw from the global generators while they are restored.
@@ -510,9 +522,9 @@ class Trainer:
                 task.collector.obs = env.reset(seeds)
 
 
-def one_step(policy: Any, passes: int) -> AbstractContextManager[None]:
+def accumulation_context(policy: Any, passes: int) -> AbstractContextManager[None]:
     """What the `passes` of a gradient are made in: the policy's own `one_step` where it has one and it saves work."""
-    return policy.one_step() if passes > 1 and hasattr(policy, "one_step") else nullcontext()
+    return policy.accumulation_context() if passes > 1 and hasattr(policy, "accumulation_context") else nullcontext()
 
 
 def episode_metrics(episodes: Episodes, labels: Sequence[str]) -> dict[str, float]:

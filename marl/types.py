@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Entities:
+class EntityLayout:
     """Of what an observation consists where agents see like things in any number, such as units.
 
     `blocks`: (name, rows, width) of its parts in their order. Those named "own" tell of the agent itself, the others of
@@ -36,10 +36,10 @@ class Entities:
     """
 
     blocks: tuple[tuple[str, int, int], ...]
-    aimed: int
+    num_targeted: int
     target: str
-    switch: int
-    other: str
+    healer_flag: int
+    alt_target: str
 
     @property
     def width(self) -> int:
@@ -62,7 +62,7 @@ class EnvSpec:
     `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
     `state_space` is a Box (S,) or None. `max_steps` primitive steps truncate an episode.
     `team_reward` says that every agent always receives the same reward.
-    `groups` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
+    `agent_types` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
     an environment of text speaks and understands, for models whose vocabulary is made of them. `entities` says how
     to read an observation without knowing how many there are, of agents and of what they see.
     """
@@ -74,18 +74,18 @@ class EnvSpec:
     max_steps: int | None
     state_space: gymnasium.spaces.Box | None = None
     team_reward: bool = True
-    groups: tuple[str, ...] = ()
+    agent_types: tuple[str, ...] = ()
     observation_sizes: tuple[int, ...] = ()
     action_sizes: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
-    entities: Entities | None = None
+    entities: EntityLayout | None = None
 
     def __post_init__(self) -> None:
         count = len(self.agents)
         if isinstance(self.action_space, gymnasium.spaces.Tuple):
             self._require_team(self.action_space.spaces)
-        if not self.groups:
-            object.__setattr__(self, "groups", ("agent",) * count)
+        if not self.agent_types:
+            object.__setattr__(self, "agent_types", ("agent",) * count)
         if not self.observation_sizes and isinstance(self.observation_space, gymnasium.spaces.Box):
             object.__setattr__(self, "observation_sizes", self.observation_space.shape * count)
         if not self.action_sizes and not isinstance(self.action_space, gymnasium.spaces.Text):
@@ -261,8 +261,8 @@ class Nodes:
     """
 
     action: Tensor
-    mask: Tensor
-    trained: Tensor
+    node_mask: Tensor
+    loss_mask: Tensor
     order: Tensor | None = None
 
 
@@ -272,10 +272,10 @@ class Decision:
 
     In a mixed team it is (E, N, A) float32 and a discrete agent's entry 0 is the index of its action.
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
-    in the critic's own (normalised) units. `behaviour`: (E, N, L) log-probability under the distribution
+    in the critic's own (normalized) units. `behavior`: (E, N, L) log-probability under the distribution
     that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
     a frozen reference policy, or None. `memory`: (E, R, W) what a policy that remembers wants to read at the next
-    step, see marl.memory. `earned`: (E, N, L) what each node earns by itself, in units of the reward, and its own Q
+    step, see marl.recurrent_state. `earned`: (E, N, L) what each node earns by itself, in units of the reward, and its own Q
     value does not hold; None where nothing.
     """
 
@@ -283,10 +283,10 @@ class Decision:
     nodes: Nodes
     log_prob: Tensor
     value: Tensor
-    behaviour: Tensor | None = None
-    reference: Tensor | None = None
-    memory: Tensor | None = None
-    earned: Tensor | None = None
+    behavior_log_prob: Tensor | None = None
+    reference_log_prob: Tensor | None = None
+    recurrent_state: Tensor | None = None
+    node_reward: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -300,4 +300,4 @@ class Evaluation:
     log_prob: Tensor
     entropy: Tensor
     value: Tensor
-    expected: Tensor | None = None
+    policy_loss: Tensor | None = None

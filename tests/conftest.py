@@ -41,7 +41,7 @@ def small(tmp_path: Path):
     """A run of six short iterations: `small(env, agent, **changes)`."""
 
     def make(env: str = "toy/chain", agent: str = "mat", **changes) -> RunConfig:
-        settings = {**SMALL, "runs": str(tmp_path / "runs"), "name": "run", **changes}
+        settings = {**SMALL, "runs_dir": str(tmp_path / "runs"), "name": "run", **changes}
         fields = {f.name for f in dataclasses.fields(default_config(env, agent).agent_options)}
         sizes = {"embedding": 16, "hidden": (16,), "critic_hidden": (16,)}
         network = {name: size for name, size in sizes.items() if name in fields}

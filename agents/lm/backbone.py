@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.lm.adapters import dropout_layers
-from agents.lm.fingerprint import compare
-from agents.lm.tokens import Tokenizer
-from agents.lm.tree import Tree, batches, pack
-from agents.lm.tree_attention import tree_attention
-from agents.lm.vocabulary import PLAIN, LogitRule, OutputMatrix
+from marl.agents.lm.adapters import dropout_layers
+from marl.agents.lm.fingerprint import compare
+from marl.agents.lm.output_head import PLAIN, LogitRule, OutputMatrix
+from marl.agents.lm.token_tree import Tree, batches, pack
+from marl.agents.lm.tokenizer import Tokenizer
+from marl.agents.lm.tree_attention import tree_attention
 from marl.errors import ConfigError
 
 

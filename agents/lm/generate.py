@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from agents.lm.backbone import Backbone
-from agents.lm.tokens import stop_at
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.tokenizer import stop_at
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Generation:
     """What B prompts were answered, on the model's device.
 
     `tokens` (B, L) int64 and `mask` (B, L) bool: the answers with their end tokens, padded on the right; L is the
-    longest. `behaviour` (B, L): each token's log-probability under the distribution that sampled it, at the
+    longest. `behavior` (B, L): each token's log-probability under the distribution that sampled it, at the
     temperature, over what `top_p` leaves of the vocabulary; 0 for a greedy choice.
 
     The cache is another path than `Backbone.features`: in bf16 the same token's log-probability differs between the
@@ -25,7 +25,7 @@ class Generation:
 
     tokens: Tensor
     mask: Tensor
-    behaviour: Tensor
+    behavior_log_prob: Tensor
 
     def ids(self, row: int) -> tuple[int, ...]:
         """One answer's ids, its end token included."""
@@ -58,7 +58,7 @@ def generate(
     device = backbone.device
     shape = (len(prompts), max_tokens)
     tokens = torch.full(shape, backbone.tokenizer.pad, device=device)
-    behaviour = torch.zeros(shape, device=device)
+    behavior = torch.zeros(shape, device=device)
     mask = torch.zeros(shape, dtype=torch.bool, device=device)
 
     reader, output = Reader(backbone, prompts), backbone.output.at(temperature)
@@ -66,7 +66,7 @@ def generate(
     ends = torch.tensor(backbone.tokenizer.ends, device=device)
     for slot in range(max_tokens):
         log_probs = torch.log_softmax(output.logits(reader.hidden), -1)
-        token, behaviour[rows, slot] = _choose(log_probs, top_p, greedy, generator)
+        token, behavior[rows, slot] = _choose(log_probs, top_p, greedy, generator)
         tokens[rows, slot], mask[rows, slot] = token, True
         ended = torch.isin(token, ends)
         if stop_strings:
@@ -77,7 +77,7 @@ def generate(
             break
         reader.read(token[going], going)
     length = int(mask.sum(-1).max())
-    return Generation(tokens[:, :length], mask[:, :length], behaviour[:, :length])
+    return Generation(tokens[:, :length], mask[:, :length], behavior[:, :length])
 
 
 def _stopped(backbone: Backbone, answers: Tensor, stop_strings: Sequence[str]) -> Tensor:
@@ -98,7 +98,7 @@ def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator 
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
-    """Log-probabilities (B, V) of the most probable tokens whose sum reaches `top_p`, renormalised; -inf elsewhere.
+    """Log-probabilities (B, V) of the most probable tokens whose sum reaches `top_p`, renormalized; -inf elsewhere.
 
     Holtzman et al. 2020, "The curious case of neural text degeneration", eq. 2.
     """

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.lm.adapters import ALL_LINEAR
-from agents.lm.tokens import Overflow
+from marl.agents.lm.adapters import ALL_LINEAR
+from marl.agents.lm.tokenizer import Overflow
 from marl.errors import ConfigError
 
 

@@ -13,38 +13,47 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from agents.lm import story
-from agents.lm.backbone import Backbone
-from agents.lm.generate import generate
-from agents.lm.options import LanguageOptions, TokenOptions
-from agents.lm.scale import DepthScale
-from agents.lm.situations import FREE, Situations
-from agents.lm.tokens import stop_at
-from agents.lm.tree import Tree, batches
-from agents.lm.trie import Forest, Tokens, Trie, build_trie, pick, plant, segment_logsumexp, segment_sum
-from agents.lm.vocabulary import OutputMatrix
-from agents.nn import SMALL_GAIN, fingerprint, mlp
+from marl.agents.lm import transcript_view as story
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.candidate_trie import (
+    FlatTries,
+    Tokens,
+    Trie,
+    build_trie,
+    flatten_tries,
+    pick,
+    segment_logsumexp,
+    segment_sum,
+)
+from marl.agents.lm.feature_norm import DepthNorm
+from marl.agents.lm.generate import generate
+from marl.agents.lm.options import LanguageOptions, TokenOptions
+from marl.agents.lm.output_head import OutputMatrix
+from marl.agents.lm.prompt_table import FREE, PromptTable
+from marl.agents.lm.token_tree import Tree, batches
+from marl.agents.lm.tokenizer import stop_at
+from marl.agents.policy_base import SMALL_GAIN, mlp, weights_version
 from marl.errors import ConfigError
-from marl.halving import Halving
 from marl.objective import row_count
-from marl.transcript import Turn
+from marl.oom import MicroBatchBackoff
+from marl.transcript import TranscriptStep
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
 Key = tuple[int, int, Tokens]
 """A prompt, a set of candidates, and where that is FREE the tokens that were said."""
-REMEMBERED = 1 << 28
+CACHE_BYTES = 1 << 28
 """Bytes of features of the frozen model that are kept from one policy to the next."""
 MIN_ANSWER = 4
 """Tokens of an answer from which it can repeat itself."""
-SITUATIONS = 20_000
+MAX_PROMPTS = 20_000
 """Prompts and candidate sets above which those that the last rollout did not meet are forgotten."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ActionEvaluation:
     """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
 
-    `mask`, `trained` as in Nodes, `expected` as in Evaluation, `reference` and `earned` as in Decision.
+    `mask`, `trained` as in Nodes, `policy_loss` as in Evaluation, `reference_log_prob` and `node_reward` as in Decision.
     """
 
     mask: Tensor
@@ -52,13 +61,13 @@ class Judgement:
     log_prob: Tensor
     entropy: Tensor
     value: Tensor
-    reference: Tensor | None = None
-    expected: Tensor | None = None
-    earned: Tensor | None = None
+    reference_log_prob: Tensor | None = None
+    policy_loss: Tensor | None = None
+    node_reward: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Menu:
+class CandidateDistribution:
     """C candidates under the present policy: their texts, `cumulative` probability (C,), and the rows (C, L) that a
     decision stores of each.
     """
@@ -77,10 +86,10 @@ class Menu:
 
 
 @dataclass(frozen=True)
-class Grove:
+class EncodedBatch:
     """Situations laid out for one pass, with features (S, H) of the policy, and of the frozen model where needed."""
 
-    forest: Forest
+    forest: FlatTries
     hidden: Tensor
     frozen: Tensor | None
 
@@ -88,17 +97,17 @@ class Grove:
 class TokenPolicy(nn.Module):
     """Nodes are tokens, values belong to the state before a token.
 
-    A token's probability is renormalised, at `temperature`, over what the trie of the candidates allows; without
+    A token's probability is renormalized, at `temperature`, over what the trie of the candidates allows; without
     candidates over the whole vocabulary. The forward pass runs once for each situation that differs, in acting as
     long as the policy stays the same, in learning once an update.
     """
 
-    closes = True
+    append_end_token = True
     """Candidates that begin others are closed by an end token."""
-    samples_freely = True
+    free_sampling = True
     """Free text may come from another distribution than the policy, so decisions keep that of the sampler."""
 
-    earns = False
+    has_node_reward = False
     """Nodes earn something by themselves."""
 
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
@@ -106,11 +115,11 @@ class TokenPolicy(nn.Module):
         self.spec, self.options, self.backbone = spec, options, backbone
         self.slots = options.max_action_tokens
         self.reads_frozen = options.critic_reads == "frozen" or options.reference
-        self.situations = Situations(
+        self.prompt_table = PromptTable(
             backbone.tokenizer,
             backbone.context,
             options.max_action_tokens,
-            backbone.tokenizer.end if self.closes else None,
+            backbone.tokenizer.end if self.append_end_token else None,
             options.prompt_overflow,
             spec.agents if options.team == "sequential" else (),
         )
@@ -118,12 +127,12 @@ class TokenPolicy(nn.Module):
         if self.critic is not None:
             self.critic.to(backbone.device)
         frozen = options.critic_reads == "frozen"
-        self.critic_scale = DepthScale(options.max_action_tokens, backbone.feature_size) if frozen else None
+        self.critic_scale = DepthNorm(options.max_action_tokens, backbone.feature_size) if frozen else None
         if self.critic_scale is not None:
             self.critic_scale.to(backbone.device)
-        self.halving = Halving("Set --token-budget to begin with smaller ones")
+        self.backoff = MicroBatchBackoff("Set --token-budget to begin with smaller ones")
         self._fingerprint: tuple[int, ...] = ()
-        self._menus: dict[tuple[int, int], Menu] = {}
+        self._menus: dict[tuple[int, int], CandidateDistribution] = {}
         self._frozen: OrderedDict[Key, Tensor] = OrderedDict()
         self._frozen_bytes = 0
 
@@ -135,7 +144,7 @@ class TokenPolicy(nn.Module):
         return self
 
     @property
-    def heavy(self) -> bool:
+    def threaded_acting(self) -> bool:
         """Whether even the forward pass of one situation gains from several threads."""
         return self.options.model != "tiny"
 
@@ -147,12 +156,14 @@ class TokenPolicy(nn.Module):
 
     def encode(self, obs: Obs) -> Inputs:
         """Numbers of prompts and candidate sets, (E, N) int64 each, and who is `alive`."""
-        prompt = [[self.situations.prompt(text) for text in row] for row in obs.agents]
+        prompt = [[self.prompt_table.prompt_id(text) for text in row] for row in obs.agents]
         alive = torch.as_tensor(obs.alive)
         if obs.candidates is None:
             choices = torch.full(alive.shape, FREE)
         else:
-            choices = torch.tensor([[self.situations.choices(texts) for texts in row] for row in obs.candidates])
+            choices = torch.tensor(
+                [[self.prompt_table.candidate_set_id(texts) for texts in row] for row in obs.candidates]
+            )
         inputs = {"prompt": torch.tensor(prompt), "choices": choices, "alive": alive}
         return {name: x.to(self.device) for name, x in inputs.items()}
 
@@ -176,7 +187,9 @@ class TokenPolicy(nn.Module):
         joined = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
         whole = {name: torch.from_numpy(x).to(self.device) for name, x in joined.items()}
         nodes = Nodes(whole["action"], whole["mask"], whole["trained"])
-        extra = {name: whole[name] for name in ("behaviour", "reference", "earned") if name in whole}
+        extra = {
+            name: whole[name] for name in ("behavior_log_prob", "reference_log_prob", "node_reward") if name in whole
+        }
         return Decision(texts, nodes, whole["log_prob"], whole["value"], **extra)
 
     def decide(
@@ -187,8 +200,8 @@ class TokenPolicy(nn.Module):
         pairs = list(zip(prompt.tolist(), choices.tolist(), strict=True))
         bound = [k for k, (_, c) in enumerate(pairs) if alive[k] and c != FREE]
         loose = [k for k, (_, c) in enumerate(pairs) if alive[k] and c == FREE]
-        menus = dict(zip(bound, self.menus([pairs[k] for k in bound]), strict=True))
-        menus |= dict(zip(loose, self.speak([pairs[k][0] for k in loose], generator, greedy), strict=True))
+        menus = dict(zip(bound, self.score_candidates([pairs[k] for k in bound]), strict=True))
+        menus |= dict(zip(loose, self.sample_free_text([pairs[k][0] for k in loose], generator, greedy), strict=True))
         texts = np.empty(len(pairs), dtype=object)
         picked: dict[int, dict[str, np.ndarray]] = {}
         for k, (_, c) in enumerate(pairs):
@@ -197,7 +210,7 @@ class TokenPolicy(nn.Module):
                 texts[k] = menus[k].texts[choice]
                 picked[k] = {name: x[choice] for name, x in menus[k].rows.items()}
             else:
-                texts[k] = "" if c == FREE else self.situations.tries[c].texts[0]
+                texts[k] = "" if c == FREE else self.prompt_table.tries[c].texts[0]
         blank = self.blank()
         return texts, {name: np.stack([picked.get(k, blank)[name] for k in range(len(pairs))]) for name in blank}
 
@@ -205,23 +218,25 @@ class TokenPolicy(nn.Module):
         """The row of an agent without nodes."""
         width = self.slots
         kinds = {"action": np.int64, "mask": bool, "trained": bool, "log_prob": np.float32, "value": np.float32}
-        kinds |= {"behaviour": np.float32} if self.samples_freely else {}
-        kinds |= {"reference": np.float32} if self.options.reference else {}
-        kinds |= {"earned": np.float32} if self.earns else {}
+        kinds |= {"behavior_log_prob": np.float32} if self.free_sampling else {}
+        kinds |= {"reference_log_prob": np.float32} if self.options.reference else {}
+        kinds |= {"node_reward": np.float32} if self.has_node_reward else {}
         row = {name: np.zeros(width, kind) for name, kind in kinds.items()}
         return row | ({"value": np.zeros(1, np.float32)} if self.critic is None else {})
 
-    def menus(self, pairs: Sequence[tuple[int, int]]) -> list[Menu]:
+    def score_candidates(self, pairs: Sequence[tuple[int, int]]) -> list[CandidateDistribution]:
         """The menus of situations with candidates, from memory where the policy has not changed since."""
-        present = fingerprint(self.parameters())
+        present = weights_version(self.parameters())
         if present != self._fingerprint:
             self._menus, self._fingerprint = {}, present
-        self.in_passes(
-            lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in self._menus], self.remember, alone=True
+        self.run_in_batches(
+            lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in self._menus],
+            self.cache_distributions,
+            alone=True,
         )
         return [self._menus[pair] for pair in pairs]
 
-    def remember(self, group: Sequence[Key]) -> None:
+    def cache_distributions(self, group: Sequence[Key]) -> None:
         """Work out the menus of situations with candidates."""
         tries = [self.trie(key) for key in group]
         sizes = [len(trie.paths) for trie in tries]
@@ -230,13 +245,15 @@ class TokenPolicy(nn.Module):
         for trie, (prompt, choices, _), part in zip(tries, group, np.cumsum(sizes), strict=True):
             mine = {name: x[part - len(trie.paths) : part] for name, x in rows.items()}
             share = np.exp(mine["log_prob"].astype(np.float64).sum(-1))
-            self._menus[prompt, choices] = Menu(trie.texts, share.cumsum(), mine)
+            self._menus[prompt, choices] = CandidateDistribution(trie.texts, share.cumsum(), mine)
 
-    def speak(self, prompts: Sequence[int], generator: Generator | None, greedy: bool) -> list[Menu]:
+    def sample_free_text(
+        self, prompts: Sequence[int], generator: Generator | None, greedy: bool
+    ) -> list[CandidateDistribution]:
         """Free text: for each prompt a menu of the one action that was sampled."""
         if not prompts:
             return []
-        keys, behaviour = self.answer(prompts, generator, greedy)
+        keys, behavior = self.generate_batch(prompts, generator, greedy)
         said: dict[Key, tuple[str, dict[str, np.ndarray]]] = {}
 
         def judge(group: Sequence[Key]) -> None:
@@ -245,12 +262,16 @@ class TokenPolicy(nn.Module):
             for k, key in enumerate(group):
                 said[key] = self.free_text(key[2]), {name: x[k : k + 1] for name, x in rows.items()}
 
-        self.in_passes(lambda: [key for key in dict.fromkeys(keys) if key not in said], judge)
+        self.run_in_batches(lambda: [key for key in dict.fromkeys(keys) if key not in said], judge)
         menus = []
-        for key, sampled in zip(keys, behaviour, strict=True):
+        for key, sampled in zip(keys, behavior, strict=True):
             text, rows = said[key]
             menus.append(
-                Menu((text,), np.ones(1), rows | ({"behaviour": sampled[None]} if "behaviour" in rows else {}))
+                CandidateDistribution(
+                    (text,),
+                    np.ones(1),
+                    rows | ({"behavior_log_prob": sampled[None]} if "behavior_log_prob" in rows else {}),
+                )
             )
         return menus
 
@@ -264,12 +285,12 @@ class TokenPolicy(nn.Module):
         place = stop_at(text, self.stop_strings)
         return self.backbone.tokenizer.decode(tokens) if place < 0 else text[:place].strip()
 
-    def answer(
+    def generate_batch(
         self, prompts: Sequence[int], generator: Generator | None, greedy: bool
     ) -> tuple[list[Key], list[np.ndarray]]:
         """What was sampled behind prompts, and with what log-probabilities (L,) each."""
         options = self.options
-        texts = [self.situations.prompts[prompt] for prompt in prompts]
+        texts = [self.prompt_table.prompts[prompt] for prompt in prompts]
         size = max(map(len, texts)) + self.slots
 
         def split(divisor: int) -> list[slice]:
@@ -278,7 +299,7 @@ class TokenPolicy(nn.Module):
 
         def work(passes: Sequence[slice]) -> tuple[list[Key], list[np.ndarray]]:
             keys: list[Key] = []
-            behaviour: list[np.ndarray] = []
+            behavior: list[np.ndarray] = []
             for part in passes:
                 answers = generate(
                     self.backbone,
@@ -291,30 +312,31 @@ class TokenPolicy(nn.Module):
                     generator=generator,
                 )
                 keys += [(prompt, FREE, answers.ids(row)) for row, prompt in enumerate(prompts[part])]
-                sampled = answers.behaviour.cpu().numpy()
-                behaviour += list(np.pad(sampled, ((0, 0), (0, self.slots - sampled.shape[1]))))
-            return keys, behaviour
+                sampled = answers.behavior_log_prob.cpu().numpy()
+                behavior += list(np.pad(sampled, ((0, 0), (0, self.slots - sampled.shape[1]))))
+            return keys, behavior
 
-        return self.halving.run(split, row_count, work)
+        return self.backoff.run(split, row_count, work)
 
     def rows(
         self, keys: Sequence[Key], tries: Sequence[Trie], tree: np.ndarray, candidate: np.ndarray
     ) -> dict[str, np.ndarray]:
         """What a decision stores of K actions, candidate `candidate[k]` in situation `tree[k]`; (K, L) each."""
         with torch.no_grad():
-            judged = self.judge(self.grove(keys, tries), tree, candidate, acting=True)
+            judged = self.evaluate_actions(self.encode_batch(keys, tries), tree, candidate, acting=True)
         action = np.zeros(judged.mask.shape, np.int64)
         for k, (t, c) in enumerate(zip(tree, candidate, strict=True)):
             tokens = self.action(tries[t], c)
             action[k, : len(tokens)] = tokens
         parts = {
-            name: getattr(judged, name) for name in ("mask", "trained", "log_prob", "value", "reference", "earned")
+            name: getattr(judged, name)
+            for name in ("mask", "trained", "log_prob", "value", "reference_log_prob", "node_reward")
         }
-        if self.samples_freely:
-            parts["behaviour"] = judged.log_prob
+        if self.free_sampling:
+            parts["behavior_log_prob"] = judged.log_prob
         return {"action": action} | {name: x.cpu().numpy() for name, x in parts.items() if x is not None}
 
-    def in_passes(
+    def run_in_batches(
         self, left: Callable[[], Sequence[Key]], work: Callable[[Sequence[Key]], None], alone: bool = False
     ) -> None:
         """Do `work` on what is `left` in passes of the token budget, which are halved where memory runs out.
@@ -334,24 +356,24 @@ class TokenPolicy(nn.Module):
             for group in passes:
                 work(group)
 
-        self.halving.run(split, len, every)
+        self.backoff.run(split, len, every)
 
     # Learning
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        living, located = self.locate(inputs, nodes)
+        living, located = self.locate_actions(inputs, nodes)
         if not located:
-            nothing = sum(p.sum().to(self.device) for p in self.parameters() if p.requires_grad) * nodes.mask.float()
+            nothing = torch.zeros(nodes.node_mask.shape, device=self.device)
             return Evaluation(nothing, nothing, nothing if self.critic is not None else nothing[..., :1], nothing)
         wanted = {place: k for k, place in enumerate(dict.fromkeys(located))}
         keys = {key: t for t, key in enumerate(dict.fromkeys(key for key, _ in wanted))}
         tree = np.array([keys[key] for key, _ in wanted], dtype=np.int64)
         candidate = np.array([c for _, c in wanted], dtype=np.int64)
-        grove = self.grove(list(keys), [self.trie(key) for key in keys])
-        judged = self.judge(grove, tree, candidate, acting=False)
+        grove = self.encode_batch(list(keys), [self.trie(key) for key in keys])
+        judged = self.evaluate_actions(grove, tree, candidate, acting=False)
         rows = torch.from_numpy(living).to(self.device)
         source = torch.tensor([wanted[place] for place in located], device=self.device)
-        shape = nodes.mask.shape
+        shape = nodes.node_mask.shape
 
         def put(x: Tensor) -> Tensor:
             return x.new_zeros(shape[0] * shape[1], x.shape[-1]).index_put((rows,), x[source]).unflatten(0, shape[:2])
@@ -360,22 +382,22 @@ class TokenPolicy(nn.Module):
             put(judged.log_prob),
             put(judged.entropy),
             put(judged.value),
-            None if judged.expected is None else put(judged.expected),
+            None if judged.policy_loss is None else put(judged.policy_loss),
         )
 
-    def locate(self, inputs: Inputs, nodes: Nodes) -> tuple[np.ndarray, list[tuple[Key, int]]]:
+    def locate_actions(self, inputs: Inputs, nodes: Nodes) -> tuple[np.ndarray, list[tuple[Key, int]]]:
         """The rows (of E x N) that have nodes, and for each its situation and which candidate was taken."""
-        prompt, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
-        action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
+        prompt, choices = self.prompt_ids(inputs, nodes), inputs["choices"].cpu().numpy()
+        action, mask = nodes.action.cpu().numpy(), nodes.node_mask.cpu().numpy()
         lengths = mask.sum(-1).ravel()
         said = action.reshape(len(lengths), -1)
         rows = zip(*(x.tolist() for x in (prompt.ravel(), choices.ravel(), said, lengths)), strict=True)
-        return np.flatnonzero(lengths), [self.place(*row) for row in rows if row[-1]]
+        return np.flatnonzero(lengths), [self.find_candidate(*row) for row in rows if row[-1]]
 
-    def split(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
+    def micro_batches(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[Tensor]:
         """Rows of like length together, equal situations side by side, up to `rows` and the token budget a pass."""
-        living, located = self.locate(inputs, nodes)
-        count, agents = nodes.mask.shape[:2]
+        living, located = self.locate_actions(inputs, nodes)
+        count, agents = nodes.node_mask.shape[:2]
         keys: list[set[Key]] = [set() for _ in range(count)]
         for row, (key, _) in zip(living, located, strict=True):
             keys[row // agents].add(key)
@@ -393,7 +415,7 @@ class TokenPolicy(nn.Module):
                 met = set()
             parts[-1].append(index)
             met = met | keys[index]
-        return [torch.tensor(part, device=nodes.mask.device) for part in parts]
+        return [torch.tensor(part, device=nodes.node_mask.device) for part in parts]
 
     def value(self, inputs: Inputs) -> Tensor:
         """(E, N); agents in sequence share the value of the first one, who alone decides without the others."""
@@ -405,24 +427,27 @@ class TokenPolicy(nn.Module):
             prompt, choices = (np.take_along_axis(x, first, 1).repeat(x.shape[1], 1) for x in (prompt, choices))
         pairs = list(zip(prompt.ravel().tolist(), choices.ravel().tolist(), strict=True))
         bound = [pair for pair in pairs if pair[1] != FREE]
-        known = {pair: float(menu.rows["value"][0, 0]) for pair, menu in zip(bound, self.menus(bound), strict=True)}
+        known = {
+            pair: float(menu.rows["value"][0, 0])
+            for pair, menu in zip(bound, self.score_candidates(bound), strict=True)
+        }
 
         def judge(group: Sequence[Key]) -> None:
-            grove = self.grove(group, [self.trie(key) for key in group])
+            grove = self.encode_batch(group, [self.trie(key) for key in group])
             values = self.values(grove)[grove.forest.root].tolist()
             known.update({key[:2]: value for key, value in zip(group, values, strict=True)})
 
-        self.in_passes(lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in known], judge)
+        self.run_in_batches(lambda: [(*pair, ()) for pair in dict.fromkeys(pairs) if pair not in known], judge)
         return torch.tensor([known[pair] for pair in pairs], device=self.device).view(prompt.shape)
 
-    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
         """Take in the scale of the frozen features, once for each situation of this rollout that has candidates.
 
         And forget situations, where there are too many, that it did not meet.
         """
         if self.critic_scale is not None:
-            living = nodes.mask.any(-1).cpu().numpy()
-            read, choices = self.read(inputs, nodes), inputs["choices"].cpu().numpy()
+            living = nodes.node_mask.any(-1).cpu().numpy()
+            read, choices = self.prompt_ids(inputs, nodes), inputs["choices"].cpu().numpy()
             met = zip(read[living].tolist(), choices[living].tolist(), strict=True)
             keys: list[Key] = [(*pair, ()) for pair in dict.fromkeys(met) if pair[1] != FREE]
             scale, sums, taken = self.critic_scale, self.critic_scale.nothing(), set[Key]()
@@ -430,18 +455,20 @@ class TokenPolicy(nn.Module):
             def take(group: Sequence[Key]) -> None:
                 tries = [self.trie(key) for key in group]
                 trees = [self.tree(key, trie) for key, trie in zip(group, tries, strict=True)]
-                sums.add_(scale.sums(self.recall(group, trees), plant(tries, self.device).depth))
+                sums.add_(scale.sums(self.cached_features(group, trees), flatten_tries(tries, self.device).depth))
                 taken.update(group)
 
-            self.in_passes(lambda: [key for key in keys if key not in taken], take)
+            self.run_in_batches(lambda: [key for key in keys if key not in taken], take)
             self.critic_scale.add(sums)
-        if len(self.situations.prompts) + len(self.situations.tries) > SITUATIONS:
-            self.situations.keep(set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist()))
+        if len(self.prompt_table.prompts) + len(self.prompt_table.tries) > MAX_PROMPTS:
+            self.prompt_table.evict_except(
+                set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist())
+            )
 
     def metrics(self, inputs: Inputs, nodes: Nodes) -> dict[str, float]:
         """Return how much free text repeats itself; nothing where there is none."""
         free = inputs["choices"] == FREE
-        rows = zip(nodes.action[free].cpu().numpy(), nodes.mask[free].cpu().numpy(), strict=True)
+        rows = zip(nodes.action[free].cpu().numpy(), nodes.node_mask[free].cpu().numpy(), strict=True)
         answers = [action[mask].tolist() for action, mask in rows]
         pairs = [list(pairwise(tokens)) for tokens in answers if len(tokens) >= MIN_ANSWER]
         if not pairs:
@@ -452,7 +479,7 @@ class TokenPolicy(nn.Module):
     def after_update(self) -> None:
         self._fingerprint = ()
 
-    def take_over(self, original: "TokenPolicy") -> None:
+    def share_backbone(self, original: "TokenPolicy") -> None:
         """Use the very model of a policy of the same options for another environment, and its smaller passes.
 
         Raises ConfigError where the two environments give the words of a vocabulary other meanings.
@@ -462,40 +489,42 @@ class TokenPolicy(nn.Module):
                 f"{self.spec.name} and {original.spec.name} have words of their own, which model tiny is made of; give "
                 "tasks of the same words, or another --model"
             )
-        self.backbone, self.halving = original.backbone, original.halving
+        self.backbone, self.backoff = original.backbone, original.backoff
 
     # Telling
 
-    def transcript(self, episode: Sequence[Turn]) -> str:
+    def transcript(self, episode: Sequence[TranscriptStep]) -> str:
         return story.transcript(self, episode)
 
-    def picture(self, episode: Sequence[Turn]) -> np.ndarray:
+    def picture(self, episode: Sequence[TranscriptStep]) -> np.ndarray:
         return story.picture(self, episode)
 
-    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - for policies over whole actions
+    def token_texts(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - for policies over whole actions
         """The texts of an action's nodes."""
         ends = self.backbone.tokenizer.ends
         return ["(end)" if token in ends else self.backbone.tokenizer.decode((token,)) for token in action]
 
-    def read(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
+    def prompt_ids(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
         """(E, N): the numbers of the prompts that the agents read before they did what `nodes` says."""
         prompt, choices = (inputs[name].cpu().numpy() for name in ("prompt", "choices"))
         if self.options.team == "sequential":
-            action, mask = nodes.action.cpu().numpy(), nodes.mask.cpu().numpy()
+            action, mask = nodes.action.cpu().numpy(), nodes.node_mask.cpu().numpy()
             for agent in range(1, prompt.shape[1]):
                 prompt = self.extended(prompt, choices, action, mask, agent)
         return prompt
 
     # The model
 
-    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+    def evaluate_actions(
+        self, grove: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
+    ) -> ActionEvaluation:
         """Judge K actions, candidate `candidate[k]` of trie `tree[k]`, as a decision stores them or an update reads."""
         value = None if self.critic is None else self.values(grove)[grove.forest.source]
-        return self.judgement(grove, tree, candidate, acting, value)
+        return self.action_evaluation(grove, tree, candidate, acting, value)
 
-    def judgement(
-        self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool, value: Tensor | None
-    ) -> Judgement:
+    def action_evaluation(
+        self, grove: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool, value: Tensor | None
+    ) -> ActionEvaluation:
         """The same, given the `value` (M,) of every edge, if there is one."""
         forest = grove.forest
         edges, mask = forest.rows(tree, candidate, self.slots)
@@ -506,7 +535,7 @@ class TokenPolicy(nn.Module):
             assert grove.frozen is not None
             reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
             reference = reference[edges].masked_fill(~mask, 0.0)
-        return Judgement(
+        return ActionEvaluation(
             mask,
             mask & forest.branching[state],
             log_prob[edges].masked_fill(~mask, 0.0),
@@ -515,39 +544,39 @@ class TokenPolicy(nn.Module):
             reference,
         )
 
-    def distribution(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
+    def distribution(self, output: OutputMatrix, hidden: Tensor, forest: FlatTries) -> tuple[Tensor, Tensor]:
         """The log-probability of every edge (M,) and the entropy at every state (S,)."""
         output = output.at(self.options.temperature)
         logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
-        normaliser = segment_logsumexp(logit, forest.source, forest.states)
-        log_prob = logit - normaliser[forest.source]
+        normalizer = segment_logsumexp(logit, forest.source, forest.states)
+        log_prob = logit - normalizer[forest.source]
         entropy = -segment_sum(log_prob.exp() * log_prob, forest.source, forest.states)
         if bool(forest.free.any()):
             free = forest.free.nonzero().squeeze(-1)
             whole, mean = output.moments(hidden[free])
-            log_prob = logit - normaliser.index_put((free,), whole)[forest.source]
+            log_prob = logit - normalizer.index_put((free,), whole)[forest.source]
             entropy = entropy.index_put((free,), whole - mean)
         return log_prob, entropy
 
-    def values(self, grove: Grove) -> Tensor:
+    def values(self, grove: EncodedBatch) -> Tensor:
         """(S,): the value of every state."""
         if self.critic is None:
             return grove.hidden.new_zeros(grove.forest.states)
         return self.critic(self.critic_features(grove)).squeeze(-1)
 
-    def critic_features(self, grove: Grove) -> Tensor:
+    def critic_features(self, grove: EncodedBatch) -> Tensor:
         """(S, H): what the critic reads of every state."""
         if self.critic_scale is None:
             return grove.hidden
         assert grove.frozen is not None
         return self.critic_scale(grove.frozen, grove.forest.depth)
 
-    def grove(self, keys: Sequence[Key], tries: Sequence[Trie]) -> Grove:
+    def encode_batch(self, keys: Sequence[Key], tries: Sequence[Trie]) -> EncodedBatch:
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]
-        frozen = self.recall(keys, trees) if self.reads_frozen else None
-        return Grove(plant(tries, self.device), self.backbone.features(trees), frozen)
+        frozen = self.cached_features(keys, trees) if self.reads_frozen else None
+        return EncodedBatch(flatten_tries(tries, self.device), self.backbone.features(trees), frozen)
 
-    def recall(self, keys: Sequence[Key], trees: Sequence[Tree]) -> Tensor:
+    def cached_features(self, keys: Sequence[Key], trees: Sequence[Tree]) -> Tensor:
         """(S, H) features of the frozen model, which are computed once as long as there is room to keep them."""
         known = {key: self._frozen[key] for key in keys if key in self._frozen}
         named = dict(zip(keys, trees, strict=True))
@@ -559,8 +588,8 @@ class TokenPolicy(nn.Module):
                 known[key] = self._frozen[key] = mine.clone()
                 self._frozen_bytes += mine.nbytes
 
-        self.in_passes(lambda: [key for key in keys if key not in known], read, alone=True)
-        while self._frozen_bytes > REMEMBERED:
+        self.run_in_batches(lambda: [key for key in keys if key not in known], read, alone=True)
+        while self._frozen_bytes > CACHE_BYTES:
             self._frozen_bytes -= self._frozen.popitem(last=False)[1].nbytes
         return torch.cat([known[key] for key in keys])
 
@@ -569,12 +598,12 @@ class TokenPolicy(nn.Module):
     def tree(self, key: Key, trie: Trie) -> Tree:
         """What the language model reads of a situation; the last token of an action is not needed."""
         token, parent = trie.inner()
-        return Tree(self.situations.prompts[key[0]], tuple(token.tolist()), tuple(parent.tolist()))
+        return Tree(self.prompt_table.prompts[key[0]], tuple(token.tolist()), tuple(parent.tolist()))
 
     def trie(self, key: Key) -> Trie:
         _, choices, tokens = key
         if choices != FREE:
-            return self.situations.tries[choices]
+            return self.prompt_table.tries[choices]
         said = [tokens] if tokens else []
         return build_trie([""] * len(said), said, None, self.slots, free=True)
 
@@ -582,12 +611,12 @@ class TokenPolicy(nn.Module):
         """What is stored as the action of a candidate."""
         return trie.tokens(candidate)
 
-    def place(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:
+    def find_candidate(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:
         """The inverse: the situation, and which of its candidates a stored action is."""
         tokens = tuple(action[:length])
         if choices == FREE:
             return (prompt, FREE, tokens), 0
-        return (prompt, choices, ()), self.situations.tries[choices].index[tokens]
+        return (prompt, choices, ()), self.prompt_table.tries[choices].index[tokens]
 
     def extended(
         self, prompt: np.ndarray, choices: np.ndarray, action: np.ndarray, mask: np.ndarray, agent: int
@@ -598,8 +627,10 @@ class TokenPolicy(nn.Module):
             said = []
             for j in range(agent):
                 if length := int(mask[e, j].sum()):
-                    key, candidate = self.place(int(prompt[e, j]), int(choices[e, j]), action[e, j].tolist(), length)
+                    key, candidate = self.find_candidate(
+                        int(prompt[e, j]), int(choices[e, j]), action[e, j].tolist(), length
+                    )
                     said.append((j, self.trie(key).tokens(candidate)))
             if said:
-                prompt[e, agent] = self.situations.extend(int(prompt[e, agent]), tuple(said))
+                prompt[e, agent] = self.prompt_table.extend(int(prompt[e, agent]), tuple(said))
         return prompt

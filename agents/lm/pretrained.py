@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from agents.lm.self_check import WORKS
+from marl.agents.lm.self_check import WORKS
 from marl.errors import ConfigError, MissingDependencyError
 
 LOGGER = getLogger("marl")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.lm.backbone import Backbone
-from agents.lm.generate import Reader
-from agents.lm.tree import Tree
-from agents.lm.vocabulary import PLAIN, LogitRule, OutputMatrix
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.generate import Reader
+from marl.agents.lm.output_head import PLAIN, LogitRule, OutputMatrix
+from marl.agents.lm.token_tree import Tree
 from marl.errors import ConfigError
 
 WORKS = "Decoder-only transformers work, such as Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite and GPT-2"

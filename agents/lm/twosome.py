@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.lm.backbone import Backbone
-from agents.lm.options import LanguageOptions
-from agents.lm.policy import Grove, Judgement, Key, TokenPolicy
-from agents.lm.situations import FREE
-from agents.lm.trie import Forest, Tokens, Trie, pick, segment_logsumexp, segment_sum
-from agents.lm.vocabulary import OutputMatrix
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.candidate_trie import FlatTries, Tokens, Trie, pick, segment_logsumexp, segment_sum
+from marl.agents.lm.options import LanguageOptions
+from marl.agents.lm.output_head import OutputMatrix
+from marl.agents.lm.policy import ActionEvaluation, EncodedBatch, Key, TokenPolicy
+from marl.agents.lm.prompt_table import FREE
 from marl.errors import ConfigError
 from marl.types import EnvSpec, Inputs, Obs
 
@@ -21,7 +21,7 @@ from marl.types import EnvSpec, Inputs, Obs
 class TwosomeOptions(LanguageOptions):
     """A language model that scores whole actions."""
 
-    normalisation: Literal["sum", "token", "word"] = "word"
+    normalization: Literal["sum", "token", "word"] = "word"
     """What an action's summed log-probability is divided by: nothing, the number of its tokens, or of its words."""
 
 
@@ -29,16 +29,16 @@ class Twosome(TokenPolicy):
     """One node an action, L = 1: the candidate's index.
 
     A candidate's score is the sum of its tokens' log-probabilities under the softmax over the whole vocabulary,
-    normalised for its length (section 4.2); the policy is the softmax of the scores at `temperature`. The value is
+    normalized for its length (section 4.2); the policy is the softmax of the scores at `temperature`. The value is
     that of the prompt.
     """
 
-    closes = False
-    samples_freely = False
+    append_end_token = False
+    free_sampling = False
 
     def __init__(self, spec: EnvSpec, options: TwosomeOptions, backbone: Backbone) -> None:
         super().__init__(spec, options, backbone)
-        self.normalisation, self.slots = options.normalisation, 1
+        self.normalization, self.slots = options.normalization, 1
 
     def encode(self, obs: Obs) -> Inputs:
         inputs = super().encode(obs)
@@ -49,7 +49,9 @@ class Twosome(TokenPolicy):
             )
         return inputs
 
-    def judge(self, grove: Grove, tree: np.ndarray, candidate: np.ndarray, acting: bool) -> Judgement:
+    def evaluate_actions(
+        self, grove: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
+    ) -> ActionEvaluation:
         tries = grove.forest.tries
         sizes = np.array([len(trie.paths) for trie in tries])
         owner = torch.from_numpy(np.arange(len(tries)).repeat(sizes)).to(self.device)
@@ -68,7 +70,7 @@ class Twosome(TokenPolicy):
             reference = log_policy(self.backbone.reference_output, grove.frozen)[row, None]
         mask = torch.ones(len(tree), 1, dtype=torch.bool, device=self.device)
         several = torch.from_numpy(sizes[tree] > 1).to(self.device)
-        return Judgement(
+        return ActionEvaluation(
             mask,
             several.unsqueeze(-1),
             log_prob[row, None],
@@ -77,8 +79,8 @@ class Twosome(TokenPolicy):
             reference,
         )
 
-    def scores(self, output: OutputMatrix, hidden: Tensor, forest: Forest) -> Tensor:
-        """(C,): the normalised score of every candidate of every trie."""
+    def scores(self, output: OutputMatrix, hidden: Tensor, forest: FlatTries) -> Tensor:
+        """(C,): the normalized score of every candidate of every trie."""
         lengths = [len(path) for trie in forest.tries for path in trie.paths]
         edges = np.concatenate(
             [
@@ -92,16 +94,16 @@ class Twosome(TokenPolicy):
         logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
         log_prob = logit - output.moments(hidden)[0][forest.source]
         total = segment_sum(log_prob[edge], candidate, len(lengths))
-        if self.normalisation == "sum":
+        if self.normalization == "sum":
             return total
         words = [max(1, len(text.split())) for trie in forest.tries for text in trie.texts]
-        return total / total.new_tensor(lengths if self.normalisation == "token" else words)
+        return total / total.new_tensor(lengths if self.normalization == "token" else words)
 
-    def pieces(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - the base's
+    def token_texts(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - the base's
         return [text]
 
     def action(self, trie: Trie, candidate: int) -> Tokens:  # noqa: ARG002 - the base's
         return (candidate,)
 
-    def place(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:  # noqa: ARG002
+    def find_candidate(self, prompt: int, choices: int, action: list[int], length: int) -> tuple[Key, int]:  # noqa: ARG002
         return (prompt, choices, ()), action[0]

@@ -2,7 +2,7 @@
 
 A task is `<Scenario>-<partition>`, such as `HalfCheetah-6x1`; a scenario alone, such as `Hopper`, is one
 agent that moves every joint and sees everything. Observations, rewards and ends equal those of
-gymnasium-robotics' `mamujoco_v1` to the bit (in float32). `envs.mamujoco.env` holds the classes.
+gymnasium-robotics' `mamujoco_v1` to the bit (in float32). `marl.envs.mamujoco.env` holds the classes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from envs.mamujoco.tasks import TASKS
+from marl.envs.mamujoco.tasks import TASKS
 from marl.errors import ConfigError
 from marl.registry import register_env
 
 if TYPE_CHECKING:
-    from envs.mamujoco.env import MamujocoEnv, MamujocoVector
+    from marl.envs.mamujoco.env import MamujocoEnv, MamujocoVector
 
 __all__ = ["TASKS", "MamujocoOptions", "batch", "make"]
 
@@ -42,7 +42,7 @@ class MamujocoOptions:
 
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> MamujocoVector:
     """`num_envs` environments of a task, stepped by `threads` threads. The results do not depend on `threads`."""
-    from envs.mamujoco.env import MamujocoVector
+    from marl.envs.mamujoco.env import MamujocoVector
 
     return MamujocoVector(task, num_envs, threads, MamujocoOptions(**options))
 
@@ -50,15 +50,15 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> Mamujoc
 @register_env(
     "mamujoco",
     options=MamujocoOptions,
-    batch=batch,
+    make_vector=batch,
     tasks=TASKS,
-    open_tasks=True,
+    accepts_other_tasks=True,
     requires=("mujoco", "gymnasium_robotics"),
     install="pip install 'seqmarl[mujoco]'",
     summary="Multi-agent MuJoCo: the joints of one robot shared out among agents; continuous actions",
 )
 def make(task: str, **options: Any) -> MamujocoEnv:
     """One environment of a task."""
-    from envs.mamujoco.env import MamujocoEnv
+    from marl.envs.mamujoco.env import MamujocoEnv
 
     return MamujocoEnv(task, MamujocoOptions(**options))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.mamujoco import MamujocoOptions
-from envs.mamujoco.scenarios import Outcome
-from envs.mamujoco.simulation import Simulation
+from marl.envs.mamujoco import MamujocoOptions
+from marl.envs.mamujoco.scenarios import StepResult
+from marl.envs.mamujoco.simulation import Simulation
 from marl.errors import ConfigError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
@@ -19,7 +19,7 @@ def _rows(obs: Obs, rows: np.ndarray) -> Obs:
     return Obs(obs.agents[rows], obs.alive[rows], obs.action_mask[rows], obs.state[rows])
 
 
-def _info(outcome: Outcome, index: int) -> dict[str, float]:
+def _info(outcome: StepResult, index: int) -> dict[str, float]:
     return {name: float(values[index]) for name, values in outcome.info.items()}
 
 

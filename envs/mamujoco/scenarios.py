@@ -14,7 +14,7 @@ Features = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """`reward` (E,) float64, `terminated` (E,) bool, and (E,) arrays that describe the step."""
 
     reward: np.ndarray
@@ -49,23 +49,23 @@ class Scenario:
         return []
 
     def position(self, features: Features) -> np.ndarray:
-        """(E,): the coordinate whose change over a step is the forward velocity, in metres."""
+        """(E,): the coordinate whose change over a step is the forward velocity, in meters."""
         return features["qpos"][:, 0]
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         """Of a step that led to `features` with forward `velocity` (E,) under `action` (E, actuators)."""
         raise NotImplementedError
 
 
-class Runner(Scenario):
+class ForwardReward(Scenario):
     """HalfCheetah and Swimmer: run forward, never end."""
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         forward = self.base._forward_reward_weight * velocity
         control = self.base._ctrl_cost_weight * _squares(action)
         info = {"x_position": features["qpos"][:, 0], "x_velocity": velocity}
         info |= {"reward_forward": forward, "reward_ctrl": -control}
-        return Outcome(forward - control, _never(features), info)
+        return StepResult(forward - control, _never(features), info)
 
 
 class Walker(Scenario):
@@ -79,14 +79,14 @@ class Walker(Scenario):
         (low, high), (left, right) = self.base._healthy_z_range, self.base._healthy_angle_range
         return (low < height) & (height < high) & (left < angle) & (angle < right)
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         healthy = self.healthy(features)
         forward = self.base._forward_reward_weight * velocity
         survive = healthy * self.base._healthy_reward
         control = self.base._ctrl_cost_weight * _squares(action)
         info = {"x_position": features["qpos"][:, 0], "x_velocity": velocity}
         info |= {"reward_forward": forward, "reward_ctrl": -control, "reward_survive": survive}
-        return Outcome(forward + survive - control, ~healthy & self.base._terminate_when_unhealthy, info)
+        return StepResult(forward + survive - control, ~healthy & self.base._terminate_when_unhealthy, info)
 
 
 class Hopper(Walker):
@@ -122,7 +122,7 @@ class Ant(Scenario):
         contact = self.base._contact_cost_weight * _squares(self.derived(features)[0])
         return self.base._ctrl_cost_weight * _squares(action), contact
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         healthy = self.healthy(features)
         forward = velocity * self.base._forward_reward_weight
         survive = healthy * self.base._healthy_reward
@@ -131,11 +131,11 @@ class Ant(Scenario):
         info |= {"reward_forward": forward, "reward_survive": survive}
         info |= {"reward_ctrl": -control, "reward_contact": -contact}
         reward = (forward + survive) - (control + contact)
-        return Outcome(reward, ~healthy & self.base._terminate_when_unhealthy, info)
+        return StepResult(reward, ~healthy & self.base._terminate_when_unhealthy, info)
 
 
 class Humanoid(Ant):
-    """Walk forward at a healthy height; the velocity is that of the centre of mass."""
+    """Walk forward at a healthy height; the velocity is that of the center of mass."""
 
     def sources(self, data: Any) -> Features:
         names = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext", "xipos", "ctrl")
@@ -147,8 +147,8 @@ class Humanoid(Ant):
 
     def position(self, features: Features) -> np.ndarray:
         mass = self.base.model.body_mass
-        centres = features["xipos"].reshape(-1, len(mass), 3)
-        return (np.sum(mass[:, None] * centres, axis=1) / np.sum(mass))[:, 0]
+        centers = features["xipos"].reshape(-1, len(mass), 3)
+        return (np.sum(mass[:, None] * centers, axis=1) / np.sum(mass))[:, 0]
 
     def healthy(self, features: Features) -> np.ndarray:
         low, high = self.base._healthy_z_range
@@ -165,7 +165,7 @@ class Humanoid(Ant):
 class HumanoidStandup(Humanoid):
     """Rise; never end."""
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity, action
         rise = features["qpos"][:, 2] / self.base.model.opt.timestep
         control = self.base._ctrl_cost_weight * _squares(features["ctrl"])
@@ -173,7 +173,7 @@ class HumanoidStandup(Humanoid):
         impact = np.clip(impact, *self.base._impact_cost_range)
         info = {"x_position": features["qpos"][:, 0], "y_position": features["qpos"][:, 1]}
         info |= {"reward_linup": rise, "reward_quadctrl": -control, "reward_impact": -impact}
-        return Outcome(rise - control - impact + 1, _never(features), info)
+        return StepResult(rise - control - impact + 1, _never(features), info)
 
 
 class Reacher(Scenario):
@@ -186,12 +186,12 @@ class Reacher(Scenario):
     def derived(self, features: Features) -> list[np.ndarray]:
         return [np.sin(features["qpos"]), np.cos(features["qpos"]), features["fingertip"] - features["target"]]
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity
         gap = features["fingertip"] - features["target"]
         distance = -np.linalg.norm(gap, axis=-1) * self.base._reward_dist_weight
         control = -_squares(action) * self.base._reward_control_weight
-        return Outcome(distance + control, _never(features), {"reward_dist": distance, "reward_ctrl": control})
+        return StepResult(distance + control, _never(features), {"reward_dist": distance, "reward_ctrl": control})
 
 
 class Pusher(Scenario):
@@ -201,29 +201,29 @@ class Pusher(Scenario):
         bodies = {name: data.body(name).xpos for name in ("tips_arm", "object", "goal")}
         return {"qpos": data.qpos, "qvel": data.qvel, **bodies}
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity
         to_arm, to_goal = features["object"] - features["tips_arm"], features["object"] - features["goal"]
         near = -np.linalg.norm(to_arm, axis=-1) * self.base._reward_near_weight
         distance = -np.linalg.norm(to_goal, axis=-1) * self.base._reward_dist_weight
         control = -_squares(action) * self.base._reward_control_weight
         info = {"reward_dist": distance, "reward_ctrl": control, "reward_near": near}
-        return Outcome(distance + control + near, _never(features), info)
+        return StepResult(distance + control + near, _never(features), info)
 
 
 class InvertedPendulum(Scenario):
     """Keep the pole within 0.2 rad of upright."""
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity, action
         finite = np.isfinite(features["qpos"]).all(axis=1) & np.isfinite(features["qvel"]).all(axis=1)
         terminated = ~finite | (np.abs(features["qpos"][:, 1]) > 0.2)
         survive = (~terminated).astype(np.float64)
-        return Outcome(survive, terminated, {"reward_survive": survive})
+        return StepResult(survive, terminated, {"reward_survive": survive})
 
 
 class InvertedDoublePendulum(Scenario):
-    """Keep the tip of the second pole higher than one metre."""
+    """Keep the tip of the second pole higher than one meter."""
 
     def sources(self, data: Any) -> Features:
         force = {"qfrc_constraint": data.qfrc_constraint, "tip": data.site_xpos[0]}
@@ -233,7 +233,7 @@ class InvertedDoublePendulum(Scenario):
         clipped = [np.clip(features[name], -10, 10) for name in ("qvel", "qfrc_constraint")]
         return [np.sin(features["qpos"]), np.cos(features["qpos"]), *clipped]
 
-    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> Outcome:
+    def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity, action
         across, height = features["tip"][:, 0], features["tip"][:, 2]
         first, second = features["qvel"][:, 1], features["qvel"][:, 2]
@@ -242,12 +242,12 @@ class InvertedDoublePendulum(Scenario):
         distance = 0.01 * across**2 + (height - 2) ** 2
         speed = 1e-3 * first**2 + 5e-3 * second**2
         info = {"reward_survive": survive, "distance_penalty": -distance, "velocity_penalty": -speed}
-        return Outcome(survive - distance - speed, terminated, info)
+        return StepResult(survive - distance - speed, terminated, info)
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
     "Ant": Ant,
-    "HalfCheetah": Runner,
+    "HalfCheetah": ForwardReward,
     "Hopper": Hopper,
     "Humanoid": Humanoid,
     "HumanoidStandup": HumanoidStandup,
@@ -255,6 +255,6 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "InvertedPendulum": InvertedPendulum,
     "Pusher": Pusher,
     "Reacher": Reacher,
-    "Swimmer": Runner,
+    "Swimmer": ForwardReward,
     "Walker2d": Walker,
 }

@@ -11,12 +11,12 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from envs.mamujoco.layout import Layout, Table, find_layout
-from envs.mamujoco.scenarios import SCENARIOS, Outcome
-from envs.mamujoco.tasks import default_max_steps, multi_agent_env, parse_task, single_agent_env
+from marl.envs.mamujoco.obs_columns import FeatureTable, Layout, find_layout
+from marl.envs.mamujoco.scenarios import SCENARIOS, StepResult
+from marl.envs.mamujoco.tasks import default_max_steps, multi_agent_env, parse_task, single_agent_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.protocols import State
-from marl.registry import closest
+from marl.registry import unknown_name_message
 from marl.types import EnvSpec, Obs
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -60,7 +60,7 @@ class Simulation:
             action_space=gymnasium.spaces.Box(low.min(), high.max(), layout.mask.shape[1:], np.float32),
             max_steps=self.max_steps,
             state_space=gymnasium.spaces.Box(-np.inf, np.inf, shown, np.float32),
-            groups=layout.agents,
+            agent_types=layout.agents,
             observation_sizes=layout.observation_sizes,
             action_sizes=layout.action_sizes,
         )
@@ -69,7 +69,7 @@ class Simulation:
         """Buffers that live as long as this, and the views that link each MjData to its rows."""
         agents, width = len(self.layout.agents), self.spec.observation_size
         self.datas = [mujoco.MjData(self.model) for _ in range(num_envs)]
-        self.table = Table(self.scenario, self.base.data, num_envs)
+        self.table = FeatureTable(self.scenario, self.base.data, num_envs)
         self._rounded = np.zeros(self.table.values.shape, np.float32)
         self._control = np.zeros((num_envs, self.model.nu))
         self._seen = np.zeros((num_envs, agents * width), np.float32)
@@ -98,7 +98,7 @@ class Simulation:
         self.running[index] = True
         self.steps[index] = 0
 
-    def advance(self, action: np.ndarray) -> Outcome:
+    def advance(self, action: np.ndarray) -> StepResult:
         """Step every environment with (E, N, A) and bring `obs` up to date.
 
         Raises RuntimeError where an environment has no episode under way, and EnvironmentContractError for
@@ -216,7 +216,7 @@ def _actuator(model: Any, joint: int | str | None) -> int | None:
     names = [model.joint(model.actuator_trnid[index, 0]).name for index in range(model.nu)]
     if isinstance(joint, str):
         if joint not in names:
-            raise UnknownNameError(closest("disabled_joint", joint, names))
+            raise UnknownNameError(unknown_name_message("disabled_joint", joint, names))
         return names.index(joint)
     if joint is not None and not 0 <= joint < model.nu:
         raise ConfigError(f"disabled_joint is {joint}; give 0 to {model.nu - 1} or one of {', '.join(names)}")

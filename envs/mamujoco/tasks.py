@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium
 
 from marl.errors import ConfigError, UnknownNameError
-from marl.registry import closest
+from marl.registry import unknown_name_message
 
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "Ant": ("2x4", "2x4d", "4x2", "8x1"),
@@ -86,7 +86,7 @@ def parse_task(name: str) -> Task:
             )
         return Task(scenario, partition, SEGMENTED[scenario])
     if scenario not in PARTITIONS or (name != scenario and partition not in PARTITIONS[scenario]):
-        raise UnknownNameError(closest("task of mamujoco", name, TASKS))
+        raise UnknownNameError(unknown_name_message("task of mamujoco", name, TASKS))
     return Task(scenario, partition or None, scenario)
 
 
@@ -140,7 +140,7 @@ def default_max_steps(task: Task) -> int:
     return limit
 
 
-def factorisation(task: Task) -> dict[str, Any] | None:
+def factorization(task: Task) -> dict[str, Any] | None:
     """mamujoco_v1's `agent_factorization`: the partition, the robot's graph and its root; None for one agent.
 
     Upstream sorts what an agent sees by joint label, and gives three joints of Pusher the same one, so that
@@ -163,5 +163,5 @@ def factorisation(task: Task) -> dict[str, Any] | None:
 def multi_agent_env(task: Task, agent_obsk: int | None, single: Any) -> Any:
     """`mamujoco_v1.parallel_env` of the task around `single`: it defines what each agent sees and moves."""
     return _import_upstream().parallel_env(
-        task.scenario, task.partition, agent_obsk, agent_factorization=factorisation(task), gym_env=single
+        task.scenario, task.partition, agent_obsk, agent_factorization=factorization(task), gym_env=single
     )

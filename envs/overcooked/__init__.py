@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from envs.overcooked.kitchen import BOWL, Kitchen, Rules
-from envs.overcooked.layouts import DISHES, Dish
-from envs.overcooked.macros import GAMMA, Cook
-from envs.overcooked.prose import Prose
-from envs.text import Invalid, TextEnv, Turn
+from marl.envs.overcooked.kitchen import BOWL, Kitchen, Rules
+from marl.envs.overcooked.layouts import DISHES, Dish
+from marl.envs.overcooked.macros import GAMMA, Cook
+from marl.envs.overcooked.text_rendering import TextRenderer
+from marl.envs.text import Invalid, TextEnv, TextStep
 from marl.errors import ConfigError, UnknownNameError
-from marl.registry import closest, register_env
+from marl.registry import register_env, unknown_name_message
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class OvercookedOptions:
 
     max_steps: int = 200
     """Primitive steps after which an episode is truncated."""
-    faithful: bool = False
+    reproduce_upstream_bugs: bool = False
     """What the published code does: food that was wasted pays for being chopped again, a macro action runs on past the
     time limit, and chopping is offered where it does nothing."""
     invalid: Invalid = "error"
@@ -35,12 +35,14 @@ class OvercookedOptions:
 class Overcooked(TextEnv):
     """One dish to cook, as text; see `OvercookedOptions`. The state is a `Kitchen`."""
 
-    def __init__(self, dish: Dish, max_steps: int = 200, faithful: bool = False, invalid: Invalid = "error") -> None:
+    def __init__(
+        self, dish: Dish, max_steps: int = 200, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error"
+    ) -> None:
         if max_steps < 1:
             raise ConfigError(f"overcooked: max_steps={max_steps}; give 1 or more")
-        rules = Rules(dish, farming=faithful)
-        self.cook, self.prose = Cook(rules), Prose(rules, hopeful=faithful)
-        self.faithful = faithful
+        rules = Rules(dish, farming=reproduce_upstream_bugs)
+        self.cook, self.prose = Cook(rules), TextRenderer(rules, hopeful=reproduce_upstream_bugs)
+        self.reproduce_upstream_bugs = reproduce_upstream_bugs
         super().__init__(
             f"overcooked/{dish.task}",
             lambda _: rules.start(),
@@ -54,12 +56,12 @@ class Overcooked(TextEnv):
             invalid=invalid,
         )
 
-    def _cook(self, kitchen: Kitchen, action: str, _: Generator) -> Turn:
+    def _cook(self, kitchen: Kitchen, action: str, _: Generator) -> TextStep:
         macro = next(macro for macro in self.cook.macros if self.prose.label(kitchen, macro) == action)
         assert self.spec.max_steps is not None
-        limit = None if self.faithful else self.spec.max_steps - self.elapsed
+        limit = None if self.reproduce_upstream_bugs else self.spec.max_steps - self.elapsed
         outcome = self.cook.perform(kitchen, macro, limit)
-        return Turn(outcome.kitchen, outcome.reward, outcome.served, outcome.served, outcome.duration)
+        return TextStep(outcome.kitchen, outcome.reward, outcome.served, outcome.served, outcome.duration)
 
     def render(self) -> str:
         text = super().render()
@@ -80,7 +82,9 @@ def picture(rules: Rules, kitchen: Kitchen) -> str:
 @register_env(
     "overcooked", tasks=tuple(DISHES), options=OvercookedOptions, summary="a cook in text and macro actions, one agent"
 )
-def make(task: str, max_steps: int = 200, faithful: bool = False, invalid: Invalid = "error") -> Overcooked:
+def make(
+    task: str, max_steps: int = 200, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error"
+) -> Overcooked:
     if task not in DISHES:
-        raise UnknownNameError(closest("task of overcooked", task, DISHES))
-    return Overcooked(DISHES[task], max_steps, faithful, invalid)
+        raise UnknownNameError(unknown_name_message("task of overcooked", task, DISHES))
+    return Overcooked(DISHES[task], max_steps, reproduce_upstream_bugs, invalid)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 Cell = tuple[int, int]
 
 RIGHT, DOWN, LEFT, UP = (0, 1), (1, 0), (0, -1), (-1, 0)
-STAY = (0, 0)
+NOOP = (0, 0)
 MOVES = (RIGHT, LEFT, DOWN, UP)
 
 

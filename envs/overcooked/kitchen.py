@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from envs.overcooked.grid import STAY, Cell, beside
-from envs.overcooked.layouts import Dish
+from marl.envs.overcooked.grid import NOOP, Cell, beside
+from marl.envs.overcooked.layouts import Dish
 
 BOWL = "bowl"
 CHOPS = 3
@@ -55,7 +55,7 @@ class Rules:
 
     def __init__(self, dish: Dish, farming: bool = False) -> None:
         layout = dish.layout
-        self.dish, self.layout, self.farming = dish, layout, farming
+        self.dish, self.layout, self.repay_chop = dish, layout, farming
         self.starts: tuple[tuple[str, Cell], ...] = (*layout.foods, (BOWL, layout.bowl))
         inside = range(1, layout.size - 1)
         taken = {*layout.counters, *layout.boards, layout.delivery, *(cell for _, cell in self.starts)}
@@ -68,7 +68,7 @@ class Rules:
         """The kitchen after a move, its reward, and whether the dish was served."""
         target = beside(kitchen.cook, move)
         served = False
-        if move == STAY:
+        if move == NOOP:
             after, reward = kitchen, 0.0
         elif target in self.floor:
             after, reward = replace(_moved(kitchen, kitchen.carried, target), cook=target), 0.0
@@ -87,7 +87,7 @@ class Rules:
             return kitchen, SERVE_REWARD, True
         first = dict(self.starts)
         things = tuple(
-            Thing(thing.name, first[thing.name], paid=thing.paid and not self.farming)
+            Thing(thing.name, first[thing.name], paid=thing.paid and not self.repay_chop)
             if thing.cell == kitchen.cook
             else thing
             for thing in kitchen.things

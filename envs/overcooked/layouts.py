@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from envs.overcooked.grid import Cell
+from marl.envs.overcooked.grid import Cell
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from envs.overcooked.grid import MOVES, STAY, Cell, beside, distance, next_move
-from envs.overcooked.kitchen import BOWL, CHOPS, Kitchen, Rules, is_chopped, is_raw
+from marl.envs.overcooked.grid import MOVES, NOOP, Cell, beside, distance, next_move
+from marl.envs.overcooked.kitchen import BOWL, CHOPS, Kitchen, Rules, is_chopped, is_raw
 
 SIGHT = 2
 """Cells that the cook sees in each direction, diagonals included."""
@@ -63,16 +63,16 @@ class Cook:
             cell = beside(kitchen.cook, move)
             if cell in self.rules.layout.boards and is_raw(kitchen.at(cell)):
                 return move, duration + 1 == CHOPS
-        return STAY, True
+        return NOOP, True
 
     def _walk(self, kitchen: Kitchen, macro: Macro) -> tuple[Cell, bool]:
         """The next move towards what the macro is about, and whether it is the last."""
         goal, carried = self._goal(kitchen, macro), kitchen.carried
         if self._is_food(macro) and goal == kitchen[BOWL].cell and sees(kitchen, goal):
-            return STAY, True
+            return NOOP, True
         move = next_move(kitchen.cook, goal, self.rules.floor)
         if move is None:
-            return STAY, True
+            return NOOP, True
         if distance(kitchen.cook, goal) > 1:
             return move, False
         if macro.name == BOWL and is_chopped(carried):
@@ -82,7 +82,7 @@ class Cook:
             or (macro.name == BOWL and is_raw(carried))
             or self._is_raw_on_board(kitchen, macro)
         )
-        return STAY if keeps_off else move, True
+        return NOOP if keeps_off else move, True
 
     def _has_arrived(self, kitchen: Kitchen, macro: Macro) -> bool:
         """Whether the macro is over because the cook stands beside its goal and would not use it."""

@@ -17,8 +17,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from envs.sc2.install import Install
-from envs.sc2.protos import load
+from marl.envs.sc2.install import Install
+from marl.envs.sc2.protos import load
 from marl.errors import MarlError
 
 load()  # before the imports that need what it builds
@@ -39,7 +39,7 @@ LAUNCH_SECONDS = 360.0
 REPLY_SECONDS = 180.0
 """How long a game may take to answer; loading a map is the slowest."""
 
-PATIENT_SECONDS = 15.0
+LONG_REPLY_SECONDS = 15.0
 """How long a start may take before the user is told of the wait."""
 
 LOG_CHARACTERS = 2000
@@ -126,7 +126,7 @@ class Game:
                     if waited > LAUNCH_SECONDS:
                         what = f"did not listen within {LAUNCH_SECONDS:.0f} s: {error}"
                         raise GameNotListeningError(self._failure(what)) from error
-                    if waited > PATIENT_SECONDS and not told:
+                    if waited > LONG_REPLY_SECONDS and not told:
                         told = True
                         title = f"{self._title} ({self.install.binary}, port {self.port})"
                         getLogger("marl").warning("waiting for %s to listen, up to %.0f s", title, LAUNCH_SECONDS)

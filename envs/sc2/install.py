@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.sc2.protos import load
+from marl.envs.sc2.protos import load
 from marl.errors import ConfigError, MissingDependencyError
 
 BINARIES = {"Windows": "SC2_x64.exe", "Darwin": "SC2.app/Contents/MacOS/SC2"}

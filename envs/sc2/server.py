@@ -22,9 +22,20 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from envs.sc2.match import PLAYER, Failed, Game, Library, Playback, Refused, Version, map_name, read_replay, to_text
-from envs.sc2.protos import load
-from marl.registry import closest
+from marl.envs.sc2.protos import load
+from marl.envs.sc2.server_game import (
+    PLAYER,
+    Failed,
+    Library,
+    Refused,
+    Replay,
+    ServerGame,
+    Version,
+    map_name,
+    read_replay,
+    to_text,
+)
+from marl.registry import unknown_name_message
 
 load()  # before the import that needs what it builds
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
@@ -98,7 +109,7 @@ class Session:
         self._status = api.launched
         self._created: Any = None
         self._game: Any = None
-        self._playback: Playback | None = None
+        self._playback: Replay | None = None
         self._saved: Any = None
 
     @property
@@ -208,7 +219,7 @@ class Session:
         elif not any((folder / path).is_file() for folder in (self._maps, self._temp)):
             raise Failed(part.InvalidMapPath, f"{path!r} is no file in {self._maps} or {self._temp}")
         if map_name(request) not in self._library.maps:
-            raise Failed(part.InvalidMapName, closest("map", map_name(request), self._library.maps))
+            raise Failed(part.InvalidMapName, unknown_name_message("map", map_name(request), self._library.maps))
 
     def _join_game(self, request: Any, part: Any) -> None:
         if request.HasField("server_ports") or request.client_ports or request.HasField("host_ip"):
@@ -218,7 +229,7 @@ class Session:
         if request.HasField("observed_player_id"):
             raise Failed(part.InvalidObservedPlayerId, "a running game has no observers here; give `race` and play")
         self._check_options(request, part, part.FeatureUnsupported)
-        self._game = Game(self._library, self._created, request)
+        self._game = ServerGame(self._library, self._created, request)
         part.player_id = PLAYER
         self._status = api.in_game
 
@@ -240,7 +251,7 @@ class Session:
     def _restart_game(self, _request: Any, _part: Any) -> None:
         if self._playback is not None:
             raise Refused("a replay cannot be restarted; send start_replay again")
-        self._game = Game(self._library, self._game.create, self._game.join)
+        self._game = ServerGame(self._library, self._game.create, self._game.join)
         self._saved = None
         self._status = api.in_game
 
@@ -323,8 +334,8 @@ class Session:
             raise Failed(part.InvalidReplayData, str(problem)) from problem
         name = map_name(requests[0].create_game)
         if name not in self._library.maps:
-            raise Failed(part.InvalidMapData, closest("map", name, self._library.maps))
-        self._playback = Playback(self._library, requests, request.options)
+            raise Failed(part.InvalidMapData, unknown_name_message("map", name, self._library.maps))
+        self._playback = Replay(self._library, requests, request.options)
         self._game, self._saved = self._playback.game, None
         self._status = api.ended if self._playback.over else api.in_replay
 

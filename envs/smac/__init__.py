@@ -3,7 +3,7 @@
 A task is one of SMAC's 23 maps, such as `3m`, or one of SMACv2's 15 scenarios, such as `terran_5_vs_5`, whose teams and
 starts are drawn anew in every episode. What agents see, may do and are paid follows SMAC (Samvelyan et al. 2019) and
 SMACv2 (Ellis et al. 2023) for every option; `FIDELITY.md` lists what the engine models of the game and what it does
-not. `envs.smac.env` holds the classes, `envs.smac.real` what plays in StarCraft II itself.
+not. `marl.envs.smac.env` holds the classes, `marl.envs.smac.sc2.backend` what plays in StarCraft II itself.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from envs.smac.maps import TASKS, TEAM_TASKS
+from marl.envs.smac.maps import TASKS, TEAM_TASKS
 from marl.errors import ConfigError, UnknownNameError
-from marl.registry import closest, register_env
+from marl.registry import register_env, unknown_name_message
 
 if TYPE_CHECKING:
-    from envs.smac.env import SmacEnv, SmacVector
+    from marl.envs.smac.env import SmacEnv, SmacVector
 
 __all__ = ["TASKS", "TEAM_TASKS", "SmacOptions", "batch", "make"]
 
@@ -86,9 +86,9 @@ class SmacOptions:
     use_unit_ranges: bool | None = None
     """Every unit has its own sight, and the range of its own weapon, at least 2. None means in SMACv2's tasks only."""
     sight_range: float | None = None
-    """How far every agent sees, in map units between centres. None is 9, or the unit's own with use_unit_ranges."""
+    """How far every agent sees, in map units between centers. None is 9, or the unit's own with use_unit_ranges."""
     shoot_range: float | None = None
-    """How near a target must be to be offered, in map units between centres. None is 6, or the unit's own with
+    """How near a target must be to be offered, in map units between centers. None is 6, or the unit's own with
     use_unit_ranges."""
     conic_fov: bool = False
     """Agents see, and are offered targets, only in a cone, which further actions turn. Only for embedded."""
@@ -187,7 +187,7 @@ def _options(given: dict[str, Any]) -> SmacOptions:
     names = [option.name for option in fields(SmacOptions)]
     for name in given:
         if name not in names:
-            raise UnknownNameError(closest("option of smac", name, names))
+            raise UnknownNameError(unknown_name_message("option of smac", name, names))
     return SmacOptions(**given)
 
 
@@ -196,7 +196,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
 
     StarCraft II runs as one process for each battle, with a thread of its own here whatever `threads` is.
     """
-    from envs.smac.env import SmacVector
+    from marl.envs.smac.env import SmacVector
 
     return SmacVector(task, num_envs, threads, _options(options))
 
@@ -204,7 +204,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
 @register_env(
     "smac",
     options=SmacOptions,
-    batch=batch,
+    make_vector=batch,
     tasks=(*TASKS, *TEAM_TASKS),
     requires=("numba",),
     install="pip install 'seqmarl[smac]'",
@@ -213,6 +213,6 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> SmacVec
 )
 def make(task: str, **options: Any) -> SmacEnv:
     """One battle."""
-    from envs.smac.env import SmacEnv
+    from marl.envs.smac.env import SmacEnv
 
     return SmacEnv(task, _options(options))

@@ -9,31 +9,33 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
-from envs.smac import SmacOptions, chance, engine
-from envs.smac.build import build_rules, build_world, entities, random_stream
-from envs.smac.combat import World
-from envs.smac.crew import Crew, useful_threads
-from envs.smac.maps import TEAM_TASKS, UNIT_TYPES, BattleMap, load_map
-from envs.smac.picture import draw_text
-from envs.smac.rules import (
+from marl.envs.smac import SmacOptions
+from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.engine import scenario as chance
+from marl.envs.smac.engine.combat import World
+from marl.envs.smac.engine.compile_map import build_rules, build_world, entities, random_stream
+from marl.envs.smac.engine.fields import (
+    COUNTER_FIELDS,
+    FLOAT_FIELDS,
     HEALTH,
     IGNORED,
+    INT_FIELDS,
     KIND,
     RANDOM,
-    REAL_FIELDS,
     STEPS,
-    TALLY_FIELDS,
-    WHOLE_FIELDS,
     WON,
     must_compile,
 )
+from marl.envs.smac.engine.thread_pool import ThreadPool, useful_threads
+from marl.envs.smac.maps import TEAM_TASKS, UNIT_TYPES, BattleMap, load_map
+from marl.envs.smac.render.text import draw_text
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
 
 if TYPE_CHECKING:
-    from envs.smac.film import Film
-    from envs.smac.real import Games
+    from marl.envs.smac.render.video import BattleVideo
+    from marl.envs.smac.sc2.backend import SC2Battles
 
 
 class BattleBuffers:
@@ -55,9 +57,9 @@ class BattleBuffers:
         self.spec = self._spec()
         agents, units = self.rules.agents, self.world.units
         self.battle = engine.Battle(
-            real=np.zeros((num_envs, REAL_FIELDS, units)),
-            whole=np.zeros((num_envs, WHOLE_FIELDS, units), np.int64),
-            tally=np.zeros((num_envs, TALLY_FIELDS), np.int64),
+            unit_float=np.zeros((num_envs, FLOAT_FIELDS, units)),
+            unit_int=np.zeros((num_envs, INT_FIELDS, units), np.int64),
+            counters=np.zeros((num_envs, COUNTER_FIELDS), np.int64),
         )
         self.view = engine.View(
             seen=np.zeros((num_envs, agents, self.rules.observation_size), np.float32),
@@ -86,7 +88,7 @@ class BattleBuffers:
             action_space=gymnasium.spaces.Discrete(self.rules.actions),
             max_steps=self.rules.limit,
             state_space=gymnasium.spaces.Box(-np.inf, np.inf, (self.rules.state_size,), np.float32),
-            groups=groups,
+            agent_types=groups,
             entities=entities(self.rules, self.map) if self.rules.entities else None,
         )
 
@@ -94,7 +96,7 @@ class BattleBuffers:
         """The map, with the types of one environment's units."""
         if not self.map.kinds:
             return self.map
-        return replace(self.map, types=tuple(self.map.kinds[kind] for kind in self.battle.whole[index, KIND]))
+        return replace(self.map, types=tuple(self.map.kinds[kind] for kind in self.battle.unit_int[index, KIND]))
 
     def world_at(self, index: int) -> World:
         """The world of one environment."""
@@ -103,8 +105,8 @@ class BattleBuffers:
 
     def refresh(self) -> None:
         """Bring the observations up to date with the units."""
-        for index in range(len(self.battle.tally)):
-            engine.show(self.rules, self.world_at(index), self.battle, self.view, index)
+        for index in range(len(self.battle.counters)):
+            engine.observe_battle(self.rules, self.world_at(index), self.battle, self.view, index)
 
     def check(self, action: np.ndarray) -> np.ndarray:
         """The actions (E, N) as int64. Raises where one cannot be taken, before anything has moved."""
@@ -115,7 +117,7 @@ class BattleBuffers:
             raise EnvironmentContractError(f"{self.spec.name}: actions are of type {action.dtype}; give whole numbers")
         action = np.ascontiguousarray(action, np.int64)
         view = self.view
-        env, agent = engine.find_unavailable(view.mask, view.alive, self.battle.tally, action, self.ignore)
+        env, agent = engine.find_unavailable(view.mask, view.alive, self.battle.counters, action, self.ignore)
         if env >= 0:
             if agent < 0:
                 raise RuntimeError(f"{self.spec.name}: environment {env} has no running episode; call reset first")
@@ -129,7 +131,7 @@ class BattleBuffers:
     def infos(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, float], ...]:
         """Of episodes that have just ended. The first one with ignored actions is logged."""
         won = (self.view.outcome.take(indices) == WON).tolist()
-        dead = ((self.battle.real.take(indices, 0)[:, HEALTH] <= 0.0) @ self._sides).tolist()
+        dead = ((self.battle.unit_float.take(indices, 0)[:, HEALTH] <= 0.0) @ self._sides).tolist()
         infos = tuple(
             {"success": float(win), "dead_allies": float(allies), "dead_enemies": float(enemies)}
             for win, (allies, enemies) in zip(won, dead, strict=True)
@@ -138,7 +140,7 @@ class BattleBuffers:
             for info, restarted in zip(infos, self.restarted[indices], strict=True):
                 info.update({"restarted": 1.0} if restarted else {})
         if self.ignore:
-            ignored = self.battle.tally[indices, IGNORED].tolist()
+            ignored = self.battle.counters[indices, IGNORED].tolist()
             for info, actions in zip(infos, ignored, strict=True):
                 info["ignored_actions"] = float(actions)
             self._warn(max(ignored))
@@ -155,8 +157,8 @@ class BattleBuffers:
             )
 
     def render(self, index: int) -> str:
-        real, steps = self.battle.real[index], int(self.battle.tally[index, STEPS])
-        return draw_text(self.map_at(index), real, f"{self.spec.name}, step {steps} of {self.rules.limit}")
+        unit_float, steps = self.battle.unit_float[index], int(self.battle.counters[index, STEPS])
+        return draw_text(self.map_at(index), unit_float, f"{self.spec.name}, step {steps} of {self.rules.limit}")
 
 
 class Battles(BattleBuffers):
@@ -176,7 +178,7 @@ class Battles(BattleBuffers):
 
     def seed(self, index: int, seed: int | None) -> None:
         """Put one environment's random stream at the start that a seed names; None takes fresh entropy."""
-        self.battle.tally[index, RANDOM] = random_stream(seed)
+        self.battle.counters[index, RANDOM] = random_stream(seed)
 
     def set_loops(self, loops: int) -> None:
         """How many game loops a step lasts."""
@@ -184,12 +186,12 @@ class Battles(BattleBuffers):
         worlds = self.world._replace(stats=self.stats, start=self.starts)
         self._plain = tuple(tuple(part) for part in (self.rules, worlds, self.battle, self.view))
         scratches = [tuple(engine.new_scratch(self.world.units)) for _ in range(self._threads)]
-        self._crew = Crew(engine.advance, (*self._plain, self._action), scratches)
+        self._crew = ThreadPool(engine.advance, (*self._plain, self._action), scratches)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
         indices = np.asarray(indices, np.int64)
         if self.map.kinds:
-            chance.muster(*self._plain[:2], self.battle.whole, self.battle.tally, indices)
+            chance.sample_teams(*self._plain[:2], self.battle.unit_int, self.battle.counters, indices)
         engine.restart(*self._plain, indices)
 
     def advance(self, action: np.ndarray) -> int:
@@ -213,13 +215,13 @@ class Battles(BattleBuffers):
         for name, array in self.battle._asdict().items():
             array[index] = arrays[name]
         if self.map.kinds:
-            chance.equip(self.rules, self.world_at(index), self.battle.whole[index])
+            chance.fill_unit_stats(self.rules, self.world_at(index), self.battle.unit_int[index])
 
     def close(self) -> None:
         self._crew.close()
 
 
-def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -> "Battles | Games":
+def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -> "Battles | SC2Battles":
     """The battles of the backend that the options name."""
     if options.backend == "embedded":
         return Battles(task, num_envs, threads, options)
@@ -228,9 +230,9 @@ def open_battles(task: str, num_envs: int, threads: int, options: SmacOptions) -
             f"smac/{task}: backend sc2 plays SMAC's own maps, and only the embedded engine draws SMACv2's teams; "
             "choose backend=embedded"
         )
-    from envs.smac.real import Games
+    from marl.envs.smac.sc2.backend import SC2Battles
 
-    return Games(task, num_envs, options)
+    return SC2Battles(task, num_envs, options)
 
 
 class SmacVector:
@@ -249,7 +251,7 @@ class SmacVector:
 
     @property
     def num_envs(self) -> int:
-        return len(self._battles.battle.tally)
+        return len(self._battles.battle.counters)
 
     def reset(self, seeds: Sequence[int]) -> Obs:
         self._check_count("seeds", seeds)
@@ -327,16 +329,16 @@ class SmacEnv:
     def render(self) -> str:
         return self._battles.render(0)
 
-    def film(self) -> "Film | None":
+    def film(self) -> "BattleVideo | None":
         """Moving pictures of the battle from now on; see there. None for StarCraft II, which keeps replays instead.
 
         Raises MissingDependencyError without Pillow.
         """
         if not isinstance(self._battles, Battles):
             return None
-        from envs.smac.film import Film
+        from marl.envs.smac.render.video import BattleVideo
 
-        return Film(self._battles)
+        return BattleVideo(self._battles)
 
     def get_state(self) -> State | None:
         return self._battles.get_state(0)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.sc2.protos import load
-from envs.smac.maps import SIZE
+from marl.envs.sc2.protos import load
+from marl.envs.smac.maps import SIZE
 
 load()  # before the import that needs what it builds
 common: Any = import_module("s2clientprotocol.common_pb2")

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
-from envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
-from envs.sc2.protos import load
-from envs.smac import engine
-from envs.smac.maps import DATA
+from marl.envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
+from marl.envs.sc2.protos import load
+from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.maps import DATA
 
 load()  # before the imports that need what it builds
 buffs: Any = import_module("pysc2.lib.buffs")

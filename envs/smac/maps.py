@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from marl.errors import UnknownNameError
-from marl.registry import closest
+from marl.registry import unknown_name_message
 
-DATA: dict[str, Any] = json.loads(files("envs.smac").joinpath("data.json").read_text("utf-8"))
+DATA: dict[str, Any] = json.loads(files("marl.envs.smac").joinpath("data.json").read_text("utf-8"))
 """`units`, `terrain`, `maps` and the game's own defaults; see its `note` for units of measure."""
 
 TASKS: tuple[str, ...] = tuple(DATA["maps"])
@@ -78,15 +78,15 @@ def load_map(name: str) -> BattleMap:
     if name in TEAM_TASKS:
         return _team_map(name)
     if name not in DATA["maps"]:
-        raise UnknownNameError(closest("task of smac", name, (*TASKS, *TEAM_TASKS)))
+        raise UnknownNameError(unknown_name_message("task of smac", name, (*TASKS, *TEAM_TASKS)))
     data = DATA["maps"][name]
     walkable = _ground(data["terrain"])
-    centre = {side: _centre(data["spawns"], side) for side in ("ally", "enemy")}
-    placed = {side: _place(data["spawns"], side, centre, walkable) for side in centre}
+    center = {side: _center(data["spawns"], side) for side in ("ally", "enemy")}
+    placed = {side: _place(data["spawns"], side, center, walkable) for side in center}
     allies = sorted(placed["ally"])  # by type, then x, then y: unit ids follow the alphabet
     units = [*allies, *placed["enemy"]]
     ally_types, enemy_types = _one_hot_types([unit[0] for unit in allies], [unit[0] for unit in placed["enemy"]])
-    goals = np.array(data["enemy_points"] or [centre["ally"]], dtype=np.float64)
+    goals = np.array(data["enemy_points"] or [center["ally"]], dtype=np.float64)
     return BattleMap(
         name=name,
         limit=data["limit"],
@@ -112,16 +112,16 @@ def _team_map(name: str) -> BattleMap:
     teams, data = DATA["teams"], DATA["teams"]["races"][race]
     weights = dict(zip(data["types"], data["weights"], strict=True))
     kinds, types = tuple(sorted(weights)), tuple(data["types"])
-    centre = np.full((agents + enemies, 2), SIZE / 2.0)
+    center = np.full((agents + enemies, 2), SIZE / 2.0)
     return BattleMap(
         name=name,
         limit=teams["limit"],
-        types=kinds[:1] * len(centre),
+        types=kinds[:1] * len(center),
         num_agents=agents,
-        start=centre,
+        start=center,
         walkable=_ground(teams["terrain"]),
         order="nearest",
-        goals=centre[:2],
+        goals=center[:2],
         ally_types=types,
         enemy_types=types,
         kinds=kinds,
@@ -130,7 +130,7 @@ def _team_map(name: str) -> BattleMap:
     )
 
 
-def _centre(spawns: list[dict[str, Any]], side: str) -> tuple[float, float]:
+def _center(spawns: list[dict[str, Any]], side: str) -> tuple[float, float]:
     points = [spawn["point"] for spawn in spawns if spawn["side"] == side for _ in range(spawn["count"])]
     x, y = np.mean(points, axis=0)
     return float(x), float(y)
@@ -150,14 +150,14 @@ Unit = tuple[str, float, float]
 
 
 def _place(
-    spawns: list[dict[str, Any]], side: str, centre: dict[str, tuple[float, float]], walkable: np.ndarray
+    spawns: list[dict[str, Any]], side: str, center: dict[str, tuple[float, float]], walkable: np.ndarray
 ) -> list[Unit]:
     """Units in the order of their creation, each on the free spot next to its spawn point.
 
     Spots are those of a hexagonal lattice, nearest first and towards the opponent first, so that the two sides of
     a symmetric map mirror each other.
     """
-    offsets = lattice(centre[side], centre["enemy" if side == "ally" else "ally"])
+    offsets = lattice(center[side], center["enemy" if side == "ally" else "ally"])
     placed: list[Unit] = []
     for spawn in spawns:
         if spawn["side"] == side:
@@ -202,7 +202,7 @@ def waypoints(name: str) -> np.ndarray:
 
     battle_map = load_map(name)
     walkable = _reachable(battle_map.walkable, battle_map.start[0])
-    _, before = dijkstra(_neighbours(walkable), return_predecessors=True)
+    _, before = dijkstra(_neighbors(walkable), return_predecessors=True)
     clear = _clear_lines(walkable)
     every = np.arange(SIZE * SIZE, dtype=np.int32)
     toward = np.broadcast_to(every, before.shape).copy()
@@ -224,7 +224,7 @@ def _reachable(walkable: np.ndarray, start: np.ndarray) -> np.ndarray:
     return parts == parts[int(start[0]), int(start[1])]
 
 
-def _neighbours(walkable: np.ndarray) -> Any:
+def _neighbors(walkable: np.ndarray) -> Any:
     """The graph of steps between cells; a diagonal one must not cut a corner."""
     from scipy.sparse import coo_matrix
 
@@ -241,13 +241,13 @@ def _neighbours(walkable: np.ndarray) -> Any:
 
 
 def _clear_lines(walkable: np.ndarray) -> np.ndarray:
-    """(cells, cells) bool: a strip of 0.9 around the line between two centres can be walked on."""
+    """(cells, cells) bool: a strip of 0.9 around the line between two centers can be walked on."""
     cells = np.flatnonzero(walkable)
-    centre = np.stack(np.divmod(cells, SIZE), axis=1) + 0.5
+    center = np.stack(np.divmod(cells, SIZE), axis=1) + 0.5
     clear = np.zeros((SIZE * SIZE, SIZE * SIZE), bool)
     steps = np.linspace(0.0, 1.0, 2 * SIZE)
-    for cell, here in zip(cells, centre, strict=True):
-        line = centre - here
+    for cell, here in zip(cells, center, strict=True):
+        line = center - here
         length = np.maximum(np.hypot(line[:, 0], line[:, 1]), 1e-9)[:, None]
         side = np.stack([-line[:, 1], line[:, 0]], axis=1) / length * 0.45
         good = np.ones(len(cells), bool)

@@ -5,8 +5,8 @@ one line each, and raise EnvironmentContractError at the first broken promise. T
 number of the broken promise (see `Promise`), and says where, which entry, its value and what was expected.
 """
 
-from envs.testing.contract import Promise
-from envs.testing.env import check_env
-from envs.testing.vector import check_vector_env
+from marl.envs.testing.contract import Promise
+from marl.envs.testing.env import check_env
+from marl.envs.testing.vector import check_vector_env
 
 __all__ = ["Promise", "check_env", "check_vector_env"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.testing.contract import Promise, fail
+from marl.envs.testing.contract import Promise, fail
 from marl.protocols import State
 from marl.types import EnvSpec, Obs, Step
 
@@ -42,7 +42,7 @@ def random_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> An
 def _mixed_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> np.ndarray:
     action = np.zeros((spec.num_agents, spec.action_size), dtype=np.float32)
     for agent, (space, size) in enumerate(zip(spec.action_spaces, spec.action_sizes, strict=True)):
-        alone = replace(spec, agents=("alone",), groups=(), action_space=space, action_sizes=())
+        alone = replace(spec, agents=("alone",), agent_types=(), action_space=space, action_sizes=())
         mask = None if obs.action_mask is None else obs.action_mask[agent : agent + 1, :size]
         own = random_action(alone, Obs(obs.agents, obs.alive, mask), generator)
         action[agent, : own.size] = own.ravel()

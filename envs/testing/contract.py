@@ -54,8 +54,12 @@ def check_spec(env: Env | VectorEnv) -> str:
     count = spec.num_agents
     if count == 0 or len(set(spec.agents)) < count:
         fail(Promise.SPEC, where, f"agents is {spec.agents!r}; expected one or more distinct names")
-    if len(spec.groups) != count:
-        fail(Promise.SPEC, where, f"groups has {len(spec.groups)} entries; expected {count}, one for each agent")
+    if len(spec.agent_types) != count:
+        fail(
+            Promise.SPEC,
+            where,
+            f"agent_types has {len(spec.agent_types)} entries; expected {count}, one for each agent",
+        )
     _check_space(where, "observation_space", spec.observation_space, (spaces.Box, spaces.Text))
     if isinstance(spec.action_space, spaces.Tuple):
         _check_team(where, spec)

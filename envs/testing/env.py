@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.testing.compare import blank_action, overwritten, random_action, same, through_storage
-from envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
+from marl.envs.testing.compare import blank_action, overwritten, random_action, same, through_storage
+from marl.envs.testing.contract import Promise, check_obs, check_spec, check_step, check_time, fail, named
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
 from marl.registry import as_env

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.testing.compare import random_action, same, through_storage
-from envs.testing.contract import (
+from marl.envs.testing.compare import random_action, same, through_storage
+from marl.envs.testing.contract import (
     Promise,
     check_array,
     check_cut_agents,

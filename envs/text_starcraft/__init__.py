@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from marl.errors import ConfigError, UnknownNameError
-from marl.registry import closest, register_env
+from marl.registry import register_env, unknown_name_message
 
 if TYPE_CHECKING:
-    from envs.text_starcraft.env import TextStarcraftEnv, TextStarcraftVector
+    from marl.envs.text_starcraft.env import TextStarcraftEnv, TextStarcraftVector
 
 LEVELS = 10
 TASKS = (*(f"pvz-{level}" for level in range(1, LEVELS + 1)), "opening", "defend", "expand", "tech")
@@ -60,18 +60,18 @@ class TextStarcraftOptions:
 
 
 def parse_options(given: dict[str, Any]) -> TextStarcraftOptions:
-    """Raises UnknownNameError with the closest names."""
+    """Raises UnknownNameError with the unknown_name_message names."""
     names = [option.name for option in fields(TextStarcraftOptions)]
     for name in given:
         if name not in names:
-            raise UnknownNameError(closest("option of text-starcraft", name, names))
+            raise UnknownNameError(unknown_name_message("option of text-starcraft", name, names))
     return TextStarcraftOptions(**given)
 
 
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> TextStarcraftVector:
     """`num_envs` games, stepped by `threads` threads. The results do not depend on `threads`."""
     check_task(task)
-    from envs.text_starcraft.env import TextStarcraftVector
+    from marl.envs.text_starcraft.env import TextStarcraftVector
 
     return TextStarcraftVector(task, num_envs, threads, parse_options(options))
 
@@ -79,13 +79,13 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> TextSta
 def check_task(task: str) -> None:
     """Raise UnknownNameError for a level, race or scenario that does not exist."""
     if task not in TASKS:
-        raise UnknownNameError(closest("task of text-starcraft", task, TASKS))
+        raise UnknownNameError(unknown_name_message("task of text-starcraft", task, TASKS))
 
 
 @register_env(
     "text-starcraft",
     options=TextStarcraftOptions,
-    batch=batch,
+    make_vector=batch,
     tasks=TASKS,
     requires=("numba",),
     install="pip install 'seqmarl[smac]'",
@@ -94,6 +94,6 @@ def check_task(task: str) -> None:
 def make(task: str, **options: Any) -> TextStarcraftEnv:
     """One game."""
     check_task(task)
-    from envs.text_starcraft.env import TextStarcraftEnv
+    from marl.envs.text_starcraft.env import TextStarcraftEnv
 
     return TextStarcraftEnv(task, parse_options(options))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.text import words_of
-from envs.text_starcraft import TextStarcraftOptions
-from envs.text_starcraft.data.names import ACTIONS, LEVELS, NUM_ACTIONS, NUM_SHOWN
-from envs.text_starcraft.data.rules import REASONS
-from envs.text_starcraft.engine import simulator
-from envs.text_starcraft.engine.compiling import must_compile
-from envs.text_starcraft.engine.observation import LABEL_TEXTS, PLANNED_UNITS, information
-from envs.text_starcraft.engine.scenarios import SCENARIOS
-from envs.text_starcraft.engine.state import (
+from marl.envs.text import words_of
+from marl.envs.text_starcraft import TextStarcraftOptions
+from marl.envs.text_starcraft.data.names import ACTIONS, LEVELS, NUM_ACTIONS, NUM_SHOWN
+from marl.envs.text_starcraft.data.rules import REASONS
+from marl.envs.text_starcraft.engine import simulator
+from marl.envs.text_starcraft.engine.compiling import must_compile
+from marl.envs.text_starcraft.engine.observation import LABEL_TEXTS, PLANNED_UNITS, information
+from marl.envs.text_starcraft.engine.scenarios import SCENARIOS
+from marl.envs.text_starcraft.engine.state import (
     FAILURES,
     GAME,
     KILLED,
@@ -36,8 +36,8 @@ from envs.text_starcraft.engine.state import (
     new_views,
     random_stream,
 )
-from envs.text_starcraft.metrics import metrics
-from envs.text_starcraft.parsing import UNKNOWN, parse_actions, result_line, unknown_action
+from marl.envs.text_starcraft.metrics import metrics
+from marl.envs.text_starcraft.parsing import UNKNOWN, parse_actions, result_line, unknown_action
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.state import (
     BANK_STEPS,
     BANK_SUM,
     BEST_TECH,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from envs.text_starcraft.data.names import (
+from marl.envs.text_starcraft.data.names import (
     ACTION_ID,
     ACTIONS,
     BUILDING_KEYS,
@@ -25,7 +25,7 @@ from envs.text_starcraft.data.names import (
     RESOURCE_KEYS,
     UNIT_KEYS,
 )
-from envs.text_starcraft.data.rules import PRICE_GAS, PRICE_MINERALS
+from marl.envs.text_starcraft.data.rules import PRICE_GAS, PRICE_MINERALS
 from marl.errors import ConfigError
 from marl.registry import NoOptions, register_agent
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
@@ -279,7 +279,7 @@ class ScriptedPlayer:
         self.reads_text = not spec.discrete
 
     def encode(self, obs: Obs) -> Inputs:
-        from envs.text_starcraft.env import NUMBER_SCALE
+        from marl.envs.text_starcraft.env import NUMBER_SCALE
 
         if self.reads_text:
             if obs.candidates is None:
@@ -311,7 +311,7 @@ class ScriptedPlayer:
     def value(self, inputs: Inputs) -> Tensor:
         return torch.zeros(inputs["alive"].shape)
 
-    def observe(self, inputs: Inputs, nodes: Nodes) -> None:
+    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
         pass
 
 

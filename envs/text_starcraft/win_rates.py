@@ -1,13 +1,13 @@
-"""Win rates of the scripted players over the ten levels: `python -m envs.text_starcraft.win_rates --games 200`."""
+"""Win rates of the scripted players over the ten levels: `python -m marl.envs.text_starcraft.win_rates --games 200`."""
 
 import argparse
 from typing import Any
 
 from scipy.stats import binomtest
 
-from envs.text_starcraft import LEVELS, batch
-from envs.text_starcraft.scripted import STYLES, ScriptedPlayer
-from marl.evaluate import evaluate, paired_seeds
+from marl.envs.text_starcraft import LEVELS, batch
+from marl.envs.text_starcraft.scripted import STYLES, ScriptedPlayer
+from marl.evaluate import paired_seeds, run_episodes
 
 PARALLEL_GAMES = 50
 
@@ -16,7 +16,7 @@ def count_wins(style: str, level: int, games: int, frames: int = 10) -> int:
     """Games that a style wins on the seeds of evaluations."""
     env = batch(f"pvz-{level}", min(PARALLEL_GAMES, games), frames=frames, observation="vector")
     player: Any = ScriptedPlayer(env.spec, style)
-    rows = evaluate(player, env, paired_seeds(games))
+    rows = run_episodes(player, env, paired_seeds(games))
     env.close()
     return sum(int(row.info["success"]) for row in rows)
 

@@ -8,13 +8,13 @@ episode of k steps is worth 0.95^(k-1).
 
 from dataclasses import dataclass
 
-from envs.text import Invalid, TextEnv
-from envs.virtualhome.errand import ERRANDS, Errand
-from envs.virtualhome.evening import Entertainment
+from marl.envs.text import Invalid, TextEnv
+from marl.envs.virtualhome.appliance_task import APPLIANCE_TASKS, ApplianceTask
+from marl.envs.virtualhome.entertainment import Entertainment
 from marl.errors import ConfigError, UnknownNameError
-from marl.registry import closest, register_env
+from marl.registry import register_env, unknown_name_message
 
-TASKS = (*ERRANDS, "entertainment")
+TASKS = (*APPLIANCE_TASKS, "entertainment")
 GAMMA = 0.95
 
 
@@ -24,7 +24,7 @@ class VirtualHomeOptions:
 
     max_steps: int = 50
     """Steps after which an episode is truncated."""
-    faithful: bool = False
+    reproduce_upstream_bugs: bool = False
     """What the published code does: walking to what one holds leads astray, and who sits down too early stays there."""
     invalid: Invalid = "error"
     """What an action that is not offered does: an error, or nothing."""
@@ -33,13 +33,17 @@ class VirtualHomeOptions:
 @register_env(
     "virtualhome", tasks=TASKS, options=VirtualHomeOptions, summary="household tasks in text, one agent, sparse reward"
 )
-def make(task: str, max_steps: int = 50, faithful: bool = False, invalid: Invalid = "error") -> TextEnv:
+def make(task: str, max_steps: int = 50, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error") -> TextEnv:
     """The task; its state is a `Home` or an `Evening`."""
     if task not in TASKS:
-        raise UnknownNameError(closest("task of virtualhome", task, TASKS))
+        raise UnknownNameError(unknown_name_message("task of virtualhome", task, TASKS))
     if max_steps < 1:
         raise ConfigError(f"virtualhome: max_steps={max_steps}; give 1 or more")
-    rules = Errand(ERRANDS[task], faithful) if task in ERRANDS else Entertainment(faithful)
+    rules = (
+        ApplianceTask(APPLIANCE_TASKS[task], reproduce_upstream_bugs)
+        if task in APPLIANCE_TASKS
+        else Entertainment(reproduce_upstream_bugs)
+    )
     return TextEnv(
         f"virtualhome/{task}",
         rules.start,

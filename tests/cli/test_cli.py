@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import marl
-from agents.nn import make_head
-from experiments import cli
-from experiments.presets import PRESETS, by_name, choose
+from marl.agents.policy_base import make_head
 from marl.config import default_config, flatten, from_yaml, override, to_yaml
 from marl.errors import ConfigError
+from marl.experiments import cli
+from marl.experiments.presets import PRESETS, by_name, choose
 from marl.registry import AGENTS, ENVS
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ WRONG = [
     (["train", "toy/climbing", "--name", "/x"], "name is '/x'"),
     (["train", "toy/climbing", "--name", "x" * 300], "is longer than"),
     (["train", "toy/climbing", "--name=-x"], "begins with a dash"),
-    (["train", "toy/climbing", "--runs", "\udcff"], "is not UTF-8"),
+    (["train", "toy/climbing", "--runs-dir", "\udcff"], "is not UTF-8"),
     (["transfer", "toy/climbing+penalty", "--target", "toy/xor3", "--name", ".."], "name is '..'"),
     (["train", "toy/climbing", "--device", "meta"], "device is 'meta'"),
     (["train", "toy/climbing", "--eval-episodes", "9" * 20], "eval_episodes is 9999"),
@@ -143,7 +143,7 @@ WRONG = [
     (["play", "toy/chain", "--view", "text", "--fps", "5"], "shown as text, without --fps"),
     (["bench", "act", "--model", "tiny"], "model has no effect on act"),
     (["bench", "env", "--seconds", "inf"], "positive"),
-    (["train", "toy/climbing", "--std-limit", "nan"], "std_limit is nan"),
+    (["train", "toy/climbing", "--max-std", "nan"], "max_std is nan"),
     (
         ["train", "toy/climbing", "--agent", "ippo", "--agent-order", "random"],
         "has no option --agent-order; these have it: mat",
@@ -198,7 +198,7 @@ def test_a_variant_and_a_short_run_are_pointed_out(monkeypatch, capsys, folder):
 
 def test_output_that_nobody_reads_is_no_error():
     for command, code in {"--help | true": 141, "train --help | true": 141, "list agents >&-": 0}.items():
-        line = f"{sys.executable} -m experiments.cli {command}; exit ${{PIPESTATUS[0]}}"
+        line = f"{sys.executable} -m marl.experiments.cli {command}; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr) == (code, "")
 
@@ -263,7 +263,7 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
             r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
         ),
         (["tests.support.broken:choices", "--agent", "mappo"], r"actions MultiDiscrete\(\[2 3\]\) are not supported"),
-        (["toy/continuous", "--std-start", "0.5"], r"std_start is 0\.5; it must lie between 0"),
+        (["toy/continuous", "--init-std", "0.5"], r"init_std is 0\.5; it must lie between 0"),
     ],
 )
 def test_teams_that_an_option_or_agent_cannot_take_are_named(monkeypatch, capsys, folder, args, said):  # noqa: ARG001
@@ -296,7 +296,7 @@ def test_an_infinite_deviation_is_named(monkeypatch, capsys, folder):  # noqa: A
         torch.nn.init.constant_(head.torque.log_std[0], float("inf"))
         return head
 
-    monkeypatch.setattr("agents.transformer.make_head", infinite)
+    monkeypatch.setattr("marl.agents.mat.policy.make_head", infinite)
     code, _, err = call(monkeypatch, capsys, "train", "toy/mixed", *TEAM)
     assert code == 2
     assert "log_std=inf of dimension 0 of the action of all agents" in err
@@ -378,7 +378,7 @@ def test_readme_commands_run(monkeypatch, capsys, folder):
 
 def test_module_runs_under_python_m():
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", "list", "agents"],
+        [sys.executable, "-m", "marl.experiments.cli", "list", "agents"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GAME = """
-from envs.text import TextEnv, Turn
+from marl.envs.text import TextEnv, TextStep
 
 def make():
     return TextEnv(
         "café",
         lambda random: 0,
         lambda state: "Où aller, 🙂?",
-        lambda state, action, random: Turn(1, 1.0, ended=True),
+        lambda state, action, random: TextStep(1, 1.0, ended=True),
         lambda state: ["à gauche → là", "à droite"],
         max_steps=2,
         words=["Où aller, à gauche là droite"],
@@ -24,7 +24,7 @@ def make():
 """
 COMMANDS = """
 import sys
-from experiments import cli
+from marl.experiments import cli
 
 for line in sys.stdin.read().splitlines():
     sys.argv = ["marl", *line.split()]
@@ -34,7 +34,7 @@ LINES = """
 train cafe:make --agent poad --steps 8 --num-envs 2 --rollout-steps 4 --epochs 1 --critic-hidden 8 --name latte
 eval runs/latte --episodes 2 --out rows.jsonl
 play runs/latte --view text
-play runs/latte --view story
+play runs/latte --view transcript
 """.strip()
 
 

@@ -3,18 +3,19 @@
 import os
 import resource
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import cli
-from experiments.report import report
 from marl import distributed, run
 from marl.errors import ConfigError
+from marl.experiments import cli
+from marl.experiments.report import compare_runs
 from marl.files import whole_files, write_whole
 from marl.registry import EnvFactory
-from marl.vector import ProcessVector
+from marl.vector.process import ProcessVector
 
 
 def test_several_files_are_written_all_or_none(tmp_path):
@@ -55,6 +56,20 @@ def test_devices_and_links_stay_what_they_are(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.parametrize("name", ["stdout", "fd/1"])
+def test_the_standard_output_may_be_the_file(tmp_path, name):
+    """Behind a pipe, and behind a file that holds what is printed later too."""
+    program = f"""from pathlib import Path
+from marl.files import write_whole
+write_whole(Path("/dev/{name}"), "row\\n")
+print("table")"""
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "row\ntable\n"
+    with (tmp_path / "out").open("a") as file:
+        subprocess.run(command, stdout=file, check=True)
+    assert (tmp_path / "out").read_text() == "row\ntable\n"
+
+
 def test_a_report_whose_picture_cannot_be_written_leaves_no_table(tmp_path, monkeypatch, small):
     pytest.importorskip("matplotlib")
     folder = run.start(small(steps=32))
@@ -63,9 +78,9 @@ def test_a_report_whose_picture_cannot_be_written_leaves_no_table(tmp_path, monk
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.report.draw", full)
+    monkeypatch.setattr("marl.experiments.report.draw", full)
     with pytest.raises(ConfigError, match=r"cannot write .*out.json and .*out.png: No space left on device"):
-        report([folder], "return", tmp_path / "out")
+        compare_runs([folder], "return", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 

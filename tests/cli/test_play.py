@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.smac import make
-from envs.smac.film import HOLD
-from envs.smac.paint import HEADER
-from experiments import cli, watch
+from marl.envs.smac import make
+from marl.envs.smac.render.image import HEADER
+from marl.envs.smac.render.video import HOLD
 from marl.errors import MissingDependencyError
+from marl.experiments import cli
+from marl.experiments import play as watch
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--agent", "mat", "--num-envs", "2", "--rollout-steps", "8", "--steps", "16", "--eval-episodes", "1"]
@@ -124,7 +125,7 @@ def test_wrong_wishes_are_named_and_leave_nothing_behind(marl, args, expected):
     assert not list(Path().iterdir())
 
 
-def coloured(frames):
+def colored(frames):
     """How many pixels of the map are magenta, as attention is and nothing else, over all frames."""
     maps = [frame[HEADER:-40].astype(int) for frame in frames]
     return sum(int((picture[..., 1] < picture[..., ::2].min(-1) - 30).sum()) for picture in maps)
@@ -137,9 +138,9 @@ def test_attention_is_drawn_where_it_is_asked_for(marl):
         assert code == 0, said
     plain, looks = frames_of("plain.mp4"), frames_of("looks.mp4")
     assert len(plain) == len(looks) == 13
-    assert coloured(plain) == 0
-    assert coloured(looks[:1]) == 0, "nothing was decided before the first picture"
-    assert all(coloured([frame]) > 0 for frame in looks[1:])
+    assert colored(plain) == 0
+    assert colored(looks[:1]) == 0, "nothing was decided before the first picture"
+    assert all(colored([frame]) > 0 for frame in looks[1:])
     code, said = marl("play", "runs/a", "--attention", "--view", "text")
     assert code == 2
     assert "attention is drawn in pictures only" in said

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import cli
 from marl import load_policy, run
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.errors import ConfigError
+from marl.experiments import cli
 from marl.registry import AGENTS
 from marl.trust import MARK, external_of_agent, external_of_env, key_path, mark_trusted, require_trust
 
 FACTORY = """
 from pathlib import Path
 Path({proof!r}).touch()
-from envs.toy import make as make_toy
+from marl.envs.toy import make as make_toy
 def make(**kwargs):
     return make_toy("chain")
 """
@@ -53,7 +53,7 @@ def forget_user(home):
 
 
 def test_code_named_by_a_run_of_somebody_else_is_not_imported(monkeypatch, capsys, home, small):
-    run.start(small("theirs:make", runs="runs", steps=32))
+    run.start(small("theirs:make", runs_dir="runs", steps=32))
     assert (home / "imported").exists()
     assert call(monkeypatch, capsys, "eval", "runs/run", "--episodes", "1")[0] == 0
     Path("runs/run").rename("moved")
@@ -74,7 +74,7 @@ def test_code_named_by_a_run_of_somebody_else_is_not_imported(monkeypatch, capsy
 
 
 def test_a_mark_covers_no_other_code(home, small):
-    folder = run.start(small("theirs:make", runs="runs", steps=32))
+    folder = run.start(small("theirs:make", runs_dir="runs", steps=32))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["env"] = "os:system"
     config["env_options"]["kwargs"] = {"command": "touch owned"}
@@ -114,9 +114,9 @@ def test_weights_that_a_checkpoint_of_somebody_else_names_are_not_opened(monkeyp
     assert external_of_agent("poad", {"model": "tiny"}) == external_of_agent("poad", {"model": "smollm2"}) == set()
     assert external_of_agent("mat", {}) == set()
     opened = []
-    monkeypatch.setattr("agents.lm.register.open_backbone", lambda _, options: opened.append(options.model))
-    folder = run.start(small(runs="runs", steps=32))
-    monkeypatch.setattr("marl.loading.load_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr("marl.agents.lm.agents.open_backbone", lambda _, options: opened.append(options.model))
+    folder = run.start(small(runs_dir="runs", steps=32))
+    monkeypatch.setattr("marl.policy_io.load_checkpoint", lambda *_: checkpoint)
     checkpoint = load(folder / "checkpoints")
     options = vars(AGENTS.get("poad").options(model="theirs"))
     checkpoint.data.update(agent="poad", agent_options=json.loads(json.dumps(options)))

@@ -11,18 +11,18 @@ from gymnasium import spaces
 from pettingzoo.utils.agent_selector import AgentSelector
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from envs import toy
-from envs.gymnasium import GymnasiumBridge
-from envs.gymnasium import make as make_gymnasium
-from envs.pettingzoo import ParallelBridge, as_parallel_env
-from envs.pettingzoo import make as make_pettingzoo
-from envs.testing import check_env, check_vector_env
-from envs.testing.compare import random_action
-from envs.wrappers import with_bounds
+from marl.envs import toy
+from marl.envs.gymnasium import GymnasiumBridge
+from marl.envs.gymnasium import make as make_gymnasium
+from marl.envs.pettingzoo import ParallelBridge, as_parallel_env
+from marl.envs.pettingzoo import make as make_pettingzoo
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.testing.compare import random_action
+from marl.envs.wrappers import with_bounds
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.registry import EnvFactory
 from marl.types import EnvSpec
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 with warnings.catch_warnings():
     # PettingZoo's own test package imports its environments through their deprecated names.
@@ -42,7 +42,7 @@ def test_particle_worlds_keep_the_contract(module, continuous):
     lines = check_env(make)
     assert "time limit: max_steps=8 was kept" in lines
     assert make().spec.continuous == continuous
-    assert make().spec.groups == (("agent",) * 3 if "spread" in module else ("speaker", "listener"))
+    assert make().spec.agent_types == (("agent",) * 3 if "spread" in module else ("speaker", "listener"))
 
 
 def test_particle_worlds_keep_the_contract_in_a_vector():
@@ -264,7 +264,7 @@ def test_a_team_may_choose_and_steer():
     spec = bridge.spec
     assert (spec.mixed, spec.discrete, spec.continuous) == (True, False, False)
     assert spec.action_sizes == (4, 2, 1)
-    assert spec.groups == ("switch", "dial_1", "dial_2")
+    assert spec.agent_types == ("switch", "dial_1", "dial_2")
     obs = bridge.reset()
     assert obs.action_mask.sum(1).tolist() == [4, 2, 1]
     bridge.step(np.array([[2, 0, 0, 0], [9, 0.25, 0, 0], [1, 1, 1, 1]], dtype=np.float32))
@@ -440,8 +440,8 @@ def test_modules_that_hold_nothing_are_named():
         make_pettingzoo("no_such.thing_v3")
     with pytest.raises(ConfigError, match="'json' has neither `parallel_env` nor `env`"):
         make_pettingzoo("json")
-    with pytest.raises(ConfigError, match=r"cannot be made with {'colour': 'red'}"):
-        make_pettingzoo(MODULES[0], {"colour": "red"})
+    with pytest.raises(ConfigError, match=r"cannot be made with {'color': 'red'}"):
+        make_pettingzoo(MODULES[0], {"color": "red"})
 
 
 def test_frames_are_shown_only_with_a_render_mode():
@@ -580,7 +580,7 @@ def test_gymnasium_actions_are_clipped_and_shaped():
 def test_gymnasium_errors_are_named():
     with pytest.raises(ConfigError, match="cannot make 'NoSuchThing-v0'"):
         make_gymnasium("NoSuchThing-v0")
-    with pytest.raises(ConfigError, match=r"cannot make 'CartPole-v1' with {'colour': 1}"):
-        make_gymnasium("CartPole-v1", {"colour": 1})
+    with pytest.raises(ConfigError, match=r"cannot make 'CartPole-v1' with {'color': 1}"):
+        make_gymnasium("CartPole-v1", {"color": 1})
     with pytest.raises(ConfigError, match=r"actions MultiDiscrete.*supported: Discrete"):
         GymnasiumBridge(Odd(spaces.MultiDiscrete([2, 2])))

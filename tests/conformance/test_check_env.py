@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import toy
-from envs.testing import Promise, check_env, check_vector_env
-from envs.testing.compare import difference
-from envs.wrappers import EnvWrapper
+from marl.envs import toy
+from marl.envs.testing import Promise, check_env, check_vector_env
+from marl.envs.testing.compare import difference
+from marl.envs.wrappers import EnvWrapper
 from marl.errors import EnvironmentContractError, MissingDependencyError
 from marl.types import EnvSpec, Obs, Step
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 
 class Liar(EnvWrapper):
@@ -232,7 +232,7 @@ def test_lies_about_steps(lie, promise, message):
 SPECS = [
     ({"agents": ("a", "a", "b")}, r"agents is \('a', 'a', 'b'\); expected one or more distinct names"),
     ({"agents": ()}, r"agents is \(\); expected one or more"),
-    ({"groups": ("x",)}, "groups has 1 entries; expected 3"),
+    ({"agent_types": ("x",)}, "agent_types has 1 entries; expected 3"),
     (
         {"observation_space": spaces.Box(0, 1, (5,), np.float64)},
         r"observation_space has shape \(5,\) and dtype float64",

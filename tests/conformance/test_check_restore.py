@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import toy
-from envs.testing import Promise, check_env
+from marl.envs import toy
+from marl.envs.testing import Promise, check_env
 from marl.errors import EnvironmentContractError
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs import toy
-from envs.testing import Promise, check_vector_env
+from marl.envs import toy
+from marl.envs.testing import Promise, check_vector_env
 from marl.errors import EnvironmentContractError
 from marl.types import Obs
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 
 def singles():

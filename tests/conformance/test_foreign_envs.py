@@ -10,14 +10,14 @@ import pettingzoo
 import pytest
 from gymnasium import spaces
 
-from envs.gymnasium import GymnasiumBridge, bridge_gymnasium
-from envs.gymnasium import make as make_gymnasium
-from envs.pettingzoo import ParallelBridge
-from envs.pettingzoo import make as make_pettingzoo
-from envs.testing import check_env
+from marl.envs.gymnasium import GymnasiumBridge, bridge_gymnasium
+from marl.envs.gymnasium import make as make_gymnasium
+from marl.envs.pettingzoo import ParallelBridge
+from marl.envs.pettingzoo import make as make_pettingzoo
+from marl.envs.testing import check_env
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError, UnknownNameError
 from marl.registry import EnvFactory
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 from tests.support import foreign
 from tests.support.foreign import Foraging, Grid, Walkers
 
@@ -242,8 +242,8 @@ def test_what_is_no_single_environment_is_refused():
 
 
 def test_wrong_keyword_arguments_of_a_factory_are_named():
-    make = EnvFactory(f"{HERE}:walkers", {"kwargs": {"colour": 1}})
-    with pytest.raises(ConfigError, match=r"kwargs={'colour': 1}: .*'colour'.*signature is \(breaks_at=3\)"):
+    make = EnvFactory(f"{HERE}:walkers", {"kwargs": {"color": 1}})
+    with pytest.raises(ConfigError, match=r"kwargs={'color': 1}: .*'color'.*signature is \(breaks_at=3\)"):
         make()
     with pytest.raises(ConfigError, match=r"simple_tag_v3: cannot be made with {'num_good': 'x'}: \w+Error"):
         make_pettingzoo("mpe2.simple_tag_v3", {"num_good": "x"})

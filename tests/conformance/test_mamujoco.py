@@ -11,10 +11,10 @@ pytest.importorskip("gymnasium_robotics")
 from gymnasium_robotics.envs.multiagent_mujoco import mamujoco_v1
 from gymnasium_robotics.envs.multiagent_mujoco.obsk import get_parts_and_edges
 
-from envs.mamujoco import TASKS, batch, make
-from envs.mamujoco.layout import find_layout
-from envs.mamujoco.scenarios import SCENARIOS, Runner, Scenario
-from envs.mamujoco.tasks import REPARTITIONS, factorisation, multi_agent_env, parse_task, single_agent_env
+from marl.envs.mamujoco import TASKS, batch, make
+from marl.envs.mamujoco.obs_columns import find_layout
+from marl.envs.mamujoco.scenarios import SCENARIOS, ForwardReward, Scenario
+from marl.envs.mamujoco.tasks import REPARTITIONS, factorization, multi_agent_env, parse_task, single_agent_env
 from marl.errors import EnvironmentContractError
 from tests.support.mamujoco import assert_same, random_actions
 
@@ -35,7 +35,7 @@ class Oracle:
 
     def __init__(self, name, agent_obsk=1, **options):
         task = parse_task(name)
-        parts = factorisation(task) if name in SPECIAL else None
+        parts = factorization(task) if name in SPECIAL else None
         self.env = mamujoco_v1.parallel_env(
             task.scenario, task.partition, agent_obsk, agent_factorization=parts, disable_env_checker=True, **options
         )
@@ -213,7 +213,7 @@ def test_pusher_differs_from_upstream_only_in_the_order_that_upstream_leaves_to_
 
 @pytest.mark.parametrize(("scenario", "partition"), REPARTITIONS)
 def test_our_partitions_share_out_every_joint_once(scenario, partition):
-    parts = factorisation(parse_task(f"{scenario}-{partition}"))["partition"]
+    parts = factorization(parse_task(f"{scenario}-{partition}"))["partition"]
     count, size = map(int, partition.split("x"))
     assert [len(part) for part in parts] == [size] * count
     whole = get_parts_and_edges(scenario, None)[0][0]
@@ -255,7 +255,7 @@ def test_construction_leaves_no_notice_and_no_handler_behind(notices):
     assert len(notices) == 1, "upstream's file still causes the notice that is dropped"
 
 
-class Blind(Runner):
+class Blind(ForwardReward):
     """A scenario that forgot the velocities."""
 
     def sources(self, data):

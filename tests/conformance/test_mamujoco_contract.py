@@ -13,11 +13,11 @@ import pytest
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("gymnasium_robotics")
 
-from envs.mamujoco import TASKS, MamujocoOptions, batch, make
-from envs.mamujoco import simulation as simulation_module
-from envs.mamujoco.env import MamujocoEnv, MamujocoVector
-from envs.mamujoco.tasks import PARTITIONS
-from envs.testing import check_env, check_vector_env
+from marl.envs.mamujoco import TASKS, MamujocoOptions, batch, make
+from marl.envs.mamujoco import simulation as simulation_module
+from marl.envs.mamujoco.env import MamujocoEnv, MamujocoVector
+from marl.envs.mamujoco.tasks import PARTITIONS
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.protocols import Env, VectorEnv
 from marl.registry import find_env
@@ -44,7 +44,7 @@ def test_spec_describes_what_comes(name):
     assert obs.agents.dtype == obs.state.dtype == np.float32
     assert obs.state.shape == (spec.state_size,)
     assert obs.alive.all()
-    assert (spec.name, spec.discrete, len(spec.groups)) == (f"mamujoco/{name}", False, spec.num_agents)
+    assert (spec.name, spec.discrete, len(spec.agent_types)) == (f"mamujoco/{name}", False, spec.num_agents)
     assert spec.observation_space.contains(obs.agents[0])
 
 
@@ -221,7 +221,7 @@ def test_the_registry_builds_listed_and_parametric_tasks():
     for name in ("mamujoco/Ant-8x1", "mamujoco/ManySegmentSwimmer-4x2", "mamujoco:Hopper"):
         entry, task = find_env(name)
         assert entry.make(task, **vars(entry.options())).spec.name == f"mamujoco/{task}"
-    assert isinstance(entry.batch("Hopper", 2, 1, agent_obsk=0), MamujocoVector)
+    assert isinstance(entry.make_vector("Hopper", 2, 1, agent_obsk=0), MamujocoVector)
     assert isinstance(entry.make("Hopper"), MamujocoEnv)
     assert {task.partition("-")[0] for task in entry.tasks} >= set(PARTITIONS)
 
@@ -245,7 +245,7 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
 
 DRAW = """
 import numpy as np
-from envs.mamujoco import batch, make
+from marl.envs.mamujoco import batch, make
 
 for name in ("Hopper-3x1", "Reacher-2x1"):
     env, other = batch(name, 2), batch(name, 2)

@@ -7,11 +7,11 @@ pytest.importorskip("numba")
 pytest.importorskip("pysc2")
 pytest.importorskip("websockets")
 
-from envs.sc2.server import Session
-from envs.smac import make
-from envs.smac.maps import DATA, load_map
-from envs.smac.rules import COOLDOWN, ENERGY, FLIES, HEALTH, HITS_AIR, SHIELD, X, Y
-from envs.smac.serve import BUILD, VERSIONS, SmacLibrary, make_install
+from marl.envs.sc2.server import Session
+from marl.envs.smac import make
+from marl.envs.smac.engine.fields import COOLDOWN, ENERGY, FLIES, HEALTH, HITS_AIR, SHIELD, X, Y
+from marl.envs.smac.maps import DATA, load_map
+from marl.envs.smac.sc2.serve import BUILD, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import Asker, api
 
 ALLY, ENEMY = 1, 4
@@ -108,21 +108,21 @@ class Mirror:
         self.tags = [unit.tag for unit in ask.units()]
 
     def compare(self):
-        real = self.env._battles.battle.real[0]
+        unit_float = self.env._battles.battle.unit_float[0]
         units = {unit.tag: unit for unit in self.ask.units()}
         living = [column for column, tag in enumerate(self.tags) if tag in units]
-        assert living == np.flatnonzero(real[HEALTH] > 0).tolist()
+        assert living == np.flatnonzero(unit_float[HEALTH] > 0).tolist()
         for column in living:
             unit = units[self.tags[column]]
             told = [unit.pos.x, unit.pos.y, unit.health, unit.shield, unit.energy, unit.weapon_cooldown]
-            known = real[FIELDS, column].tolist()
+            known = unit_float[FIELDS, column].tolist()
             count = 6 if column < self.agents else 5
             assert told[:count] == known[:count]
 
     def act(self, actions):
         for agent in np.flatnonzero(self.obs.alive):
             action, tag = int(actions[agent]), self.tags[agent]
-            x, y = self.env._battles.battle.real[0, [X, Y], agent]
+            x, y = self.env._battles.battle.unit_float[0, [X, Y], agent]
             if action == 1:
                 self.ask.command(STOP, tag)
             elif action < 6:

@@ -10,11 +10,11 @@ pytest.importorskip("numba")
 pytest.importorskip("pysc2")
 pytest.importorskip("websockets")
 
-from envs.sc2.server import NOT_SERVED, Session
-from envs.smac import serve
-from envs.smac.game_data import FIRST_AGENT_TYPE
-from envs.smac.serve import BUILD, VERSIONS, SmacLibrary, make_install
-from envs.smac.skirmish import FLAT_MAP, FLAT_TYPES
+from marl.envs.sc2.server import NOT_SERVED, Session
+from marl.envs.smac.game_data import FIRST_AGENT_TYPE
+from marl.envs.smac.sc2 import serve
+from marl.envs.smac.sc2.embedded_game import FLAT_MAP, FLAT_TYPES
+from marl.envs.smac.sc2.serve import BUILD, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import Asker, api, creation, joining
 
 buffs, upgrades = import_module("pysc2.lib.buffs"), import_module("pysc2.lib.upgrades")
@@ -239,5 +239,5 @@ def test_help_and_fidelity_page_list_what_is_not_served(capsys):
     text = capsys.readouterr().out
     assert all(what in text for what, _ in NOT_SERVED)
     assert "FIDELITY.md" in text
-    page = Path(serve.__file__).with_name("FIDELITY.md").read_text("utf-8")
+    page = (Path(serve.__file__).parents[1] / "FIDELITY.md").read_text("utf-8")
     assert all(f"| {what} | {answer} |" in page for what, answer in NOT_SERVED)

@@ -16,8 +16,8 @@ import websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from envs.sc2.server import Session, listen
-from envs.smac.serve import BUILD, MAPS, VERSIONS, SmacLibrary, make_install
+from marl.envs.sc2.server import Session, listen
+from marl.envs.smac.sc2.serve import BUILD, MAPS, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import (
     api,
     binary_client,
@@ -152,7 +152,7 @@ def test_a_process_ends_when_it_is_told_to(tmp_path, way):
 
 def test_a_port_that_is_taken_or_is_none_is_named(game):
     for port in (game[1], 70_000):
-        command = [sys.executable, "-m", "envs.smac.serve", "-port", str(port)]
+        command = [sys.executable, "-m", "marl.envs.smac.sc2.serve", "-port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
         assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
@@ -160,7 +160,7 @@ def test_a_port_that_is_taken_or_is_none_is_named(game):
 
 
 def test_the_command_writes_an_installation(tmp_path):
-    command = [sys.executable, "-m", "envs.smac.serve", "install", str(tmp_path / "the game")]
+    command = [sys.executable, "-m", "marl.envs.smac.sc2.serve", "install", str(tmp_path / "the game")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == f"export SC2PATH='{tmp_path}/the game'\n"
     maps = {path.stem for path in (tmp_path / "the game" / "Maps" / "SMAC_Maps").glob("*.SC2Map")}

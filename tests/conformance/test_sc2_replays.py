@@ -6,9 +6,9 @@ pytest.importorskip("numba")
 pytest.importorskip("pysc2")
 pytest.importorskip("websockets")
 
-from envs.sc2.match import read_replay
-from envs.sc2.server import Session
-from envs.smac.serve import BUILD, VERSIONS, SmacLibrary, make_install
+from marl.envs.sc2.server import Session
+from marl.envs.sc2.server_game import read_replay
+from marl.envs.smac.sc2.serve import BUILD, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import Asker, api, creation, joining
 
 ATTACK, MOVE = 23, 16

@@ -7,9 +7,9 @@ pytest.importorskip("numba")
 pytest.importorskip("pysc2")
 pytest.importorskip("websockets")
 
-from envs.sc2.match import Game
-from envs.sc2.server import Session
-from envs.smac.serve import BUILD, VERSIONS, SmacLibrary, make_install
+from marl.envs.sc2.server import Session
+from marl.envs.sc2.server_game import ServerGame
+from marl.envs.smac.sc2.serve import BUILD, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import Asker, api, creation, joining, request
 
 ALLY, ENEMY = 1, 4
@@ -261,7 +261,7 @@ def test_maps_on_disc_and_maps_that_are_sent(ask, folder, tmp_path):
 
 def test_no_message_breaks_the_server(another, monkeypatch):
     """Requests with a few bytes changed: whatever they mean, the answer is a Response of the state that follows."""
-    monkeypatch.setattr(Game, "_misbehave", lambda *_: None)  # some come to mean test_process
+    monkeypatch.setattr(ServerGame, "_test_process", lambda *_: None)  # some come to mean test_process
     random, ask = np.random.default_rng(0), another()
     ask.begin("MMM")
     tags = [unit.tag for unit in ask.units()]

@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import TASKS, SmacOptions, batch, crew, make
-from envs.smac.baselines import ScriptedTeam
-from envs.smac.env import SmacEnv, SmacVector
-from envs.smac.maps import load_map
-from envs.smac.rules import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
-from envs.testing import check_env, check_vector_env
+from marl.envs.smac import TASKS, SmacOptions, batch, make
+from marl.envs.smac.engine import thread_pool as crew
+from marl.envs.smac.engine.fields import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
+from marl.envs.smac.env import SmacEnv, SmacVector
+from marl.envs.smac.maps import load_map
+from marl.envs.smac.scripted import ScriptedTeam
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 from marl.registry import find_env
 from tests.support.smac import EVERY_MAP, SAMPLE, place
@@ -81,11 +82,11 @@ def test_the_sample_has_every_kind_of_map():
 def test_an_observation_by_hand():
     env = make("3m")
     env.reset(0)
-    obs, real = place(
+    obs, unit_float = place(
         env,
         {0: (10, 16, 45, 0), 1: (10, 18, 30, 0), 3: (15, 16, 15, 0), 4: (10, 22.5, 45, 0), 5: (19.1, 16, 45, 0)},
     )
-    real[COOLDOWN, 0] = 7.5
+    unit_float[COOLDOWN, 0] = 7.5
     env._battles.refresh()
     expected = [1, 1, 1, 1]
     expected += [1, 5 / 9, 5 / 9, 0, 15 / 45]  # in shooting range
@@ -132,8 +133,8 @@ def test_a_medivac_is_offered_allies_and_shows_its_energy():
     env = make("MMM")
     env.reset(0)
     units = {0: (10, 16, 125, 0), 2: (12, 16, 45, 0), 8: (30, 16, 45, 0), 9: (10, 17, 150, 0), 10: (14, 16, 45, 0)}
-    obs, real = place(env, units)
-    real[ENERGY, 9] = 100
+    obs, unit_float = place(env, units)
+    unit_float[ENERGY, 9] = 100
     env._battles.refresh()
     assert np.flatnonzero(obs.action_mask[9, 6:]).tolist() == [0, 2]
     assert np.flatnonzero(obs.action_mask[0, 6:]).tolist() == [0]
@@ -164,8 +165,8 @@ def test_extra_features_by_hand():
     env.reset(0)
     obs, _ = place(env, {0: (10.5, 22.5, 45, 0), 1: (10, 20, 45, 0), 3: (14, 16, 45, 0)})
     battles = env._battles
-    battles.battle.whole[0, LAST, 1] = 3
-    battles.battle.tally[0, STEPS] = 15
+    battles.battle.unit_int[0, LAST, 1] = 3
+    battles.battle.counters[0, STEPS] = 15
     battles.refresh()
     seen = obs.agents[0]
     # north and south by 4, east and west by 4, then NE, SW, SE, NW by 2; the ground ends above 23
@@ -218,7 +219,7 @@ def test_a_battle_that_is_not_won_pays_the_damage_done():
     for seed in range(8):
         rewards, step = play(env, seed, lambda _, mask: (mask * rng.random(mask.shape)).argmax(-1))
         assert step.info["success"] == 0
-        left = env._battles.battle.real[0, HEALTH, 3:].sum()
+        left = env._battles.battle.unit_float[0, HEALTH, 3:].sum()
         assert sum(rewards) == pytest.approx((135 - left + 10 * step.info["dead_enemies"]) * 20 / 365, abs=1e-3)
 
 
@@ -239,7 +240,7 @@ def test_rewards_by_hand():
     _, step = reward_of({3: (14, 16, 3, 0)}, [6, 1, 0], reward_sparse=True, reward_scale=False)
     assert step.reward[0] == 1
     env, step = reward_of({3: (14, 16, 45, 0)}, [1, 1, 0], reward_only_positive=False, reward_scale=False)
-    lost = 90 - env._battles.battle.real[0, HEALTH, :3].sum()
+    lost = 90 - env._battles.battle.unit_float[0, HEALTH, :3].sum()
     assert lost in (6, 12)
     assert step.reward[0] == pytest.approx(-lost / 2)
     env, step = reward_of({3: (14, 16, 45, 0)}, [1, 1, 0], reward_scale=False)
@@ -279,7 +280,7 @@ def test_an_unavailable_action_is_an_error_or_ignored(caplog):
     action[1, 2] = 7
     with pytest.raises(EnvironmentContractError, match=r"environment 1, agent 2 \(marine_2\).*7; available: \[1, 2,"):
         vector.step(action)
-    assert (vector._battles.battle.tally[:, STEPS] == 0).all(), "nothing has moved"
+    assert (vector._battles.battle.counters[:, STEPS] == 0).all(), "nothing has moved"
     action[1, 2] = 9
     ignoring = batch("3m", 2, unavailable_action="ignore")
     ignoring.reset([0, 1])
@@ -319,7 +320,7 @@ def test_results_do_not_depend_on_threads(monkeypatch):
 REFERENCE = """
 import hashlib, sys
 import numpy as np
-from envs.smac import batch
+from marl.envs.smac import batch
 
 digest = hashlib.sha256()
 for task, steps in (("MMM", 14), ("bane_vs_bane", 6), ("1c3s5z", 10)):
@@ -359,7 +360,7 @@ def test_seeds_decide_and_entropy_differs():
             step = env.step(np.where(env._obs().alive, np.where(env._obs().action_mask[:, 6], 6, 1), 0))
             if step.terminated:
                 break
-        return env._battles.battle.real[0].tobytes()
+        return env._battles.battle.unit_float[0].tobytes()
 
     assert trace(3) == trace(3)
     assert trace(3) != trace(4)
@@ -446,9 +447,9 @@ def test_moves_beyond_the_map_end_at_its_edge(name):
     env = make(name, move_amount=30, unavailable_action="error")
     for way, (axis, sign) in {2: (Y, 1), 3: (Y, -1), 4: (X, 1), 5: (X, -1)}.items():
         obs = env.reset(0)
-        real = env._battles.battle.real[0]
+        unit_float = env._battles.battle.unit_float[0]
         for _ in range(3):
-            before = real[axis, 0]
+            before = unit_float[axis, 0]
             if obs.action_mask[0, way]:
                 obs = env.step(np.where(obs.action_mask[:, way], way, 1)).obs
-                assert sign * (real[axis, 0] - before) >= 0
+                assert sign * (unit_float[axis, 0] - before) >= 0

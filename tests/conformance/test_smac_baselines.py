@@ -6,11 +6,11 @@ import torch
 
 pytest.importorskip("numba")
 
-from envs.smac import batch, make
-from envs.smac.baselines import FIRST_TARGET, NORTH, STOP, Facts, ScriptedTeam, read, shoot
-from envs.smac.rules import COOLDOWN, HEALTH, LAST, SHIELD, X, Y
+from marl.envs.smac import batch, make
+from marl.envs.smac.engine.fields import COOLDOWN, HEALTH, LAST, SHIELD, X, Y
+from marl.envs.smac.scripted import FIRST_TARGET, NORTH, STOP, ScriptedTeam, UnitTables, read, shoot
 from marl.errors import ConfigError
-from marl.evaluate import evaluate, paired_seeds
+from marl.evaluate import paired_seeds, run_episodes
 from marl.registry import AGENTS, NoOptions, find_env
 from tests.support.smac import EVERY_MAP
 
@@ -20,7 +20,7 @@ EPISODES = 32
 def results(task, agent, episodes=EPISODES):
     env = batch(task, episodes)
     policy = AGENTS.get(agent).make(env.spec, NoOptions())
-    return evaluate(policy, env, paired_seeds(episodes))
+    return run_episodes(policy, env, paired_seeds(episodes))
 
 
 def success(task, agent, episodes=EPISODES):
@@ -30,10 +30,10 @@ def success(task, agent, episodes=EPISODES):
 def arrange(env, units):
     """Put units (index: x, y, health, cooldown) on the field, the rest dead; returns states (1, S) and masks."""
     env.reset(0)
-    real = env._battles.battle.real[0]
-    real[HEALTH] = real[SHIELD] = 0.0
+    unit_float = env._battles.battle.unit_float[0]
+    unit_float[HEALTH] = unit_float[SHIELD] = 0.0
     for unit, values in units.items():
-        real[X, unit], real[Y, unit], real[HEALTH, unit], real[COOLDOWN, unit] = values
+        unit_float[X, unit], unit_float[Y, unit], unit_float[HEALTH, unit], unit_float[COOLDOWN, unit] = values
     env._battles.refresh()
     obs = env._obs()
     return obs.state[None], obs.action_mask[None]
@@ -45,16 +45,16 @@ def test_the_state_says_where_the_units_are(task):
     team, obs = ScriptedTeam(env.spec, kites=False), env.reset([3, 4])
     for _ in range(18):
         obs = env.step(team.choose(obs.state, obs.action_mask)).obs
-    facts = Facts(task)
-    scene, real = read(facts, obs.state, obs.action_mask), env._battles.battle.real
-    agents, living = facts.agents, real[:, HEALTH] > 0
-    assert (real[:, HEALTH] < facts.health).any()
-    np.testing.assert_allclose(scene.health, real[:, HEALTH], atol=1e-3)
-    np.testing.assert_allclose(scene.shield, real[:, SHIELD], atol=1e-3)
-    np.testing.assert_allclose(scene.place[living], real[:, [X, Y]].swapaxes(1, 2)[living], atol=1e-4)
+    facts = UnitTables(task)
+    scene, unit_float = read(facts, obs.state, obs.action_mask), env._battles.battle.unit_float
+    agents, living = facts.agents, unit_float[:, HEALTH] > 0
+    assert (unit_float[:, HEALTH] < facts.health).any()
+    np.testing.assert_allclose(scene.health, unit_float[:, HEALTH], atol=1e-3)
+    np.testing.assert_allclose(scene.shield, unit_float[:, SHIELD], atol=1e-3)
+    np.testing.assert_allclose(scene.place[living], unit_float[:, [X, Y]].swapaxes(1, 2)[living], atol=1e-4)
     armed = living[:, :agents] & ~facts.healer[:agents]
-    np.testing.assert_allclose(scene.cooldown[armed], real[:, COOLDOWN, :agents][armed], atol=1e-3)
-    assert (scene.last[armed] == env._battles.battle.whole[:, LAST, :agents][armed]).all()
+    np.testing.assert_allclose(scene.cooldown[armed], unit_float[:, COOLDOWN, :agents][armed], atol=1e-3)
+    assert (scene.last[armed] == env._battles.battle.unit_int[:, LAST, :agents][armed]).all()
 
 
 @pytest.mark.parametrize("agent", ["focus-fire", "kiting"])
@@ -78,8 +78,8 @@ def test_the_decision_has_the_shapes_of_a_policy():
     inputs = policy.encode(env.reset([0, 1, 2]))
     decision = policy.act(inputs)
     assert decision.nodes.action.shape == decision.log_prob.shape == decision.value.shape == (3, 5, 1)
-    assert decision.nodes.mask.all()
-    assert not decision.nodes.trained.any()
+    assert decision.nodes.node_mask.all()
+    assert not decision.nodes.loss_mask.any()
     assert torch.equal(decision.nodes.action[..., 0], torch.as_tensor(decision.action))
     assert policy.value(inputs).shape == (3, 5)
     assert not AGENTS.get("kiting").trains
@@ -100,7 +100,7 @@ def test_a_battle_is_played_the_same_alone_and_in_a_batch_and_again(task, kites)
 
 
 def test_no_more_shoot_than_a_kill_takes():
-    env, facts = make("3m"), Facts("3m")
+    env, facts = make("3m"), UnitTables("3m")
     line = {0: (10, 15, 45, 0), 1: (10, 16, 45, 0), 2: (10, 17, 45, 0)}
     for weak, expected in ((5.0, 1), (6.0, 1), (6.5, 2), (12.5, 3), (40.0, 3)):
         scene = read(facts, *arrange(env, line | {3: (14, 16, weak, 0), 4: (14, 15.5, 45, 0)}))
@@ -110,7 +110,7 @@ def test_no_more_shoot_than_a_kill_takes():
 
 
 def test_weapons_that_cool_down_leave_the_kill_to_others():
-    env, facts = make("3m"), Facts("3m")
+    env, facts = make("3m"), UnitTables("3m")
     units = {0: (10, 15, 45, 12), 1: (10, 16, 45, 0), 2: (10, 17, 45, 0), 3: (14, 16, 6, 0), 4: (14, 15.5, 45, 0)}
     chosen = shoot(facts, read(facts, *arrange(env, units)))[0]
     assert chosen[1] == FIRST_TARGET
@@ -194,7 +194,7 @@ def test_stalkers_win_against_zealots_by_kiting_and_not_without(task):
 
 def test_a_siege_and_a_chase_need_steps_back_too():
     for task in ("2m_vs_1z", "2s_vs_1sc"):
-        kiting, focused = ([row.returns for row in results(task, agent)] for agent in ("kiting", "focus-fire"))
+        kiting, focused = ([row.episode_return for row in results(task, agent)] for agent in ("kiting", "focus-fire"))
         assert np.mean(kiting) > np.mean(focused) + 3
 
 
@@ -230,7 +230,7 @@ def test_who_awaits_explosions_keeps_apart_and_keeps_its_place():
     for _ in range(11):
         obs = env.step(team.choose(obs.state, obs.action_mask)).obs
     # units stand 0.8 apart at the start
-    x, y = env._battles.battle.real[0, [X, Y], :7]
+    x, y = env._battles.battle.unit_float[0, [X, Y], :7]
     nearest = (np.hypot(x[:, None] - x, y[:, None] - y) + 9 * np.eye(7)).min(0)
     assert nearest.mean() > 1.5
     assert success("bane_vs_bane", "focus-fire") >= 0.8

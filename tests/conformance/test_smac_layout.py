@@ -10,9 +10,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import TASKS, SmacOptions, batch, make
-from envs.smac.baselines import ScriptedTeam
-from envs.smac.rules import (
+from marl.envs.smac import TASKS, SmacOptions, batch, make
+from marl.envs.smac.engine.fields import (
     ALLY_TYPE,
     COOLDOWN,
     COOLDOWN_SCALE,
@@ -28,7 +27,8 @@ from envs.smac.rules import (
     X,
     Y,
 )
-from envs.testing import check_env, check_vector_env
+from marl.envs.smac.scripted import ScriptedTeam
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError
 from tests.support.smac import EVERY_MAP
 
@@ -76,11 +76,11 @@ def views(env, obs):
 def place(env, units, last=()):
     """Put units (index: x, y, health, shield), tell the agents' last actions and show them; the rest are dead."""
     battles = env._battles
-    real, whole = battles.battle.real[0], battles.battle.whole[0]
-    real[HEALTH] = real[SHIELD] = 0.0
+    unit_float, unit_int = battles.battle.unit_float[0], battles.battle.unit_int[0]
+    unit_float[HEALTH] = unit_float[SHIELD] = 0.0
     for unit, values in units.items():
-        real[X, unit], real[Y, unit], real[HEALTH, unit], real[SHIELD, unit] = values
-    whole[LAST, : len(last)] = last
+        unit_float[X, unit], unit_float[Y, unit], unit_float[HEALTH, unit], unit_float[SHIELD, unit] = values
+    unit_int[LAST, : len(last)] = last
     battles.refresh()
     return env._obs()
 
@@ -88,13 +88,16 @@ def place(env, units, last=()):
 def scatter(env, seed):
     """Units anywhere in a part of the map, some dead, with any health, cooldown, energy and last action."""
     battles, rng = env._battles, np.random.default_rng(seed)
-    real, whole, stats = battles.battle.real[0], battles.battle.whole[0], battles.world.stats
-    units = real.shape[1]
-    real[X], real[Y] = rng.uniform(4, 28, units).astype(np.float32), rng.uniform(10, 22, units).astype(np.float32)
-    real[HEALTH] = (rng.random(units) * stats[MAX_HEALTH] * (rng.random(units) < 0.7)).astype(np.float32)
-    real[SHIELD] = (rng.random(units) * stats[MAX_SHIELD]).astype(np.float32)
-    real[ENERGY], real[COOLDOWN] = rng.uniform(0, 200, units), rng.uniform(-1, 15, units)
-    whole[LAST] = rng.integers(-1, battles.rules.actions, units)
+    unit_float, unit_int, stats = battles.battle.unit_float[0], battles.battle.unit_int[0], battles.world.stats
+    units = unit_float.shape[1]
+    unit_float[X], unit_float[Y] = (
+        rng.uniform(4, 28, units).astype(np.float32),
+        rng.uniform(10, 22, units).astype(np.float32),
+    )
+    unit_float[HEALTH] = (rng.random(units) * stats[MAX_HEALTH] * (rng.random(units) < 0.7)).astype(np.float32)
+    unit_float[SHIELD] = (rng.random(units) * stats[MAX_SHIELD]).astype(np.float32)
+    unit_float[ENERGY], unit_float[COOLDOWN] = rng.uniform(0, 200, units), rng.uniform(-1, 15, units)
+    unit_int[LAST] = rng.integers(-1, battles.rules.actions, units)
     battles.refresh()
     return env._obs()
 
@@ -128,7 +131,7 @@ def test_a_batch_is_as_many_single_ones(name):
 
 def test_marines_by_hand():
     env = fork("3m")
-    env._battles.battle.real[0, COOLDOWN, 1] = 7.5
+    env._battles.battle.unit_float[0, COOLDOWN, 1] = 7.5
     units = {0: (10, 16, 45, 0), 1: (10, 18, 30, 0), 3: (15, 16, 15, 0), 4: (10, 22.5, 45, 0), 5: (19.1, 16, 45, 0)}
     obs = place(env, units, last=(6, 3, 0))
 
@@ -157,7 +160,7 @@ def test_marines_by_hand():
 
 def test_an_ally_out_of_sight_by_hand():
     env = fork("3m")
-    env._battles.battle.real[0, COOLDOWN, 2] = 3
+    env._battles.battle.unit_float[0, COOLDOWN, 2] = 3
     obs = place(env, {1: (10, 16, 45, 0), 2: (22, 11, 9, 0)}, last=(0, 1, 4))
     assert (obs.agents[1, :28] == 0).all()
     ally = [0, 13 / 9, 12 / 9, -5 / 9, 3 / 15, 9 / 45, 6 / 32, -5 / 32, *one_hot(4, 9)]
@@ -168,8 +171,8 @@ def test_an_ally_out_of_sight_by_hand():
 
 def test_shields_and_types_by_hand():
     env = fork("2s3z")
-    real = env._battles.battle.real[0]
-    real[COOLDOWN, 0], real[COOLDOWN, 2] = 35, 11
+    unit_float = env._battles.battle.unit_float[0]
+    unit_float[COOLDOWN, 0], unit_float[COOLDOWN, 2] = 35, 11
     units = {0: (10, 16, 40, 20), 2: (13, 16, 100, 25), 5: (10, 14, 80, 80), 7: (9, 26, 50, 10)}
     obs = place(env, units, last=(1, 0, 8, 0, 0))
 
@@ -194,7 +197,7 @@ def test_shields_and_types_by_hand():
 
 def test_a_healer_by_hand():
     env = fork("MMM")
-    env._battles.battle.real[0, ENERGY, 9] = 120
+    env._battles.battle.unit_float[0, ENERGY, 9] = 120
     units = {2: (12, 16, 15, 0), 9: (10, 16, 150, 0), 10: (14, 16, 45, 0), 12: (30, 16, 45, 0)}
     obs = place(env, units, last=(0, 0, 1, 0, 0, 0, 0, 0, 0, 8))
     actions = 16
@@ -236,7 +239,7 @@ def test_the_observation_is_smacs_in_another_order(name):
         np.testing.assert_array_equal(rest[:, 0], seen.alive)
         assert (rest[:, 1:4] == 0).all()
         np.testing.assert_array_equal(rest[:, 4:][:, :own], theirs.agents[:, 4 + foes + allies :][:, :own])
-        last = ours._battles.battle.whole[0, LAST, :agents]
+        last = ours._battles.battle.unit_int[0, LAST, :agents]
         acted = np.array([one_hot(choice, 6 + enemies) for choice in last]) * seen.alive[:, None]
         np.testing.assert_array_equal(rest[:, 4 + own : -agents], acted)
         np.testing.assert_array_equal(rest[:, -agents:], np.eye(agents))
@@ -245,33 +248,33 @@ def test_the_observation_is_smacs_in_another_order(name):
 
 def view_of(env, obs, agent):
     """One agent's part of the state, from the units themselves."""
-    rules, stats, real = env._battles.rules, env._battles.world.stats, env._battles.battle.real[0]
-    last, n = env._battles.battle.whole[0, LAST], rules.agents
-    here, row = real[[X, Y], agent], []
+    rules, stats, unit_float = env._battles.rules, env._battles.world.stats, env._battles.battle.unit_float[0]
+    last, n = env._battles.battle.unit_int[0, LAST], rules.agents
+    here, row = unit_float[[X, Y], agent], []
 
     def offset(unit):
-        way = real[[X, Y], unit] - here
+        way = unit_float[[X, Y], unit] - here
         return [np.hypot(*way) / 9, *way / 9], float(np.hypot(*way) < 9)
 
     def health(unit, shields):
-        fractions = [real[HEALTH, unit] / stats[MAX_HEALTH, unit]]
-        return [*fractions, real[SHIELD, unit] / stats[MAX_SHIELD, unit]] if shields else fractions
+        fractions = [unit_float[HEALTH, unit] / stats[MAX_HEALTH, unit]]
+        return [*fractions, unit_float[SHIELD, unit] / stats[MAX_SHIELD, unit]] if shields else fractions
 
-    def centre(unit):
-        return [*(real[[X, Y], unit] - 16) / 32]
+    def center(unit):
+        return [*(unit_float[[X, Y], unit] - 16) / 32]
 
     for other in (unit for unit in range(n) if unit != agent):
         way, seen = offset(other)
-        level = real[ENERGY, other] if stats[HEALER, other] else max(0, real[COOLDOWN, other])
-        part = [seen, *way, level / stats[COOLDOWN_SCALE, other], *health(other, rules.ally_shield), *centre(other)]
+        level = unit_float[ENERGY, other] if stats[HEALER, other] else max(0, unit_float[COOLDOWN, other])
+        part = [seen, *way, level / stats[COOLDOWN_SCALE, other], *health(other, rules.ally_shield), *center(other)]
         part += one_hot(stats[ALLY_TYPE, other], rules.type_bits) + one_hot(last[other], rules.actions)
         row += [x * obs.alive[other] for x in part]
     for enemy in range(rules.enemies):
         way, seen = offset(n + enemy)
         part = [float(obs.action_mask[agent, 6 + enemy]), *way, seen, *health(n + enemy, rules.enemy_shield)]
-        part += one_hot(stats[ENEMY_TYPE, n + enemy], rules.type_bits) + centre(n + enemy)
-        row += [x * (real[HEALTH, n + enemy] > 0) for x in part]
-    row += [*obs.action_mask[agent, 2:6], 1, 0, 0, 0, *health(agent, rules.ally_shield), *centre(agent)]
+        part += one_hot(stats[ENEMY_TYPE, n + enemy], rules.type_bits) + center(n + enemy)
+        row += [x * (unit_float[HEALTH, n + enemy] > 0) for x in part]
+    row += [*obs.action_mask[agent, 2:6], 1, 0, 0, 0, *health(agent, rules.ally_shield), *center(agent)]
     row += one_hot(stats[ALLY_TYPE, agent], rules.type_bits) + one_hot(last[agent], rules.actions)
     return np.array(row) * obs.alive[agent]
 
@@ -310,7 +313,7 @@ def test_no_last_action_before_the_first_and_a_step_shows_it():
         ({"obs_instead_of_state": True}, 0, 64 - 81),
     ],
 )
-def test_options_are_honoured(option, observation, view):
+def test_options_are_honored(option, observation, view):
     env = fork("3m", **option)
     assert (env.spec.observation_size, env.spec.state_size) == (64 + observation, 3 * (81 + view))
     assert check_env(lambda: make("3m", layout="mappo", **option))
@@ -318,7 +321,7 @@ def test_options_are_honoured(option, observation, view):
 
 def test_options_by_hand():
     env = fork("3m", obs_last_action=False, obs_pathing_grid=True, obs_timestep_number=True, obs_all_health=False)
-    env._battles.battle.tally[0, STEPS] = 15
+    env._battles.battle.counters[0, STEPS] = 15
     obs = place(env, {0: (10.5, 23.25, 45, 0), 1: (10.5, 20, 30, 0), 3: (14.5, 23.25, 20, 0)}, last=(1, 1, 0))
     expected = [1, 3.25 / 9, 0, -3.25 / 9] + [0] * 4 + [1, 4 / 9, 4 / 9, 0] + [0] * 8
     expected += [0, 1, 1, 1, *(0, 1, 1, 1, 0, 1, 1, 0)]  # the ground ends at 24
@@ -327,7 +330,7 @@ def test_options_by_hand():
     assert obs.agents[2].tolist() == [0] * (len(expected) - 4) + [0, 0, 1, 0.25]
 
     env = fork("3m", state_last_action=False, state_timestep_number=True, obs_all_health=False)
-    env._battles.battle.tally[0, STEPS] = 15
+    env._battles.battle.counters[0, STEPS] = 15
     obs = place(env, {0: (10, 16, 45, 0), 1: (10, 18, 30, 0), 3: (15, 16, 15, 0)}, last=(1, 1, 0))
     expected = [1, 2 / 9, 0, 2 / 9, 0, -6 / 32, 2 / 32] + [0] * 7
     expected += [1, 5 / 9, 5 / 9, 0, 1, -1 / 32, 0] + [0] * 14
@@ -357,7 +360,7 @@ def test_smacs_layout_is_the_default_and_has_not_changed():
 REFERENCE = """
 import hashlib
 import numpy as np
-from envs.smac import batch
+from marl.envs.smac import batch
 
 digest = hashlib.sha256()
 for task in ("MMM", "2s3z"):

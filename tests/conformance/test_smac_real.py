@@ -24,16 +24,16 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
     from pettingzoo.test import parallel_api_test
 
-from envs.pettingzoo import as_parallel_env
-from envs.sc2.game import GameError
-from envs.sc2.install import find_install
-from envs.smac import TASKS, SmacOptions, batch, make
-from envs.smac import real as real_module
-from envs.smac.maps import load_map
-from envs.smac.real import Opening, api, read_ground, read_span
-from envs.testing import check_env, check_vector_env
-from experiments import cli
+from marl.envs.pettingzoo import as_parallel_env
+from marl.envs.sc2.game import GameError
+from marl.envs.sc2.install import find_install
+from marl.envs.smac import TASKS, SmacOptions, batch, make
+from marl.envs.smac.maps import load_map
+from marl.envs.smac.sc2 import backend as real_module
+from marl.envs.smac.sc2.backend import GameSetup, api, read_ground, read_span
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError, EnvironmentContractError
+from marl.experiments import cli
 from tests.support.games import choose, install, installed, make_real, mischief, same_obs
 from tests.support.smac import EVERY_MAP
 
@@ -113,7 +113,7 @@ def test_moves_are_offered_where_the_game_says_that_one_can_walk(monkeypatch):
     monkeypatch.setattr(real_module, "read_ground", lambda _: ground)
     env = make_real("3m")
     obs = env.reset(0)
-    y = env._battles.battle.real[0, 1, :3]
+    y = env._battles.battle.unit_float[0, 1, :3]
     np.testing.assert_array_equal(obs.action_mask[:, 3], y - 1 >= 16)
     assert obs.action_mask[:, 2].all()
     env.close()
@@ -269,7 +269,7 @@ def test_seeds_decide_and_entropy_differs():
 
 def test_what_a_game_begins_with(install):
     def begin(task, **options):
-        opening = Opening(find_install(), load_map(task), SmacOptions(backend="sc2", **options))
+        opening = GameSetup(find_install(), load_map(task), SmacOptions(backend="sc2", **options))
         return opening.create(5), opening.join()
 
     create, join = begin("2m_vs_1z", difficulty="A")
@@ -346,7 +346,7 @@ def unit(kind, alliance, x, health, shield=0.0):
 
 
 def test_units_take_the_places_that_they_have_in_the_embedded_engine():
-    opening = Opening(find_install(), load_map("2s3z"), SmacOptions(backend="sc2"))
+    opening = GameSetup(find_install(), load_map("2s3z"), SmacOptions(backend="sc2"))
     zealots = [unit(1971, 1, x, 100.0, 50.0) for x in (3.0, 1.0, 2.0)]
     stalkers = [unit(1970, 1, x, 80.0, 80.0) for x in (9.0, 8.0)]
     enemies = [
@@ -391,7 +391,19 @@ def test_a_map_of_another_name_is_found_out(monkeypatch):
 def test_a_training_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quick = ["--num-envs", "2", "--rollout-steps", "32", "--eval-episodes", "2", "--epochs", "1"]
-    arguments = ["train", "smac/3m", "--backend", "sc2", "--agent", "mappo", *quick, "--steps", "192", "--name", "real"]
+    arguments = [
+        "train",
+        "smac/3m",
+        "--backend",
+        "sc2",
+        "--agent",
+        "mappo",
+        *quick,
+        "--steps",
+        "192",
+        "--name",
+        "real",
+    ]
     monkeypatch.setattr(sys, "argv", ["marl", *arguments])
     cli.main()
     lines = [json.loads(line) for line in (tmp_path / "runs/real/metrics.jsonl").read_text().splitlines()]

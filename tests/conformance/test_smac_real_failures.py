@@ -19,13 +19,13 @@ pytest.importorskip("websockets")
 if not Path("/proc/self/stat").exists():
     pytest.skip("processes are looked up in /proc", allow_module_level=True)
 
-from envs.sc2 import game as game_module
-from envs.sc2.game import Game, GameError
-from envs.sc2.install import find_install
-from envs.smac import batch, make
-from envs.smac import real as real_module
-from envs.smac.real import api
-from envs.smac.serve import make_install
+from marl.envs.sc2 import game as game_module
+from marl.envs.sc2.game import Game, GameError
+from marl.envs.sc2.install import find_install
+from marl.envs.smac import batch, make
+from marl.envs.smac.sc2 import backend as real_module
+from marl.envs.smac.sc2.backend import api
+from marl.envs.smac.sc2.serve import make_install
 from marl.errors import ConfigError, MissingDependencyError
 from tests.support.games import choose, install, installed, make_real, mischief, processes, same_obs, wait_until_gone
 
@@ -106,14 +106,14 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog):
 
 @pytest.mark.usefixtures("install")
 def test_games_step_at_the_same_time(monkeypatch):
-    vector, step = batch("3m", 4, backend="sc2"), real_module.Instance.step
+    vector, step = batch("3m", 4, backend="sc2"), real_module.SC2Instance.step
     together = threading.Barrier(4, timeout=60)
 
     def wait_and_step(*arguments):
         together.wait()  # raises BrokenBarrierError unless all four games are in a step
         step(*arguments)
 
-    monkeypatch.setattr(real_module.Instance, "step", wait_and_step)
+    monkeypatch.setattr(real_module.SC2Instance, "step", wait_and_step)
     obs, rng = vector.reset([1, 2, 3, 4]), np.random.default_rng(0)
     for _ in range(3):
         obs = vector.step(choose(obs, rng)).obs
@@ -147,8 +147,8 @@ def test_the_others_of_a_batch_play_on(caplog):
         vector.close()
         return trace
 
-    whole, harmed, again = run(False), run(True), run(True)
-    for number, (left, right) in enumerate(zip(whole, harmed, strict=True)):
+    unit_int, harmed, again = run(False), run(True), run(True)
+    for number, (left, right) in enumerate(zip(unit_int, harmed, strict=True)):
         for index in (0, 1, 2) if number < 6 else (0, 2):
             np.testing.assert_array_equal(left[0][index], right[0][index])
             assert (left[1][index] == right[1][index]).all()
@@ -181,7 +181,7 @@ def test_a_game_that_always_fails_is_given_up_with_its_own_words(mischief, launc
 
 @pytest.mark.usefixtures("install")
 def test_losses_with_a_step_in_between_do_not_add_up(monkeypatch):
-    monkeypatch.setattr(real_module, "MOST_FAILURES", 2)
+    monkeypatch.setattr(real_module, "MAX_FAILURES", 2)
     env = make_real("3m")
     env.reset(0)
     for _ in range(3):
@@ -221,7 +221,7 @@ def test_a_game_that_ends_at_once_tells_why():
 @pytest.mark.usefixtures("mischief")
 def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog, launches):
     monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 1.0)
-    monkeypatch.setattr(game_module, "PATIENT_SECONDS", 0.3)
+    monkeypatch.setattr(game_module, "LONG_REPLY_SECONDS", 0.3)
     binary = find_install().binary
     binary.write_text("#!/bin/sh\necho still loading\nexec sleep 60\n")
     with pytest.raises(GameError, match=r"(?s)did not listen within 1 s.*still loading"):
@@ -335,7 +335,7 @@ def test_a_replay_that_cannot_be_written_does_not_stop_a_run(tmp_path, caplog):
 RUN = """
 import os, signal, sys, time
 import numpy as np
-from envs.smac import batch
+from marl.envs.smac import batch
 vector = batch("3m", 2, backend="sc2")
 vector.reset([0, 1])
 print("ready", flush=True)

@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import TASKS, TEAM_TASKS, SmacOptions, batch, make
-from envs.smac.baselines import ScriptedTeam
-from envs.smac.combat import ATTACKING, GOING, HUNTING, IDLE, WAITING
-from envs.smac.rules import (
+from marl.envs.smac import TASKS, TEAM_TASKS, SmacOptions, batch, make
+from marl.envs.smac.engine.combat import ATTACKING, GOING, HUNTING, IDLE, WAITING
+from marl.envs.smac.engine.fields import (
     HEALTH,
     LAST,
     ORDER,
@@ -21,7 +20,8 @@ from envs.smac.rules import (
     WATCHERS,
     X,
 )
-from envs.testing import check_env, check_vector_env
+from marl.envs.smac.scripted import ScriptedTeam
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError, UnknownNameError
 from marl.registry import find_env
 from tests.support.smac import place
@@ -45,7 +45,7 @@ def test_sizes_are_those_of_smacv2(task):
     assert spec.state_size == n * (4 + shield + 3) + m * (3 + shield + 3) + n * actions
     assert spec.max_steps == 200
     assert spec.agents == tuple(f"agent_{index}" for index in range(n))
-    assert set(spec.groups) == {"unit"}
+    assert set(spec.agent_types) == {"unit"}
     assert find_env(f"smac/{task}")[1] == task
 
 
@@ -156,9 +156,9 @@ def test_the_layout_of_mappo_shows_place_and_cone_too():
     np.testing.assert_allclose(obs.agents[0, -len(own) :], own, atol=1e-7)
     ally, enemy = 4 + 1 + 3 + actions, 4 + 1 + 3
     assert env.spec.observation_size == 4 * ally + 5 * enemy + 4 + len(own)
-    owner = env._battles.battle.whole[0, OWNER, 5]
+    owner = env._battles.battle.unit_int[0, OWNER, 5]
     assert owner in (0, 1)
-    assert env._battles.battle.whole[0, OWNER, 6] == -1
+    assert env._battles.battle.unit_int[0, OWNER, 6] == -1
     ally, enemy = 7 + 1 + 2 + 3 + actions, 7 + 1 + 3
     parts = obs.state.reshape(5, -1)
     assert parts.shape[1] == 4 * ally + 5 * enemy + 4 + 6 + 1 + 2 + 3 + actions + 5
@@ -172,12 +172,12 @@ def test_the_layout_of_mappo_shows_place_and_cone_too():
 def test_turning_the_cone_leaves_the_order():
     env = make("3m", conic_fov=True, num_fov_actions=4)
     obs = env.reset(0)
-    whole = env._battles.battle.whole[0]
+    unit_int = env._battles.battle.unit_int[0]
     env.step(np.array([4, 4, 4]))
-    assert whole[ORDER, :3].tolist() == [GOING] * 3
-    before = env._battles.battle.real[0, X, :3].copy()
+    assert unit_int[ORDER, :3].tolist() == [GOING] * 3
+    before = env._battles.battle.unit_float[0, X, :3].copy()
     obs = env.step(np.array([7, 8, 9])).obs
-    assert (env._battles.battle.real[0, X, :3] > before + 0.5).all()
+    assert (env._battles.battle.unit_float[0, X, :3] > before + 0.5).all()
     np.testing.assert_allclose(obs.agents[:, -2:], [[0, 1], [-1, 0], [0, -1]], atol=1e-7)
     # a quarter of a turn for each: every direction is in one cone
     units = {0: (16, 16, 45, 0), 1: (18, 17, 45, 0), 2: (17, 19, 45, 0), 3: (14, 17, 45, 0), 4: (16, 13, 45, 0)}
@@ -186,7 +186,7 @@ def test_turning_the_cone_leaves_the_order():
         env.step(np.array([6 + look, 1, 1]))
         obs, _ = place(env, units)
         total += obs.agents[0, [4 + 1, 4 + 5 + 1, 19, 24]] > 0
-        env._battles.battle.tally[0, 1] = 1
+        env._battles.battle.counters[0, 1] = 1
     assert total.tolist() == [1] * 4
 
 
@@ -198,11 +198,11 @@ def sightings(obs, agents=3, enemies=3):
 def test_an_enemy_belongs_to_who_saw_it_first_by_hand():
     env = make("3m", prob_obs_enemy=0.0)
     env.reset(0)
-    whole, tally = env._battles.battle.whole[0], env._battles.battle.tally[0]
+    unit_int, counters = env._battles.battle.unit_int[0], env._battles.battle.counters[0]
     far = {0: (8, 16, 45, 0), 1: (8, 17, 45, 0), 2: (8, 18, 45, 0), 3: (24, 16, 45, 0)}
     obs, _ = place(env, far)
     assert not sightings(obs).any()
-    assert whole[OWNER, 3] == -1
+    assert unit_int[OWNER, 3] == -1
     only = {**far, 2: (18, 18, 45, 0)}
     obs, _ = place(env, only)
     assert sightings(obs).tolist() == [[False] * 3, [False] * 3, [True, False, False]]
@@ -212,16 +212,16 @@ def test_an_enemy_belongs_to_who_saw_it_first_by_hand():
     assert obs.action_mask[:, 6].tolist() == [True] * 3, "the mask does not hide it"
     obs, _ = place(env, {**all_near, 2: (8, 18, 45, 0)})
     assert not sightings(obs).any(), "it still belongs to an agent that does not see it now"
-    stream = tally.copy()
+    stream = counters.copy()
     env._battles.refresh()
-    assert (tally == stream).all(), "looking again draws nothing"
+    assert (counters == stream).all(), "looking again draws nothing"
     obs, _ = place(env, {**all_near, 2: (18, 18, 0, 0)})
     assert sightings(obs)[:, 0].sum() == 1, "the next one to see it takes it over"
-    assert whole[OWNER, 3] in (0, 1)
+    assert unit_int[OWNER, 3] in (0, 1)
     assert not obs.agents[2].any()
     place(env, {**all_near, 3: (24, 16, 0, 0)})
-    assert whole[OWNER, 3] == -1
-    assert whole[WATCHERS, 3] == 0
+    assert unit_int[OWNER, 3] == -1
+    assert unit_int[WATCHERS, 3] == 0
 
 
 def test_who_may_see_an_enemy_is_drawn_once():
@@ -238,7 +238,7 @@ def test_who_may_see_an_enemy_is_drawn_once():
             obs, _ = place(env, units)
             assert (sightings(obs) == first).all()
         shown.append(first)
-        owners.append(env._battles.battle.whole[0, OWNER, 3:].copy())
+        owners.append(env._battles.battle.unit_int[0, OWNER, 3:].copy())
     shown, owners = np.array(shown), np.array(owners)
     assert (np.take_along_axis(shown, owners[:, None], 1)).all(), "the owner sees it"
     rest = (shown.sum() - 450) / 900
@@ -248,7 +248,7 @@ def test_who_may_see_an_enemy_is_drawn_once():
     env.reset(0)
     obs, _ = place(env, units)
     assert sightings(obs).all()
-    assert (env._battles.battle.whole[0, OWNER] == -1).all()
+    assert (env._battles.battle.unit_int[0, OWNER] == -1).all()
 
 
 def test_without_a_mask_an_attack_out_of_reach_is_not_sent():
@@ -258,12 +258,12 @@ def test_without_a_mask_an_attack_out_of_reach_is_not_sent():
     obs, _ = place(env, units)
     assert obs.action_mask[:, 6:].tolist() == [[True, True, False]] * 3
     assert obs.agents[2, [4, 4 + 5]].tolist() == [1, 0], "agents are shown what is in reach"
-    whole = env._battles.battle.whole[0]
-    whole[ORDER, 0] = GOING
-    env._battles.battle.real[0, 11:13, 0] = 10, 20
+    unit_int = env._battles.battle.unit_int[0]
+    unit_int[ORDER, 0] = GOING
+    env._battles.battle.unit_float[0, 11:13, 0] = 10, 20
     env.step(np.array([6, 1, 6]))
-    assert whole[LAST, :3].tolist() == [6, 1, 6]
-    assert whole[ORDER, :3].tolist() == [GOING, IDLE, ATTACKING]
+    assert unit_int[LAST, :3].tolist() == [6, 1, 6]
+    assert unit_int[ORDER, :3].tolist() == [GOING, IDLE, ATTACKING]
 
 
 @pytest.mark.parametrize("layout", ["smac", "entities"])
@@ -276,7 +276,7 @@ def test_without_a_mask_healers_are_offered_living_allies_and_others_living_enem
     else:
         env.reset(0)
     types, n = env._battles.map_at(0).types, env.spec.num_agents
-    health = env._battles.battle.real[0, HEALTH]
+    health = env._battles.battle.unit_float[0, HEALTH]
     health[[1, n + 1]] = 0.0
     env._battles.refresh()
     mask = env._obs().action_mask
@@ -293,18 +293,18 @@ def test_enemies_that_wait_are_sent_against_the_nearest_and_stay_on_it():
     env = make("zerg_5_vs_5")
     find_team(env, ("hydralisk", "hydralisk"))
     place(env, {0: (4, 16, 80, 0), 1: (4, 28, 80, 0), 5: (28, 18, 80, 0)})
-    whole, real = env._battles.battle.whole[0], env._battles.battle.real[0]
+    unit_int, unit_float = env._battles.battle.unit_int[0], env._battles.battle.unit_float[0]
     env.step(np.array([1, 1, 0, 0, 0]))
-    assert (whole[ORDER, 5], whole[TARGET, 5]) == (ATTACKING, 0)
-    assert real[X, 5] < 27.5
+    assert (unit_int[ORDER, 5], unit_int[TARGET, 5]) == (ATTACKING, 0)
+    assert unit_float[X, 5] < 27.5
     place(env, {0: (4, 16, 80, 0), 1: (18, 28, 80, 0), 5: (20, 28, 30, 0)})
     env.step(np.array([1, 1, 0, 0, 0]))
-    assert whole[TARGET, 5] == 0, "it passes the nearer one by"
+    assert unit_int[TARGET, 5] == 0, "it passes the nearer one by"
     place(env, {0: (4, 16, 0, 0), 1: (4, 4, 80, 0), 5: (28, 28, 30, 0)})
     env.step(np.array([0, 1, 0, 0, 0]))
-    assert (whole[ORDER, 5], whole[TARGET, 5]) == (WAITING, -1)
+    assert (unit_int[ORDER, 5], unit_int[TARGET, 5]) == (WAITING, -1)
     env.step(np.array([0, 1, 0, 0, 0]))
-    assert (whole[ORDER, 5], whole[TARGET, 5]) == (ATTACKING, 1)
+    assert (unit_int[ORDER, 5], unit_int[TARGET, 5]) == (ATTACKING, 1)
 
 
 def test_healers_go_along_and_who_cannot_hit_the_nearest_takes_another():
@@ -312,12 +312,12 @@ def test_healers_go_along_and_who_cannot_hit_the_nearest_takes_another():
     find_team(env, ("marauder", "marauder", "marauder", "marine", "medivac"))
     types = env._battles.map_at(0).types
     marauder, medivac = (types.index(kind, 5) for kind in ("marauder", "medivac"))
-    whole, real = env._battles.battle.whole[0], env._battles.battle.real[0]
+    unit_int, unit_float = env._battles.battle.unit_int[0], env._battles.battle.unit_float[0]
     place(env, {0: (4, 4, 125, 0), 4: (18, 16, 150, 0), marauder: (28, 28, 125, 0), medivac: (28, 16, 150, 0)})
     env.step(np.array([1, 0, 0, 0, 1]))
-    assert (whole[ORDER, marauder], whole[TARGET, marauder]) == (ATTACKING, 0)
-    assert whole[ORDER, medivac] == HUNTING
-    assert real[X, medivac] < 28
+    assert (unit_int[ORDER, marauder], unit_int[TARGET, marauder]) == (ATTACKING, 0)
+    assert unit_int[ORDER, medivac] == HUNTING
+    assert unit_float[X, medivac] < 28
 
 
 def test_enemies_that_can_only_heal_have_lost():
@@ -458,7 +458,7 @@ def test_one_battle_equals_the_first_of_a_batch():
 REFERENCE = """
 import hashlib
 import numpy as np
-from envs.smac import batch
+from marl.envs.smac import batch
 
 digest = hashlib.sha256()
 hidden = {"prob_obs_enemy": 0.5, "conic_fov": True}

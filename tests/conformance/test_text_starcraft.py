@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.testing import check_env, check_vector_env
-from envs.text_starcraft import TASKS, batch, make
-from envs.text_starcraft.data.names import ACTIONS, LEVELS
-from envs.text_starcraft.engine import state as st
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.text_starcraft import TASKS, batch, make
+from marl.envs.text_starcraft.data.names import ACTIONS, LEVELS
+from marl.envs.text_starcraft.engine import state as st
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
 
 

@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 
-from envs import overcooked, toy_text, virtualhome
-from envs.testing import check_vector_env
-from marl.vector import ProcessVector, SyncVector
+from marl.envs import overcooked, toy_text, virtualhome
+from marl.envs.testing import check_vector_env
+from marl.vector.process import ProcessVector, SyncVector
 
 MAKES = [
     partial(overcooked.make, "tomato-salad"),
     partial(virtualhome.make, "food-preparation"),
-    partial(virtualhome.make, "entertainment", faithful=True),
+    partial(virtualhome.make, "entertainment", reproduce_upstream_bugs=True),
     partial(toy_text.make, "chores", agents=3, length=2, leaves=True),
 ]
 

@@ -7,11 +7,11 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from envs import toy
-from envs.testing import check_env, check_vector_env
+from marl.envs import toy
+from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError, UnknownNameError
 from marl.registry import EnvFactory, find_env
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 VARIANTS = [
     *((task, {}) for task in toy.TASKS),
@@ -54,7 +54,7 @@ def payoffs(task, **options):
 
 
 def best_shared_policy(table):
-    """The largest expected payoff of agents that draw independently from one distribution, by optimisation."""
+    """The largest expected payoff of agents that draw independently from one distribution, by optimization."""
 
     def loss(logits):
         value = table
@@ -75,7 +75,7 @@ ONE_SHOT += [("permutation", {"agents": agents}) for agents in (2, 3, 4)]
 def test_one_shot_optima_by_enumeration(task, options):
     table = payoffs(task, **options)
     assert toy.optimum(task, **options) == table.max()
-    assert toy.factorised_optimum(task, **options) == pytest.approx(best_shared_policy(table), abs=1e-5)
+    assert toy.factorized_optimum(task, **options) == pytest.approx(best_shared_policy(table), abs=1e-5)
 
 
 def test_matrix_games_are_the_published_ones():
@@ -84,8 +84,8 @@ def test_matrix_games_are_the_published_ones():
 
 
 @pytest.mark.parametrize("task", ["xor3", "permutation"])
-def test_coordination_games_need_more_than_a_shared_factorised_policy(task):
-    assert toy.factorised_optimum(task) < 0.5 * toy.optimum(task)
+def test_coordination_games_need_more_than_a_shared_factorized_policy(task):
+    assert toy.factorized_optimum(task) < 0.5 * toy.optimum(task)
 
 
 def test_an_agent_of_xor3_or_permutation_cannot_win_or_lose_alone():
@@ -129,7 +129,7 @@ def test_chain_observation_tells_a_faultless_row_from_a_spoilt_one():
     assert env.step(np.array([1])).obs.agents[0, -1] == 0
 
 
-def read_neighbour(env):
+def read_neighbor(env):
     """The symbol of each agent, from the observation of the one before."""
 
     def choose(obs):
@@ -141,13 +141,13 @@ def read_neighbour(env):
 
 
 @pytest.mark.parametrize("options", [{}, {"agents": 1}, {"agents": 4, "length": 5, "symbols": 7}])
-def test_copy_is_solved_by_reading_the_neighbour(options):
+def test_copy_is_solved_by_reading_the_neighbor(options):
     env = toy.make("copy", **options)
     for seed in range(5):
-        assert play(env, read_neighbour(env), seed)[0] == pytest.approx(np.full(env.spec.num_agents, env.optimum))
+        assert play(env, read_neighbor(env), seed)[0] == pytest.approx(np.full(env.spec.num_agents, env.optimum))
 
 
-def test_copy_factorised_optimum_by_enumeration_of_all_policies():
+def test_copy_factorized_optimum_by_enumeration_of_all_policies():
     env = toy.make("copy", agents=2, length=1, symbols=2)
     env.reset(0)
     state, best = env.get_state(), 0.0
@@ -157,7 +157,7 @@ def test_copy_factorised_optimum_by_enumeration_of_all_policies():
             obs = env.set_state({**state, "sequence": np.array(sequence)[:, None]})
             total += env.step(np.array(policy)[obs.agents[:, :2].argmax(axis=1)]).reward[0]
         best = max(best, total / 4)
-    assert best == env.factorised_optimum == 0.5
+    assert best == env.factorized_optimum == 0.5
 
 
 @pytest.mark.parametrize("options", [{}, {"agents": 1}, {"agents": 3, "unequal": True}])
@@ -174,7 +174,7 @@ def test_continuous_is_solved_by_sharing_the_target(options):
 
 
 @pytest.mark.parametrize(("agents", "unequal"), [(1, False), (2, False), (3, False), (2, True), (4, True)])
-def test_continuous_factorised_optimum_by_integration(agents, unequal):
+def test_continuous_factorized_optimum_by_integration(agents, unequal):
     """Over a grid of targets, with the best constant of the others and the best answer of the first agent."""
     env = toy.make("continuous", agents=agents, unequal=unequal, length=1)
     errors = []
@@ -183,7 +183,7 @@ def test_continuous_factorised_optimum_by_integration(agents, unequal):
         sums = np.linspace(-(count - 1), count - 1, 41)  # of the others
         answer = np.clip(target - sums[:, None], -1, 1)
         errors.append(((target - sums[:, None] - answer) ** 2).mean(axis=1).min())
-    assert env.factorised_optimum == pytest.approx(-np.mean(errors), abs=2e-3)
+    assert env.factorized_optimum == pytest.approx(-np.mean(errors), abs=2e-3)
 
 
 def test_continuous_pays_minus_the_mean_squared_error_of_clipped_actions():
@@ -206,7 +206,7 @@ def test_mixed_is_solved_by_passing_the_place_on():
     assert last.truncated
 
 
-def test_mixed_factorised_optimum_by_enumeration():
+def test_mixed_factorized_optimum_by_enumeration():
     """Over places, with every choice of a switch and a grid of torques of a dial that do not see them."""
     env = toy.make("mixed", agents=2, length=1)
     env.reset(0)
@@ -217,7 +217,7 @@ def test_mixed_factorised_optimum_by_enumeration():
             env.set_state({**env.get_state(), "place": np.array(place), "over": False, "elapsed": 0})
             paid.append(env.step(np.array([[place, 0, 0], [shown, 0, 0]], np.float32)).reward[0])
         best.append(np.mean(paid))
-    assert max(best) == pytest.approx(env.factorised_optimum)
+    assert max(best) == pytest.approx(env.factorized_optimum)
 
 
 def follow(obs):
@@ -323,4 +323,4 @@ def test_recall_pays_for_what_was_shown_and_does_not_show_it_again():
         assert [step.reward.tolist() for step in steps] == [[0, 0], [0, 0], [1, 1]]
         assert [step.terminated for step in steps] == [False, False, True]
     assert len(later) == 1
-    assert toy.factorised_optimum("recall", symbols=3) == 1 / 3
+    assert toy.factorized_optimum("recall", symbols=3) == 1 / 3

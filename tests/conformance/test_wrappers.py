@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import toy
-from envs.testing import check_env, check_vector_env
-from envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, Record, TimeLimit
+from marl.envs import toy
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, Record, TimeLimit
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
 from marl.types import EnvSpec, Obs
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 WRAPPERS = {
     "EnvWrapper": EnvWrapper,
@@ -123,7 +123,7 @@ def test_pad_adds_agents_that_never_live(options, fill):
     env = Pad(toy.make("mortal", **options), observation_size=8, action_size=6, num_agents=5)
     spec = env.spec
     assert spec.agents[3:] == ("pad_0", "pad_1")
-    assert spec.groups == ("agent",) * 3 + ("pad",) * 2
+    assert spec.agent_types == ("agent",) * 3 + ("pad",) * 2
     assert spec.observation_sizes == (5, 5, 5, 0, 0)
     assert spec.action_sizes == (4, 4, 4, 1, 1)
     obs = env.reset(0)
@@ -202,7 +202,7 @@ def test_no_state_stays_none():
 
 
 class Frames(EnvWrapper):
-    """Renders frames with odd sides, each of another grey."""
+    """Renders frames with odd sides, each of another gray."""
 
     def render(self):
         return np.full((33, 47, 3), 40 * self.env.elapsed, dtype=np.uint8)

@@ -11,15 +11,15 @@ import torch
 
 from marl.config import default_config, override
 from marl.run import build
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 FILE = Path(__file__).with_name("trace.json")
 CASES = {
     "mat, deaths and discrete actions": ("toy/mortal", "mat", {"embedding": 16}),
     "mat, random order, two blocks": ("toy/mortal", "mat", {"embedding": 16, "agent_order": "random", "blocks": 2}),
-    "mat, torques": ("toy/continuous", "mat", {"embedding": 16, "normalise_observations": True}),
+    "mat, torques": ("toy/continuous", "mat", {"embedding": 16, "normalize_observations": True}),
     "mappo": ("toy/mortal", "mappo", {"hidden": (16,), "value_clip": 0.2}),
-    "ippo": ("toy/continuous", "ippo", {"hidden": (16,), "value_loss": "mse", "ratio": "node"}),
+    "ippo": ("toy/continuous", "ippo", {"hidden": (16,), "value_loss": "mse", "ratio_level": "node"}),
 }
 PINNED = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "gradient/norm", "value/explained_variance")
 

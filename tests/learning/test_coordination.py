@@ -1,18 +1,18 @@
 """Sequential decisions reach optima that independent ones provably cannot, and PPO learns plain tasks.
 
-Independent learners share one policy without identities; `factorised_optimum` bounds what any such
+Independent learners share one policy without identities; `factorized_optimum` bounds what any such
 policy can expect, so the comparison does not depend on how well it was tuned.
 """
 
 import pytest
 import torch
 
-from envs.toy import factorised_optimum, optimum
-from experiments.presets import choose
 from marl.config import override
-from marl.evaluate import evaluate, paired_seeds
+from marl.envs.toy import factorized_optimum, optimum
+from marl.evaluate import paired_seeds, run_episodes
+from marl.experiments.presets import choose
 from marl.run import build
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 
 def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> float:
@@ -23,13 +23,13 @@ def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> 
     trainer = build(config, env, torch.device("cpu"), 1)
     for _ in range(config.iterations):
         trainer.iterate()
-    rows = evaluate(trainer.policy, env, paired_seeds(256), deterministic)
-    return sum(row.returns for row in rows) / len(rows)
+    rows = run_episodes(trainer.policy, env, paired_seeds(256), deterministic)
+    return sum(row.episode_return for row in rows) / len(rows)
 
 
 @pytest.mark.parametrize("task", ["xor3", "permutation"])
 def test_mat_coordinates_where_independent_learners_cannot(task):
-    best, bound = optimum(task), factorised_optimum(task)
+    best, bound = optimum(task), factorized_optimum(task)
     assert bound < 0.5 * best
     assert learn(task, "mat", 25_000, True, agent_id=False) == pytest.approx(best)
     independent = learn(task, "ippo", 25_000, False, agent_id=False, entropy_coef=0.0)
@@ -52,7 +52,7 @@ def test_mat_reaches_the_optimum_next_to_a_penalty(task):
 def test_mat_passes_observations_on():
     """In `copy` the answer stands in another agent's observation, which the encoder must carry over."""
     assert learn("copy", "mat", 40_000, True) >= 0.98 * optimum("copy")
-    assert learn("copy", "ippo", 20_000, False) <= factorised_optimum("copy") + 4 * 0.5 / 16
+    assert learn("copy", "ippo", 20_000, False) <= factorized_optimum("copy") + 4 * 0.5 / 16
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_mat_passes_observations_on():
 )
 def test_a_mixed_team_passes_on_what_one_agent_sees(agent, steps, changes):
     """MAT by its encoder, or by the tokens of actions alone; whoever acts on its own observation stays at the bound."""
-    best, bound = optimum("mixed"), factorised_optimum("mixed")
+    best, bound = optimum("mixed"), factorized_optimum("mixed")
     reached = learn("mixed", agent, steps, True, **changes)
     assert reached > 0.95 * best if agent.startswith("mat") else 0.9 * bound < reached < bound + 0.05
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from experiments.presets import choose
 from marl.config import override
-from marl.evaluate import evaluate, paired_seeds, summarise
+from marl.evaluate import paired_seeds, run_episodes, summarize
+from marl.experiments.presets import choose
 from marl.run import build
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 
 @pytest.mark.slow
@@ -20,4 +20,4 @@ def test_mat_runs_after_two_hundred_thousand_steps():
     trainer = build(config, env, torch.device("cpu"), 1)
     for _ in range(config.iterations):
         trainer.iterate()
-    assert summarise(evaluate(trainer.policy, env, paired_seeds(10)))["eval/return"] > 1400
+    assert summarize(run_episodes(trainer.policy, env, paired_seeds(10)))["eval/return"] > 1400

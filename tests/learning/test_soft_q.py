@@ -7,16 +7,16 @@ import torch
 from marl.config import LearnConfig, default_config, override
 from marl.errors import ConfigError
 from marl.objective import SoftQ
-from marl.tracking import MultiTracker
+from marl.tracking.tensorboard import MultiTracker
 from marl.trainer import Trainer
 from marl.types import Evaluation
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 from tests.support.tabular import BETA, GAMMA, REFERENCE, Process, TokenTable, solve
 from tests.unit.test_objective import make_batch
 
 SOFT = {
     "objective": "soft_q",
-    "slot_links": "sequential",
+    "token_credit": "sequential",
     "gamma": GAMMA,
     "gae_lambda": 0.0,
     "lambda_intra": 0.0,
@@ -53,7 +53,7 @@ def test_the_policy_loss_carries_the_gradient_of_q():
     inputs = {"state": torch.tensor([[2]])}
     decision = policy.act(inputs, generator)
     batch, _ = make_batch(rows=1, agents=1, slots=2, value_slots=2)
-    for name in ("mask", "trained", "action"):
+    for name in ("node_mask", "loss_mask", "action"):
         object.__setattr__(batch.nodes, name, getattr(decision.nodes, name))
     objective, gradients = SoftQ(value_coef=0.0), []
     for q in (0.0, 1.0):
@@ -74,7 +74,7 @@ def test_masked_nodes_do_not_count():
     objective = SoftQ()
     expected = torch.randn(batch.log_prob.shape)
     loss = objective(Evaluation(*plain(evaluation), expected), batch, objective.counts(batch))[0]
-    spoiled = expected.masked_fill(~batch.nodes.trained, float("nan"))
+    spoiled = expected.masked_fill(~batch.nodes.loss_mask, float("nan"))
     torch.testing.assert_close(
         objective(Evaluation(*plain(evaluation), spoiled), batch, objective.counts(batch))[0], loss
     )

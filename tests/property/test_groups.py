@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marl.advantages import critic_free_advantages
 from marl.config import LearnConfig
-from marl.credit import against_others
-from marl.groups import EPSILON, anchored, leave_one_out, observation_keys, relative, spread
+from marl.groups import EPSILON, gigpo_step_advantages, group_std, grpo_advantages, leave_one_out, observation_keys
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))  # groups, size, agents
 
@@ -32,7 +32,7 @@ def members(e, n, size, valid):
 def test_episodes_are_compared_with_their_group(seed, sizes):
     score, valid = scores(seed, *sizes)
     size = sizes[1]
-    left_out, scaled, deviation = (f(score, valid, size) for f in (leave_one_out, relative, spread))
+    left_out, scaled, deviation = (f(score, valid, size) for f in (leave_one_out, grpo_advantages, group_std))
     for e in range(score.shape[0]):
         for n in range(score.shape[1]):
             here = members(e, n, size, valid)
@@ -67,7 +67,7 @@ def test_steps_are_compared_where_observations_are_equal(seed, sizes, steps):
     seen = torch.as_tensor(rng.integers(0, 3, (*shape, 2)))
     mask = torch.as_tensor(rng.random(shape) < 0.8)
     keys = observation_keys({"seen": seen, "team": torch.zeros(shape[:2])}, agents)
-    advantage = anchored(returns, keys, mask, size)
+    advantage = gigpo_step_advantages(returns, keys, mask, size)
     for t, e, n in np.ndindex(shape):
         twins = [
             float(returns[s, i, n])
@@ -96,8 +96,8 @@ def episode_rollout(seed, steps=5, envs=4, agents=2, slots=3):
         reward[last:, e] = 0.0
     log_ratio = torch.as_tensor(rng.normal(size=shape))
     return SimpleNamespace(
-        mask=mask,
-        trained=mask & torch.as_tensor(rng.random(shape) < 0.8),
+        node_mask=mask,
+        loss_mask=mask & torch.as_tensor(rng.random(shape) < 0.8),
         reward=reward,
         terminated=ended & torch.as_tensor(rng.random((steps, envs)) < 0.5),
         truncated=ended,
@@ -111,7 +111,7 @@ def episode_rollout(seed, steps=5, envs=4, agents=2, slots=3):
 
 def with_methods(rollout):
     rollout.discount = lambda gamma: gamma ** rollout.duration.double()
-    rollout.node_reward = lambda coef: coef * rollout.log_ratio.masked_fill(~rollout.trained, 0.0) if coef else None
+    rollout.node_reward = lambda coef: coef * rollout.log_ratio.masked_fill(~rollout.loss_mask, 0.0) if coef else None
     return rollout
 
 
@@ -120,7 +120,7 @@ def future(rollout, t, e, own, gamma, coef, begin=0):
     total, weight = 0.0, 1.0
     for s in range(t, rollout.reward.shape[0]):
         for place, index in enumerate(own):
-            if (s > t or place >= begin) and rollout.trained[s, e][index]:
+            if (s > t or place >= begin) and rollout.loss_mask[s, e][index]:
                 total += weight * coef * float(rollout.log_ratio[s, e][index])
         agents = {index[0] for index in own}
         total += weight * float(np.mean([float(rollout.reward[s, e, n]) for n in agents]))
@@ -135,33 +135,33 @@ def test_credit_of_whole_episodes(agents, coef):
     gamma, size = 0.9, 2
     learn = LearnConfig(
         gamma=gamma,
-        agent_links=agents,
-        slot_links="sequential",
+        agent_credit=agents,
+        token_credit="sequential",
         value_coef=0.0,
         advantage="return",
         reference_reward_coef=coef,
-        anchor_weight=0.5,
+        gigpo_step_weight=0.5,
     )
     chains = {n: [(m, l) for m in ([n] if agents == "parallel" else range(2)) for l in range(3)] for n in range(2)}
-    advantage = against_others(rollout, learn, size)[0]
+    advantage = critic_free_advantages(rollout, learn, size)[0]
     expected = torch.zeros_like(advantage)
     for t, e, n, l in np.ndindex(expected.shape):
         begin = chains[n].index((n, l))
         expected[t, e, n, l] = future(rollout, t, e, chains[n], gamma, coef, begin)
-    mean = expected[rollout.trained].mean()
-    std = expected[rollout.trained].std(correction=0)
-    torch.testing.assert_close(advantage[rollout.trained], (expected[rollout.trained] - mean) / (std + 1e-5))
+    mean = expected[rollout.loss_mask].mean()
+    std = expected[rollout.loss_mask].std(correction=0)
+    torch.testing.assert_close(advantage[rollout.loss_mask], (expected[rollout.loss_mask] - mean) / (std + 1e-5))
 
     returns = torch.zeros_like(rollout.reward)
     for t, e, n in np.ndindex(returns.shape):
         returns[t, e, n] = future(rollout, t, e, chains[n], gamma, coef)
-    exists, valid = rollout.mask.any(-1), torch.ones_like(returns[0], dtype=torch.bool)
-    steps = anchored(returns, observation_keys(rollout.inputs, 2), exists, size)
+    exists, valid = rollout.node_mask.any(-1), torch.ones_like(returns[0], dtype=torch.bool)
+    steps = gigpo_step_advantages(returns, observation_keys(rollout.inputs, 2), exists, size)
     for name, value in {
         "rloo": leave_one_out(returns[0], valid, size).expand_as(returns),
-        "group": relative(returns[0], valid, size).expand_as(returns),
-        "gigpo": relative(returns[0], valid, size) + 0.5 * steps,
+        "group": grpo_advantages(returns[0], valid, size).expand_as(returns),
+        "gigpo": grpo_advantages(returns[0], valid, size) + 0.5 * steps,
     }.items():
-        advantage, metrics = against_others(rollout, replace(learn, advantage=name), size)
+        advantage, metrics = critic_free_advantages(rollout, replace(learn, advantage=name), size)
         torch.testing.assert_close(advantage.squeeze(-1), value.masked_fill(~exists, 0.0))
-        assert metrics["group/spread"] == pytest.approx(float(spread(returns[0], valid, size).mean()))
+        assert metrics["group/spread"] == pytest.approx(float(group_std(returns[0], valid, size).mean()))

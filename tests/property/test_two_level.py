@@ -121,7 +121,7 @@ def test_equal_advantages_of_tokens_make_the_gradient_of_the_action():
     batch = Batch({}, Nodes(tokens, mask, mask), log_prob().detach(), advantage, advantage, advantage)
     evaluation = Evaluation(log_prob(), torch.zeros_like(advantage), advantage)
     one = torch.ones(2, dtype=torch.float64)
-    loss = ClippedPPO(ratio="node", entropy_coef=0.0, value_coef=0.0)(evaluation, batch, one)[0]
+    loss = ClippedPPO(ratio_level="node", entropy_coef=0.0, value_coef=0.0)(evaluation, batch, one)[0]
     expected = torch.autograd.grad(1.7 * log_prob()[mask].sum(), logits)[0]
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
 

@@ -20,7 +20,7 @@ from marl.errors import CheckpointError, ConfigError
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     last = max((folder / "checkpoints").glob("step_*"))
-    return load_file(last / "model.safetensors") | load_file(last / "optimiser.safetensors")
+    return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
 
 
 def log(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -44,16 +44,16 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 GROUPS = {"whole_episodes": True, "group_size": 2, "advantage": "gigpo", "value_coef": 0.0}
 CASES = [
-    ("toy/chain", "mat", {"normalise_observations": True}),
+    ("toy/chain", "mat", {"normalize_observations": True}),
     ("toy/mortal", "mat", {"agent_order": "random"}),
-    ("toy/climbing+penalty", "mat", {"normalise_observations": True, "minibatches": 2, "steps": 384}),
+    ("toy/climbing+penalty", "mat", {"normalize_observations": True, "minibatches": 2, "steps": 384}),
     ("toy/mixed", "mat", {"parameters_per": "group"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
     ("tests.unit.test_rollout:short", "mappo", GROUPS),
-    ("toy/mortal", "mappo", {"memory": 4}),
-    ("toy/mortal", "mat-dec", {"memory": 4}),
-    ("mamujoco/Hopper-3x1", "mat", {"normalise_observations": True, "env_threads": 2}),
+    ("toy/mortal", "mappo", {"bptt_steps": 4}),
+    ("toy/mortal", "mat-dec", {"bptt_steps": 4}),
+    ("mamujoco/Hopper-3x1", "mat", {"normalize_observations": True, "env_threads": 2}),
     # Observations are draws from the global random generators, of this process and of two workers.
     ("tests.support.buffers:Dice", "mappo", {}),
     ("tests.support.buffers:Dice", "mappo", {"workers": 2}),
@@ -69,11 +69,11 @@ def test_half_and_half_is_the_whole(small, env, agent, changes):
         # The schedule looks at the total, and so do evaluations; the first half must know it: stop it from outside.
         half = replace(half, steps=whole.steps)
         stop_after(half, 3)
-        folder = run.resume(Path(half.runs) / "half", {})
+        folder = run.resume(Path(half.runs_dir) / "half", {})
     else:
         run.start(half)
-        folder = run.resume(Path(half.runs) / "half", {"steps": whole.steps})
-    assert_same_run(Path(whole.runs) / "whole", folder)
+        folder = run.resume(Path(half.runs_dir) / "half", {"steps": whole.steps})
+    assert_same_run(Path(whole.runs_dir) / "whole", folder)
 
 
 def stop_after(what, iterations, start=run.start):
@@ -128,7 +128,7 @@ def test_kill_minus_nine(small, tmp_path):
     config = small("toy/chain", "mat", name="whole", steps=4 * 8 * 40, eval_interval=7)
     run.start(config)
     killed = replace(config, name="killed")
-    folder = Path(config.runs) / "killed"
+    folder = Path(config.runs_dir) / "killed"
     process = start_process(killed, tmp_path)
     wait_for_checkpoint(folder, 2, process)
     os.kill(process.pid, signal.SIGKILL)
@@ -136,22 +136,22 @@ def test_kill_minus_nine(small, tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99999, "torn')
     run.resume(folder, {})
-    assert_same_run(Path(config.runs) / "whole", folder)
+    assert_same_run(Path(config.runs_dir) / "whole", folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_resumes_exactly(small, tmp_path, number):
     config = small("toy/chain", "mat", name="whole", steps=4 * 8 * 60, eval_episodes=0, checkpoint_interval=50)
     run.start(config)
-    stopped = replace(config, name="stopped", watch=replace(config.watch, checkpoint_interval=2))
-    folder = Path(config.runs) / "stopped"
+    stopped = replace(config, name="stopped", evaluation=replace(config.evaluation, checkpoint_interval=2))
+    folder = Path(config.runs_dir) / "stopped"
     process = start_process(stopped, tmp_path)
     wait_for_checkpoint(folder, 1, process)
     process.send_signal(number)
     assert process.wait(60) == 0
     assert len(log(folder)) < 60
     run.resume(folder, {})
-    a, b = weights(Path(config.runs) / "whole"), weights(folder)
+    a, b = weights(Path(config.runs_dir) / "whole"), weights(folder)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [row["step"] for row in log(folder)] == [32 * i for i in range(1, 61)]
 

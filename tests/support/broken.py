@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from gymnasium.spaces import MultiDiscrete
 
-from envs.toy import make as make_toy
-from envs.wrappers import EnvWrapper
+from marl.envs.toy import make as make_toy
+from marl.envs.wrappers import EnvWrapper
 from marl.types import EnvSpec, Obs, Step
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.sc2 import game as game_module
-from envs.smac import make
-from envs.smac.serve import make_install
+from marl.envs.sc2 import game as game_module
+from marl.envs.smac import make
+from marl.envs.smac.sc2.serve import make_install
 
 
 def processes(word):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.lm.backbone import Backbone
-from agents.lm.tree import Tree
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.token_tree import Tree
 from marl.types import EnvSpec
 
 WORDS = ("open", "close", "the", "fridge", "tomato", "lettuce", "put", "down", "up", "go", "north", "you", "are", "in")

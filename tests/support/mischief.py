@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from envs.sc2.match import api
-from envs.smac import serve
-from envs.smac.skirmish import common
+from marl.envs.sc2.server_game import api
+from marl.envs.smac.sc2 import serve
+from marl.envs.smac.sc2.embedded_game import common
 
 
 class Mischief:

@@ -10,15 +10,15 @@ from dataclasses import replace
 import torch
 
 from marl import distributed
+from marl.advantages import explained_variance, mean_over_ranks, standardize
 from marl.config import default_config, override
-from marl.credit import explained_variance, mean_over_ranks, standardise
-from marl.normalise import RunningMoments, ValueNorm
 from marl.objective import Batch
 from marl.rollout import rows_of
 from marl.run import build
 from marl.trainer import Trainer
 from marl.types import Nodes
-from marl.vector import make_vector
+from marl.value_norm import RunningMoments, ValueNorm
+from marl.vector.process import make_vector
 
 ROWS, CHUNK = 12, 4
 
@@ -26,7 +26,7 @@ ROWS, CHUNK = 12, 4
 def main(path: str) -> None:
     device = distributed.start("cpu")
     rank, world = distributed.rank(), distributed.world_size()
-    settings = {"num_envs": 2, "embedding": 16, "ratio": "agent", "minibatches": 3}
+    settings = {"num_envs": 2, "embedding": 16, "ratio_level": "agent", "minibatches": 3}
     config = override(default_config("toy/mortal", "mat"), settings)
     env = make_vector(config.env, {}, 2 // world)
     trainer = build(config, env, device, 1)
@@ -50,8 +50,8 @@ def main(path: str) -> None:
     remembering = update_with_memory(batch, device, rank, world)
     moments, norm = RunningMoments(agents, env.spec.observation_size), ValueNorm(0.9)
     moments.update(mine.inputs["agents"], mine.inputs["alive"])
-    norm.update(mine.returns, mine.nodes.mask)
-    scaled = standardise(mine.returns, mine.nodes.mask)
+    norm.update(mine.returns, mine.nodes.node_mask)
+    scaled = standardize(mine.returns, mine.nodes.node_mask)
     result = {
         "parts": {name: float(x) for name, x in parts.items()},
         "gradients": torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist(),
@@ -61,10 +61,12 @@ def main(path: str) -> None:
         "value_norm": [float(x) for x in norm.moments()],
         "scaled": float(distributed.all_reduce(scaled.square().sum())),
         "logged": [
-            explained_variance(mine.value, mine.returns, mine.nodes.mask),
-            mean_over_ranks(mine.value, mine.nodes.mask),
+            explained_variance(mine.value, mine.returns, mine.nodes.node_mask),
+            mean_over_ranks(mine.value, mine.nodes.node_mask),
         ],
-        "drawn": sum(counts for _, counts in trainer.draw([mine], [trainer.objective.row_counts(mine)])).tolist(),
+        "drawn": sum(
+            counts for _, counts in trainer.iter_minibatches([mine], [trainer.objective.row_counts(mine)])
+        ).tolist(),
         "sums": sums(rank, world),
         "stop": distributed.any_rank(rank == world - 1, device),
     }
@@ -72,7 +74,7 @@ def main(path: str) -> None:
     if rank == 0:
         with open(path, "w") as file:
             json.dump(everyone, file)
-    distributed.wait_for_all()
+    distributed.barrier()
     distributed.stop()
 
 
@@ -101,16 +103,16 @@ def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[fl
     config = override(default_config("toy/mortal", "happo"), settings)
     trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
     for _ in range(2):
-        trainer.agents(batch)
+        trainer.update_sequentially(batch)
     return torch.cat([p.detach().flatten() for p in trainer.policy.actor.parameters()]).tolist()
 
 
 def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int) -> list[float]:
     """The gradient of an agent that remembers, of which each rank has other chunks."""
-    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "memory": CHUNK})
+    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "bptt_steps": CHUNK})
     trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
     g = torch.Generator().manual_seed(1)
-    memory = torch.randn((ROWS, *trainer.policy.memory_shape), generator=g)
+    memory = torch.randn((ROWS, *trainer.policy.recurrent_shape), generator=g)
     began = torch.rand(ROWS, generator=g) < 0.3
     batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
     update(trainer, batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)))

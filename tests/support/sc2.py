@@ -10,7 +10,7 @@ from pathlib import Path
 import portpicker
 from websockets.sync.client import connect
 
-from envs.sc2.protos import load
+from marl.envs.sc2.protos import load
 
 load()  # before the imports that need what it builds
 api = import_module("s2clientprotocol.sc2api_pb2")

@@ -3,21 +3,22 @@
 import numpy as np
 import pytest
 
-from envs.smac import TASKS, SmacOptions, engine
-from envs.smac.build import build_rules, build_world
-from envs.smac.combat import ATTACK_MOVING, IDLE
-from envs.smac.maps import BattleMap
-from envs.smac.rules import (
+from marl.envs.smac import TASKS, SmacOptions
+from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.engine.combat import ATTACK_MOVING, IDLE
+from marl.envs.smac.engine.compile_map import build_rules, build_world
+from marl.envs.smac.engine.fields import (
     COUNTED,
+    COUNTER_FIELDS,
+    FLOAT_FIELDS,
     HEALTH,
+    INT_FIELDS,
     ORDER,
-    REAL_FIELDS,
     SHIELD,
-    TALLY_FIELDS,
-    WHOLE_FIELDS,
     X,
     Y,
 )
+from marl.envs.smac.maps import BattleMap
 
 SAMPLE = (
     "3m",
@@ -63,43 +64,43 @@ class Arena:
         )
         self.rules = build_rules(self.map, options)
         self.world = build_world(self.map, options)._replace(loops=1)
-        self.real = np.zeros((REAL_FIELDS, len(units)))
-        self.whole = np.zeros((WHOLE_FIELDS, len(units)), np.int64)
-        self.tally = np.zeros(TALLY_FIELDS, np.int64)
-        self.tally[2] = 1 + (seed << 20)
+        self.unit_float = np.zeros((FLOAT_FIELDS, len(units)))
+        self.unit_int = np.zeros((INT_FIELDS, len(units)), np.int64)
+        self.counters = np.zeros(COUNTER_FIELDS, np.int64)
+        self.counters[2] = 1 + (seed << 20)
         self.scratch = engine.new_scratch(len(units))
-        engine.begin(self.world, self.real, self.whole, self.tally)
+        engine.begin(self.world, self.unit_float, self.unit_int, self.counters)
 
     def command(self, agent, action):
-        engine.command(self.rules, self.world, self.real, self.whole, agent, action)
+        engine.apply_action(self.rules, self.world, self.unit_float, self.unit_int, agent, action)
 
     def play(self, loops=1):
         for _ in range(loops):
-            engine.play(self.world, self.scratch, self.real, self.whole, self.tally)
+            engine.run_game_loops(self.world, self.scratch, self.unit_float, self.unit_int, self.counters)
 
     @property
     def health(self):
-        return self.real[HEALTH]
+        return self.unit_float[HEALTH]
 
     @property
     def shield(self):
-        return self.real[SHIELD]
+        return self.unit_float[SHIELD]
 
     @property
     def places(self):
-        return self.real[[X, Y]].T
+        return self.unit_float[[X, Y]].T
 
-    def march(self, unit, marching=True):
-        self.whole[ORDER, unit] = ATTACK_MOVING if marching else IDLE
+    def walk_to_goal(self, unit, marching=True):
+        self.unit_int[ORDER, unit] = ATTACK_MOVING if marching else IDLE
 
 
 def place(env, units):
     """Put units (index: x, y, health, shield) and show them; the rest are dead."""
     battles = env._battles
-    real = battles.battle.real[0]
-    real[HEALTH] = real[SHIELD] = 0.0
+    unit_float = battles.battle.unit_float[0]
+    unit_float[HEALTH] = unit_float[SHIELD] = 0.0
     for unit, values in units.items():
-        real[X, unit], real[Y, unit], real[HEALTH, unit], real[SHIELD, unit] = values
-    real[COUNTED] = np.where(real[HEALTH] > 0, real[HEALTH] + real[SHIELD], 0)
+        unit_float[X, unit], unit_float[Y, unit], unit_float[HEALTH, unit], unit_float[SHIELD, unit] = values
+    unit_float[COUNTED] = np.where(unit_float[HEALTH] > 0, unit_float[HEALTH] + unit_float[SHIELD], 0)
     battles.refresh()
-    return env._obs(), real
+    return env._obs(), unit_float

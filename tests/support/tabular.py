@@ -7,7 +7,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from marl.objective import consecutive
+from marl.objective import even_slices
 from marl.types import Decision, EnvSpec, Evaluation, Nodes, Obs, Step
 
 STATES, GAMMA, BETA = 3, 0.9, 0.5
@@ -92,7 +92,7 @@ class TokenTable(nn.Module):
         action = (2 * tokens[..., 0] + tokens[..., 1]).numpy()
         earned = BETA * (REFERENCE[place].gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_prob)
         nodes = Nodes(tokens, everything, everything)
-        return Decision(action, nodes, log_prob, self.soft_value()[place], earned=earned)
+        return Decision(action, nodes, log_prob, self.soft_value()[place], node_reward=earned)
 
     def evaluate(self, inputs, nodes: Nodes) -> Evaluation:
         place = self.places(inputs, nodes.action)
@@ -102,19 +102,19 @@ class TokenTable(nn.Module):
         taken = [x[place].gather(-1, nodes.action.unsqueeze(-1)).squeeze(-1) for x in (log_prob, q)]
         return Evaluation(taken[0], entropy[place], taken[1], expected[place])
 
-    def split(self, inputs, nodes: Nodes, rows: int, divisor: int):  # noqa: ARG002
-        return consecutive(nodes.mask, rows, divisor)
+    def micro_batches(self, inputs, nodes: Nodes, rows: int, divisor: int):  # noqa: ARG002
+        return even_slices(nodes.node_mask, rows, divisor)
 
     def after_update(self) -> None:
         self.target.lerp_(self.critic.detach(), 0.2)
 
-    def observe(self, inputs, nodes) -> None:
+    def update_statistics(self, inputs, nodes) -> None:
         pass
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`value` (S,), and `chance` (S, A) of the policy that maximises reward less BETA times the divergence."""
+    """`value` (S,), and `chance` (S, A) of the policy that maximizes reward less BETA times the divergence."""
 
     value: np.ndarray
     chance: np.ndarray

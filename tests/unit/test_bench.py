@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from experiments.bench_train import PHASES, Loop
-from experiments.presets import choose
 from marl.config import override
+from marl.experiments.bench.train import PHASES, Loop
+from marl.experiments.presets import choose
 
 
 @pytest.mark.parametrize("env", ["smac/3m", "mamujoco/HalfCheetah-6x1"])
@@ -27,7 +27,7 @@ def test_a_loop_measures_itself(env, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["env", "act", "update", "train", "ranks", "smac", "language"])
 def test_a_part_prints_its_table(part):
-    command = [sys.executable, "-m", "experiments.cli", "bench", part, "--rounds", "1", "--seconds", "0.02"]
+    command = [sys.executable, "-m", "marl.experiments.cli", "bench", part, "--rounds", "1", "--seconds", "0.02"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "━" in done.stdout

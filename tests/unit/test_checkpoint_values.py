@@ -1,4 +1,4 @@
-"""Values through a checkpoint: environment states, optimisers and random streams come back bit for bit."""
+"""Values through a checkpoint: environment states, optimizers and random streams come back bit for bit."""
 
 import random
 import tempfile
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from marl.checkpoint import load, pack, pack_optimiser, rng_state, save, set_rng_state, unpack, unpack_optimiser
+from marl.checkpoint.store import load, pack, pack_optimizer, rng_state, save, set_rng_state, unpack, unpack_optimizer
 from marl.errors import CheckpointError
 
 QUICK = settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -151,7 +151,7 @@ def test_tensors_and_data_that_do_not_belong_together_are_refused():
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_an_optimiser_continues_bit_for_bit(tmp_path, kind, amsgrad):
+def test_an_optimizer_continues_bit_for_bit(tmp_path, kind, amsgrad):
     def make(seed):
         torch.manual_seed(seed)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
@@ -161,44 +161,44 @@ def test_an_optimiser_continues_bit_for_bit(tmp_path, kind, amsgrad):
         ]
         return model, kind(groups, amsgrad=amsgrad, weight_decay=0.01)
 
-    def train(model, optimiser, batches):
+    def train(model, optimizer, batches):
         for batch in batches:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             model(batch).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
 
     batches = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
-    model, optimiser = make(1)
-    train(model, optimiser, batches[:3])
-    tensors, data = pack_optimiser(optimiser)
-    save(tmp_path, 3, {"model": model.state_dict(), "optimiser": tensors}, {"optimiser": data})
+    model, optimizer = make(1)
+    train(model, optimizer, batches[:3])
+    tensors, data = pack_optimizer(optimizer)
+    save(tmp_path, 3, {"model": model.state_dict(), "optimizer": tensors}, {"optimizer": data})
     found = load(tmp_path)
     resumed, other = make(2)
     resumed.load_state_dict(found.tensors["model"])
-    unpack_optimiser(other, found.tensors["optimiser"], found.data["optimiser"])
-    assert same(other.state_dict(), optimiser.state_dict())
-    train(model, optimiser, batches[3:])
+    unpack_optimizer(other, found.tensors["optimizer"], found.data["optimizer"])
+    assert same(other.state_dict(), optimizer.state_dict())
+    train(model, optimizer, batches[3:])
     train(resumed, other, batches[3:])
     assert all(torch.equal(left, right) for left, right in zip(model.parameters(), resumed.parameters(), strict=True))
-    assert same(other.state_dict(), optimiser.state_dict())
+    assert same(other.state_dict(), optimizer.state_dict())
 
 
-def test_an_optimiser_shares_nothing_with_the_one_it_came_from():
+def test_an_optimizer_shares_nothing_with_the_one_it_came_from():
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     first, second = (torch.optim.Adam([parameter]) for parameter in parameters)
     parameters[0].grad = torch.ones(2)
     first.step()
-    unpack_optimiser(second, *pack_optimiser(first))
+    unpack_optimizer(second, *pack_optimizer(first))
     first.step()
     state = second.state_dict()["state"][0]
     assert state["step"] == 1
     assert torch.allclose(state["exp_avg"], torch.full((2,), 0.1))
 
 
-def test_an_optimiser_of_another_shape_is_refused():
+def test_an_optimizer_of_another_shape_is_refused():
     small, large = (torch.optim.Adam([torch.nn.Parameter(torch.ones(2)) for _ in range(count)]) for count in (1, 2))
     with pytest.raises(CheckpointError, match="does not fit this model"):
-        unpack_optimiser(large, *pack_optimiser(small))
+        unpack_optimizer(large, *pack_optimizer(small))
 
 
 def streams():

@@ -8,9 +8,19 @@ import os
 import pytest
 from rich.console import Console
 
-from marl import dashboard
-from marl.dashboard import Board, ConsoleTracker, History, PatientConsole, duration, number, percent, sparkline, steps
-from marl.tracking import TAGS
+from marl.tracking import console as dashboard
+from marl.tracking.console import (
+    Board,
+    ConsoleTracker,
+    History,
+    PipeSafeConsole,
+    duration,
+    number,
+    percent,
+    sparkline,
+    steps,
+)
+from marl.tracking.tensorboard import TAGS
 
 
 @pytest.fixture
@@ -71,7 +81,7 @@ def test_a_dumb_terminal_and_one_without_unicode_get_plain_lines(monkeypatch):
     assert out.getvalue().isascii()
 
 
-def test_colour_in_the_environment_does_not_make_a_pipe_a_terminal(monkeypatch, capsys):
+def test_color_in_the_environment_does_not_make_a_pipe_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     ConsoleTracker("mat", 10).log(1, ITERATION)
     assert "\x1b" not in capsys.readouterr().out
@@ -133,7 +143,7 @@ class BrokenOutput(io.StringIO):
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE, errno.EIO])
 def test_a_console_that_cannot_be_written_to_stops_nothing(monkeypatch, terminal, error):
     monkeypatch.setattr(os, "dup2", lambda *_: None)
-    tracker = ConsoleTracker("mat", 10, PatientConsole(file=BrokenOutput(error), force_terminal=terminal))
+    tracker = ConsoleTracker("mat", 10, PipeSafeConsole(file=BrokenOutput(error), force_terminal=terminal))
     tracker.message("x")
     tracker.log(1, ITERATION | EVALUATION)
     tracker.close()
@@ -165,8 +175,8 @@ def test_a_resumed_run_remembers_its_best_evaluation(tmp_path):
         '{"step": 1, "eval/return": 9.5}\n{"step": 2, "loss/value": 1.0}\n{"step": 3, "eval/return": null}\n'
     )
     out = io.StringIO()
-    tracker = ConsoleTracker("mat", 10, PatientConsole(file=out))
-    tracker.recall(log)
+    tracker = ConsoleTracker("mat", 10, PipeSafeConsole(file=out))
+    tracker.restore_best(log)
     tracker.log(5, {"eval/return": 4.0})
     assert "best 9.500 at 1" in out.getvalue()
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from agents.mlp import MLPOptions, MLPPolicy
-from envs.testing import check_env, check_vector_env
-from envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, TimeLimit
 from marl import distributed, run
+from marl.agents.mlp import MLPOptions, MLPPolicy
 from marl.backup import Links, backup
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, TimeLimit
 from marl.errors import EnvironmentContractError
-from marl.evaluate import evaluate
-from marl.normalise import ValueNorm
+from marl.evaluate import run_episodes
 from marl.rollout import Collector
 from marl.seeding import own_globals
 from marl.types import Step
-from marl.vector import ProcessVector, SyncVector
+from marl.value_norm import ValueNorm
+from marl.vector.process import ProcessVector, SyncVector
 from tests.support.buffers import Buffered, Dice, Relay
 
 
@@ -111,8 +111,8 @@ class Bare:
 
 def test_evaluation_reads_a_batch_before_it_resets_it():
     vector: Any = Bare()
-    rows = evaluate(policy_for(vector.spec), vector, [1, 2, 3, 4])
-    assert [(row.returns, row.terminated, row.info) for row in rows] == [(16.5, True, {"success": 2.0})] * 4
+    rows = run_episodes(policy_for(vector.spec), vector, [1, 2, 3, 4])
+    assert [(row.episode_return, row.terminated, row.info) for row in rows] == [(16.5, True, {"success": 2.0})] * 4
 
 
 def test_a_dropped_episode_leaves_the_others_rewards():
@@ -294,7 +294,14 @@ def test_a_cut_agent_is_valued_from_its_last_observation(steps, one_chain, opene
         expected = before[0].expand(3) if one_chain else before
         assert rollout.bootstrap[1, 0, 0] == expected[0] != 0
         links = Links("sequential" if one_chain else "parallel", gamma=0.9, gae_lambda=1.0)
-        args = (rollout.reward, rollout.value, rollout.mask, rollout.terminated, rollout.truncated, rollout.bootstrap)
+        args = (
+            rollout.reward,
+            rollout.value,
+            rollout.node_mask,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.bootstrap,
+        )
         _, returns = backup(links, *args, agent_truncated=rollout.agent_cuts())
         if not one_chain:
             # Agent 0 earns 1 in both of its steps, and then what its last observation is worth.
@@ -328,14 +335,14 @@ class Lost(EnvWrapper):
 
 def test_a_step_in_which_the_environment_was_lost_is_not_learned_from(opened):
     collector, rollout, episodes = collect(opened(SyncVector([lambda: Lost(2)])), 5)
-    assert rollout.mask[:, 0, 0, 0].tolist() == [True, True, False, True, True]
-    assert not rollout.trained[2].any()
+    assert rollout.node_mask[:, 0, 0, 0].tolist() == [True, True, False, True, True]
+    assert not rollout.loss_mask[2].any()
     assert (len(episodes.returns), episodes.dropped) == (0, 1)
     _, returns = backup(
         Links(gamma=0.9, gae_lambda=1.0),
         rollout.reward,
         rollout.value,
-        rollout.mask,
+        rollout.node_mask,
         rollout.terminated,
         rollout.truncated,
         rollout.bootstrap,
@@ -356,8 +363,8 @@ def test_a_whole_episode_that_was_lost_is_not_learned_from(opened):
     collector, _, _ = collect(opened(SyncVector([lambda: Lost(2), lambda: Relay((4,), (True,))])), 5)
     collector.env._shard.envs[0].lost = 2
     rollout, episodes = collector.collect([3, 3])
-    assert not rollout.mask[:, 0].any()
-    assert rollout.mask[:, 1, 0, 0].tolist() == [True] * 4 + [False]
+    assert not rollout.node_mask[:, 0].any()
+    assert rollout.node_mask[:, 1, 0, 0].tolist() == [True] * 4 + [False]
     assert episodes.dropped == 1
 
 
@@ -413,7 +420,7 @@ def test_a_success_that_is_no_number_is_left_out_with_a_warning(opened, caplog):
         collector, _, episodes = collect(vector, 4)
         assert episodes.infos == [{"score": 2.0}] * 4
         assert caplog.text.count("info['success'] is nan at an episode's end") == 1
-        rows = evaluate(collector.policy, vector, [1, 2, 3])
+        rows = run_episodes(collector.policy, vector, [1, 2, 3])
     assert [row.info for row in rows] == [{"score": 2.0}] * 3
     with pytest.raises(EnvironmentContractError, match=r"info\['success'\] is nan; expected a finite number"):
         check_env(lambda: Unsure(Relay((2,), (False,))))
@@ -474,3 +481,21 @@ def test_ranks_and_tasks_draw_different_global_numbers(small, monkeypatch):
     assert seeds[2:4] == seeds[4:]
     assert len(set(drawn[:6])) == 6
     assert len(set(seeds[:4])) == 4
+
+
+class Strict(Relay):
+    """Refuses a state with an entry that it did not give."""
+
+    def set_state(self, state):
+        assert state.keys() == {"time", "over"}
+        return super().set_state(state)
+
+
+@pytest.mark.parametrize("workers", [(2, 0), (0, 2), (2, 1)])
+def test_an_environment_is_given_its_own_state_whatever_the_number_of_workers(workers, opened):
+    first, second = (
+        opened(ProcessVector([Strict] * 2, count) if count else SyncVector([Strict] * 2)) for count in workers
+    )
+    first.reset([1, 2])
+    first.step(zeros(first))
+    assert second.set_state(first.get_state()).agents[:, 0, 1].tolist() == [1, 1]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from agents.lm.policy import TokenPolicy
-from agents.lm.situations import FREE
-from agents.nn import GaussianHead
-from envs.toy import make as make_toy
-from envs.wrappers import EnvWrapper
 from marl import run
+from marl.agents.lm.policy import TokenPolicy
+from marl.agents.lm.prompt_table import FREE
+from marl.agents.policy_base import GaussianHead
 from marl.config import default_config, override
 from marl.diagnostics import find_symptoms
+from marl.envs.toy import make as make_toy
+from marl.envs.wrappers import EnvWrapper
 from marl.errors import NonFiniteError
 from marl.types import Nodes
 
@@ -32,7 +32,7 @@ CASES = [
     ({"policy/entropy": 0.001}, {"entropy"}),
     ({"policy/entropy": 0.001, "episode/success": 0.95}, set()),
     ({"policy/entropy": -3.0, "policy/std_min": 0.1, "policy/std_max": 0.3}, set()),
-    ({"policy/std_min": 0.001, "policy/std_max": 0.499}, {"std_collapse", "std_limit"}),
+    ({"policy/std_min": 0.001, "policy/std_max": 0.499}, {"std_collapse", "max_std"}),
     ({"policy/kl": 17.0, "policy/clip_fraction": 0.9}, {"kl", "clip_fraction"}),
     ({"loss/value": 40.0}, {"value_loss"}),
     ({"policy/repeated_text": 0.8, "episode/invalid_fraction": 0.7}, {"repeated_text", "invalid_actions"}),
@@ -102,7 +102,7 @@ def test_a_standard_deviation_that_is_none_is_named(value):
         with torch.no_grad():
             head.log_std[-1][1] = value
         with pytest.raises(NonFiniteError, match=f"log_std={value} of dimension 1 of the action of {whose}"):
-            head.offset(mask, None)
+            head.sampling_offset(mask, None)
 
 
 def test_free_text_that_repeats_itself_is_measured():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marl import run
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.config import to_yaml
 from marl.errors import CheckpointError
 
@@ -75,7 +75,7 @@ def test_a_run_on_two_ranks_resumes_exactly_and_only_on_two(small, tmp_path):
         file = tmp_path / f"{name}.yaml"
         file.write_text(to_yaml(config))
         torchrun(2, str(start), "start", str(file))
-        folder = Path(config.runs) / name
+        folder = Path(config.runs_dir) / name
         if name == "half":
             with pytest.raises(CheckpointError, match="2 ranks"):
                 run.resume(folder, {"steps": 192})

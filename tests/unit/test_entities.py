@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents.entities import cut
-from marl.checkpoint import load_weights
+from marl.agents.entities import split_blocks
+from marl.checkpoint.store import load_weights
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
+from marl.multitask import one_shape, share_parameters
 from marl.registry import AGENTS, EnvFactory
 from marl.spaces import spec_from_json, spec_to_json
-from marl.tasks import one_shape, share
-from marl.types import Entities, EnvSpec, Obs
-from marl.vector import make_vector
+from marl.types import EntityLayout, EnvSpec, Obs
+from marl.vector.process import make_vector
 
 E, ORDINARY = 6, 3
 ENEMY, ALLY = 5, 4
@@ -22,7 +22,7 @@ ENEMY, ALLY = 5, 4
 
 def make_spec(agents: int, enemies: int) -> EnvSpec:
     """Own features 0 and 1, enemies, allies, own features 2 and 3; those with feature 3 aim at allies."""
-    entities = Entities(
+    entities = EntityLayout(
         (("own", 1, 2), ("enemy", enemies, ENEMY), ("ally", agents, ALLY), ("own", 1, 2)), enemies, "enemy", 3, "ally"
     )
     return EnvSpec(
@@ -82,7 +82,7 @@ def test_act_and_evaluate_agree(name, deaths, enemies):
     with torch.no_grad():
         decision = policy.act(inputs, torch.Generator().manual_seed(3))
         evaluation = policy.evaluate(inputs, decision.nodes)
-    mask = decision.nodes.mask
+    mask = decision.nodes.node_mask
     torch.testing.assert_close(evaluation.log_prob[mask], decision.log_prob[mask], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(evaluation.value, decision.value, atol=2e-5, rtol=1e-5)
     assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
@@ -102,7 +102,7 @@ def test_a_decision_follows_those_before_it_only(name):
         for agent in range(4):
             other = nodes.action.clone()
             other[:, agent] = torch.where(other[:, agent] == ORDINARY, 1, ORDINARY)
-            after = policy.evaluate(inputs, type(nodes)(other, nodes.mask, nodes.trained)).log_prob
+            after = policy.evaluate(inputs, type(nodes)(other, nodes.node_mask, nodes.loss_mask)).log_prob
             torch.testing.assert_close(after[:, :agent], before[:, :agent])
             assert agent == 3 or not torch.allclose(after[:, agent + 1 :], before[:, agent + 1 :])
 
@@ -116,13 +116,13 @@ def test_passes_decide_what_one_after_another_would(name):
     noise = policy.head.noise(tuple(mask.shape[:2]), mask.device, torch.Generator().manual_seed(1))
     action = torch.zeros(*mask.shape[:2], 1, dtype=torch.long)
     with torch.no_grad():
-        folds = policy.fold()
-        known = policy.represent(inputs, folds, None)
-        offset = policy.head.offset(mask, noise)
+        folds = policy.fuse()
+        known = policy.decoder_memory(inputs, folds, None)
+        offset = policy.head.sampling_offset(mask, noise)
         for i in range(5):
             logits = policy.actor(policy.decode(known, action, folds, None))
-            action[:, i] = policy.head.pick(logits[:, i] + offset[:, i], mask[:, i])
-        assert torch.equal(policy.search(known, mask, offset, folds, policy.passes(len(mask), 5)).action, action)
+            action[:, i] = policy.head.argmax_action(logits[:, i] + offset[:, i], mask[:, i])
+        assert torch.equal(policy.jacobi_decode(known, mask, offset, folds, policy.passes(len(mask), 5)).action, action)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +141,7 @@ def test_targets_have_no_number(name):
     renamed = torch.as_tensor(np.argsort(actions))[nodes.action]
     with torch.no_grad():
         first = policy.evaluate(policy.encode(obs), nodes)
-        second = policy.evaluate(policy.encode(other), type(nodes)(renamed, nodes.mask, nodes.trained))
+        second = policy.evaluate(policy.encode(other), type(nodes)(renamed, nodes.node_mask, nodes.loss_mask))
     torch.testing.assert_close(first.log_prob, second.log_prob, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(first.value, second.value, atol=1e-5, rtol=1e-5)
 
@@ -150,7 +150,7 @@ def test_targets_have_no_number(name):
 def test_weights_fit_teams_of_any_size(name, tmp_path):
     small, large = make(name, make_spec(3, 3)), make(name, make_spec(9, 7))
     load_weights(large, small.state_dict(), tmp_path)
-    share(large, small, ("large", "small"))
+    share_parameters(large, small, ("large", "small"))
     assert all(a is b for a, b in zip(small.parameters(), large.parameters(), strict=True))
     for policy in (small, large):
         inputs = policy.encode(make_obs(policy.spec))
@@ -159,7 +159,7 @@ def test_weights_fit_teams_of_any_size(name, tmp_path):
 
 def test_advice_on_shapes_fits_what_is_read():
     specs = [make_vector(name, {}, 1).spec for name in ("toy/climbing", "text/chain")]
-    entities = Entities((("own", 1, 2), ("enemy", 3, 9), ("ally", 3, 4), ("own", 1, 2)), 3, "enemy", 3, "ally")
+    entities = EntityLayout((("own", 1, 2), ("enemy", 3, 9), ("ally", 3, 4), ("own", 1, 2)), 3, "enemy", 3, "ally")
     wide = replace(make_spec(3, 3), entities=entities, observation_space=gymnasium.spaces.Box(-1, 1, (entities.width,)))
     assert "layout=entities" in one_shape(specs[0], specs[0])
     assert one_shape(specs[1], specs[1]) == "give tasks of one shape"
@@ -172,9 +172,9 @@ def test_a_policy_tied_to_its_team_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="of another number of agents"):
         load_weights(policies[1], policies[0].state_dict(), tmp_path)
     with pytest.raises(ConfigError, match=r"in 4m and .* in 3m, so one agent cannot learn both"):
-        share(policies[0], policies[1], ("3m", "4m"))
-    with pytest.raises(ConfigError, match=r"normalise_observations is set, but .* entities"):
-        make("mat", make_spec(3, 3), normalise_observations=True)
+        share_parameters(policies[0], policies[1], ("3m", "4m"))
+    with pytest.raises(ConfigError, match=r"normalize_observations is set, but .* entities"):
+        make("mat", make_spec(3, 3), normalize_observations=True)
 
 
 def test_the_number_of_those_who_chose_a_target_counts():
@@ -187,8 +187,8 @@ def test_the_number_of_those_who_chose_a_target_counts():
     obs.action_mask[:] = True
     inputs = policy.encode(obs)
     with torch.no_grad():
-        folds = policy.fold()
-        known = policy.represent(inputs, folds, None)
+        folds = policy.fuse()
+        known = policy.decoder_memory(inputs, folds, None)
         logits = policy.actor(policy.decode(known, torch.full((E, 2, 1), ORDINARY), folds))
     torch.testing.assert_close(logits[:, 0, ORDINARY], logits[:, 0, ORDINARY + 1])
     assert (logits[:, 1, ORDINARY] - logits[:, 1, ORDINARY + 1]).abs().min() > 1e-4
@@ -204,15 +204,15 @@ def test_a_spec_of_entities_comes_back_from_json_and_must_add_up():
             gymnasium.spaces.Box(-1, 1, (41,)),
             spec.action_space,
             9,
-            entities=Entities((("own", 1, 2), ("enemy", 4, 5), ("ally", 4, 5)), 4, "enemy", 0, "ally"),
+            entities=EntityLayout((("own", 1, 2), ("enemy", 4, 5), ("ally", 4, 5)), 4, "enemy", 0, "ally"),
         )
 
 
 @pytest.mark.parametrize("task", ["3m", "2s3z", "MMM2", "2s_vs_1sc"])
 def test_smac_shows_units_alike_on_all_maps(task):
     """Against the units themselves: who is in sight, where, how healthy and of what type."""
-    from envs.smac.maps import UNIT_TYPES
-    from envs.smac.rules import HEALTH_SHARE, SHIELD_SHARE, X, Y
+    from marl.envs.smac.engine.fields import HEALTH_SHARE, SHIELD_SHARE, X, Y
+    from marl.envs.smac.maps import UNIT_TYPES
 
     env = EnvFactory(f"smac/{task}", {"layout": "entities"})()
     plain = EnvFactory(f"smac/{task}")()
@@ -223,7 +223,7 @@ def test_smac_shows_units_alike_on_all_maps(task):
     assert {width for name, _, width in spec.entities.blocks if name != "own"} == {4 + 2 + len(UNIT_TYPES)}
     for _ in range(30):
         assert np.array_equal(obs.action_mask, other.action_mask)
-        own, rows = cut(spec.entities, torch.as_tensor(obs.agents))
+        own, rows = split_blocks(spec.entities, torch.as_tensor(obs.agents))
         real = battles.battle.real[0]
         for agent in np.flatnonzero(obs.alive):
             kind = UNIT_TYPES.index(types[agent])
@@ -231,7 +231,7 @@ def test_smac_shows_units_alike_on_all_maps(task):
             expected[:4], expected[4:6] = obs.action_mask[agent, 2:6], real[[HEALTH_SHARE, SHIELD_SHARE], agent]
             expected[6 + kind] = 1.0
             np.testing.assert_allclose(own[agent], expected, atol=1e-6)
-            assert bool(own[agent, spec.entities.switch]) == (types[agent] == "medivac")
+            assert bool(own[agent, spec.entities.healer_flag]) == (types[agent] == "medivac")
             for unit in range(len(types)):
                 row = rows["ally"][agent, unit] if unit < n else rows["enemy"][agent, unit - n]
                 apart = real[[X, Y], unit] - real[[X, Y], agent]

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from experiments import cli
 from marl import run
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.errors import WorkerError
+from marl.experiments import cli
 
 BROKEN = "tests.support.broken:make"
 
@@ -28,7 +28,7 @@ def test_an_environment_that_leaves_the_program(small, what, workers, message):
     )
     with pytest.raises(WorkerError, match=message) as caught:
         run.start(config)
-    folder = f"{config.runs}/run"
+    folder = f"{config.runs_dir}/run"
     assert f"what was learned in 8 steps is kept; continue with: marl resume {folder}" in caught.value.__notes__
     assert load(f"{folder}/checkpoints").step == 8
 

@@ -1,5 +1,6 @@
 """Evaluation: seeds that have chosen nothing, episodes that never end, requests to stop, returns by agent type."""
 
+import errno
 import json
 import logging
 import os
@@ -11,16 +12,17 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.scripted import FixedPolicy
-from experiments import cli
 from marl import run
-from marl.checkpoint import load
+from marl.agents.scripted import FixedPolicy
+from marl.checkpoint.store import load
 from marl.config import override
 from marl.errors import RunFolderError
-from marl.evaluate import evaluate, paired_seeds, return_labels, summarise
+from marl.evaluate import paired_seeds, return_labels, run_episodes, summarize
+from marl.experiments import cli
 from marl.registry import EnvFactory
+from marl.run_folder import FolderWatch
 from marl.types import EnvSpec, Obs, Step
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 GAME = "tests.unit.test_evaluation:make"
 
@@ -33,7 +35,13 @@ class Game:
 
     def __init__(self, agents=("prey_0", "hunter_0"), groups=("prey", "hunter"), endless=False, signal_at=0) -> None:
         self.spec = EnvSpec(
-            "game", tuple(agents), spaces.Box(0, 1, (1,)), spaces.Discrete(2), None, team_reward=False, groups=groups
+            "game",
+            tuple(agents),
+            spaces.Box(0, 1, (1,)),
+            spaces.Discrete(2),
+            None,
+            team_reward=False,
+            agent_types=groups,
         )
         self.endless, self.signal_at, self.count, self.time, self.seed = endless, signal_at, 0, 0, 0
 
@@ -82,14 +90,14 @@ def test_test_seeds_are_not_those_that_choose():
 
 def test_an_episode_without_an_end_is_left():
     env = vector(2, endless=True)
-    rows = evaluate(FixedPolicy(env.spec, 0.0), env, [2, 1, 4, 6], max_steps=7)
+    rows = run_episodes(FixedPolicy(env.spec, 0.0), env, [2, 1, 4, 6], max_steps=7)
     assert [(row.length, row.cut, row.terminated) for row in rows] == [
         (2, False, True),
         (7, True, False),
         (2, False, True),
         (2, False, True),
     ]
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert summary["eval/cut"] == 1
     assert summary["eval/success"] == 0.75  # what did not end is no success
     assert summary["eval/level"] == 3.0
@@ -97,14 +105,16 @@ def test_an_episode_without_an_end_is_left():
 
 def test_the_environments_own_limit_counts_where_it_is_longer():
     env = make_vector("toy/copy", {}, 1)
-    assert [row.length for row in evaluate(FixedPolicy(env.spec, 0.0), env, [1], max_steps=1)] == [env.spec.max_steps]
+    assert [row.length for row in run_episodes(FixedPolicy(env.spec, 0.0), env, [1], max_steps=1)] == [
+        env.spec.max_steps
+    ]
 
 
 def test_returns_by_agent_type():
     env = vector(1)
-    (row,) = evaluate(FixedPolicy(env.spec, 0.0), env, [2])
-    assert (row.returns, row.type_returns) == (55.0, {"prey": 10.0, "hunter": 100.0})
-    summary = summarise([row], "test")
+    (row,) = run_episodes(FixedPolicy(env.spec, 0.0), env, [2])
+    assert (row.episode_return, row.type_returns) == (55.0, {"prey": 10.0, "hunter": 100.0})
+    summary = summarize([row], "test")
     assert (summary["test/return/prey"], summary["test/return/hunter"]) == (10.0, 100.0)
     assert return_labels(Game(("a", "b"), ("player", "player")).spec) == ("a", "b")
     assert return_labels(EnvFactory("toy/copy", {})().spec) == ()
@@ -150,10 +160,24 @@ def test_eval_hears_the_stop_request_and_plays_test_seeds(tmp_path, monkeypatch,
     assert {row["seed"] for row in rows} <= set(paired_seeds(6, "test"))
 
 
+def test_an_error_of_the_file_system_is_no_proof_that_the_folder_is_gone(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    watch = FolderWatch(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("marl.run_folder.os.stat", fail)
+        watch.require()
+    watch.folder = tmp_path / "nowhere"
+    with pytest.raises(RunFolderError, match=f"was renamed to {tmp_path}"):
+        watch.require()
+    watch.close()
+
+
 @pytest.mark.parametrize("what", ["renamed", "deleted"])
 def test_a_folder_that_goes_away_stops_the_run_with_what_it_has(small, monkeypatch, what):
     config = small(GAME, "mappo", eval_episodes=0, checkpoint_interval=1)
-    folder, elsewhere = Path(config.runs) / "run", Path(config.runs) / "other"
+    folder, elsewhere = Path(config.runs_dir) / "run", Path(config.runs_dir) / "other"
 
     class Losing(run.Trainer):
         def iterate(self):

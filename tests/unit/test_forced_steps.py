@@ -12,7 +12,7 @@ from marl.config import default_config, override
 from marl.registry import AGENTS
 from marl.run import build
 from marl.types import EnvSpec, Obs, Step
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 ENVS, STEPS = 2, 4
 
@@ -65,16 +65,16 @@ def test_an_agent_that_waits_alive_is_as_one_that_is_not_there(agent):
 @pytest.mark.parametrize("agent", ["mappo", "mat", "happo"])
 def test_forced_steps_train_values_alone(agent):
     trainer = make_trainer(agent, True)
-    batch = trainer.credit(trainer.collector.collect()[0])[0]
+    batch = trainer.make_batch(trainer.collector.collect()[0])[0]
     nodes = batch.nodes
-    assert bool(nodes.mask.all())
-    assert nodes.trained.sum().item() == ENVS * STEPS
+    assert bool(nodes.node_mask.all())
+    assert nodes.loss_mask.sum().item() == ENVS * STEPS
     assert trainer.objective.counts(batch).tolist() == [ENVS * STEPS, 2 * ENVS * STEPS]
-    chosen = batch.advantage[nodes.trained]
+    chosen = batch.advantage[nodes.loss_mask]
     assert float(chosen.mean()) == pytest.approx(0.0, abs=1e-5)
     evaluation = trainer.policy.evaluate(batch.inputs, nodes)
     torch.testing.assert_close(evaluation.log_prob, batch.log_prob)
-    spoiled = replace(batch, advantage=batch.advantage.masked_fill(~nodes.trained, float("nan")))
+    spoiled = replace(batch, advantage=batch.advantage.masked_fill(~nodes.loss_mask, float("nan")))
     losses = [trainer.objective(evaluation, each, trainer.objective.counts(batch))[0] for each in (batch, spoiled)]
     torch.testing.assert_close(*losses)
 
@@ -91,8 +91,8 @@ def test_a_discrete_agent_of_a_mixed_team_has_a_choice_where_several_actions_are
     mask = np.array([[[True, False, False], [True, True, False]], [[True, True, False], [True, True, False]]])
     with torch.no_grad():
         nodes = policy.act(policy.encode(Obs(np.zeros((2, 2, 2), np.float32), np.ones((2, 2), bool), mask))).nodes
-    assert nodes.mask.tolist() == [[[True, False, False], [False, True, True]]] * 2
-    assert nodes.trained.tolist() == [
+    assert nodes.node_mask.tolist() == [[[True, False, False], [False, True, True]]] * 2
+    assert nodes.loss_mask.tolist() == [
         [[False, False, False], [False, True, True]],
         [[True, False, False], [False, True, True]],
     ]

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from agents.lm.generate import generate
-from agents.lm.models import load_backbone
-from agents.lm.tree import Tree
-from marl.checkpoint import load_weights
+from marl.agents.lm.generate import generate
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.token_tree import Tree
+from marl.checkpoint.store import load_weights
 from marl.errors import CheckpointError, ConfigError
 from tests.support.lm import CHAT, SPEC, WORDS, save_llama, save_random, save_tokenizer, stir
 
@@ -197,7 +197,7 @@ def test_a_cap_that_the_config_does_not_declare_is_noticed(folder, monkeypatch, 
 
 
 def test_a_model_that_mixes_a_trees_branches_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("agents.lm.backbone.tree_attention", lambda *_: nullcontext())
+    monkeypatch.setattr("marl.agents.lm.backbone.tree_attention", lambda *_: nullcontext())
     with pytest.raises(ConfigError, match="cannot share a prompt among actions"):
         open_folder(folder)
 

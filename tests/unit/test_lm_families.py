@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.lm.backbone import Backbone
-from agents.lm.generate import generate
-from agents.lm.models import load_backbone
-from agents.lm.self_check import check, find_logit_rule
-from agents.lm.tree import Tree
-from agents.lm.words import WordTokenizer
+from marl.agents.lm.backbone import Backbone
+from marl.agents.lm.generate import generate
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.self_check import check, find_logit_rule
+from marl.agents.lm.token_tree import Tree
+from marl.agents.lm.word_tokenizer import WordTokenizer
 from tests.support.lm import SPEC, save_random, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -135,13 +135,13 @@ def test_trees_and_the_cache_give_the_log_probs_of_the_model(family):
     for row, prompt in enumerate(prompts):
         ids = sampled.ids(row)
         expected = plain_log_probs(model, prompt, ids)[:-1].gather(-1, torch.tensor(ids)[:, None]).squeeze(-1)
-        torch.testing.assert_close(sampled.behaviour[row, : len(ids)], expected, rtol=0.0, atol=1e-4)
+        torch.testing.assert_close(sampled.behavior_log_prob[row, : len(ids)], expected, rtol=0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Gemma2", "GptOss"])
 def test_the_check_at_load_time_notices_a_window_that_is_not_kept(family, monkeypatch):
     """Also one far longer than its prompt."""
-    from agents.lm import tree_attention
+    from marl.agents.lm import tree_attention
     from marl.errors import ConfigError
 
     monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": 400})

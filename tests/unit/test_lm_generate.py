@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from agents.lm.generate import generate, nucleus
-from agents.lm.models import load_backbone
-from agents.lm.tokens import stop_at
-from agents.lm.tree import Tree
+from marl.agents.lm.generate import generate, nucleus
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.token_tree import Tree
+from marl.agents.lm.tokenizer import stop_at
 from tests.support.lm import SPEC, stir
 
 pytest.importorskip("transformers")
@@ -41,14 +41,14 @@ def test_log_probs_are_those_that_learning_computes(backbone, temperature):
         ids = answers.ids(row)
         with torch.no_grad():
             expected = features_log_prob(backbone, prompt, ids, temperature)
-        torch.testing.assert_close(answers.behaviour[row, : len(ids)], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answers.behavior_log_prob[row, : len(ids)], expected, rtol=1e-4, atol=1e-4)
     assert answers.ids(0) != answers.ids(3)
 
 
 def test_greedy_answers_are_the_likeliest_tokens_one_by_one_in_any_company(backbone):
     asked = prompts(backbone, "open the fridge", "go north you are in the fridge", "tomato")
     together = generate(backbone, asked, max_tokens=6, greedy=True)
-    assert not together.behaviour.any()
+    assert not together.behavior_log_prob.any()
     for row, prompt in enumerate(asked):
         expected = []
         while len(expected) < 6 and backbone.tokenizer.end not in expected:
@@ -58,15 +58,15 @@ def test_greedy_answers_are_the_likeliest_tokens_one_by_one_in_any_company(backb
         assert generate(backbone, [prompt], max_tokens=6, greedy=True).ids(0) == tuple(expected)
 
 
-def test_behaviour_is_the_distribution_that_sampled(backbone):
+def test_behavior_is_the_distribution_that_sampled(backbone):
     asked = prompts(backbone, *["open the fridge"] * 400)
     answers = generate(backbone, asked, max_tokens=1, top_p=0.5, generator=seeded())
     with torch.no_grad():
         whole = torch.log_softmax(backbone.output.logits(backbone.features([Tree(asked[0])])), -1)
     cut = nucleus(whole, 0.5).squeeze(0)
     tokens = answers.tokens.squeeze(-1)
-    torch.testing.assert_close(answers.behaviour.squeeze(-1), cut[tokens], rtol=1e-4, atol=1e-4)
-    assert (answers.behaviour.squeeze(-1) > whole[0, tokens]).all()
+    torch.testing.assert_close(answers.behavior_log_prob.squeeze(-1), cut[tokens], rtol=1e-4, atol=1e-4)
+    assert (answers.behavior_log_prob.squeeze(-1) > whole[0, tokens]).all()
     frequency = torch.bincount(tokens, minlength=len(cut)) / len(tokens)
     assert (frequency - cut.exp()).abs().max() < 0.1
 
@@ -90,7 +90,7 @@ def test_answers_end_with_the_end_token_or_at_the_limit(backbone, monkeypatch):
         stops = [token == first for token in ids]
         assert not any(stops[:-1])
         assert stops[-1] or len(ids) == 5
-        assert not answers.behaviour[row, len(ids) :].any()
+        assert not answers.behavior_log_prob[row, len(ids) :].any()
         ended += stops[-1]
     assert 0 < ended < 60
     only = generate(backbone, asked, max_tokens=5, greedy=True)

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.lm import pretrained
-from agents.lm.generate import generate
-from agents.lm.models import load_backbone
-from agents.lm.tokens import fit_prompt
-from agents.lm.tree import Tree
-from agents.lm.words import WordTokenizer
+from marl.agents.lm import pretrained
+from marl.agents.lm.generate import generate
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.token_tree import Tree
+from marl.agents.lm.tokenizer import fit_prompt
+from marl.agents.lm.word_tokenizer import WordTokenizer
 from marl.errors import ConfigError, MissingDependencyError
 from tests.support.lm import (
     CHAT,
@@ -340,8 +340,8 @@ def test_what_a_killed_conversion_left_is_removed(gguf_file):
 
 KILLED = """
 import os, pathlib, signal, sys
-from agents.lm import pretrained
-from agents.lm.generate import generate
+from marl.agents.lm import pretrained
+from marl.agents.lm.generate import generate
 
 def die(file, folder):
     (folder / "half").touch()

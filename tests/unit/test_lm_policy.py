@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import agents.lm.register
-from agents.lm.options import LanguageOptions
-from agents.lm.tree import Tree
+import marl.agents.lm.agents
 from marl import run
+from marl.agents.lm.options import LanguageOptions
+from marl.agents.lm.token_tree import Tree
 from marl.config import default_config, override
 from marl.errors import ConfigError, EnvironmentContractError, MemoryLimitError
 from marl.registry import AGENTS
@@ -28,7 +28,7 @@ def act(policy, obs, seed=1, **options):
 
 
 def rows_of(nodes, index):
-    return Nodes(nodes.action[index], nodes.mask[index], nodes.trained[index])
+    return Nodes(nodes.action[index], nodes.node_mask[index], nodes.loss_mask[index])
 
 
 def take(inputs, index):
@@ -54,10 +54,10 @@ def test_what_was_decided_is_what_is_evaluated_in_whatever_company(case):
     for index in (torch.arange(8), torch.tensor([7, 2, 3]), torch.tensor([5])):
         evaluation = policy.evaluate(take(inputs, index), rows_of(decision.nodes, index))
         torch.testing.assert_close(evaluation.log_prob.detach(), decision.log_prob[index], atol=2e-5, rtol=0)
-        if evaluation.expected is None:
+        if evaluation.policy_loss is None:
             torch.testing.assert_close(evaluation.value.detach(), decision.value[index], atol=2e-5, rtol=1e-4)
-    assert bool((decision.log_prob[~decision.nodes.mask] == 0).all())
-    assert bool((decision.log_prob[~decision.nodes.trained] == 0).all())
+    assert bool((decision.log_prob[~decision.nodes.node_mask] == 0).all())
+    assert bool((decision.log_prob[~decision.nodes.loss_mask] == 0).all())
 
 
 def test_equal_rows_are_computed_once_with_equal_gradients(case):
@@ -70,25 +70,25 @@ def test_equal_rows_are_computed_once_with_equal_gradients(case):
         policy.zero_grad()
         for index in parts:
             evaluation = policy.evaluate(take(inputs, index), rows_of(decision.nodes, index))
-            terms = (evaluation.log_prob, evaluation.entropy, evaluation.value, evaluation.expected)
+            terms = (evaluation.log_prob, evaluation.entropy, evaluation.value, evaluation.policy_loss)
             sum((w[index] * x).sum() for w, x in zip(weight, terms, strict=True) if x is not None).backward()
         return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
     whole = gradient([torch.arange(8)])
     naive = gradient([torch.tensor([row]) for row in range(8)])
-    split = gradient(policy.split(inputs, decision.nodes, 3, 1))
+    split = gradient(policy.micro_batches(inputs, decision.nodes, 3, 1))
     for one, other, third in zip(whole, naive, split, strict=True):
         scale = float(one.abs().max()) + 1e-8
         assert float((one - other).abs().max()) < 2e-4 * scale
         assert float((one - third).abs().max()) < 2e-4 * scale
 
 
-def test_an_update_never_tokenises(case, monkeypatch):
+def test_an_update_never_tokenizes(case, monkeypatch):
     policy, obs = case
     inputs, decision = act(policy, obs)
     for name in ("prompt", "action", "decode"):
         monkeypatch.setattr(policy.backbone.tokenizer, name, None)
-    for index in policy.split(inputs, decision.nodes, 0, 2):
+    for index in policy.micro_batches(inputs, decision.nodes, 0, 2):
         evaluation = policy.evaluate(take(inputs, index), rows_of(decision.nodes, index))
         (evaluation.log_prob.sum() + evaluation.value.sum()).backward()
 
@@ -98,8 +98,8 @@ def test_a_token_is_as_likely_as_the_model_says_among_those_allowed(temperature)
     policy = make_agent("poad", max_action_tokens=6, temperature=temperature)
     stir(policy)
     inputs, _ = act(policy, observe([[0]]))
-    prompt = policy.situations.prompts[int(inputs["prompt"])]
-    (menu,) = policy.menus([(int(inputs["prompt"]), int(inputs["choices"]))])
+    prompt = policy.prompt_table.prompts[int(inputs["prompt"])]
+    (menu,) = policy.score_candidates([(int(inputs["prompt"]), int(inputs["choices"]))])
     end = policy.backbone.tokenizer.end
     said = [policy.backbone.tokenizer.action(text) for text in CANDIDATES[0]]
     said[2] += (end,)  # "go south" begins "go south by boat"
@@ -119,18 +119,18 @@ def test_a_token_is_as_likely_as_the_model_says_among_those_allowed(temperature)
     assert menu.cumulative[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("normalisation", ["sum", "token", "word"])
-def test_twosome_scores_whole_actions_under_the_whole_vocabulary(normalisation):
-    policy = make_agent("twosome", normalisation=normalisation, temperature=0.8)
+@pytest.mark.parametrize("normalization", ["sum", "token", "word"])
+def test_twosome_scores_whole_actions_under_the_whole_vocabulary(normalization):
+    policy = make_agent("twosome", normalization=normalization, temperature=0.8)
     stir(policy)
     inputs, decision = act(policy, observe([[0]]))
-    prompt = policy.situations.prompts[int(inputs["prompt"])]
+    prompt = policy.prompt_table.prompts[int(inputs["prompt"])]
     scores = []
     for text in CANDIDATES[0]:
         tokens = policy.backbone.tokenizer.action(text)
         log_probs = next_logits(policy, prompt, tokens).log_softmax(-1)
         total = float(log_probs[range(len(tokens)), tokens].sum())
-        scores.append(total / {"sum": 1, "token": len(tokens), "word": len(text.split())}[normalisation])
+        scores.append(total / {"sum": 1, "token": len(tokens), "word": len(text.split())}[normalization])
     expected = (torch.tensor(scores) / 0.8).log_softmax(0)
     choice = int(decision.nodes.action)
     assert decision.action[0, 0] == CANDIDATES[0][choice]
@@ -143,7 +143,7 @@ def test_candidates_are_drawn_as_often_as_they_are_likely():
     policy = make_agent("poad")
     stir(policy)
     inputs, decision = act(policy, observe([[0]] * 4000))
-    (menu,) = policy.menus([(int(inputs["prompt"][0, 0]), int(inputs["choices"][0, 0]))])
+    (menu,) = policy.score_candidates([(int(inputs["prompt"][0, 0]), int(inputs["choices"][0, 0]))])
     share = np.diff(menu.cumulative, prepend=0.0)
     drawn = [float(np.mean(decision.action[:, 0] == text)) for text in CANDIDATES[0]]
     np.testing.assert_allclose(drawn, share, atol=4 * 0.5 / 4000**0.5)
@@ -195,10 +195,10 @@ def test_the_policy_forgets_when_its_weights_change():
     stir(policy)
     _, after = act(policy, observe([[0]]))
     assert not torch.equal(before.value, after.value)
-    optimiser = torch.optim.Adam(policy.parameters(), fused=True)
+    optimizer = torch.optim.Adam(policy.parameters(), fused=True)
     inputs, decision = act(policy, observe([[0]]))
     policy.evaluate(inputs, decision.nodes).value.sum().backward()
-    optimiser.step()
+    optimizer.step()
     _, stepped = act(policy, observe([[0]]))
     assert not torch.equal(stepped.value, after.value)
     policy.load_state_dict(make_agent("poad").state_dict())
@@ -218,13 +218,13 @@ def test_the_reference_is_the_policy_before_training(case):
     _, decision = act(policy, obs)
     fresh = type(policy)(policy.spec, policy.options, policy.backbone)
     fresh.backbone.load_state_dict(make_fresh(policy).state_dict())
-    fresh.situations = policy.situations
+    fresh.prompt_table = policy.prompt_table
     evaluation = fresh.evaluate(policy.encode(obs), decision.nodes)
-    torch.testing.assert_close(evaluation.log_prob.detach(), decision.reference, atol=2e-5, rtol=0)
+    torch.testing.assert_close(evaluation.log_prob.detach(), decision.reference_log_prob, atol=2e-5, rtol=0)
 
 
 def make_fresh(policy):
-    return agents.lm.register.open_backbone(policy.spec, policy.options)
+    return marl.agents.lm.agents.open_backbone(policy.spec, policy.options)
 
 
 @pytest.mark.parametrize("reads", ["shared", "frozen"])
@@ -251,21 +251,21 @@ def test_free_text_is_sampled_from_the_policy_or_from_a_cut_of_it():
     policy = make_agent("poad", max_action_tokens=6)
     stir(policy)
     _, decision = act(policy, observe(MANY, free=True))
-    torch.testing.assert_close(decision.behaviour, decision.log_prob, atol=2e-5, rtol=0)
+    torch.testing.assert_close(decision.behavior_log_prob, decision.log_prob, atol=2e-5, rtol=0)
     cut = make_agent("poad", max_action_tokens=6, top_p=0.5)
     stir(cut)
     _, decision = act(cut, observe(MANY, free=True))
-    mask = decision.nodes.mask
-    gap = (decision.behaviour - decision.log_prob)[mask]
+    mask = decision.nodes.node_mask
+    gap = (decision.behavior_log_prob - decision.log_prob)[mask]
     assert 0.1 < float(gap.min()) <= float(gap.max()) <= np.log(2) + 1e-5
-    assert decision.nodes.trained.equal(mask)
+    assert decision.nodes.loss_mask.equal(mask)
 
 
 def test_free_text_ends_before_a_stop_string():
     policy, obs = make_agent("poad", stop_strings=("the",), max_action_tokens=12), observe(MANY * 8, free=True)
     inputs, decision = act(policy, obs)
     said = [policy.backbone.tokenizer.decode(row[mask].tolist()) for row, mask in
-            zip(decision.nodes.action[:, 0], decision.nodes.mask[:, 0], strict=True)]  # fmt: skip
+            zip(decision.nodes.action[:, 0], decision.nodes.node_mask[:, 0], strict=True)]  # fmt: skip
     assert any("the" in text for text in said)
     for text, action in zip(said, decision.action[:, 0], strict=True):
         assert action == (text[: text.find("the")].strip() if "the" in text else text)
@@ -277,13 +277,13 @@ def test_an_empty_answer_is_one_end_token():
     policy = make_agent("poad", max_action_tokens=4)
     end = policy.backbone.tokenizer.end
     with torch.no_grad():
-        prompt = policy.situations.prompts[policy.situations.prompt(PROMPTS[0])]
+        prompt = policy.prompt_table.prompts[policy.prompt_table.prompt_id(PROMPTS[0])]
         features = policy.backbone.features([Tree(prompt)])
         policy.backbone.model.get_output_embeddings().weight[end] = 0.5 * features[0]
     policy.after_update()
     inputs, decision = act(policy, observe([[0]], free=True))
     assert decision.action[0, 0] == ""
-    assert decision.nodes.mask.sum() == 1
+    assert decision.nodes.node_mask.sum() == 1
     assert int(decision.nodes.action[0, 0, 0]) == end
     assert float(policy.evaluate(inputs, decision.nodes).log_prob[0, 0, 0].detach()) == pytest.approx(0.0, abs=1e-4)
 
@@ -299,18 +299,20 @@ def test_agents_in_sequence_see_what_was_chosen_before_them():
     evaluation = policy.evaluate(inputs, decision.nodes)
     torch.testing.assert_close(evaluation.log_prob.detach(), decision.log_prob, atol=2e-5, rtol=0)
 
-    action, mask = decision.nodes.action.numpy(), decision.nodes.mask.numpy()
+    action, mask = decision.nodes.action.numpy(), decision.nodes.node_mask.numpy()
     prompt, choices = inputs["prompt"].numpy(), inputs["choices"].numpy()
     last = policy.extended(prompt, choices, action, mask, 2)[0, 2]
-    said = policy.backbone.tokenizer.decode(policy.situations.prompts[int(last)])
+    said = policy.backbone.tokenizer.decode(policy.prompt_table.prompts[int(last)])
     assert said.endswith(f"{PROMPTS[1]}\nAda: {decision.action[0, 0]}\nBo: {decision.action[0, 1]}")
 
     # Another choice of the second agent is seen by the third and by nobody else.
     other = next(text for text in CANDIDATES[0] if text != decision.action[0, 1])
-    trie = policy.situations.tries[int(choices[0, 1])]
-    row = policy.menus([(int(policy.extended(prompt, choices, action, mask, 1)[0, 1]), int(choices[0, 1]))])[0].rows
+    trie = policy.prompt_table.tries[int(choices[0, 1])]
+    row = policy.score_candidates([(int(policy.extended(prompt, choices, action, mask, 1)[0, 1]), int(choices[0, 1]))])[
+        0
+    ].rows
     k = trie.texts.index(other)
-    changed = [torch.clone(x) for x in (decision.nodes.action, decision.nodes.mask, decision.nodes.trained)]
+    changed = [torch.clone(x) for x in (decision.nodes.action, decision.nodes.node_mask, decision.nodes.loss_mask)]
     for x, name in zip(changed, ("action", "mask", "trained"), strict=True):
         x[0, 1] = torch.from_numpy(row[name][k])
     after = policy.evaluate(inputs, Nodes(*changed))
@@ -325,12 +327,13 @@ def test_the_dead_say_their_candidate_and_have_no_nodes(team):
     obs = observe([[0, 1], [1, 0], [0, 0]], alive=[[True, False], [False, True], [False, False]])
     inputs, decision = act(policy, obs)
     assert decision.action[0, 1] == CANDIDATES[1][0]
-    assert decision.nodes.mask.any(-1).tolist() == obs.alive.tolist()
+    assert decision.nodes.node_mask.any(-1).tolist() == obs.alive.tolist()
     evaluation = policy.evaluate(inputs, decision.nodes)
     torch.testing.assert_close(evaluation.log_prob.detach(), decision.log_prob, atol=2e-5, rtol=0)
     assert policy.value(inputs).shape == (3, 2)
     nobody = policy.evaluate(take(inputs, torch.tensor([2])), rows_of(decision.nodes, torch.tensor([2])))
-    nobody.log_prob.sum().backward()
+    assert not nobody.log_prob.any()
+    assert not nobody.log_prob.requires_grad  # a gradient of zero would let momentum move every weight
 
 
 # Soft values
@@ -345,8 +348,8 @@ def test_soft_values_and_the_policy_loss_are_expectations_over_all_tokens(free):
     policy.after_update()
     inputs, decision = act(policy, observe([[1]], free=free))
     evaluation = policy.evaluate(inputs, decision.nodes)
-    prompt = policy.situations.prompts[int(inputs["prompt"])]
-    tokens = decision.nodes.action[0, 0][decision.nodes.mask[0, 0]].tolist()
+    prompt = policy.prompt_table.prompts[int(inputs["prompt"])]
+    tokens = decision.nodes.action[0, 0][decision.nodes.node_mask[0, 0]].tolist()
     logits = next_logits(policy, prompt, tokens)
     reference = reference_logits(policy, prompt, tokens)
     said = [policy.backbone.tokenizer.action(text) for text in CANDIDATES[1]]
@@ -360,9 +363,9 @@ def test_soft_values_and_the_policy_loss_are_expectations_over_all_tokens(free):
         value = (share * (slow[index] - 0.3 * (log_prob - log_rho))).sum()
         loss = (share * (0.3 * (log_prob - log_rho) - q[index])).sum()
         assert float(decision.value[0, 0, n]) == pytest.approx(float(value), abs=1e-4)
-        assert float(evaluation.expected[0, 0, n].detach()) == pytest.approx(float(loss), abs=1e-4)
+        assert float(evaluation.policy_loss[0, 0, n].detach()) == pytest.approx(float(loss), abs=1e-4)
         assert float(evaluation.value[0, 0, n].detach()) == pytest.approx(float(q[token]), abs=1e-4)
-    evaluation.expected.sum().backward()
+    evaluation.policy_loss.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.critic.parameters())
 
 
@@ -400,13 +403,13 @@ def test_passes_hold_every_row_once_within_the_budget():
     lengths = {key: policy.tree(key, policy.trie(key)).length for key in keys}
     budget = sum(lengths.values()) - 1
     policy.options = dataclasses.replace(policy.options, token_budget=budget)
-    parts = policy.split(inputs, decision.nodes, 0, 1)
+    parts = policy.micro_batches(inputs, decision.nodes, 0, 1)
     assert sorted(int(row) for part in parts for row in part) == list(range(24))
     assert [len({keys[row] for row in part}) for part in parts] == [2, 1]
     assert sum(lengths[key] for key in {keys[row] for row in parts[0]}) <= budget
-    assert max(map(len, policy.split(inputs, decision.nodes, 5, 1))) == 5
+    assert max(map(len, policy.micro_batches(inputs, decision.nodes, 5, 1))) == 5
     assert (
-        len(policy.split(inputs, decision.nodes, 0, 4)) == 5
+        len(policy.micro_batches(inputs, decision.nodes, 0, 4)) == 5
     )  # 9 rows of one situation, 3, and 12: at most 6 in a pass
 
 
@@ -436,10 +439,10 @@ def test_acting_that_does_not_fit_in_memory_is_halved(monkeypatch, caplog):
     policy._frozen.clear()
     sizes = refuse_passes(policy, monkeypatch, 32)
     _, halved = act(policy, obs, deterministic=True)
-    assert policy.halving.divisor > 1
+    assert policy.backoff.reduction > 1
     assert "from now on they are smaller. Set --token-budget" in caplog.text
     assert halved.action.tolist() == whole.action.tolist()
-    for name in ("log_prob", "value", "reference"):
+    for name in ("log_prob", "value", "reference_log_prob"):
         torch.testing.assert_close(getattr(halved, name), getattr(whole, name), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(policy.value(inputs), values, atol=2e-5, rtol=1e-4)
     assert max(sizes) <= 32
@@ -469,7 +472,10 @@ def test_an_agent_without_candidates_is_an_error():
 def test_equal_candidates_count_once(caplog):
     policy = make_agent("poad")
     inputs, _ = act(policy, dataclasses.replace(observe([[0]]), candidates=((("go north", "go south", "go north"),),)))
-    assert policy.menus([(int(inputs["prompt"]), int(inputs["choices"]))])[0].texts == ("go north", "go south")
+    assert policy.score_candidates([(int(inputs["prompt"]), int(inputs["choices"]))])[0].texts == (
+        "go north",
+        "go south",
+    )
     assert "equal" in caplog.text
 
 
@@ -485,8 +491,8 @@ def test_a_prompt_that_is_too_long_is_an_error_or_cut(caplog):
         make_agent("poad").encode(obs)
     policy = make_agent("poad", prompt_overflow="cut")
     inputs, _ = act(policy, obs)
-    ids = policy.situations.prompts[int(inputs["prompt"])]
-    assert len(ids) == policy.situations.room
+    ids = policy.prompt_table.prompts[int(inputs["prompt"])]
+    assert len(ids) == policy.prompt_table.room
     assert policy.backbone.tokenizer.decode(ids).endswith("You stand in the hall.")
     assert "cut off" in caplog.text
 
@@ -540,7 +546,7 @@ def test_only_text_is_read_and_written():
 def test_without_a_critic_nothing_is_read_for_values(monkeypatch):
     policy = make_agent("grpo", critic="none")
     inputs = policy.encode(observe([[0], [1]]))
-    monkeypatch.setattr(policy, "grove", None)
+    monkeypatch.setattr(policy, "encode_batch", None)
     assert policy.value(inputs).tolist() == [[0.0], [0.0]]
 
 
@@ -549,21 +555,21 @@ def test_the_critic_s_scale_is_that_of_what_agents_read(team):
     """Of the prompts with what the agents before have said in them, where they read that, and not of the dead's."""
     policy = make_agent("poad", spec_of(("Ada", "Bo")), team=team, critic="frozen")
     inputs, decision = act(policy, observe([[0, 1], [2, 0]], alive=np.array([[True, True], [True, False]])))
-    read = policy.read(inputs, decision.nodes)
+    read = policy.prompt_ids(inputs, decision.nodes)
     assert (read[0, 1] == int(inputs["prompt"][0, 1])) == (team == "parallel")
     policy._frozen.clear()
-    policy.observe(inputs, decision.nodes)
+    policy.update_statistics(inputs, decision.nodes)
     choices = inputs["choices"].tolist()
     assert set(policy._frozen) == {(int(read[e, i]), choices[e][i], ()) for e, i in ((0, 0), (0, 1), (1, 0))}
 
 
 def test_too_many_situations_are_forgotten(monkeypatch):
-    monkeypatch.setattr("agents.lm.policy.SITUATIONS", 3)
+    monkeypatch.setattr("marl.agents.lm.policy.MAX_PROMPTS", 3)
     policy = make_agent("poad")
     act(policy, observe([[0], [1], [2]]))
     inputs, decision = act(policy, observe([[1]]))
-    policy.observe(inputs, decision.nodes)
-    assert len(policy.situations.prompts) == len(policy.situations.tries) == 1
+    policy.update_statistics(inputs, decision.nodes)
+    assert len(policy.prompt_table.prompts) == len(policy.prompt_table.tries) == 1
     inputs, decision = act(policy, observe([[0], [1], [2]]))
     policy.evaluate(inputs, decision.nodes)
 
@@ -629,7 +635,7 @@ def test_what_is_trained_and_read_by_default(options, rank, reads):
 def test_settings_that_make_no_sense_together_are_errors_before_any_work(name, changes, message, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "make_env", None)
     with pytest.raises(ConfigError, match=message):
-        run.start(override(default_config("text/chain", name), changes | {"runs": str(tmp_path)}))
+        run.start(override(default_config("text/chain", name), changes | {"runs_dir": str(tmp_path)}))
 
 
 @pytest.mark.parametrize("name", ["poad", "ntpo", "twosome", "etpo", "reinforce", "grpo", "gigpo"])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.lm.models import load_backbone
-from agents.lm.tree import Tree
-from experiments.bench_language import Language
-from experiments.reference_lm import ReferenceLanguageAgent
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.token_tree import Tree
+from marl.experiments.bench.baseline_lm import ReferenceLanguageAgent
+from marl.experiments.bench.language import Language
 from tests.support.lm import SPEC
 
 

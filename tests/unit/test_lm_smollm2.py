@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 import torch
 
-from agents.lm.generate import generate
-from agents.lm.models import load_backbone
-from agents.lm.tree import Tree
+from marl.agents.lm.generate import generate
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.token_tree import Tree
 from tests.support.lm import SPEC, stir
 
 pytestmark = [

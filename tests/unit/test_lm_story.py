@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.lm import story
-from agents.lm.story import BAD, GOOD
-from marl.transcript import Turn
+from marl.agents.lm import transcript_view as story
+from marl.agents.lm.transcript_view import BAD, GOOD
+from marl.transcript import TranscriptStep
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, observe, spec_of
 
 
@@ -18,7 +18,7 @@ def episode_of(policy, rows, advantage, alive=None):
     inputs = policy.encode(obs)
     with torch.inference_mode():
         decision = policy.act(inputs, torch.Generator().manual_seed(1))
-    return [Turn(obs, inputs, decision, np.full(len(rows), 0.5), 1, advantage.expand_as(decision.value[0]))]
+    return [TranscriptStep(obs, inputs, decision, np.full(len(rows), 0.5), 1, advantage.expand_as(decision.value[0]))]
 
 
 def test_a_transcript_holds_prompts_actions_tokens_and_credit():
@@ -43,7 +43,7 @@ def test_marks_of_tables_and_ends_of_lines_stay_inside_their_cells():
     inputs = policy.encode(obs)
     with torch.inference_mode():
         decision = policy.act(inputs, torch.Generator().manual_seed(1))
-    text = policy.transcript([Turn(obs, inputs, decision, np.zeros(1), 1, torch.ones(1, 1))])
+    text = policy.transcript([TranscriptStep(obs, inputs, decision, np.zeros(1), 1, torch.ones(1, 1))])
     rows = text.partition("| --- | --- | --- | --- |\n")[2].splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| go", "| \\|", "| \\n", "| north"]
 
@@ -56,14 +56,14 @@ def test_a_whole_action_is_one_node_and_the_dead_say_nothing():
 
 
 @pytest.mark.parametrize("agent", ["poad", "twosome", "grpo"])
-def test_the_picture_has_a_cell_of_the_advantages_colour_for_each_token(agent):
+def test_the_picture_has_a_cell_of_the_advantages_color_for_each_token(agent):
     policy = make_agent(agent, spec_of(("Ada", "Bo")))
     picture = policy.picture(episode_of(policy, [2, 2], torch.tensor([[0.7], [-0.7]])))
     assert picture.dtype == np.uint8
     assert picture.shape[1:] == (story.WIDTH, 3)
     upper, lower = np.array_split(picture[story.MARGIN + story.LINE :], 2)
-    for half, colour, other in ((upper, GOOD, BAD), (lower, BAD, GOOD)):
-        cell = (half == colour).all(-1)
+    for half, color, other in ((upper, GOOD, BAD), (lower, BAD, GOOD)):
+        cell = (half == color).all(-1)
         assert cell.sum() > 1000
         assert not (half == other).all(-1).any()
         columns = np.flatnonzero(np.diff(np.r_[0, cell.any(0), 0]) == 1)
@@ -73,13 +73,13 @@ def test_the_picture_has_a_cell_of_the_advantages_colour_for_each_token(agent):
 def test_long_stories_are_wrapped_and_cut():
     policy = make_agent("poad", max_action_tokens=400)
     (turn,) = episode_of(policy, [0], torch.zeros(1, 1))
-    many = policy.picture([turn] * (story.MOST + 20))
-    assert many.shape[0] == policy.picture([turn] * story.MOST).shape[0]
+    many = policy.picture([turn] * (story.MAX_UTTERANCES + 20))
+    assert many.shape[0] == policy.picture([turn] * story.MAX_UTTERANCES).shape[0]
     obs = observe([[0]], free=True)
     inputs = policy.encode(obs)
     with torch.inference_mode():
         decision = policy.act(inputs, torch.Generator().manual_seed(3))
-    speech = Turn(obs, inputs, decision, np.zeros(1), 1, torch.zeros_like(decision.value[0]))
+    speech = TranscriptStep(obs, inputs, decision, np.zeros(1), 1, torch.zeros_like(decision.value[0]))
     assert policy.picture([speech]).shape[0] > policy.picture([turn]).shape[0] + story.CELL
 
 

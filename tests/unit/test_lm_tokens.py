@@ -5,10 +5,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from agents.lm.options import LanguageOptions
-from agents.lm.situations import Situations
-from agents.lm.tokens import PretrainedTokenizer
-from agents.lm.words import END, PAD, START, WordTokenizer
+from marl.agents.lm.options import LanguageOptions
+from marl.agents.lm.prompt_table import PromptTable
+from marl.agents.lm.tokenizer import PretrainedTokenizer
+from marl.agents.lm.word_tokenizer import END, PAD, START, WordTokenizer
 from marl.errors import ConfigError
 
 START_MARK, END_MARK, THINK = "<|im_start|>", "<|im_end|>", "<think>"
@@ -72,10 +72,10 @@ def test_words_that_were_added_to_a_vocabulary_stay_single_tokens():
 def test_what_an_agent_says_stands_in_a_teammates_prompt_without_control_tokens():
     raw = byte_tokenizer(PLAIN)
     tokenizer = PretrainedTokenizer(raw, "bytes", "auto")
-    situations = Situations(tokenizer, 400, 20, tokenizer.end, "error", ("Ada", END_MARK))
+    situations = PromptTable(tokenizer, 400, 20, tokenizer.end, "error", ("Ada", END_MARK))
     start, think = raw.convert_tokens_to_ids([START_MARK, THINK])
     said = (*tokenizer.action("go"), start, think, *tokenizer.action("north"), tokenizer.end)
-    prompt = situations.prompt("Where to?")
+    prompt = situations.prompt_id("Where to?")
     extended = situations.prompts[situations.extend(prompt, ((0, said), (1, said)))]
     told = f"Where to?\nAda: go{THINK}north\n{END_MARK}: go{THINK}north"
     assert raw.decode(extended) == raw.decode(situations.prompts[prompt]).replace("Where to?", told)

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.lm.models import load_backbone
-from agents.lm.tree import Tree, batches, padded
-from agents.lm.vocabulary import LogitRule, OutputMatrix
+from marl.agents.lm.loading import load_backbone
+from marl.agents.lm.output_head import LogitRule, OutputMatrix
+from marl.agents.lm.token_tree import Tree, batches, padded
 from tests.support.lm import (
     SPEC,
     branches,
@@ -103,8 +103,8 @@ def test_gradients_do_not_depend_on_the_split(tiny, budget):
     def gradient(token_budget):
         tiny.token_budget = token_budget
         features = tiny.features(trees)
-        log_normaliser, _ = tiny.output.moments(features)
-        return torch.autograd.grad(log_normaliser.square().mean(), tiny.trained["model/embed_tokens/weight"])[0]
+        log_normalizer, _ = tiny.output.moments(features)
+        return torch.autograd.grad(log_normalizer.square().mean(), tiny.trained["model/embed_tokens/weight"])[0]
 
     try:
         torch.testing.assert_close(gradient(budget), gradient(200), rtol=1e-5, atol=1e-6)
@@ -181,7 +181,7 @@ def test_a_path_is_a_tree_without_branches():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_moments_in_slices_are_those_of_the_whole_vocabulary(bias, chunk, monkeypatch):
-    monkeypatch.setattr("agents.lm.vocabulary.CHUNK", chunk)
+    monkeypatch.setattr("marl.agents.lm.output_head.CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     vectors, weight, offset = (
         torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((5, 16), (1000, 16), (1000,))
@@ -192,9 +192,9 @@ def test_moments_in_slices_are_those_of_the_whole_vocabulary(bias, chunk, monkey
     expected = torch.stack(
         [log_probs.gather(-1, torch.full((5, 1), 7)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)]
     )
-    log_normaliser, mean = output.moments(vectors)
-    token = output.token_logits(vectors, torch.full((5, 1), 7)).squeeze(-1) - log_normaliser
-    actual = torch.stack([token, log_normaliser - mean])
+    log_normalizer, mean = output.moments(vectors)
+    token = output.token_logits(vectors, torch.full((5, 1), 7)).squeeze(-1) - log_normalizer
+    actual = torch.stack([token, log_normalizer - mean])
     torch.testing.assert_close(actual, expected)
     pull = torch.randn(2, 5, generator=generator)
     for one, other in zip(
@@ -217,9 +217,9 @@ def test_caps_and_scales_act_before_the_temperature(rule):
     logits = (product if rule.cap is None else rule.cap * torch.tanh(product / rule.cap)) / 0.5
     torch.testing.assert_close(output.logits(vectors), logits)
     log_probs = torch.log_softmax(logits, -1)
-    log_normaliser, mean = output.moments(vectors)
+    log_normalizer, mean = output.moments(vectors)
     tokens = torch.full((5, 1), 7)
-    actual = torch.stack([output.token_logits(vectors, tokens).squeeze(-1) - log_normaliser, log_normaliser - mean])
+    actual = torch.stack([output.token_logits(vectors, tokens).squeeze(-1) - log_normalizer, log_normalizer - mean])
     expected = torch.stack([log_probs[:, 7], -(log_probs.exp() * log_probs).sum(-1)])
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     pull = torch.randn(2, 5, generator=generator)
@@ -233,7 +233,7 @@ def test_caps_and_scales_act_before_the_temperature(rule):
 
 def test_moments_of_frozen_weights_have_no_gradient_for_them():
     vectors, weight = torch.randn(3, 8, requires_grad=True), torch.randn(20, 8, dtype=torch.bfloat16)
-    log_normaliser, mean = OutputMatrix(weight).moments(vectors)
-    (log_normaliser + mean).sum().backward()
+    log_normalizer, mean = OutputMatrix(weight).moments(vectors)
+    (log_normalizer + mean).sum().backward()
     assert weight.grad is None
     assert vectors.grad is not None

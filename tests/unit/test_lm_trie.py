@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.lm.trie import build_trie, pick, plant, segment_logsumexp
+from marl.agents.lm.candidate_trie import build_trie, flatten_tries, pick, segment_logsumexp
 from marl.errors import ConfigError
 
 END = 99
@@ -24,7 +24,7 @@ def trie_of(*tokens, end=END, limit=10):
 def test_probabilities_of_candidates_are_products_over_allowed_tokens_and_sum_to_one(tokens, random):
     trie = trie_of(*tokens)
     logit = [random.uniform(-3, 3) for _ in trie.token]
-    forest = plant([trie], torch.device("cpu"))
+    forest = flatten_tries([trie], torch.device("cpu"))
     x = torch.tensor(logit, dtype=torch.float64)
     log_prob = x - segment_logsumexp(x, forest.source, forest.states)[forest.source]
     edges, mask = forest.rows(np.zeros(len(tokens), int), np.arange(len(tokens)), 10)
@@ -61,7 +61,7 @@ def test_a_trie_holds_each_prefix_once_and_ends_only_where_one_action_begins_ano
 
 def test_forced_tokens_have_log_probability_zero_exactly():
     trie = trie_of((1, 2, 3), (4, 5))
-    forest = plant([trie], torch.device("cpu"))
+    forest = flatten_tries([trie], torch.device("cpu"))
     x = torch.tensor([3e4, 0.1, -7e3, 3e4, 12.3])
     log_prob = x - segment_logsumexp(x, forest.source, forest.states)[forest.source]
     assert [float(log_prob[edge]) for edge in (*trie.paths[0][1:], *trie.paths[1][1:])] == [0.0, 0.0, 0.0]
@@ -96,7 +96,7 @@ def test_picked_rows_have_the_same_gradient_every_time_with_several_threads():
 
 def test_a_forest_keeps_tries_apart():
     tries = [trie_of((1, 2), (1, 3)), trie_of((5,)), trie_of((1, 2), (2, 2), (3,))]
-    forest = plant(tries, torch.device("cpu"))
+    forest = flatten_tries(tries, torch.device("cpu"))
     assert forest.root.tolist() == [0, 2, 3]
     assert forest.branching.tolist() == [False, True, False, True, False, False]
     edges, mask = forest.rows(np.array([2, 0, 1]), np.array([1, 1, 0]), 3)

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
-from envs.toy import make as make_toy
-from marl.loading import LoadedPolicy
+from marl.config import default_config
+from marl.envs.toy import make as make_toy
+from marl.policy_io import RUN_FIELDS, LoadedPolicy
 from marl.registry import AGENTS
+from marl.run import build
 from marl.types import Obs
+from marl.vector.process import make_vector
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, observe, spec_of
 
 CHOICE = CANDIDATES[0]
@@ -110,3 +114,12 @@ def test_numbers_have_no_candidates():
     policy = mappo("copy")
     with pytest.raises(ValueError, match="toy/copy has no texts to choose from"):
         policy.act(np.zeros((policy.spec.num_agents, policy.spec.observation_size)), candidates=["go"])
+
+
+def test_every_field_of_a_run_s_state_is_checked_when_it_is_loaded():
+    """A checkpoint without one falls back to the checkpoint before, instead of failing in the middle of a resume."""
+    trainer = build(
+        default_config("toy/climbing", "mappo"), make_vector("toy/climbing", {}, 32), torch.device("cpu"), 1
+    )
+    for name, value in trainer.get_state()[1].items():
+        assert type(value) is RUN_FIELDS[name], name

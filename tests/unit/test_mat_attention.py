@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
-from agents.attention import causal_bias
-from agents.mat import MAT, MATOptions
+from marl.agents.mat.agents import MAT, MATOptions
+from marl.agents.mat.attention import causal_bias
 from marl.types import EnvSpec, Obs
 
 ENVS, AGENTS, WIDTH = 3, 5, 4
@@ -99,9 +99,9 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
     policy = build(heads=2, blocks=2)
     inputs, nodes = decide(policy)
     with torch.no_grad():
-        folds = policy.fold()
-        representation = policy.represent(inputs, folds, None)
-        x = policy.embed_tokens(policy.before(nodes.action))
+        folds = policy.fuse()
+        representation = policy.decoder_memory(inputs, folds, None)
+        x = policy.embed_tokens(policy.shift_right(nodes.action))
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
         for block, fold in zip(policy.decoder, folds.decoder, strict=True):
             query, key = block.own.query(x), block.own.key(x)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from marl.errors import ConfigError
-from marl.normalise import RunningMoments, ValueNorm
+from marl.value_norm import RunningMoments, ValueNorm
 
 
 def test_running_moments_are_those_of_everything_seen():
@@ -43,13 +43,13 @@ def test_value_norm_moves_once_an_update_and_is_debiased():
     # Weights .1 and .09, debiased by .19.
     assert float(norm.moments()[0]) == pytest.approx((0.09 * 2 + 0.1 * 12) / 0.19)
     x = torch.tensor([0.5, -3.0])
-    torch.testing.assert_close(norm.denormalise(norm.normalise(x)), x)
+    torch.testing.assert_close(norm.denormalize(norm.normalize(x)), x)
 
 
 def test_value_norm_off_is_the_identity():
     norm = ValueNorm(0.0)
     norm.update(torch.tensor([5.0, 9.0]), torch.tensor([True, True]))
-    assert float(norm.normalise(torch.tensor(7.0))) == 7.0
+    assert float(norm.normalize(torch.tensor(7.0))) == 7.0
 
 
 def test_wrong_decay_is_refused():

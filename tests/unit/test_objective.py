@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl.errors import ConfigError
-from marl.objective import Batch, ClippedPPO, consecutive, kl_estimate, masked_sum, row_count
+from marl.objective import Batch, ClippedPPO, even_slices, kl_estimate, masked_sum, row_count
 from marl.types import Evaluation, Nodes
 
 
@@ -38,13 +38,13 @@ def make_batch(rows=5, agents=3, slots=2, value_slots=1, seed=0):
 @pytest.mark.parametrize("value_clip", [0.0, 0.1])
 def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
     batch, evaluation = make_batch()
-    objective = ClippedPPO(clip=0.1, ratio=ratio, entropy_coef=0.3, value_coef=0.7, value_clip=value_clip)
+    objective = ClippedPPO(clip=0.1, ratio_level=ratio, entropy_coef=0.3, value_coef=0.7, value_clip=value_clip)
     rows, agents, slots = batch.log_prob.shape
     units: dict[tuple, list[tuple]] = {}
     for b in range(rows):
         for n in range(agents):
             for k in range(slots):
-                if batch.nodes.trained[b, n, k]:
+                if batch.nodes.loss_mask[b, n, k]:
                     key = {"node": (b, n, k), "agent": (b, n), "step": (b,)}[ratio]
                     units.setdefault(key, []).append((b, n, k))
     policy, entropy = [], []
@@ -56,7 +56,7 @@ def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
     errors = []
     for b in range(rows):
         for n in range(agents):
-            if batch.nodes.mask[b, n].any():
+            if batch.nodes.node_mask[b, n].any():
                 v, old, target = (float(x[b, n, 0]) for x in (evaluation.value, batch.value, batch.returns))
                 near = old + min(max(v - old, -value_clip), value_clip)
                 error = 0.5 * (v - target) ** 2
@@ -68,10 +68,10 @@ def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), size=st.integers(1, 7), ratio=st.sampled_from(["node", "agent", "step"]))
+@given(seed=st.integers(0, 1000), size=st.integers(1, 7), ratio_level=st.sampled_from(["node", "agent", "step"]))
 def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
     batch, _ = make_batch(rows=7, seed=seed)
-    objective = ClippedPPO(ratio=ratio)
+    objective = ClippedPPO(ratio_level=ratio)
     weight = torch.linspace(-1, 1, 4, requires_grad=True)
 
     def gradient(parts):
@@ -84,7 +84,7 @@ def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
         return weight.grad.clone()
 
     counts = objective.counts(batch)
-    parts = [batch.rows(index) for index in consecutive(batch.nodes.mask, size, 1)]
+    parts = [batch.rows(index) for index in even_slices(batch.nodes.node_mask, size, 1)]
     torch.testing.assert_close(gradient(parts), gradient([batch]), rtol=1e-4, atol=1e-6)
 
 
@@ -93,12 +93,12 @@ def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
     [(0, 1, [7]), (3, 1, [3, 3, 1]), (5, 1, [4, 3]), (0, 2, [4, 3]), (3, 2, [2, 2, 2, 1]), (9, 99, [1] * 7)],
 )
 def test_passes_hold_every_row_once(rows, divisor, sizes):
-    parts = consecutive(torch.ones(7, 2, 1), rows, divisor)
+    parts = even_slices(torch.ones(7, 2, 1), rows, divisor)
     assert [row_count(part) for part in parts] == sizes
     assert [i for part in parts for i in range(7)[part]] == list(range(7))
 
 
-def enumerated(logits, behaviour, advantage, **fields):
+def enumerated(logits, behavior, advantage, **fields):
     """One row for each action of a categorical policy, and the loss whose mean over the rows is weighted by `chance`.
 
     A mean over samples of the sampler has this expectation, exactly.
@@ -108,7 +108,7 @@ def enumerated(logits, behaviour, advantage, **fields):
     nodes = Nodes(*(torch.ones(count, 1, 1, dtype=torch.bool) for _ in range(3)))
     column = lambda x: x.reshape(count, 1, 1)  # noqa: E731
     zeros = torch.zeros(count, 1, 1)
-    batch = Batch({}, nodes, column(old), zeros, column(advantage), zeros, behaviour=column(behaviour), **fields)
+    batch = Batch({}, nodes, column(old), zeros, column(advantage), zeros, behavior_log_prob=column(behavior), **fields)
 
     def loss(objective, chance):
         evaluation = Evaluation(column(logits.log_softmax(-1)), zeros, zeros)
@@ -123,28 +123,28 @@ def enumerated(logits, behaviour, advantage, **fields):
 def test_samples_of_another_distribution_give_the_policy_gradient():
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(5, generator=g, requires_grad=True)
-    behaviour = (logits.detach() + 0.3 * torch.randn(5, generator=g)).log_softmax(-1)
+    behavior = (logits.detach() + 0.3 * torch.randn(5, generator=g)).log_softmax(-1)
     advantage = torch.randn(5, generator=g)
     exact = -torch.autograd.grad((logits.softmax(-1) * advantage).sum(), logits)[0]
-    loss = enumerated(logits, behaviour, advantage)
-    free, cut = (ClippedPPO(ratio="node", entropy_coef=0.0, behaviour_cap=cap) for cap in (100.0, 1.0))
-    torch.testing.assert_close(torch.autograd.grad(loss(free, behaviour.exp()), logits)[0], exact)
+    loss = enumerated(logits, behavior, advantage)
+    free, cut = (ClippedPPO(ratio_level="node", entropy_coef=0.0, is_weight_cap=cap) for cap in (100.0, 1.0))
+    torch.testing.assert_close(torch.autograd.grad(loss(free, behavior.exp()), logits)[0], exact)
     # The cap binds, so the gradient differs, and no unit weighs more than it did without a correction.
-    assert not torch.allclose(torch.autograd.grad(loss(cut, behaviour.exp()), logits)[0], exact, atol=1e-3)
-    weight = (logits.detach().log_softmax(-1) - behaviour).exp().clamp(max=1.0)
-    expected = -(behaviour.exp() * weight * advantage).sum()
-    assert float(loss(cut, behaviour.exp()).detach()) == pytest.approx(float(expected), abs=1e-6)
+    assert not torch.allclose(torch.autograd.grad(loss(cut, behavior.exp()), logits)[0], exact, atol=1e-3)
+    weight = (logits.detach().log_softmax(-1) - behavior).exp().clamp(max=1.0)
+    expected = -(behavior.exp() * weight * advantage).sum()
+    assert float(loss(cut, behavior.exp()).detach()) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_the_gap_between_policy_and_sampler_is_reported():
     batch, evaluation = make_batch()
     gap = torch.randn(batch.log_prob.shape, generator=torch.Generator().manual_seed(3))
-    shifted = replace(batch, behaviour=batch.log_prob - gap)
-    objective = ClippedPPO(ratio="node")
+    shifted = replace(batch, behavior_log_prob=batch.log_prob - gap)
+    objective = ClippedPPO(ratio_level="node")
     parts = objective(evaluation, shifted, objective.counts(batch))[1]
-    assert float(parts["policy/behaviour_gap"]) == pytest.approx(float(gap.abs()[batch.nodes.trained].mean()), 1e-4)
-    assert "policy/behaviour_gap" not in objective(evaluation, batch, objective.counts(batch))[1]
-    equal = replace(batch, behaviour=batch.log_prob)
+    assert float(parts["policy/behavior_gap"]) == pytest.approx(float(gap.abs()[batch.nodes.loss_mask].mean()), 1e-4)
+    assert "policy/behavior_gap" not in objective(evaluation, batch, objective.counts(batch))[1]
+    equal = replace(batch, behavior_log_prob=batch.log_prob)
     losses = [objective(evaluation, each, objective.counts(batch))[0] for each in (batch, equal)]
     torch.testing.assert_close(*losses)
 
@@ -154,7 +154,7 @@ def test_the_upper_clip_range_may_be_wider():
     up = Evaluation(batch.log_prob + math.log(1.25), evaluation.entropy, batch.value)
     gains = replace(batch, advantage=torch.ones_like(batch.advantage))
     for clip_high, expected in ((None, 1.2), (0.28, 1.25), (0.22, 1.22)):
-        objective = ClippedPPO(ratio="node", clip_high=clip_high, entropy_coef=0.0)
+        objective = ClippedPPO(ratio_level="node", clip_high=clip_high, entropy_coef=0.0)
         parts = objective(up, gains, objective.counts(batch))[1]
         assert float(parts["loss/policy"]) == pytest.approx(-expected, abs=1e-5)
         assert float(parts["policy/clip_fraction"]) == pytest.approx(float(expected < 1.25))
@@ -165,8 +165,8 @@ def test_the_reference_pulls_with_the_gradient_of_the_divergence():
     logits = torch.randn(6, generator=g, requires_grad=True)
     reference = torch.randn(6, generator=g).log_softmax(-1)
     chance = logits.detach().softmax(-1)
-    loss = enumerated(logits, chance.log(), torch.zeros(6), reference=reference.reshape(6, 1, 1))
-    objective = ClippedPPO(ratio="node", entropy_coef=0.0, reference_coef=0.5)
+    loss = enumerated(logits, chance.log(), torch.zeros(6), reference_log_prob=reference.reshape(6, 1, 1))
+    objective = ClippedPPO(ratio_level="node", entropy_coef=0.0, reference_coef=0.5)
     divergence = (chance * (chance.log() - reference)).sum()
     value = loss(objective, chance)
     assert float(value.detach()) == pytest.approx(0.5 * float(divergence), rel=1e-5)
@@ -186,15 +186,17 @@ def test_a_reference_that_is_not_there_is_named():
 def test_what_is_masked_cannot_matter_even_as_nan():
     batch, evaluation = make_batch()
     objective = ClippedPPO()
-    log_prob = evaluation.log_prob.masked_fill(~batch.nodes.trained, float("nan")).requires_grad_()
-    spoiled = Evaluation(log_prob, evaluation.entropy.masked_fill(~batch.nodes.trained, float("inf")), evaluation.value)
+    log_prob = evaluation.log_prob.masked_fill(~batch.nodes.loss_mask, float("nan")).requires_grad_()
+    spoiled = Evaluation(
+        log_prob, evaluation.entropy.masked_fill(~batch.nodes.loss_mask, float("inf")), evaluation.value
+    )
     counts = objective.counts(batch)
     loss, _ = objective(spoiled, batch, counts)
     torch.testing.assert_close(loss, objective(evaluation, batch, counts)[0])
     loss.backward()
     assert log_prob.grad is not None
     assert torch.isfinite(log_prob.grad).all()
-    assert (log_prob.grad[~batch.nodes.trained] == 0).all()
+    assert (log_prob.grad[~batch.nodes.loss_mask] == 0).all()
 
 
 def test_huber_pulls_from_both_sides():
@@ -229,7 +231,7 @@ def test_masked_sum_ignores_what_is_masked():
     [
         ("clip", 0.0),
         ("clip_high", 0.0),
-        ("behaviour_cap", 0.5),
+        ("is_weight_cap", 0.5),
         ("reference_coef", -1.0),
         ("clip", 1.5),
         ("entropy_coef", -1.0),

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs import overcooked
-from envs.overcooked.grid import DOWN, LEFT, RIGHT, STAY, UP, next_move
-from envs.overcooked.kitchen import Kitchen, Rules
-from envs.overcooked.layouts import DISHES
-from envs.overcooked.macros import Cook, Macro
-from envs.testing import check_env
+from marl.envs import overcooked
+from marl.envs.overcooked.grid import DOWN, LEFT, NOOP, RIGHT, UP, next_move
+from marl.envs.overcooked.kitchen import Kitchen, Rules
+from marl.envs.overcooked.layouts import DISHES
+from marl.envs.overcooked.macros import Cook, Macro
+from marl.envs.testing import check_env
 from marl.errors import ConfigError, UnknownNameError
 from tests.support.text import Graph
 
@@ -28,12 +28,15 @@ OBVIOUS = [*PLAN[:3], "fetch the bowl", "add the tomato to the bowl", "serve the
 
 @pytest.fixture(scope="module")
 def graphs():
-    return {faithful: Graph(overcooked.make("tomato-salad", faithful=faithful)) for faithful in (False, True)}
+    return {
+        reproduce_upstream_bugs: Graph(overcooked.make("tomato-salad", reproduce_upstream_bugs=reproduce_upstream_bugs))
+        for reproduce_upstream_bugs in (False, True)
+    }
 
 
 @pytest.fixture(scope="module")
 def two_foods():
-    return Graph(overcooked.make("tomato-lettuce-salad", faithful=True))
+    return Graph(overcooked.make("tomato-lettuce-salad", reproduce_upstream_bugs=True))
 
 
 @pytest.fixture
@@ -47,9 +50,9 @@ def played(env, actions):
     return [env.step([action]) for action in actions]
 
 
-@pytest.mark.parametrize("faithful", [False, True])
-def test_optimum_plan_and_prompts_are_the_published_ones(graphs, faithful):
-    graph = graphs[faithful]
+@pytest.mark.parametrize("reproduce_upstream_bugs", [False, True])
+def test_optimum_plan_and_prompts_are_the_published_ones(graphs, reproduce_upstream_bugs):
+    graph = graphs[reproduce_upstream_bugs]
     assert graph.optimum() == pytest.approx(0.920518, abs=5e-7)
     assert graph.plan() == PLAN
     assert len(graph.prompts() - {graph.prompt[graph.start]}) == 20  # published are those that actions lead to
@@ -131,22 +134,22 @@ def test_what_the_published_code_offers_for_chopped_food(graphs):
 
 def test_nobody_lives_from_chopping_and_wasting():
     totals = {}
-    for faithful in (False, True):
-        env = overcooked.make("tomato-salad", faithful=faithful)
+    for reproduce_upstream_bugs in (False, True):
+        env = overcooked.make("tomato-salad", reproduce_upstream_bugs=reproduce_upstream_bugs)
         env.reset(0)
-        totals[faithful] = 0.0
+        totals[reproduce_upstream_bugs] = 0.0
         for action in itertools.cycle([*PLAN[:4], "serve the dish"]):
             step = env.step([action])
-            totals[faithful] += float(step.reward[0])
+            totals[reproduce_upstream_bugs] += float(step.reward[0])
             if step.truncated:
                 break
     assert totals[True] > 0.8
     assert totals[False] < -0.8
 
 
-@pytest.mark.parametrize(("faithful", "steps"), [(False, 5), (True, 9)])
-def test_a_macro_action_stops_with_the_episode(faithful, steps):
-    env = overcooked.make("tomato-salad", max_steps=12, faithful=faithful)
+@pytest.mark.parametrize(("reproduce_upstream_bugs", "steps"), [(False, 5), (True, 9)])
+def test_a_macro_action_stops_with_the_episode(reproduce_upstream_bugs, steps):
+    env = overcooked.make("tomato-salad", max_steps=12, reproduce_upstream_bugs=reproduce_upstream_bugs)
     last = played(env, [*PLAN[:2], "fetch the bowl"])[-1]
     assert last.truncated
     assert not last.terminated
@@ -169,7 +172,7 @@ HERE, COUNTER, BOARD = (1, 1), (0, 1), (1, 0)
 STEPS = [
     # what is where before, the move, what is where after, the reward without the step's own
     ("walk", {"tomato": HERE}, RIGHT, {"tomato": (1, 2), "cook": (1, 2)}, 0),
-    ("stay", {}, STAY, {}, 0),
+    ("stay", {}, NOOP, {}, 0),
     ("pick up", {"tomato": COUNTER}, UP, {"tomato": HERE}, 0),
     ("pick up the filled bowl", {"tomato": COUNTER, "bowl": COUNTER, "chopped": ["tomato"]}, UP,
      {"tomato": HERE, "bowl": HERE}, 0),
@@ -299,9 +302,9 @@ def test_ways_are_shortest_and_walls_are_walked_around():
 
 
 @pytest.mark.parametrize("task", list(DISHES))
-@pytest.mark.parametrize("faithful", [False, True])
-def test_tasks_keep_the_contract(task, faithful):
-    lines = check_env(lambda: overcooked.make(task, faithful=faithful), episodes=2)
+@pytest.mark.parametrize("reproduce_upstream_bugs", [False, True])
+def test_tasks_keep_the_contract(task, reproduce_upstream_bugs):
+    lines = check_env(lambda: overcooked.make(task, reproduce_upstream_bugs=reproduce_upstream_bugs), episodes=2)
     assert "time limit: max_steps=200 was kept" in lines
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.presets import CRITIC_FREE, DISCOUNTS, LANGUAGE, choose
+from marl.experiments.presets import CRITIC_FREE, DISCOUNTS, LANGUAGE, choose
 from marl.registry import ENVS
 
 

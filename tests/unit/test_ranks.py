@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from marl import run
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.config import override, to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def both_ranks(command: list[str]) -> list[tuple[int, str]]:
 
 def test_a_checkpoint_that_cannot_be_written_ends_both_ranks(small, start):
     config = small("toy/chain", "mappo", eval_interval=2)
-    folder = Path(config.runs) / config.name
+    folder = Path(config.runs_dir) / config.name
     folder.mkdir(parents=True)
     (folder / "checkpoints").touch()
     for status, said in both_ranks(start(config)):
@@ -92,7 +92,7 @@ def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeyp
     assert "another rank has left" in mine
     assert "what was learned in 64 steps is kept; continue with: torchrun --nproc-per-node 2" in mine
     assert "divided by zero" in theirs
-    folder = Path(config.runs) / config.name
+    folder = Path(config.runs_dir) / config.name
     checkpoint = load(folder / "checkpoints")
     assert (checkpoint.step, checkpoint.data["iteration"]) == (64, 2)
     # Continue it as one of two ranks would, alone.
@@ -108,7 +108,7 @@ def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeyp
 
 def test_ranks_end_with_their_launcher(small, start):
     config = small("toy/chain", "mappo", eval_episodes=0, steps=10**8, checkpoint_interval=1000)
-    folder = Path(config.runs) / config.name
+    folder = Path(config.runs_dir) / config.name
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
         [*launcher, *start(config)], env=os.environ | SETTINGS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from agents.memory import Recall, Remembered
-from envs.toy import make as make_toy
-from envs.wrappers import EnvWrapper, TimeLimit
-from experiments.watch import play_episode
 from marl import run
+from marl.agents.recurrent import GRULayer, RecurrentInputs
 from marl.backup import Links
-from marl.checkpoint import load
+from marl.checkpoint.store import load
 from marl.config import default_config, override
+from marl.envs.toy import make as make_toy
+from marl.envs.wrappers import EnvWrapper, TimeLimit
 from marl.errors import ConfigError, MemoryLimitError
-from marl.evaluate import evaluate
-from marl.loading import LoadedPolicy, load_policy
-from marl.normalise import ValueNorm
-from marl.objective import consecutive
-from marl.rollout import Collector, minibatches
+from marl.evaluate import run_episodes
+from marl.experiments.play import play_episode
+from marl.objective import even_slices
+from marl.policy_io import LoadedPolicy, load_policy
+from marl.rollout import Collector, iter_minibatches
 from marl.run import build
 from marl.transcript import play
 from marl.types import Decision, Nodes
-from marl.vector import SyncVector
+from marl.value_norm import ValueNorm
+from marl.vector.process import SyncVector
 from tests.unit.test_rollout import Short
 
 CHUNK = 4
@@ -53,7 +53,7 @@ def make_trainer(name, **changes):
     """A trainer with three environments whose episodes end after 6, 1 to 4 and 5 steps."""
     agent, given = AGENTS[name]
     sizes = {"hidden": (8, 8)} if agent in ("mappo", "ippo", "happo") else {"embedding": 8}
-    settings = {"num_envs": 3, "rollout_steps": 3 * CHUNK, "memory": CHUNK, **sizes, **given, **changes}
+    settings = {"num_envs": 3, "rollout_steps": 3 * CHUNK, "bptt_steps": CHUNK, **sizes, **given, **changes}
     config = override(default_config("toy/mortal", agent), settings)
     trainer = build(config, SyncVector(ENVS), torch.device("cpu"), 1)
     torch.manual_seed(1)
@@ -80,7 +80,7 @@ def test_learning_sees_what_acting_saw(name):
         batch = as_batch(rollout)
         with torch.no_grad():
             evaluation = trainer.policy.evaluate(batch.inputs, batch.nodes)
-        mask = batch.nodes.mask
+        mask = batch.nodes.node_mask
         torch.testing.assert_close(evaluation.log_prob[mask], batch.log_prob[mask], atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(evaluation.value[mask], batch.value[mask], atol=2e-5, rtol=1e-5)
 
@@ -114,7 +114,7 @@ def test_a_chunk_is_the_plain_network_on_each_agent_s_life():
     """Outputs and gradients of torch's own recurrent network, run by itself on each stretch of living steps."""
     torch.manual_seed(0)
     chunks, steps, agents, width = 3, 7, 2, 5
-    recall = Recall(width)
+    recall = GRULayer(width)
     with torch.no_grad():
         for parameter in recall.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -122,7 +122,7 @@ def test_a_chunk_is_the_plain_network_on_each_agent_s_life():
     memory = torch.randn(chunks * steps, agents, width, requires_grad=True)
     began, alive = torch.rand(chunks * steps) < 0.3, torch.rand(chunks * steps, agents) < 0.7
     weight = torch.randn(chunks * steps, agents, width) * alive.unsqueeze(-1)
-    out, last = recall(x, Remembered(memory, alive, began, steps))
+    out, last = recall(x, RecurrentInputs(memory, alive, began, steps))
     plain = nn.GRU(width, width)
     for name, parameter in recall.cell.named_parameters():
         setattr(plain, f"{name}_l0", parameter)
@@ -149,8 +149,8 @@ def test_a_chunk_is_the_plain_network_on_each_agent_s_life():
 class Counter:
     """Remembers how many steps of an episode it has seen, and notes what it was told."""
 
-    memory_shape = (1, 1)
-    memory_steps = 1
+    recurrent_shape = (1, 1)
+    bptt_steps = 1
     slots = 1
     module = None
 
@@ -167,7 +167,11 @@ class Counter:
         mask = inputs["alive"].unsqueeze(-1)
         number = action.float()
         return Decision(
-            action.squeeze(-1).numpy(), Nodes(action, mask, mask), number, number, memory=inputs["memory"] + 1.0
+            action.squeeze(-1).numpy(),
+            Nodes(action, mask, mask),
+            number,
+            number,
+            recurrent_state=inputs["memory"] + 1.0,
         )
 
     def value(self, inputs):
@@ -232,7 +236,7 @@ def test_whole_episodes_begin_with_nothing():
 def test_evaluations_and_stories_remember():
     env = SyncVector([chain(5), lambda: TimeLimit(make_toy("chain", length=5), 3)])
     policy = Counter(env.spec)
-    evaluate(policy, env, [1, 2, 3])
+    run_episodes(policy, env, [1, 2, 3])
     assert policy.told[:6] == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1], [0, 2]]
     one = SyncVector([chain(5)])
     policy = Counter(one.spec)
@@ -265,14 +269,14 @@ def test_parts_of_an_update_hold_whole_chunks():
     batch = as_batch(trainer.collector.collect()[0])
     steps = torch.arange(3 * CHUNK).repeat(3)
     batch.inputs["step"] = steps
-    rows = minibatches(batch, 4, torch.Generator(), CHUNK)
+    rows = iter_minibatches(batch, 4, torch.Generator(), CHUNK)
     parts = [batch.rows(index).inputs["step"].view(-1, CHUNK) for index in rows]
     whole = torch.cat(parts)
     assert [len(part) for part in parts] == [3, 2, 2, 2]
     assert torch.equal(whole, whole[:, :1] + torch.arange(CHUNK))
     assert whole[:, 0].sort().values.tolist() == [0] * 3 + [CHUNK] * 3 + [2 * CHUNK] * 3
     for rows, divisor, sizes in ((0, 1, [36]), (10, 1, [8] * 4 + [4]), (0, 2, [12] * 3), (0, 99, [4] * 9)):
-        assert [part.stop - part.start for part in consecutive(batch.nodes.mask, rows, divisor, CHUNK)] == sizes
+        assert [part.stop - part.start for part in even_slices(batch.nodes.node_mask, rows, divisor, CHUNK)] == sizes
 
 
 @pytest.mark.parametrize("name", ["mappo", "mat"])
@@ -280,10 +284,10 @@ def test_gradients_do_not_depend_on_the_size_of_forward_passes(name):
     gradients = []
     for divisor in (1, 4):
         trainer = make_trainer(name)
-        batch = trainer.credit(trainer.collector.collect()[0])[0]
-        trainer.halving.divisor = divisor
+        batch = trainer.make_batch(trainer.collector.collect()[0])[0]
+        trainer.backoff.reduction = divisor
         trainer.gradient([batch], trainer.objective.counts(batch).unsqueeze(0))
-        assert len(trainer.policy.split(batch.inputs, batch.nodes, 0, divisor)) == (1 if divisor == 1 else 5)
+        assert len(trainer.policy.micro_batches(batch.inputs, batch.nodes, 0, divisor)) == (1 if divisor == 1 else 5)
         gradients.append([p.grad for p in trainer.parameters])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-4)
@@ -294,11 +298,11 @@ def test_running_out_of_memory_keeps_chunks_whole(monkeypatch):
     sizes = []
 
     def greedy(inputs, nodes):  # noqa: ARG001
-        sizes.append(len(nodes.mask))
+        sizes.append(len(nodes.node_mask))
         raise MemoryError("greedy")
 
     monkeypatch.setattr(trainer.policy, "evaluate", greedy)
-    batch = trainer.credit(trainer.collector.collect()[0])[0]
+    batch = trainer.make_batch(trainer.collector.collect()[0])[0]
     with pytest.raises(MemoryLimitError, match="4 rows"):
         trainer.update([batch], trainer.objective.counts(batch).unsqueeze(0), 0)
     assert sizes == [36, 12, 8, 4]
@@ -310,7 +314,7 @@ def test_whole_episodes_and_turns_learn_with_memory(name):
     trainer = make_trainer(name, whole_episodes=True, agent_updates=updates, minibatches=2, epochs=2)
     for _ in range(2):
         assert all(np.isfinite(x) for x in trainer.iterate().values())
-    batch = trainer.credit(trainer.collector.collect(trainer.episode_seeds())[0])[0]
+    batch = trainer.make_batch(trainer.collector.collect(trainer.episode_seeds())[0])[0]
     assert len(batch.log_prob) % CHUNK == 0
     assert len(batch.log_prob) < 3 * 3 * CHUNK
 
@@ -340,23 +344,23 @@ class BreaksLater(EnvWrapper):
 @pytest.mark.parametrize("memory", [0, CHUNK])
 def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, memory):
     """With a NaN in an episode that is left out, too: the environments that are over do not end the run."""
-    trainer = make_trainer(name, whole_episodes=True, on_nonfinite="drop", epochs=1, minibatches=1, memory=memory)
+    trainer = make_trainer(name, whole_episodes=True, on_nonfinite="drop", epochs=1, minibatches=1, bptt_steps=memory)
     makes = [lambda: BreaksLater(make_toy("mortal", length=3)), lambda: make_toy("mortal", length=6)]
     trainer.collector.env = SyncVector([*makes, lambda: BreaksLater(make_toy("mortal", length=9), at=7)])
     trainer.collector.collect([1, 2, 3])  # the episode that is to be left out needs a rollout before it
     rollout, episodes = trainer.collector.collect([1, 2, 3])
     assert (len(episodes.returns), episodes.dropped) == (2, 1)
-    assert rollout.mask[..., 0].any(-1).sum(0).tolist() == [3, 6, 0]
+    assert rollout.node_mask[..., 0].any(-1).sum(0).tolist() == [3, 6, 0]
     assert all(torch.isfinite(x).all() for x in rollout.inputs.values())
     assert np.isfinite(trainer.learn(rollout)["gradient/norm"])
 
 
 def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
-    folder = run.start(small("toy/recall", "mappo", memory=4, eval_episodes=0, length=3))
-    assert load(folder / "checkpoints").data["agent_options"]["memory"] == 4
+    folder = run.start(small("toy/recall", "mappo", bptt_steps=4, eval_episodes=0, length=3))
+    assert load(folder / "checkpoints").data["agent_options"]["bptt_steps"] == 4
     loaded, env = load_policy(folder, "last"), make_toy("recall", length=3)
     seeds = [3, 4, 5]
-    expected = [row.returns for row in evaluate(loaded.policy, SyncVector([lambda: env]), seeds)]
+    expected = [row.episode_return for row in run_episodes(loaded.policy, SyncVector([lambda: env]), seeds)]
     returns = []
     for seed in seeds:
         obs, total, over = env.reset(seed), 0.0, False
@@ -371,11 +375,14 @@ def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"memory": 10, "rollout_steps": 128}, "memory is 10, which does not divide rollout_steps, 128; give 8"),
-        ({"memory": 20, "rollout_steps": 8}, "does not divide rollout_steps, 8; give 8"),
-        ({"memory": -1}, "memory is -1; give a number of steps"),
-        ({"memory": 8, "rollout_steps": 8, "minibatches": 4}, "more than the 3 chunks of 8 steps"),
-        ({"memory": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch is 3, less than a chunk of 8 steps"),
+        (
+            {"bptt_steps": 10, "rollout_steps": 128},
+            "bptt_steps is 10, which does not divide rollout_steps, 128; give 8",
+        ),
+        ({"bptt_steps": 20, "rollout_steps": 8}, "does not divide rollout_steps, 8; give 8"),
+        ({"bptt_steps": -1}, "bptt_steps is -1; give a number of steps"),
+        ({"bptt_steps": 8, "rollout_steps": 8, "minibatches": 4}, "more than the 3 chunks of 8 steps"),
+        ({"bptt_steps": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch is 3, less than a chunk of 8 steps"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, said):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report import Group, draw, gather, overall, read_curve, report, table, to_json
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
+from marl.experiments.report import RunGroup, compare_runs, draw, group_runs, overall, read_curve, table, to_json
 
 
 def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
@@ -20,7 +20,7 @@ def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
         to_yaml(override(default_config("toy/climbing", agent), {"seed": seed} | settings))
     )
     rows = [
-        {"step": step, "split": split, "episode": i, "returns": 10 * score, "length": 7}
+        {"step": step, "split": split, "episode": i, "episode_return": 10 * score, "length": 7}
         | {"info": {"success": score + 0.1 * (-1) ** i}, "type_returns": {"prey": score}}
         for split, each in (("validation", scores), ("test", tests or {}))
         for step, score in each.items()
@@ -33,19 +33,19 @@ def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
 def test_means_and_intervals_over_seeds(tmp_path):
     curves = [{100: 0.2, 200: 0.5}, {100: 0.4, 200: 0.9}, {100: 0.3, 200: 0.7, 300: 1.0}]
     folders = [write_run(tmp_path / f"run{seed}", seed, curve) for seed, curve in enumerate(curves)]
-    (group,) = gather(folders, "success")
+    (group,) = group_runs(folders, "success")
     assert group.steps() == [100, 200]
     mean, low, high = group.at(200)
     expected = stats.ttest_1samp([0.5, 0.9, 0.7], 0.0).confidence_interval()
     assert (mean, low, high) == pytest.approx((0.7, expected.low, expected.high))
-    (one,) = gather(folders[:1], "return")
+    (one,) = group_runs(folders[:1], "return")
     assert one.at(100)[0] == pytest.approx(2.0)
     assert np.isnan(one.at(100)[1])
 
 
 def test_report_writes_what_it_shows(tmp_path, capsys):
     folders = [write_run(tmp_path / name, 1, {100: 0.25, 200: 0.5}, name) for name in ("mat", "mappo")]
-    report(folders, "success", tmp_path / "climb.png")
+    compare_runs(folders, "success", tmp_path / "climb.png")
     assert "mappo" in capsys.readouterr().out
     data = json.loads((tmp_path / "climb.json").read_text())
     assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
@@ -59,7 +59,7 @@ def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
         write_run(tmp_path / "b", 2, {100: 0.7, 200: 0.5}, tests={200: 0.3}),
         write_run(tmp_path / "c", 1, {100: 0.6, 200: 0.4}, "mappo"),
     ]
-    groups = gather(folders, "success")
+    groups = group_runs(folders, "success")
     made = table(groups, "success")
     cells = [[str(cell) for cell in column.cells] for column in made.columns]
     assert cells[3] == ["200", "200"]
@@ -67,24 +67,40 @@ def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
     assert [cell.split(" (")[0] for cell in cells[5]] == ["80 %", "60 %"]
     assert "test seeds" in str(made.caption)
     assert to_json(groups, "success")["test"]["toy/climbing"]["mat"] == {"1": {"200": 0.1}, "2": {"200": 0.3}}
-    assert gather(folders[:1], "return/prey")[0].scores(200) == [0.1]
+    assert group_runs(folders[:1], "return/prey")[0].scores(200) == [0.1]
+
+
+def test_episodes_without_an_end_or_a_number_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "a", 1, {100: 0.5, 200: 0.5})
+    rows = [
+        {"step": 100, "episode_return": 2.0, "length": 9, "info": {}, "cut": True},
+        {"step": 100, "episode_return": float("nan"), "length": 9, "info": {"success": 1.0, "score": 1.0}},
+        {"step": 300, "episode_return": 2.0, "length": 9, "info": {}, "cut": True},
+    ]
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    lines = [line | {"info": {"success": 0.5, "score": 4.0}} for line in lines] + rows
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curve(folder, "score") == {100: 3.0, 200: 4.0}
+    assert read_curve(folder, "success") == {100: pytest.approx(0.5), 200: 0.5, 300: 0.0}
+    assert read_curve(folder, "return")[100] == 4.0
+    compare_runs([folder], "score", None)
 
 
 def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
     slow, fast = ({"learning_rate": rate} for rate in (1e-4, 1e-3))
     folders = [
         write_run(tmp_path / "a", 1, {100: 0.5}, **slow),
-        write_run(tmp_path / "b", 1, {100: 0.7}, **fast, init="runs/one"),
-        write_run(tmp_path / "c", 2, {100: 0.9}, **fast, init="runs/two", steps=7),
+        write_run(tmp_path / "b", 1, {100: 0.7}, **fast, init_from="runs/one"),
+        write_run(tmp_path / "c", 2, {100: 0.9}, **fast, init_from="runs/two", steps=7),
         write_run(tmp_path / "d", 1, {100: 0.1}, "mappo"),
         write_run(tmp_path / "e", 2, {100: 0.1}, "mappo", micro_batch=64, steps=7),
         write_run(tmp_path / "f", 1, {100: 0.1}, "ippo", anneal_learning_rate=True, steps=7),
         write_run(tmp_path / "g", 1, {100: 0.1}, "ippo", eval_stochastic=True),
     ]
-    groups = gather(folders, "success")
+    groups = group_runs(folders, "success")
     assert [(group.name, list(group.curves)) for group in groups] == [
-        ("mat init=False learning_rate=0.0001", [1]),
-        ("mat init=True learning_rate=0.001", [1, 2]),
+        ("mat init_from=False learning_rate=0.0001", [1]),
+        ("mat init_from=True learning_rate=0.001", [1, 2]),
         ("mappo", [1, 2]),
         ("ippo anneal_learning_rate=True eval_stochastic=False steps=7", [1]),
         ("ippo anneal_learning_rate=False eval_stochastic=True", [1]),
@@ -96,7 +112,7 @@ def test_a_single_evaluation_is_seen(tmp_path):
     drawn = []
     for score in (0.2, 0.8):
         folders = [write_run(tmp_path / f"run{score}-{seed}", seed, {100 + seed: score}) for seed in (1, 2)]
-        draw(gather(folders, "success"), "success", tmp_path / "one.png")
+        draw(group_runs(folders, "success"), "success", tmp_path / "one.png")
         drawn.append(imageio.imread(tmp_path / "one.png"))
     assert (drawn[0] != drawn[1]).any()
 
@@ -104,7 +120,7 @@ def test_a_single_evaluation_is_seen(tmp_path):
 def test_agents_over_all_environments():
     def group(env, name, *ends, steps=(1, 2)):
         curves = {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)}
-        return Group(env, name, curves, {seed: {} for seed in curves})
+        return RunGroup(env, name, curves, {seed: {} for seed in curves})
 
     groups = [
         group("a", "mat", 0.2, 0.4),
@@ -144,14 +160,14 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
 def test_wrong_runs_are_named(tmp_path):
     one = write_run(tmp_path / "one", 1, {100: 0.5})
     with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1 and the same"):
-        gather([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
+        group_runs([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
     with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, return/prey, success"):
-        gather([one], "wins")
+        group_runs([one], "wins")
     with pytest.raises(CheckpointError, match="was never evaluated"):
-        gather([write_run(tmp_path / "none", 1, {})], "return")
+        group_runs([write_run(tmp_path / "none", 1, {})], "return")
     with pytest.raises(CheckpointError, match=r"no config\.yaml"):
-        gather([tmp_path], "return")
+        group_runs([tmp_path], "return")
     with pytest.raises(ConfigError, match="folder does not exist"):
-        report([one], "return", tmp_path / "no" / "out")
+        compare_runs([one], "return", tmp_path / "no" / "out")
     with pytest.raises(ConfigError, match="a folder; give the name of a file in it"):
-        report([one], "return", Path())
+        compare_runs([one], "return", Path())

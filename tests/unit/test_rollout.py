@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from agents.mlp import MLPOptions, MLPPolicy
-from envs.toy import make as make_toy
-from envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl import run
-from marl.checkpoint import load
+from marl.agents.mlp import MLPOptions, MLPPolicy
+from marl.checkpoint.store import load
 from marl.config import default_config, override
+from marl.envs.toy import make as make_toy
+from marl.envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl.errors import ConfigError
-from marl.memory import Memory
-from marl.normalise import ValueNorm
-from marl.rollout import Collector, following_value
+from marl.recurrent_state import RecurrentState
+from marl.rollout import Collector, bootstrap_value
 from marl.types import Obs
-from marl.vector import SyncVector
+from marl.value_norm import ValueNorm
+from marl.vector.process import SyncVector
 
 
 class Macro(EnvWrapper):
     """A toy whose n-th action of an episode takes n primitive steps."""
 
-    memory = ("count",)
+    state_attributes = ("count",)
     count = 0
 
     def reset(self, seed=None):
@@ -80,32 +80,32 @@ class Sampler(MLPPolicy):
 
     def act(self, inputs, generator=None, deterministic=False):
         decision = super().act(inputs, generator, deterministic)
-        return replace(decision, behaviour=decision.log_prob - 0.25, reference=2.0 * decision.log_prob)
+        return replace(decision, behavior_log_prob=decision.log_prob - 0.25, reference_log_prob=2.0 * decision.log_prob)
 
 
-def test_behaviour_and_reference_are_kept_where_a_policy_gives_them():
+def test_behavior_and_reference_are_kept_where_a_policy_gives_them():
     plain = collector(lambda: make_toy("chain"))
     rollout, _ = plain.collect()
-    assert rollout.behaviour is None
+    assert rollout.behavior_log_prob is None
     assert rollout.node_reward(0.0) is None
     with pytest.raises(ConfigError, match="reference_reward_coef is"):
         rollout.node_reward(0.5)
     sampling = collector(lambda: make_toy("chain"), kind=Sampler)
     rollout, _ = sampling.collect()
-    assert rollout.behaviour is not None
-    torch.testing.assert_close(rollout.behaviour, rollout.log_prob - 0.25)
+    assert rollout.behavior_log_prob is not None
+    torch.testing.assert_close(rollout.behavior_log_prob, rollout.log_prob - 0.25)
     penalty = rollout.node_reward(0.5)
     assert penalty is not None
     torch.testing.assert_close(penalty, 0.5 * rollout.log_prob)
     batch = rollout.flat(rollout.value, rollout.value).rows(torch.tensor([5, 1]))
-    assert batch.reference is not None
-    torch.testing.assert_close(batch.reference, 2.0 * batch.log_prob)
+    assert batch.reference_log_prob is not None
+    torch.testing.assert_close(batch.reference_log_prob, 2.0 * batch.log_prob)
 
 
 class Short(EnvWrapper):
     """A toy whose episode ends after 1 to 4 steps, drawn with its seed, and that says how often it was played."""
 
-    memory = ()
+    state_attributes = ()
 
     def reset(self, seed=None):
         self.count = 0
@@ -146,7 +146,7 @@ def test_one_chain_goes_on_where_its_first_agent_is_dead():
         trainer.policy.critic[-1].bias.fill_(3.0)
     rollout, _ = trainer.collector.collect()
     assert rollout.truncated[-1].all()
-    assert not rollout.mask[-1, :, 0].any()
+    assert not rollout.node_mask[-1, :, 0].any()
     # The dead would be worth 0; a living agent's chain is worth what the critic says.
     torch.testing.assert_close(rollout.bootstrap[-1], torch.full((2, 3), 3.0), atol=0.5, rtol=0)
 
@@ -176,7 +176,9 @@ class Worth:
 def test_what_a_cut_chain_is_worth(team_reward, one_chain, expected):
     alive = np.array([[True] * 3, [False, True, True], [False] * 3])
     policy: Any = Worth(team_reward)
-    value = following_value(policy, ValueNorm(0.0), Obs(None, alive), Memory(policy, 3), np.arange(3), one_chain)
+    value = bootstrap_value(
+        policy, ValueNorm(0.0), Obs(None, alive), RecurrentState(policy, 3), np.arange(3), one_chain
+    )
     assert value.tolist() == expected
 
 
@@ -193,8 +195,8 @@ def test_whole_episodes_are_all_there_is():
     assert sorted(episodes.lengths) == sorted(expected.tolist())
     assert tested.total == lengths([21, 22, 23, 24]).sum() + expected.sum()
     played = torch.arange(6)[:, None] < torch.as_tensor(expected)
-    assert torch.equal(rollout.mask.any(-1).any(-1), played)
-    assert torch.equal(rollout.trained.any(-1).any(-1), played)
+    assert torch.equal(rollout.node_mask.any(-1).any(-1), played)
+    assert torch.equal(rollout.loss_mask.any(-1).any(-1), played)
     assert not rollout.reward[~played].any()
     assert torch.equal(rollout.terminated, torch.arange(6)[:, None] == torch.as_tensor(expected) - 1)
     assert torch.equal(rollout.inputs["agents"][0, 0], rollout.inputs["agents"][0, 1])

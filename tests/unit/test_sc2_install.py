@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("pysc2")
 
-from envs.sc2.install import BINARIES, find_install
-from envs.smac import SmacOptions
+from marl.envs.sc2.install import BINARIES, find_install
+from marl.envs.smac import SmacOptions
 from marl.errors import ConfigError, MissingDependencyError
 
 HINT = "put it there"

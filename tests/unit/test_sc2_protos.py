@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pysc2")
 pytest.importorskip("s2clientprotocol")
 
-from envs.sc2 import protos
+from marl.envs.sc2 import protos
 from marl.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 MESSAGE = """
-from envs.sc2.protos import load
+from marl.envs.sc2.protos import load
 load()
 from s2clientprotocol import common_pb2, sc2api_pb2
 request = sc2api_pb2.Request(id=7)
@@ -86,7 +86,7 @@ def test_the_slow_protobuf_writes_the_same_bytes():
 def test_threads_may_load_at_once_and_pysc2_imports_without_warnings():
     code = """
 import threading
-from envs.sc2.protos import load
+from marl.envs.sc2.protos import load
 failures = []
 def work():
     try:
@@ -114,7 +114,7 @@ def test_flags_that_a_program_has_parsed_stay_as_they_are():
 from absl import flags
 flags.DEFINE_integer("depth", 1, "")
 flags.FLAGS(["program", "--depth=4"])
-from envs.sc2.protos import load
+from marl.envs.sc2.protos import load
 load()
 from pysc2 import run_configs
 assert flags.FLAGS.depth == 4
@@ -126,7 +126,7 @@ print("done")
 
 @pytest.mark.parametrize("package", ["pysc2", "s2clientprotocol", "absl", "websocket"])
 def test_an_absent_package_is_named_with_the_line_that_installs_it(package):
-    done = run(f"import sys; sys.modules[{package!r}] = None\nfrom envs.sc2.protos import load\nload()")
+    done = run(f"import sys; sys.modules[{package!r}] = None\nfrom marl.envs.sc2.protos import load\nload()")
     assert "MissingDependencyError: StarCraft II needs the package" in done.stderr
     assert repr(package) in done.stderr
     assert "pip install 'seqmarl[sc2]'" in done.stderr
@@ -154,14 +154,14 @@ def damage(folder: Path, name: str, text: str | None) -> Path:
 )
 def test_a_damaged_file_is_named_with_its_repair(tmp_path, text, why):
     path = damage(tmp_path, "raw_pb2.py", text)
-    done = run("from envs.sc2.protos import load\nload()", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = run("from marl.envs.sc2.protos import load\nload()", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert f"MissingDependencyError: {path} cannot be used ({why}" in done.stderr
     assert "pip install --force-reinstall --no-deps s2clientprotocol" in done.stderr
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
     damage(tmp_path, "score_pb2.py", None)
-    done = run("from envs.sc2.protos import load\nload()", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = run("from marl.envs.sc2.protos import load\nload()", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "MissingDependencyError: s2clientprotocol.score_pb2 is absent" in done.stderr
 
 

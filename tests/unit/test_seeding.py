@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from marl.errors import ConfigError
-from marl.seeding import Streams, fix_globals, global_state, own_globals, set_global_state
+from marl.seeding import Streams, global_state, own_globals, seed_everything, set_global_state
 
 KEYS = [("env",), ("env", 0), ("env", 1), ("env", 0, 0), ("env", 1, 0), ("env", 0, 1), ("env", 10), ("env", 2**32)]
 KEYS += [
@@ -81,7 +81,7 @@ def test_kinds_of_one_name_do_not_share_their_seed():
     )
 
 
-def test_streams_are_uncorrelated_across_neighbouring_indices_and_seeds():
+def test_streams_are_uncorrelated_across_neighboring_indices_and_seeds():
     drawn = [Streams(seed).numpy("env", index).normal(size=2000) for seed in range(5) for index in range(8)]
     drawn += [
         torch.randn(2000, generator=Streams(seed).torch("env", index), dtype=torch.float64).numpy()
@@ -108,7 +108,7 @@ def test_a_seed_that_is_no_whole_number_is_named(seed):
     with pytest.raises(ConfigError, match=f"seed is {seed!r}"):
         Streams(seed)
     with pytest.raises(ConfigError, match=f"seed is {seed!r}"):
-        fix_globals(seed)
+        seed_everything(seed)
 
 
 def test_an_index_that_is_no_whole_number_is_named():
@@ -127,7 +127,7 @@ def test_fixed_globals_repeat_and_differ_by_seed():
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
     def drawn(seed):
-        fix_globals(seed)
+        seed_everything(seed)
         return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
 
     try:
@@ -143,7 +143,7 @@ def test_ranks_have_global_streams_of_their_own():
     with own_globals(0):
         drawn = []
         for indices in ((), (0,), (1,)):
-            fix_globals(7, *indices)
+            seed_everything(7, *indices)
             drawn += [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
     assert len(set(drawn)) == 9
 

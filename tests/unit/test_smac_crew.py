@@ -12,12 +12,14 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import batch, crew
+from marl.envs.smac import batch
+from marl.envs.smac.engine import thread_pool as crew
 
 PREAMBLE = """
 import os, sys
 import numpy as np
-from envs.smac import batch, crew
+from marl.envs.smac import batch
+from marl.envs.smac.engine import thread_pool as crew
 crew.WORTH = 1
 
 def play(env, steps):
@@ -32,15 +34,15 @@ expected = play(env, 20)
 def count(done, desk, helps):
     """Work in Python: note each battle that was claimed."""
     if not helps:
-        crew.call(desk, len(done))
-    first, last = crew.claim(desk, helps, 0, 0)
+        crew.publish(desk, len(done))
+    first, last = crew.take_work(desk, helps, 0, 0)
     while first < last:
         done[first:last] += 1
-        first, last = crew.claim(desk, helps, last - first, last - first)
+        first, last = crew.take_work(desk, helps, last - first, last - first)
     return int(desk[crew.ENDED])
 
 
-class Count(crew.Crew):
+class Count(crew.ThreadPool):
     def __init__(self, battles, threads, work=None):
         self.done = np.zeros(battles, np.int64)
         super().__init__(

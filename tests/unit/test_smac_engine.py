@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import combat, engine
-from envs.smac.maps import DATA, TASKS, load_map, waypoints
-from envs.smac.rules import (
+from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.engine import combat
+from marl.envs.smac.engine.fields import (
     COOLDOWN,
     ENERGY,
     HEALING,
@@ -20,6 +20,7 @@ from envs.smac.rules import (
     X,
     Y,
 )
+from marl.envs.smac.maps import DATA, TASKS, load_map, waypoints
 from tests.support.smac import Arena
 
 FIRST = 6
@@ -51,7 +52,7 @@ def test_hits_to_kill(attacker, victim, hits):
     arena = Arena([(attacker, 10, 10)], [(victim, 12, 10)])
     taken = 0
     while arena.health[1] > 0:
-        combat.hurt(arena.world.stats, arena.real, arena.whole, 0, 1)
+        combat.damage(arena.world.stats, arena.unit_float, arena.unit_int, 0, 1)
         taken += 1
     assert taken == hits
     assert arena.shield[1] == 0
@@ -59,8 +60,8 @@ def test_hits_to_kill(attacker, victim, hits):
 
 def test_a_hit_takes_at_least_half_a_point():
     arena = Arena([("zergling", 10, 10)], [("spine_crawler", 12, 10)])
-    arena.world.stats[-2, 1] = 1.0  # one hit's damage, against 2 armour
-    combat.hurt(arena.world.stats, arena.real, arena.whole, 0, 1)
+    arena.world.stats[-2, 1] = 1.0  # one hit's damage, against 2 armor
+    combat.damage(arena.world.stats, arena.unit_float, arena.unit_int, 0, 1)
     assert arena.health[1] == 299.5
 
 
@@ -86,10 +87,10 @@ def damage_times(arena, unit, loops):
 )
 def test_rate_of_fire(kind, distance, wind_up):
     arena = Arena([(kind, 10, 10)], [("spine_crawler", 10 + distance, 10)])
-    arena.world.stats[0, 1] = arena.real[HEALTH, 1] = 1e6
+    arena.world.stats[0, 1] = arena.unit_float[HEALTH, 1] = 1e6
     arena.world.stats[-2, 1] = 10.0
     arena.world.stats[-1, 0] = 0.0
-    arena.real[HEALTH, 0] = 1e6
+    arena.unit_float[HEALTH, 0] = 1e6
     arena.command(0, FIRST)
     times = damage_times(arena, 1, 4000)
     flight = 0.0
@@ -114,7 +115,7 @@ def test_a_zealot_hits_twice_and_only_while_it_lives():
     arena = Arena([("zealot", 10, 10)], [("marauder", 11.1, 10)])
     arena.command(0, FIRST)
     arena.play()
-    arena.real[HEALTH, 0] = 0
+    arena.unit_float[HEALTH, 0] = 0
     arena.play(10)
     assert arena.health[1] == 125 - 7
 
@@ -123,9 +124,9 @@ def test_a_missile_in_flight_outlives_its_shooter():
     arena = Arena([("stalker", 10, 10)], [("spine_crawler", 16.5, 10)])
     arena.world.stats[-1, 0] = 0.0
     arena.command(0, FIRST)
-    while arena.real[IMPACT, 0] <= 0:
+    while arena.unit_float[IMPACT, 0] <= 0:
         arena.play()
-    arena.real[HEALTH, 0] = 0
+    arena.unit_float[HEALTH, 0] = 0
     arena.play(8)
     assert arena.health[1] == pytest.approx(300 - 12, abs=0.2)  # 10 + 4 - 2, less what regenerates
 
@@ -161,7 +162,7 @@ def play_stalker(kite):
         x, y, away = corners[turn % 4]
         if np.hypot(*(arena.places[0] - (x, y))) < 1.5:
             turn += 1
-        flee = kite and arena.real[COOLDOWN, 0] > 2
+        flee = kite and arena.unit_float[COOLDOWN, 0] > 2
         arena.command(0, away if flee else FIRST)
         arena.play(4)
     return arena.health + arena.shield
@@ -191,22 +192,22 @@ def test_movement_is_exact():
 
 def test_a_medivac_heals_and_pays():
     arena = Arena([("marauder", 10, 10), ("medivac", 12, 10)], [("marine", 30, 30)])
-    arena.real[HEALTH, 0] = 50
+    arena.unit_float[HEALTH, 0] = 50
     arena.command(1, FIRST)
     arena.play(16)
     assert arena.health[0] == pytest.approx(59)  # 9 a second
-    assert arena.real[ENERGY, 1] == pytest.approx(50 + 0.5625 - 9 * 0.33)
-    arena.real[ENERGY, 1] = 0
+    assert arena.unit_float[ENERGY, 1] == pytest.approx(50 + 0.5625 - 9 * 0.33)
+    arena.unit_float[ENERGY, 1] = 0
     arena.play(1)
     assert arena.health[0] == pytest.approx(59 + 0.5625 / 16 / 0.33, abs=1e-5)
 
 
 def test_a_medivac_walks_to_a_patient_and_keeps_its_order_when_told_to_heal_the_healthy():
     arena = Arena([("marine", 4, 10), ("marine", 20, 10), ("medivac", 12, 10)], [("marine", 30, 30)] * 3)
-    arena.real[HEALTH, 0] = 10
+    arena.unit_float[HEALTH, 0] = 10
     arena.command(2, FIRST)
     arena.command(2, FIRST + 1)
-    assert arena.whole[TARGET, 2] == 0
+    assert arena.unit_int[TARGET, 2] == 0
     arena.play(120)
     assert arena.health[0] == pytest.approx(45)
     assert np.hypot(*(arena.places[2] - arena.places[0])) == pytest.approx(4 + 0.75 + 0.375, abs=1e-6)
@@ -214,12 +215,12 @@ def test_a_medivac_walks_to_a_patient_and_keeps_its_order_when_told_to_heal_the_
 
 def test_an_enemy_medivac_chooses_the_weakest():
     arena = Arena([("marine", 2, 2)], [("medivac", 20, 20), ("marine", 22, 20), ("marauder", 23, 20)])
-    arena.real[HEALTH, 2:] = 30, 40  # two thirds, and less than a third
+    arena.unit_float[HEALTH, 2:] = 30, 40  # two thirds, and less than a third
     arena.play(16)
     assert arena.health[3] == pytest.approx(49)
     assert arena.health[2] == 30
-    arena.real[ENERGY, 1] = 4
-    arena.whole[TARGET, 1] = -1
+    arena.unit_float[ENERGY, 1] = 4
+    arena.unit_int[TARGET, 1] = -1
     arena.play(1)
     assert arena.health[3] == pytest.approx(49), "it does not begin with less than 5 energy"
 
@@ -244,8 +245,8 @@ def test_a_killed_baneling_explodes_and_so_does_the_next():
         [("marine", 10, 10), ("zergling", 17, 10), ("baneling", 18, 10)],
         [("baneling", 15.5, 10), ("zergling", 20, 10)],
     )
-    arena.real[HEALTH, 3] = 1
-    arena.real[HEALTH, 2] = 15
+    arena.unit_float[HEALTH, 3] = 1
+    arena.unit_float[HEALTH, 2] = 15
     arena.command(0, FIRST)
     arena.play(4)
     assert arena.health.tolist()[1:] == [0, 0, 0, 0]
@@ -256,7 +257,7 @@ def test_a_killed_baneling_explodes_and_so_does_the_next():
 def test_who_has_come_to_the_very_edge_of_its_range_shoots(start):
     arena = Arena([("zealot", 2.18497753, 27.89221191)], [("colossus", *start)])
     arena.world = arena.world._replace(loops=8)
-    arena.whole[[ORDER, TARGET], 1] = combat.ATTACKING, 0
+    arena.unit_int[[ORDER, TARGET], 1] = combat.ATTACKING, 0
     arena.play(60)
     assert arena.health[0] == 0
 
@@ -266,7 +267,7 @@ def test_a_colossus_sweeps_a_line_across_the_shot():
     zerglings = [(21, 16), (21, 16 + 1.25 + reach - 0.01), (21, 16 - 1.25 - reach - 0.03), (21 + reach + 0.03, 16.8)]
     arena = Arena([("colossus", 16, 16)], [("zergling", *place) for place in zerglings])
     arena.world.stats[0] = 1e3
-    arena.real[HEALTH] = 1e3
+    arena.unit_float[HEALTH] = 1e3
     arena.world.stats[3, 1:] = 0.0  # nobody walks
     arena.command(0, FIRST)
     arena.play(7)
@@ -276,7 +277,7 @@ def test_a_colossus_sweeps_a_line_across_the_shot():
 
 def test_shields_wait_ten_seconds_and_then_regenerate():
     arena = Arena([("stalker", 10, 10)], [("marine", 30, 30)])
-    combat.hurt(arena.world.stats, arena.real, arena.whole, 1, 0)
+    combat.damage(arena.world.stats, arena.unit_float, arena.unit_int, 1, 0)
     arena.play(160)
     assert arena.shield[0] == 74
     arena.play(16)
@@ -287,7 +288,7 @@ def test_shields_wait_ten_seconds_and_then_regenerate():
 
 def test_zerg_regenerate():
     arena = Arena([("zergling", 10, 10)], [("marine", 30, 30)])
-    arena.real[HEALTH, 0] = 20
+    arena.unit_float[HEALTH, 0] = 20
     arena.play(32)
     assert arena.health[0] == pytest.approx(20 + 2 * 0.2734)
 
@@ -304,30 +305,30 @@ def test_agents_never_act_of_their_own_accord():
 def test_the_enemy_shoots_the_nearest_that_fights():
     arena = Arena([("marine", 12, 10), ("medivac", 15, 10), ("marine", 11, 10)], [("marine", 16.5, 10)] * 3)
     arena.play()
-    assert (arena.whole[TARGET, 3:] == 0).all()
+    assert (arena.unit_int[TARGET, 3:] == 0).all()
     arena = Arena([("medivac", 15, 10)], [("marine", 16.5, 10), ("zealot", 16.5, 12)])
     arena.play()
-    assert arena.whole[TARGET, 1:].tolist() == [0, -1], "a zealot cannot hit what flies"
+    assert arena.unit_int[TARGET, 1:].tolist() == [0, -1], "a zealot cannot hit what flies"
 
 
 def test_a_healer_at_work_counts_as_one_that_fights():
     arena = Arena([("marine", 12.5, 10), ("medivac", 15, 10)], [("marine", 16.5, 10)] * 2)
     for healing, expected in ((-1, 0), (0, 1)):
-        arena.whole[HEALING, 1] = healing
-        combat.mark(arena.world.stats, arena.real, arena.whole, arena.scratch.spots)
+        arena.unit_int[HEALING, 1] = healing
+        combat.fill_positions(arena.world.stats, arena.unit_float, arena.unit_int, arena.scratch.spots)
         assert engine.choose_target(arena.world.stats, arena.scratch.spots, 2) == expected
 
 
 def test_who_dies_in_a_loop_is_no_target_and_does_not_act_any_more():
     arena = Arena([("marine", 12, 10), ("marine", 11.5, 10)], [("marine", 16.5, 10), ("marine", 16.5, 11)])
-    state = arena.world.stats, arena.real, arena.whole
-    combat.mark(*state, arena.scratch.spots)
-    arena.real[HEALTH, 0] = 0
-    engine.act_enemy(*state, arena.tally, arena.scratch.spots, 2)
-    assert arena.whole[TARGET, 2] == 1, "not the one that has just died, but the next"
+    state = arena.world.stats, arena.unit_float, arena.unit_int
+    combat.fill_positions(*state, arena.scratch.spots)
+    arena.unit_float[HEALTH, 0] = 0
+    engine.act_enemy(*state, arena.counters, arena.scratch.spots, 2)
+    assert arena.unit_int[TARGET, 2] == 1, "not the one that has just died, but the next"
     arena = Arena([("stalker", 10, 10)], [("spine_crawler", 16, 10)], creep_decay=True)
     arena.play(3)
-    arena.real[[HEALTH, WINDUP], 1] = 0.01, 0.5
+    arena.unit_float[[HEALTH, WINDUP], 1] = 0.01, 0.5
     arena.play(3)
     assert arena.health.tolist() == [80, 0]
     assert arena.shield[0] == 80
@@ -342,16 +343,16 @@ def test_an_attack_move_stops_to_fight_and_goes_on():
     assert arena.places[1, 0] == pytest.approx(16 + 5 + 0.75, abs=0.2)
     arena.play(200)
     np.testing.assert_allclose(arena.places[1], (4, 16))
-    assert arena.whole[ORDER, 1] == combat.IDLE
+    assert arena.unit_int[ORDER, 1] == combat.IDLE
 
 
 def test_an_idle_enemy_shot_from_afar_turns_on_the_shooter_with_its_friends():
     arena = Arena([("stalker", 10, 10)], [("zealot", 17, 10), ("zealot", 18, 10), ("zealot", 28, 28)])
     arena.play(5)
-    assert (arena.whole[TARGET, 1:] == -1).all()
+    assert (arena.unit_int[TARGET, 1:] == -1).all()
     arena.command(0, FIRST)
     arena.play(12)
-    assert arena.whole[TARGET, 1:].tolist() == [0, 0, -1]
+    assert arena.unit_int[TARGET, 1:].tolist() == [0, 0, -1]
 
 
 def test_a_new_order_cancels_the_wind_up_and_the_same_order_does_not():
@@ -360,7 +361,7 @@ def test_a_new_order_cancels_the_wind_up_and_the_same_order_does_not():
         arena.command(0, FIRST)
         arena.play(2)
         arena.command(0, again)
-        assert (arena.real[COOLDOWN, 0] == 0) == (not hurt)
+        assert (arena.unit_float[COOLDOWN, 0] == 0) == (not hurt)
         arena.play(10)
         assert (arena.health[1] < 300) == hurt
 
@@ -373,7 +374,7 @@ def test_units_do_not_stand_in_each_other_nor_leave_the_ground(count):
     units = [("zergling", *place) for place in rng.uniform((10, 9), (20, 22), (count, 2))]
     y = 11.0 if count < 20 else 15.0  # against a wall a large crowd presses itself together
     arena = Arena([("marine", 4, y)], units, goal=(4.0, y), walkable=ground)
-    arena.real[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
+    arena.unit_float[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
     arena.play(200)
     apart = np.hypot(*(arena.places[:, None] - arena.places[None]).transpose(2, 0, 1)) + 9 * np.eye(count + 1)
     assert apart.min() > 0.75 * (0.97 if count < 20 else 0.75), "walking units may overlap by a quarter"
@@ -386,7 +387,7 @@ def test_units_do_not_stand_in_each_other_nor_leave_the_ground(count):
 def test_who_is_behind_a_crowd_finds_the_open_side():
     friends = [("zergling", 11.0 + 0.8 * i, 16.0 + 0.8 * j) for i in range(3) for j in (-1, 0, 1)]
     arena = Arena([("zealot", 10, 16)], friends, goal=(10.0, 16.0))
-    arena.real[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
+    arena.unit_float[HEALTH, 0] = arena.world.stats[0, 0] = 1e6
     arena.play(80)
     x, y = (arena.places[1:] - arena.places[0]).T
     touches = np.hypot(x, y) < 0.875 + 0.1 + 1e-5

@@ -8,12 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.smac import make, paint
-from envs.smac.baselines import ScriptedTeam
-from envs.smac.combat import GOING, IDLE
-from envs.smac.film import HOLD, PACE
-from envs.smac.maps import DATA, load_map
-from envs.smac.paint import (
+from marl.envs.smac import make
+from marl.envs.smac.engine.combat import GOING, IDLE
+from marl.envs.smac.engine.fields import (
+    FIRST_TARGET,
+    GOAL_X,
+    GOAL_Y,
+    HEALTH,
+    LAST,
+    ORDER,
+    RADIUS,
+    SHIELD,
+    TARGET,
+    WINDUP,
+    X,
+    Y,
+)
+from marl.envs.smac.maps import DATA, load_map
+from marl.envs.smac.render import image as paint
+from marl.envs.smac.render.image import (
     FLASH,
     HEADER,
     HEALTHY,
@@ -24,11 +37,12 @@ from envs.smac.paint import (
     SIDES,
     TABLE,
     WALL,
-    Moment,
+    Frame,
     Painter,
 )
-from envs.smac.picture import GLYPHS, draw_text, reachable, window
-from envs.smac.rules import FIRST_TARGET, GOAL_X, GOAL_Y, HEALTH, LAST, ORDER, RADIUS, SHIELD, TARGET, WINDUP, X, Y
+from marl.envs.smac.render.text import GLYPHS, draw_text, reachable, window
+from marl.envs.smac.render.video import HOLD, PACE
+from marl.envs.smac.scripted import ScriptedTeam
 from marl.errors import MissingDependencyError
 from tests.support.smac import EVERY_MAP, Arena
 
@@ -46,7 +60,7 @@ class Scene:
         self.dead_for = np.zeros(len(allies) + len(enemies))
 
     def paint(self, attention=None, caption=""):
-        return self.painter.paint(Moment(self.arena.real, self.arena.whole, self.dead_for, caption), attention)
+        return self.painter.paint(Frame(self.arena.unit_float, self.arena.unit_int, self.dead_for, caption), attention)
 
     def pixel(self, x, y):
         """(row, column) of a place."""
@@ -62,21 +76,21 @@ def focus_fire(spec, obs):
     return ScriptedTeam(spec, kites=False).choose(obs.state[None], obs.action_mask[None])[0]
 
 
-def like(frame, colour, tolerance=26):
-    """(height, width) bool: pixels of about that colour."""
-    return (np.abs(frame.astype(int) - colour) <= tolerance).all(-1)
+def like(frame, color, tolerance=26):
+    """(height, width) bool: pixels of about that color."""
+    return (np.abs(frame.astype(int) - color) <= tolerance).all(-1)
 
 
-def centre(mask):
+def center(mask):
     """(row, column) of the middle of what is True."""
     return np.argwhere(mask).mean(0)
 
 
-def test_units_stand_where_they_are_in_the_colours_of_their_sides_north_up():
+def test_units_stand_where_they_are_in_the_colors_of_their_sides_north_up():
     scene = Scene([("zealot", 8.0, 24.0)], [("stalker", 20.5, 6.25)])
     frame = scene.paint()[HEADER:]
     for side, (x, y) in enumerate(scene.arena.places):
-        row, column = centre(like(frame, SIDES[side]))
+        row, column = center(like(frame, SIDES[side]))
         assert row == pytest.approx((32 - y) * SCALE - 0.5, abs=1.0)
         assert column == pytest.approx(x * SCALE - 0.5, abs=1.0)
     assert not like(scene.around(scene.paint(), 8, 24), SIDES[1]).any()
@@ -92,19 +106,19 @@ def test_discs_have_the_true_radius_and_nothing_spills_over(kind):
         assert extent == pytest.approx(wide, abs=2.0)
 
 
-@pytest.mark.parametrize(("field", "colour"), [(HEALTH, HEALTHY), (SHIELD, SHIELDED)])
-def test_the_rims_are_as_long_as_health_and_shield(field, colour):
+@pytest.mark.parametrize(("field", "color"), [(HEALTH, HEALTHY), (SHIELD, SHIELDED)])
+def test_the_rims_are_as_long_as_health_and_shield(field, color):
     scene = Scene([("stalker", 10.0, 16.0)], [("marine", 28.0, 28.0)])
 
     def length(share):
-        scene.arena.real[field, 0] = share * 80.0
-        return int(like(scene.around(scene.paint(), 10, 16, 0.9), colour, 40).sum())
+        scene.arena.unit_float[field, 0] = share * 80.0
+        return int(like(scene.around(scene.paint(), 10, 16, 0.9), color, 40).sum())
 
-    whole = length(1.0)
-    assert whole > 40
-    assert length(0.5) == pytest.approx(whole / 2, rel=0.15)
-    assert length(0.25) == pytest.approx(whole / 4, rel=0.25)
-    assert 0 < length(0.01) < whole / 8 if field == HEALTH else length(0.0) == 0
+    unit_int = length(1.0)
+    assert unit_int > 40
+    assert length(0.5) == pytest.approx(unit_int / 2, rel=0.15)
+    assert length(0.25) == pytest.approx(unit_int / 4, rel=0.25)
+    assert 0 < length(0.01) < unit_int / 8 if field == HEALTH else length(0.0) == 0
 
 
 def test_units_without_shields_show_none():
@@ -115,7 +129,7 @@ def test_units_without_shields_show_none():
 def test_the_dead_leave_a_cross_that_fades():
     scene = Scene([("stalker", 10.0, 16.0), ("stalker", 10.0, 24.0)], [("marine", 28.0, 28.0)])
     alive = like(scene.around(scene.paint(), 10, 16, 0.9), SIDES[0]).sum()
-    scene.arena.real[[HEALTH, SHIELD], 0] = 0.0
+    scene.arena.unit_float[[HEALTH, SHIELD], 0] = 0.0
     fresh = scene.paint()
     scene.dead_for[0] = 1000.0
     old = scene.paint()
@@ -132,8 +146,8 @@ def test_every_shot_is_seen_as_a_line_to_its_victim():
     scene.arena.command(0, FIRST_TARGET)
     before, shots = scene.arena.health[1], 0
     for _ in range(40):
-        scene.arena.whole[ORDER, 1], scene.arena.whole[TARGET, 1] = IDLE, -1
-        scene.arena.real[WINDUP, 1] = 0.0
+        scene.arena.unit_int[ORDER, 1], scene.arena.unit_int[TARGET, 1] = IDLE, -1
+        scene.arena.unit_float[WINDUP, 1] = 0.0
         scene.arena.play()
         if scene.arena.health[1] < before:
             before, shots = scene.arena.health[1], shots + 1
@@ -147,7 +161,7 @@ def test_every_shot_is_seen_as_a_line_to_its_victim():
 
 def test_a_missile_flies_to_its_victim():
     scene = Scene([("stalker", 8.0, 16.0)], [("spine_crawler", 15.0, 16.0)])
-    scene.arena.real[HEALTH, 1] = 80.0
+    scene.arena.unit_float[HEALTH, 1] = 80.0
     scene.arena.command(0, FIRST_TARGET)
     places = []
     for _ in range(20):
@@ -165,7 +179,7 @@ def test_a_missile_flies_to_its_victim():
 
 def test_a_suicide_unit_explodes_as_far_as_its_splash_reaches():
     scene = Scene([("baneling", 16.0, 16.0)], [("marine", 28.0, 28.0)])
-    scene.arena.real[HEALTH, 0] = 0.0
+    scene.arena.unit_float[HEALTH, 0] = 0.0
     scene.dead_for[0] = 1000.0
     calm = scene.paint().astype(int)
     scene.dead_for[0] = 2.0
@@ -179,7 +193,7 @@ def test_a_suicide_unit_explodes_as_far_as_its_splash_reaches():
 
 def test_healing_is_a_green_line():
     scene = Scene([("medivac", 10.0, 16.0), ("marine", 13.0, 16.0)], [("marine", 28.0, 28.0)])
-    scene.arena.real[HEALTH, 1] = 10.0
+    scene.arena.unit_float[HEALTH, 1] = 10.0
     assert not like(scene.paint(), MENDED, 60).any()
     scene.arena.command(0, FIRST_TARGET + 1)
     scene.arena.play()
@@ -193,8 +207,8 @@ def test_healing_is_a_green_line():
 def test_orders_lead_to_where_agents_were_sent():
     scene = Scene([("marine", 10.0, 16.0)], [("marine", 28.0, 28.0)])
     calm = scene.paint().astype(int)
-    scene.arena.whole[ORDER, 0] = GOING
-    scene.arena.real[[GOAL_X, GOAL_Y], 0] = 12.0, 19.0
+    scene.arena.unit_int[ORDER, 0] = GOING
+    scene.arena.unit_float[[GOAL_X, GOAL_Y], 0] = 12.0, 19.0
     changed = (scene.paint() != calm).any(-1)
     assert changed[scene.pixel(12, 19)]
     assert changed[scene.pixel(11, 17.5)]
@@ -251,7 +265,7 @@ def test_rows_of_the_table_of_attention_look_at_columns():
 
 def test_attention_of_the_dead_is_not_drawn():
     scene = Scene(TRIO, [("marine", 28.0, 28.0)])
-    scene.arena.real[HEALTH, 0] = 0.0
+    scene.arena.unit_float[HEALTH, 0] = 0.0
     weights = np.zeros((3, 3), np.float32)
     plain = scene.paint(weights)
     weights[1, 0] = weights[0, 2] = 1.0
@@ -278,7 +292,7 @@ def test_every_map_fits_its_picture(task):
     assert all(west < x < east and south < y < north for x, y in battle_map.start)
     battles = env._battles
     full = "    ".join([env.spec.name, "step 999 of 999", "300.0 s", "return 20.00", "time is up"])
-    moment = Moment(battles.battle.real[0], battles.battle.whole[0], np.zeros(units), full)
+    moment = Frame(battles.battle.unit_float[0], battles.battle.unit_int[0], np.zeros(units), full)
     frame = film._painter.paint(moment)
     assert (frame[: HEADER - 4, -8:] == WALL).all(), "the text of the header runs over its end"
     assert (frame[: HEADER - 4, :600] != WALL).any()
@@ -291,14 +305,14 @@ def test_walls_and_ground_differ_where_the_map_says_so():
     far = np.zeros((14, units))
     far[X], far[Y] = -50.0, -50.0
     far[HEALTH] = 1.0
-    frame = painter.paint(Moment(far, np.full((7, units), -1), np.zeros(units), ""))
+    frame = painter.paint(Frame(far, np.full((7, units), -1), np.zeros(units), ""))
     west, east, south, north = window(battle_map)
     ground = reachable(battle_map)
     scale = painter.scale // paint.FINE
     for x in range(west, east):
         for y in range(south, north):
-            colour = frame[int(HEADER + (north - y - 0.5) * scale), int((x - west + 0.5) * scale)]
-            assert tuple(colour) == (paint.GROUND if ground[x, y] else WALL)
+            color = frame[int(HEADER + (north - y - 0.5) * scale), int((x - west + 0.5) * scale)]
+            assert tuple(color) == (paint.GROUND if ground[x, y] else WALL)
 
 
 def test_every_type_has_a_letter_of_its_own():
@@ -310,7 +324,7 @@ def test_the_text_shows_types_and_leaves_out_walls_all_around():
     arena = Arena([("medivac", 4.5, 3.5), ("marauder", 6.5, 3.5)], [("marine", 9.5, 5.5)])
     arena.map.walkable[:] = False
     arena.map.walkable[2:12, 2:8] = True
-    title, *rows = draw_text(arena.map, arena.real, "title").splitlines()
+    title, *rows = draw_text(arena.map, arena.unit_float, "title").splitlines()
     assert title == "title"
     assert rows[:8] == [
         "############",
@@ -354,11 +368,11 @@ def test_a_step_played_again_is_the_same_step(task):
         again = film._replay(8).get_state(0)
         for name in after:
             np.testing.assert_array_equal(again[name], after[name])
-        halfway = film._replay(4).battle.real[0]
-        assert (halfway != before["real"]).any()
-        assert (halfway != after["real"]).any()
+        halfway = film._replay(4).battle.unit_float[0]
+        assert (halfway != before["unit_float"]).any()
+        assert (halfway != after["unit_float"]).any()
         film.draw()
-    assert env.get_state()["real"][HEALTH].min() == 0.0, "nobody died, so little was tested"
+    assert env.get_state()["unit_float"][HEALTH].min() == 0.0, "nobody died, so little was tested"
 
 
 def test_a_battle_that_is_watched_goes_on_as_if_it_were_not():
@@ -429,12 +443,12 @@ def test_ignored_actions_are_filmed_too():
     env.reset(0)
     film.draw()
     env.step(np.array([FIRST_TARGET, 2, 0]))
-    assert env._battles.battle.whole[0, LAST, :3].tolist() == [0, 2, 0]
+    assert env._battles.battle.unit_int[0, LAST, :3].tolist() == [0, 2, 0]
     assert len(film.draw()) == 4
 
 
 def test_without_pillow_the_line_that_installs_it_is_named(monkeypatch):
-    for name in ("envs.smac.paint", "envs.smac.film"):
+    for name in ("marl.envs.smac.render.image", "marl.envs.smac.render.video"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     env = make("3m")

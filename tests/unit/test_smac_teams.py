@@ -5,9 +5,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.smac import batch, chance, make
-from envs.smac.maps import DATA
-from envs.smac.rules import KIND, MAX_HEALTH, MAX_SHIELD, SCALE, SEPARATION, SHOOT, SIGHT, X, Y
+from marl.envs.smac import batch, make
+from marl.envs.smac.engine import scenario as chance
+from marl.envs.smac.engine.fields import KIND, MAX_HEALTH, MAX_SHIELD, SCALE, SEPARATION, SHOOT, SIGHT, X, Y
+from marl.envs.smac.maps import DATA
 
 TYPES = {
     "terran": ("marine", "marauder", "medivac"),
@@ -35,7 +36,7 @@ def draw_teams(task, count):
     env = batch(task, count)
     env.reset(list(range(count)))
     types = np.array([env._battles.map_at(index).types for index in range(count)])
-    return env, types, np.moveaxis(env._battles.battle.real[:, [X, Y]], 1, -1)
+    return env, types, np.moveaxis(env._battles.battle.unit_float[:, [X, Y]], 1, -1)
 
 
 @pytest.mark.parametrize("race", TYPES)
@@ -54,19 +55,19 @@ def test_the_additional_enemy_can_fight_alone(race, rare):
 
 def test_a_team_that_needs_others_is_drawn_again():
     battles = batch("terran_5_vs_5", 1)._battles
-    whole, tally = battles.battle.whole[0], battles.battle.tally[0]
+    unit_int, counters = battles.battle.unit_int[0], battles.battle.counters[0]
     assert battles.map.kinds == ("marauder", "marine", "medivac")
     assert (battles.world.odds.tolist(), battles.world.dependent) == ([9, 18, 20], 2)
     mostly = np.array([1, 2, 40])
     drawn = []
     for _ in range(200):
-        chance.draw_kinds(mostly, 2, whole, tally, 0, 2)
-        drawn.append(sorted(whole[KIND, :2].tolist()))
+        chance.draw_kinds(mostly, 2, unit_int, counters, 0, 2)
+        drawn.append(sorted(unit_int[KIND, :2].tolist()))
     assert [2, 2] not in drawn
     assert [0, 2] in drawn
     for _ in range(50):
-        chance.draw_kinds(mostly, -1, whole, tally, 0, 2)
-        drawn.append(whole[KIND, :2].tolist())
+        chance.draw_kinds(mostly, -1, unit_int, counters, 0, 2)
+        drawn.append(unit_int[KIND, :2].tolist())
     assert [2, 2] in drawn
 
 
@@ -85,7 +86,7 @@ def test_the_enemy_is_the_same_team(task):
 
 
 def split_starts(task, count):
-    """(surrounded, reflected): indices of battles, told apart by whether all agents are at the centre; and the rest."""
+    """(surrounded, reflected): indices of battles, told apart by whether all agents are at the center; and the rest."""
     env, types, places = draw_teams(task, count)
     n = env.spec.num_agents
     near = (np.abs(places[:, :n] - 16) < 5).all((1, 2))

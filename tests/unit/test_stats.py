@@ -64,7 +64,7 @@ def test_the_bootstrap_stays_within_tasks():
 
 
 def test_the_bootstrap_hands_seeds_and_tasks_to_the_statistic():
-    """The worst task's mean, which no statistic of pooled scores can tell."""
+    """The worst task's mean, which no statistic of pooled scores can print_transcript."""
     scores = np.stack([np.arange(8.0), np.full(8, 2.0)], axis=1)
 
     def worst(tables, axis):

@@ -8,13 +8,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from experiments.transfer import Transfer, transfer
 from marl import run
 from marl.config import default_config, override
 from marl.errors import CheckpointError, ConfigError, UnknownNameError
-from marl.loading import load_policy
+from marl.experiments.transfer import Transfer, transfer
+from marl.policy_io import load_policy
 from marl.registry import AGENTS, tasks_of
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 PAIR = "toy/climbing+penalty"
 
@@ -46,13 +46,13 @@ def build(env, **changes):
 def test_every_task_has_the_same_weight_whatever_its_number_of_rows():
     """The gradient of both is the mean of each one's own, though the second has a quarter of the rows."""
     trainer = build(PAIR)
-    batches = [trainer.credit(task.collector.collect()[0], i)[0] for i, task in enumerate(trainer.tasks)]
+    batches = [trainer.make_batch(task.collector.collect()[0], i)[0] for i, task in enumerate(trainer.tasks)]
     batches[1] = batches[1].rows(slice(0, 8))
     found = []
     for chosen in ([0], [1], [0, 1]):
         total = torch.zeros(sum(p.numel() for p in trainer.parameters))
         counts = torch.stack([trainer.objective.counts(batch) for batch in batches])
-        trainer.optimiser.zero_grad()
+        trainer.optimizer.zero_grad()
         if chosen == [0, 1]:
             trainer.gradient(batches, counts * 2)
         else:
@@ -66,7 +66,7 @@ def test_every_task_has_the_same_weight_whatever_its_number_of_rows():
 
 
 def test_tasks_share_their_weights_and_not_the_scale_of_their_values():
-    trainer = build(PAIR, normalise_observations=True)
+    trainer = build(PAIR, normalize_observations=True)
     metrics = trainer.iterate()
     first, second = trainer.tasks
     assert all(a is b for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True))
@@ -87,7 +87,7 @@ def test_language_agents_learn_several_tasks_with_one_model(agent):
     trainer = run.build(config, envs[0], torch.device("cpu"), 1, *envs[1:])
     first, second = (cast(Any, task.policy) for task in trainer.tasks)
     assert first.backbone is second.backbone
-    assert first.halving is second.halving
+    assert first.backoff is second.backoff
     weight = second.backbone.model.get_input_embeddings().weight
     before = weight.clone()
     slow = [p.clone() for p in first.critic_target.parameters()] if agent == "etpo" else []
@@ -103,7 +103,7 @@ def test_a_vocabulary_of_other_words_is_refused():
     specs = [make_vector(f"text/{task}", {}, 1).spec for task in ("wording", "oven")]
     first, second = (entry.make(spec, entry.options()) for spec in specs)
     with pytest.raises(ConfigError, match="have words of their own"):
-        second.take_over(first)
+        second.share_backbone(first)
 
 
 def test_tasks_of_other_shapes_and_agents_of_their_own_are_refused(small):
@@ -117,18 +117,18 @@ def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
     folder = run.start(small(PAIR, "mat", name="first"))
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"climbing", "penalty"}
-    config = small("toy/penalty", "mat", name="second", learning_rate=1e-12, init=str(folder))
+    config = small("toy/penalty", "mat", name="second", learning_rate=1e-12, init_from=str(folder))
     second = load_policy(run.start(config), "last").policy.module
     first = load_policy(folder, "last").policy.module
     assert first is not None
     assert second is not None
     torch.testing.assert_close(first.state_dict(), second.state_dict())
     with pytest.raises(CheckpointError, match="holds the weights of 'mat'"):
-        run.start(small("toy/penalty", "mappo", name="third", init=str(folder)))
+        run.start(small("toy/penalty", "mappo", name="third", init_from=str(folder)))
     with pytest.raises(CheckpointError, match="is not a folder"):
-        run.start(small("toy/penalty", "mat", name="third", init=str(tmp_path / "none")))
+        run.start(small("toy/penalty", "mat", name="third", init_from=str(tmp_path / "none")))
     with pytest.raises(CheckpointError, match="of other agent options") as caught:
-        run.start(small("toy/penalty", "mat", name="third", init=str(folder), embedding=8))
+        run.start(small("toy/penalty", "mat", name="third", init_from=str(folder), embedding=8))
     assert "agent options there and here: embedding 16 and 8" in caught.value.__notes__
 
 
@@ -137,7 +137,7 @@ SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}
 
 def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     asked = Transfer(
-        PAIR, "toy/penalty,penalty=-50", ("mat",), (1, 2), (0, 5, 10), 640, 128, runs=tmp_path, settings=SETTINGS
+        PAIR, "toy/penalty,penalty=-50", ("mat",), (1, 2), (0, 5, 10), 640, 128, runs_dir=tmp_path, settings=SETTINGS
     )
     trained = []
     original = run.execute

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from envs.testing import check_env, check_vector_env
-from envs.text import REST, TextEnv, Turn, words_of
-from envs.tools import Toolbox
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.text import REST, TextEnv, TextStep, words_of
+from marl.envs.tools import Toolbox
 from marl.errors import ConfigError, EnvironmentContractError
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 
 
 def add(left, right):
@@ -34,7 +34,7 @@ def sums(**options):
 
     def play(state, action, _):
         right = action == str(sum(state))
-        return Turn(state, float(right), ended=True, success=right)
+        return TextStep(state, float(right), ended=True, success=right)
 
     return TextEnv("sums", start, prompt, play, **{"tools": [add, broken], "max_steps": 4, "optimum": 1.0} | options)
 
@@ -45,7 +45,7 @@ def counter(**options):
     def play(state, action, _):
         turn, alive = state
         alive = (True, alive[1] and action[1] == "yes")
-        return Turn((turn + 1, alive), [float(text == "yes") for text in action], ended=turn == 2)
+        return TextStep((turn + 1, alive), [float(text == "yes") for text in action], ended=turn == 2)
 
     return TextEnv(
         "counter",
@@ -81,7 +81,7 @@ def test_a_tool_is_answered_under_the_next_prompt_and_costs_a_step():
     assert (step.reward[0], step.terminated, step.truncated, step.info) == (0, False, False, {})
     step = env.step([str(left + right)])
     assert step.terminated
-    assert step.info == {"success": 1.0, "discounted_return": 1.0, "normalised_return": 1.0, "invalid": 0.0}
+    assert step.info == {"success": 1.0, "discounted_return": 1.0, "normalized_return": 1.0, "invalid": 0.0}
     assert env.reset().agents[0].endswith("Fails always.")
 
 
@@ -189,13 +189,13 @@ def test_a_game_that_offers_nothing_or_the_same_twice_or_no_texts(offered):
     ("agents", "prompt", "expected"), [(("a",), 7, "7; expected a text"), (("a", "b"), "ab", "'ab'; expected 2 texts")]
 )
 def test_a_game_whose_prompt_is_no_text(agents, prompt, expected):
-    env = TextEnv("odd", lambda _: 0, lambda _: prompt, lambda *_: Turn(0), agents=agents)
+    env = TextEnv("odd", lambda _: 0, lambda _: prompt, lambda *_: TextStep(0), agents=agents)
     with pytest.raises(EnvironmentContractError, match=f"odd: the prompt is {expected}"):
         env.reset(0)
 
 
 def test_an_ended_game_is_asked_for_no_actions():
-    env = single(lambda state: [["go"], []][state], Turn(1, ended=True))
+    env = single(lambda state: [["go"], []][state], TextStep(1, ended=True))
     env.reset(0)
     assert env.step(["go"]).obs.candidates == ((REST,),)
     with pytest.raises(RuntimeError, match="step without a running episode"):
@@ -203,7 +203,7 @@ def test_an_ended_game_is_asked_for_no_actions():
 
 
 def test_a_game_cut_off_by_time_still_has_actions():
-    env = single(lambda _: ["go"], Turn(0, duration=3), max_steps=5)
+    env = single(lambda _: ["go"], TextStep(0, duration=3), max_steps=5)
     env.reset(0)
     steps = [env.step(["go"]) for _ in range(2)]
     assert [step.truncated for step in steps] == [False, True]
@@ -211,7 +211,7 @@ def test_a_game_cut_off_by_time_still_has_actions():
 
 
 def test_non_ascii_text():
-    env = single(lambda _: ["ja", "größer", "語"], Turn(0, 1.0, ended=True), characters="öß語")
+    env = single(lambda _: ["ja", "größer", "語"], TextStep(0, 1.0, ended=True), characters="öß語")
     check_env(lambda: env)
     assert env.reset(0).candidates == (("ja", "größer", "語"),)
 
@@ -237,7 +237,7 @@ def test_words_of_texts_and_of_tools():
 
 
 def test_the_reward_is_of_single_precision_and_the_summary_is_not():
-    env = single(lambda _: ["go"], Turn(0, 1 / 3, ended=True))
+    env = single(lambda _: ["go"], TextStep(0, 1 / 3, ended=True))
     env.reset(0)
     step = env.step(["go"])
     assert step.reward.dtype == np.float32

@@ -2,9 +2,9 @@
 
 import pytest
 
-from envs.text_starcraft.data import tables, zerg_plans
-from envs.text_starcraft.data.names import ACTION_ID, ACTIONS, PROTOSS_STRUCTURES, PROTOSS_UNITS, ZERG_UNITS
-from envs.text_starcraft.data.rules import (
+from marl.envs.text_starcraft.data import tables, zerg_plans
+from marl.envs.text_starcraft.data.names import ACTION_ID, ACTIONS, PROTOSS_STRUCTURES, PROTOSS_UNITS, ZERG_UNITS
+from marl.envs.text_starcraft.data.rules import (
     ARCHON,
     FIRST_BUILD,
     FIRST_RESEARCH,
@@ -13,8 +13,8 @@ from envs.text_starcraft.data.rules import (
     UPGRADE_BUILDING,
     UPGRADE_NEEDS,
 )
-from envs.text_starcraft.data.world_map import DISTANCE, NEXT_NODE, NUM_NODES
-from envs.text_starcraft.parsing import decisions_text, parse_actions, result_line
+from marl.envs.text_starcraft.data.world_map import DISTANCE, NEXT_NODE, NUM_NODES
+from marl.envs.text_starcraft.parsing import decisions_text, parse_actions, result_line
 from marl.errors import ConfigError
 
 IDS = {

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.text_starcraft import TextStarcraftOptions
-from envs.text_starcraft.data.names import (
+from marl.envs.text_starcraft import TextStarcraftOptions
+from marl.envs.text_starcraft.data.names import (
     ACTION_ID,
     ACTIONS,
     BUILDING_KEYS,
@@ -17,12 +17,12 @@ from envs.text_starcraft.data.names import (
     ZERG_STRUCTURES,
     ZERG_UNITS,
 )
-from envs.text_starcraft.data.rules import FIRST_BUILD, FIRST_RESEARCH
-from envs.text_starcraft.data.tables import STRUCTURES, UNITS, UPGRADE_LOOPS
-from envs.text_starcraft.engine import simulator
-from envs.text_starcraft.engine import state as st
-from envs.text_starcraft.env import Games
-from envs.text_starcraft.scripted import KEYS
+from marl.envs.text_starcraft.data.rules import FIRST_BUILD, FIRST_RESEARCH
+from marl.envs.text_starcraft.data.tables import STRUCTURES, UNITS, UPGRADE_LOOPS
+from marl.envs.text_starcraft.engine import simulator
+from marl.envs.text_starcraft.engine import state as st
+from marl.envs.text_starcraft.env import Games
+from marl.envs.text_starcraft.scripted import KEYS
 
 pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator
 

@@ -5,14 +5,14 @@ import pytest
 
 pytest.importorskip("numba")
 
-from envs.text_starcraft import batch, make
-from envs.text_starcraft.data.names import ACTION_ID, ACTIONS, NUM_SHOWN
-from envs.text_starcraft.engine import state as st
-from envs.text_starcraft.env import NUMBER_SCALE
-from envs.text_starcraft.scripted import STYLES, ScriptedPlayer, choose, read_text
-from envs.text_starcraft.win_rates import count_wins
-from envs.toy import TASKS as TOY_TASKS
-from envs.toy import make as make_toy
+from marl.envs.text_starcraft import batch, make
+from marl.envs.text_starcraft.data.names import ACTION_ID, ACTIONS, NUM_SHOWN
+from marl.envs.text_starcraft.engine import state as st
+from marl.envs.text_starcraft.env import NUMBER_SCALE
+from marl.envs.text_starcraft.scripted import STYLES, ScriptedPlayer, choose, read_text
+from marl.envs.text_starcraft.win_rates import count_wins
+from marl.envs.toy import TASKS as TOY_TASKS
+from marl.envs.toy import make as make_toy
 from marl.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator

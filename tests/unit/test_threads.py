@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from marl.threads import quick_products
+from marl.cpu import onednn_matmul
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 64), (512, 300, 64), (64, 512, 17)])
@@ -11,7 +11,7 @@ def test_quick_products_keep_the_precision_of_float32_and_gradients(shape: tuple
     rows, inner, columns = shape
     left = torch.randn(rows, inner, requires_grad=True)
     right = torch.randn(inner, columns, requires_grad=True)
-    with quick_products(torch.device("cpu")):
+    with onednn_matmul(torch.device("cpu")):
         product = left @ right
         product.sum().backward()
     assert left.grad is not None
@@ -23,6 +23,6 @@ def test_quick_products_keep_the_precision_of_float32_and_gradients(shape: tuple
 
 def test_the_setting_is_put_back_after_an_error():
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(RuntimeError, match="shapes"), quick_products(torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="shapes"), onednn_matmul(torch.device("cpu")):
         torch.randn(64, 64) @ torch.randn(63, 64)
     assert torch.get_float32_matmul_precision() == before

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.text import TextEnv, Turn
-from envs.tools import MAX_ITEMS, Toolbox
+from marl.envs.text import TextEnv, TextStep
+from marl.envs.tools import MAX_ITEMS, Toolbox
 from marl.errors import ConfigError
 
 CALLED = []
@@ -128,7 +128,7 @@ def asked(**options):
         "asked",
         lambda _: 0,
         lambda _: "?",
-        lambda *_: Turn(0, ended=True),
+        lambda *_: TextStep(0, ended=True),
         tools=[times],
         **({"max_steps": 99} | options),
     )

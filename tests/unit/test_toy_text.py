@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from envs import toy_text
-from envs.testing import check_env, check_vector_env
-from envs.text import REST
+from marl.envs import toy_text
+from marl.envs.testing import check_env, check_vector_env
+from marl.envs.text import REST
 from marl.errors import ConfigError, UnknownNameError
-from marl.vector import SyncVector
+from marl.vector.process import SyncVector
 from tests.support.text import Graph
 
 VARIANTS = [
@@ -134,7 +134,7 @@ def test_who_has_gone_home_has_one_candidate_and_is_not_heard():
     assert obs.alive.tolist() == [True, True, False]
     assert obs.candidates[2] == (REST,)
     last = env.step([*toy_text.CHORES[:2], "whatever"])
-    assert last.info["normalised_return"] == pytest.approx(1.0)
+    assert last.info["normalized_return"] == pytest.approx(1.0)
 
 
 def test_unnamed_workers_read_the_same():

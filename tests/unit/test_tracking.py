@@ -11,9 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marl import dashboard, tracking
 from marl.config import option_names
-from marl.tracking import CHARTS, COMPARED, TAGS, JsonlTracker, MultiTracker, RecordFile, TensorBoardTracker
+from marl.tracking import console as dashboard
+from marl.tracking import tensorboard as tracking
+from marl.tracking.tensorboard import (
+    CHARTS,
+    HPARAM_METRICS,
+    TAGS,
+    JsonlTracker,
+    MultiTracker,
+    RecordFile,
+    TensorBoardTracker,
+)
 
 
 class SmallDisk(io.FileIO):
@@ -72,7 +81,7 @@ def test_charts_and_dashboard_show_only_known_tags():
                 of_types = [tag for tag in TAGS if f"{tag}/" == pattern]
                 assert len(matching + of_types) == 1, pattern
     shown = {tag for column in dashboard.COLUMNS for _, tag in column} | {tag for _, tag in dashboard.LINE}
-    assert shown | {tag for _, tag, _, _ in dashboard.SHARES} | set(COMPARED) <= TAGS.keys()
+    assert shown | {tag for _, tag, _, _ in dashboard.SHARES} | set(HPARAM_METRICS) <= TAGS.keys()
 
 
 # -------------------------------------------------------------------------------------------------- JSONL
@@ -189,7 +198,7 @@ def test_only_whole_lines_stay_and_the_rest_is_counted(tmp_path, disk, capsys, r
 
 
 def test_memory_is_bounded_and_the_newest_are_kept(tmp_path, disk, capsys, monkeypatch):
-    monkeypatch.setattr(tracking, "HELD_RECORDS", 5)
+    monkeypatch.setattr(tracking, "BUFFERED_RECORDS", 5)
     disk.room = 0
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     for step in range(1, 21):
@@ -278,7 +287,7 @@ def test_the_hyper_parameter_page(tmp_path):
     assert values["limit"].string_value == "None"
     content = accumulator.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
-    assert [info.name.tag for info in experiment.metric_infos] == list(COMPARED)
+    assert [info.name.tag for info in experiment.metric_infos] == list(HPARAM_METRICS)
     shown = {info.name: info.differs for info in experiment.hparam_infos}
     assert shown == {
         "seed": True,

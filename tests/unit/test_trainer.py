@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.mlp import MLPPolicy
 from marl import run
+from marl.advantages import explained_variance, standardize
+from marl.agents.mlp import MLPPolicy
 from marl.backup import Links
-from marl.checkpoint import load, save
+from marl.checkpoint.store import load, save
 from marl.config import LearnConfig, default_config, digest, from_yaml, override, to_yaml
-from marl.credit import explained_variance, standardise
 from marl.errors import (
     CheckpointError,
     ConfigError,
@@ -25,14 +25,14 @@ from marl.errors import (
     UnknownNameError,
     WorkerError,
 )
-from marl.evaluate import EpisodeRow, evaluate, paired_seeds, summarise
-from marl.loading import load_policy
+from marl.evaluate import EpisodeRow, paired_seeds, run_episodes, summarize
 from marl.objective import Batch
 from marl.optimizer import parameter_groups
+from marl.policy_io import load_policy
 from marl.registry import AGENTS, ENVS, EnvEntry
-from marl.rollout import minibatches
+from marl.rollout import iter_minibatches
 from marl.types import Nodes
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 BROKEN = "tests.support.broken:make"
 
@@ -55,7 +55,7 @@ def test_nan_is_located_and_what_was_learned_is_kept(small, tmp_path, what):
     ) as caught:
         run.start(config)
     assert "marl resume" in caught.value.__notes__[0]
-    folder = Path(config.runs) / "run"
+    folder = Path(config.runs_dir) / "run"
     assert load(folder / "checkpoints").step == 2 * 32
     run.resume(folder, {})
     assert rows(folder)[-1]["step"] == config.steps
@@ -116,18 +116,18 @@ def test_non_finite_loss_keeps_finite_weights(small):
     config = broken(small, "huge", at=12)
     with pytest.raises(NonFiniteError, match="iteration 2, epoch 1"):
         run.start(config)
-    checkpoint = load(Path(config.runs) / "run" / "checkpoints")
+    checkpoint = load(Path(config.runs_dir) / "run" / "checkpoints")
     assert checkpoint.step == 32
-    for group in ("model", "optimiser", "value_norm"):
+    for group in ("model", "optimizer", "value_norm"):
         assert all((x.abs() < 1e6).all() for x in checkpoint.tensors[group].values())
 
 
 def test_an_error_does_not_replace_the_checkpoint_of_the_same_step(small, tmp_path):
-    """Saved at iteration 2 with environments; the error in iteration 3 must not write it anew without."""
+    """Saved at iteration 2 with environments; the error in iteration 3 must not write it anew mask_done."""
     config = broken(small, "reward", at=19, once=tmp_path / "once")
     with pytest.raises(NonFiniteError):
         run.start(config)
-    folder = Path(config.runs) / "run"
+    folder = Path(config.runs_dir) / "run"
     run.resume(folder, {})
     whole = run.start(broken(small, "nothing", at=19, name="whole"))
     a, b = (load(f / "checkpoints").tensors["model"] for f in (folder, whole))
@@ -145,8 +145,8 @@ def test_a_bad_state_is_located_too(small, tmp_path, agent):
 
 def test_evaluation_leaves_out_what_is_not_finite():
     bad, good = EpisodeRow(0, 1, float("nan"), 3, True), EpisodeRow(1, 2, 4.0, 3, True)
-    assert summarise([bad]) == {"eval/dropped": 1.0}
-    summary = summarise([bad, good])
+    assert summarize([bad]) == {"eval/dropped": 1.0}
+    summary = summarize([bad, good])
     assert summary["eval/return"] == 4.0
     assert summary["eval/dropped"] == 1.0
 
@@ -155,7 +155,7 @@ def test_what_every_episode_says_of_itself_is_averaged():
     infos = [{"success": 1.0, "dead_allies": 2.0, "rare": 1.0}, {"success": 0.0, "dead_allies": 3.0}]
     noise = {"reward_ctrl": 1.0, "distance_penalty": 1.0, "agent_0/x": 1.0, "episode_return": 4.0, "odd": float("inf")}
     rows = [EpisodeRow(i, i, 1.0, 3, True, {**info, **noise}) for i, info in enumerate(infos)]
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert summary.keys() - {"eval/return", "eval/return_low", "eval/return_high", "eval/length"} == {
         "eval/success",
         "eval/dead_allies",
@@ -220,9 +220,9 @@ def refusing(monkeypatch, limit, error):
     evaluate, rows = MLPPolicy.evaluate, []
 
     def refuse(policy, inputs, nodes):
-        if len(nodes.mask) > limit:
+        if len(nodes.node_mask) > limit:
             raise error
-        rows.append(len(nodes.mask))
+        rows.append(len(nodes.node_mask))
         return evaluate(policy, inputs, nodes)
 
     with monkeypatch.context() as patch:
@@ -294,7 +294,7 @@ def test_settings_that_define_an_agent_are_its_defaults(small, defined):
 
 
 def test_links_take_what_is_left_out_from_the_step():
-    learn = LearnConfig(gamma=0.9, gae_lambda=0.8, slot_links="sequential", gamma_intra=None, lambda_intra=None)
+    learn = LearnConfig(gamma=0.9, gae_lambda=0.8, token_credit="sequential", gamma_intra=None, lambda_intra=None)
     assert learn.links() == Links("parallel", "sequential", 0.9, 0.8, 0.9, 0.8)
     assert LearnConfig().links() == Links()
 
@@ -318,7 +318,7 @@ def test_a_lost_worker_stops_the_run_with_a_checkpoint(small, what, said):
     with pytest.raises(WorkerError, match=said) as caught:
         run.start(config)
     assert "marl resume" in caught.value.__notes__[0]
-    assert load(Path(config.runs) / "run" / "checkpoints").step == 2 * 32
+    assert load(Path(config.runs_dir) / "run" / "checkpoints").step == 2 * 32
 
 
 def test_a_lost_worker_is_restarted_on_request(small, tmp_path):
@@ -330,7 +330,7 @@ def test_a_lost_worker_is_restarted_on_request(small, tmp_path):
 
 def test_full_disc_while_logging_does_not_stop_training(small, capsys):
     config = small(eval_episodes=0)
-    folder = Path(config.runs) / "run"
+    folder = Path(config.runs_dir) / "run"
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").symlink_to("/dev/full")
     run.start(config)
@@ -352,11 +352,11 @@ def test_a_run_that_another_rank_ends_says_so(small, monkeypatch, capsys):
 
 def test_a_folder_belongs_to_one_run(small):
     config = small(eval_episodes=0, steps=32)
-    folder = Path(config.runs) / config.name
-    with run.alone_in(folder), pytest.raises(ConfigError, match=r"another process trains in .*run; wait for it"):
+    folder = Path(config.runs_dir) / config.name
+    with run.run_lock(folder), pytest.raises(ConfigError, match=r"another process trains in .*run; wait for it"):
         run.start(config)
     run.start(config)
-    with run.alone_in(folder), pytest.raises(ConfigError, match="another process trains in"):
+    with run.run_lock(folder), pytest.raises(ConfigError, match="another process trains in"):
         run.resume(folder, {"steps": 64})
     run.resume(folder, {"steps": 64})
 
@@ -365,7 +365,7 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(sm
     config = small(name="", eval_episodes=0, steps=32)
     with pytest.raises(ConfigError, match="group_size is 3"):
         run.start(override(config, {"group_size": 3}))
-    assert not Path(config.runs).exists()
+    assert not Path(config.runs_dir).exists()
     assert len({run.new_folder(config), run.start(config), run.new_folder(config)}) == 3
 
 
@@ -391,8 +391,8 @@ def test_micro_batches_and_processes_change_nothing(small):
 @pytest.mark.parametrize(
     ("env", "agent", "changes"),
     [
-        ("toy/mortal", "mat", {"memory": 4}),
-        ("toy/mortal", "mat-gru", {"memory": 2, "parameters_per": "agent"}),
+        ("toy/mortal", "mat", {"bptt_steps": 4}),
+        ("toy/mortal", "mat-gru", {"bptt_steps": 2, "parameters_per": "agent"}),
         ("smac/3m", "mat-bad", {"layout": "entities"}),
         ("smac/3m", "mat-encoder", {"layout": "entities"}),
         ("smac/3m+8m", "mat", {"layout": "entities"}),
@@ -448,19 +448,19 @@ def test_minibatches_hold_every_row_once(count):
     empty = torch.zeros(20, 1, 1)
     nodes = Nodes(empty, empty.bool(), empty.bool())
     batch = Batch({"x": x}, nodes, empty, empty, empty, empty)
-    rows = minibatches(batch, count, torch.Generator().manual_seed(0))
+    rows = iter_minibatches(batch, count, torch.Generator().manual_seed(0))
     parts = [batch.rows(index).inputs["x"] for index in rows]
     assert len(parts) == count
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert torch.equal(torch.cat(parts).sort().values, x)
 
 
-def test_standardise_and_explained_variance_ignore_what_is_masked():
+def test_standardize_and_explained_variance_ignore_what_is_masked():
     x = torch.tensor([1.0, 2.0, 3.0, float("nan")])
     mask = torch.tensor([True, True, True, False])
-    scaled = standardise(x, mask)
+    scaled = standardize(x, mask)
     np.testing.assert_allclose(scaled.numpy(), [-1.22473, 0.0, 1.22473, 0.0], atol=1e-4)
-    far = standardise(x + 1e5, mask)
+    far = standardize(x + 1e5, mask)
     np.testing.assert_allclose(far.numpy(), scaled.numpy(), atol=1e-2)
     assert explained_variance(x, x, mask) == 1.0
     assert explained_variance(torch.zeros(4), x, mask) == 0.0
@@ -468,18 +468,18 @@ def test_standardise_and_explained_variance_ignore_what_is_masked():
 
 def test_evaluation_is_paired_and_plays_every_seed():
     """Whatever the number of environments, episode i is the same; long and short ones count alike."""
-    from agents.scripted import FixedPolicy
+    from marl.agents.scripted import FixedPolicy
 
     seeds = paired_seeds(7)
     tables = []
     for count in (1, 3, 10):
         env = make_vector("toy/copy", {}, count)
-        tables.append(evaluate(FixedPolicy(env.spec, 0.0), env, seeds))
+        tables.append(run_episodes(FixedPolicy(env.spec, 0.0), env, seeds))
         env.close()
     assert tables[0] == tables[1] == tables[2]
     assert [row.seed for row in tables[0]] == seeds
     assert len({row.returns for row in tables[0]}) > 1
-    summary = summarise(tables[0])
+    summary = summarize(tables[0])
     assert summary["eval/return_low"] <= summary["eval/return"] <= summary["eval/return_high"]
 
 
@@ -489,7 +489,7 @@ def test_threads_follow_the_size_of_the_work(small):
     trainer = run.build(config, env, torch.device("cpu"), 2)
     rollout, _ = trainer.collector.collect()
     assert (trainer.act_threads, trainer.learn_threads(rollout)) == (1, 1)
-    trainer.policy.heavy = True
+    trainer.policy.threaded_acting = True
     assert (trainer.act_threads, trainer.learn_threads(rollout)) == (2, 2)
     trainer.config = override(config, {"learn_threads": 1})
     assert (trainer.act_threads, trainer.learn_threads(rollout)) == (2, 1)

@@ -6,9 +6,9 @@ from torch import nn
 
 from marl.config import default_config, override
 from marl.errors import NonFiniteError
-from marl.evaluate import evaluate
+from marl.evaluate import run_episodes
 from marl.run import build
-from marl.vector import make_vector
+from marl.vector.process import make_vector
 
 
 def make_trainer(agent):
@@ -39,7 +39,7 @@ def test_a_policy_trains_in_updates_and_acts_in_evaluation_mode(monkeypatch, age
         return original(inputs, nodes)
 
     rollout, _ = trainer.collector.collect()
-    batch = trainer.credit(rollout)[0]
+    batch = trainer.make_batch(rollout)[0]
     with torch.no_grad():
         torch.testing.assert_close(policy.evaluate(batch.inputs, batch.nodes).log_prob, batch.log_prob)
     before = policy.critic[3].running_var.clone()
@@ -51,7 +51,7 @@ def test_a_policy_trains_in_updates_and_acts_in_evaluation_mode(monkeypatch, age
     assert not torch.equal(policy.critic[3].running_var, before)
     assert not policy.training
     env = make_vector("toy/climbing", {}, 2)
-    returns = [[row.returns for row in evaluate(policy, env, [1, 2, 3])] for _ in range(2)]
+    returns = [[row.episode_return for row in run_episodes(policy, env, [1, 2, 3])] for _ in range(2)]
     assert returns[0] == returns[1]
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from gymnasium.spaces import Text
 
-from agents.mlp import MLPOptions, MLPPolicy
-from envs.toy import make as make_toy
-from envs.wrappers import EnvWrapper
 from marl import run
+from marl.agents.mlp import MLPOptions, MLPPolicy
 from marl.backup import Links
-from marl.loading import LoadedPolicy
-from marl.normalise import ValueNorm
+from marl.envs.toy import make as make_toy
+from marl.envs.wrappers import EnvWrapper
+from marl.policy_io import LoadedPolicy
 from marl.registry import AGENTS
 from marl.transcript import play
 from marl.types import Decision, EnvSpec, Nodes, Obs
-from marl.vector import SyncVector
+from marl.value_norm import ValueNorm
+from marl.vector.process import SyncVector
 
 
 class Macro(EnvWrapper):
@@ -47,7 +47,7 @@ def test_an_episode_with_its_credit(task):
     norm.update(torch.tensor([1.0, 3.0]), torch.ones(2, dtype=torch.bool))
     episode = play(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
     assert len(episode) == env.spec.max_steps
-    values = [norm.denormalise(turn.decision.value[0, :, 0]) for turn in episode]
+    values = [norm.denormalize(turn.decision.value[0, :, 0]) for turn in episode]
     alive = [torch.as_tensor(turn.obs.alive[0]) for turn in episode]
     for i, turn in enumerate(episode[:-1]):
         both = alive[i] & alive[i + 1]

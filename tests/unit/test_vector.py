@@ -25,7 +25,7 @@ from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, 
 from marl.protocols import VectorEnv
 from marl.registry import ENVS, EnvEntry
 from marl.types import Final, Obs, VectorStep
-from marl.vector import ProcessVector, SyncVector, make_vector
+from marl.vector.process import ProcessVector, SyncVector, make_vector
 
 SHAPES = {
     "plain": Shape(),
@@ -717,7 +717,7 @@ import multiprocessing, os, sys, time
 from functools import partial
 import numpy as np
 from vector_envs import Shape, Troubled
-from marl.vector import ProcessVector
+from marl.vector.process import ProcessVector
 if __name__ == "__main__":
     vector = ProcessVector([partial(Troubled, Shape(), sys.argv[1])] * 3, 2)
     vector.reset([1, 2, 3])
@@ -791,7 +791,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append((task, num_envs, threads, options))
         return SyncVector([partial(Walk, Shape(**options))] * num_envs)
 
-    entry = EnvEntry("batched", make=lambda task, **options: Walk(Shape(**options)), batch=batch_)  # noqa: ARG005
+    entry = EnvEntry("batched", make=lambda task, **options: Walk(Shape(**options)), make_vector=batch_)  # noqa: ARG005
     monkeypatch.setitem(ENVS.entries, "batched", entry)
     return made
 

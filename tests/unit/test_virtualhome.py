@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from envs import virtualhome
-from envs.testing import check_env
-from envs.virtualhome.errand import ERRANDS, Home
-from envs.virtualhome.evening import Evening
+from marl.envs import virtualhome
+from marl.envs.testing import check_env
+from marl.envs.virtualhome.appliance_task import APPLIANCE_TASKS, Home
+from marl.envs.virtualhome.entertainment import EntertainmentState
 from marl.errors import ConfigError, UnknownNameError
 from tests.support.text import Graph
 
 
-def graph_of(task, faithful=False):
-    return Graph(virtualhome.make(task, faithful=faithful))
+def graph_of(task, reproduce_upstream_bugs=False):
+    return Graph(virtualhome.make(task, reproduce_upstream_bugs=reproduce_upstream_bugs))
 
 
 @pytest.mark.parametrize(
-    ("task", "faithful", "optimum", "steps", "prompts"),
+    ("task", "reproduce_upstream_bugs", "optimum", "steps", "prompts"),
     [
         ("food-preparation", False, 0.773781, 6, 17),
         ("food-preparation", True, 0.773781, 6, 17),
@@ -25,8 +25,8 @@ def graph_of(task, faithful=False):
         ("entertainment", True, 0.598737, 11, 53),  # published are 56, in words that tell more of who sits
     ],
 )
-def test_optimum_and_prompts_are_the_published_ones(task, faithful, optimum, steps, prompts):
-    graph = graph_of(task, faithful)
+def test_optimum_and_prompts_are_the_published_ones(task, reproduce_upstream_bugs, optimum, steps, prompts):
+    graph = graph_of(task, reproduce_upstream_bugs)
     assert graph.optimum() == pytest.approx(optimum, abs=5e-7)
     assert graph.optimum() == pytest.approx(graph.env.optimum, abs=1e-12)
     assert len(graph.plan()) == steps
@@ -38,43 +38,45 @@ def test_optimum_and_prompts_are_the_published_ones(task, faithful, optimum, ste
     ("task", "success", "value"), [("food-preparation", 0.015, 0.0029), ("entertainment", 0.0030, 0.00043)]
 )
 def test_chance_does_as_published(task, success, value):
-    found, mean, _ = graph_of(task, faithful=True).chance(limit=50)
+    found, mean, _ = graph_of(task, reproduce_upstream_bugs=True).chance(limit=50)
     assert found == pytest.approx(success, rel=0.04)
     assert mean == pytest.approx(value, rel=0.04)
 
 
 ROOMS = {"walk to the kitchen", "walk to the bathroom", "walk to the bedroom"}
 OFFERS = [
-    ("nothing to put on the table", Evening("living room", "coffee table"), set(), {"TV", "sofa"}),
-    ("the table has its snack", Evening("living room", "coffee table", "held", "table"), {"TV", "sofa"},
+    ("nothing to put on the table", EntertainmentState("living room", "coffee table"), set(), {"TV", "sofa"}),
+    ("the table has its snack", EntertainmentState("living room", "coffee table", "held", "table"), {"TV", "sofa"},
      {"TV", "sofa", "put the chips on the coffee table"}),
-    ("beside the sofa, the TV off", Evening("living room", "sofa"), {"coffee table", "TV"}, {"coffee table", "TV"}),
-    ("beside the sofa, the TV on", Evening("living room", "sofa", playing=True),
+    ("beside the sofa, the TV off", EntertainmentState("living room", "sofa"), {"coffee table", "TV"}, {"coffee table", "TV"}),
+    ("beside the sofa, the TV on", EntertainmentState("living room", "sofa", playing=True),
      {"coffee table", "TV", "sit down on the sofa", "stand up from the sofa"},
      {"coffee table", "TV", "sit down on the sofa"}),
-    ("beside the TV", Evening("living room", "TV"),
+    ("beside the TV", EntertainmentState("living room", "TV"),
      {"coffee table", "sofa", "turn on the TV", "turn off the TV"}, {"coffee table", "sofa", "turn on the TV"}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("evening", "published", "ours"), [each[1:] for each in OFFERS], ids=[e[0] for e in OFFERS])
 def test_what_the_published_code_offers_in_the_living_room(evening, published, ours):
-    for faithful, offered in ((True, published), (False, ours)):
+    for reproduce_upstream_bugs, offered in ((True, published), (False, ours)):
         texts = {text if " " in text and text != "coffee table" else f"walk to the {text}" for text in offered}
-        assert set(virtualhome.Entertainment(faithful).candidates(evening)) == ROOMS | texts
+        assert set(virtualhome.Entertainment(reproduce_upstream_bugs).candidates(evening)) == ROOMS | texts
 
 
 def test_what_the_published_code_offers_elsewhere():
-    evening = virtualhome.Entertainment(faithful=True)
-    left = Evening("kitchen", chips="table")
+    evening = virtualhome.Entertainment(reproduce_upstream_bugs=True)
+    left = EntertainmentState("kitchen", chips="table")
     assert evening.candidates(left)[3:] == ["walk to the chips"]
     assert evening.after(left, "walk to the chips") == left
     assert evening.candidates(replace(left, near="milk"))[3:] == ["grab the milk"]
-    assert set(evening.candidates(Evening("living room", "sofa", playing=True, sitting=True))) == ROOMS
+    assert set(evening.candidates(EntertainmentState("living room", "sofa", playing=True, sitting=True))) == ROOMS
     inside = Home(near_thing=True, near_appliance=True, opened=True, inside=True)
-    for faithful in (False, True):
-        offered = virtualhome.Errand(ERRANDS["food-preparation"], faithful).candidates(inside)[3:]
-        assert offered == (["open the microwave"] if faithful else []) + ["close the microwave"]
+    for reproduce_upstream_bugs in (False, True):
+        offered = virtualhome.ApplianceTask(APPLIANCE_TASKS["food-preparation"], reproduce_upstream_bugs).candidates(
+            inside
+        )[3:]
+        assert offered == (["open the microwave"] if reproduce_upstream_bugs else []) + ["close the microwave"]
 
 
 def test_the_size_of_the_state_machines():
@@ -98,29 +100,29 @@ def test_what_is_offered_in_food_preparation_and_fails():
 
 
 def test_the_published_fault_leads_astray_who_walks_to_what_they_hold():
-    rules = virtualhome.Errand(ERRANDS["food-preparation"], faithful=True)
+    rules = virtualhome.ApplianceTask(APPLIANCE_TASKS["food-preparation"], reproduce_upstream_bugs=True)
     home = Home(near_thing=True, near_appliance=True, holding=True)
     assert rules.after(home, "walk to the pancake") == Home(near_thing=True, holding=True)
     for action in ("walk to the bedroom", "walk to the bathroom", "walk to the kitchen", "walk to the pancake"):
         home = rules.after(home, action)
-    assert home == Home("bedroom", near_thing=True, holding=True, trail="bedroom")
+    assert home == Home("bedroom", near_thing=True, holding=True, upstream_room="bedroom")
 
 
 def test_what_is_offered_in_the_evening_and_fails():
     graph = graph_of("entertainment")
     sizes = {len(graph.candidates[state]) for state in graph.live if not state.sitting}
     assert (min(sizes), max(sizes)) == (3, 7)
-    full = Evening("living room", "TV", "held", "held")
+    full = EntertainmentState("living room", "TV", "held", "held")
     assert graph.idle() == {(full, "turn on the TV")}
 
 
 def test_sitting_down_too_early_is_forever_only_where_asked_for():
-    for faithful in (False, True):
-        graph = graph_of("entertainment", faithful)
+    for reproduce_upstream_bugs in (False, True):
+        graph = graph_of("entertainment", reproduce_upstream_bugs)
         value = graph.values()
         sitting = [state for state in graph.live if state.sitting]
         assert sitting
-        assert all((value[state] == 0) == faithful for state in sitting)
+        assert all((value[state] == 0) == reproduce_upstream_bugs for state in sitting)
 
 
 @pytest.mark.parametrize("task", [task for task in virtualhome.TASKS if task != "entertainment"])
@@ -129,7 +131,7 @@ def test_errands_differ_in_their_nouns_only(task):
     food, other = graph_of("food-preparation"), graph_of(task)
     assert set(food.states) == set(other.states)
     assert food.values() == other.values()
-    nouns, cake = ERRANDS[task], ERRANDS["food-preparation"]
+    nouns, cake = APPLIANCE_TASKS[task], APPLIANCE_TASKS["food-preparation"]
     for state in food.states:
         renamed = [text.replace(cake.thing, nouns.thing).replace(cake.appliance, nouns.appliance)
                    for text in food.candidates[state]]  # fmt: skip
@@ -151,7 +153,7 @@ def test_an_episode_is_worth_what_it_says():
     assert all(step.info == {} for step in steps[:-1])
     assert steps[-1].terminated
     assert steps[-1].info == pytest.approx(
-        {"success": 1.0, "discounted_return": 0.95**5, "normalised_return": 1.0}, abs=1e-12
+        {"success": 1.0, "discounted_return": 0.95**5, "normalized_return": 1.0}, abs=1e-12
     )
 
 

@@ -2,8 +2,14 @@
 
 import numpy as np
 
-from envs.text_starcraft.data.names import ACTIONS, NUM_ACTIONS, PROTOSS_STRUCTURES, PROTOSS_UNITS, PROTOSS_UPGRADES
-from envs.text_starcraft.data.tables import STRUCTURES, UNITS, UPGRADE_GAS, UPGRADE_LOOPS, UPGRADE_MINERALS
+from marl.envs.text_starcraft.data.names import (
+    ACTIONS,
+    NUM_ACTIONS,
+    PROTOSS_STRUCTURES,
+    PROTOSS_UNITS,
+    PROTOSS_UPGRADES,
+)
+from marl.envs.text_starcraft.data.tables import STRUCTURES, UNITS, UPGRADE_GAS, UPGRADE_LOOPS, UPGRADE_MINERALS
 
 FIRST_BUILD, FIRST_RESEARCH, FIRST_SCOUT = 19, 34, 60
 ATTACK_ACTION, RETREAT_ACTION, FIRST_CHRONO, EMPTY = 64, 65, 66, 71

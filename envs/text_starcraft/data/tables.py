@@ -12,8 +12,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from envs.text_starcraft import data
-from envs.text_starcraft.data.names import (
+from marl.envs.text_starcraft import data
+from marl.envs.text_starcraft.data.names import (
     MAX_TYPES,
     PROTOSS_STRUCTURES,
     PROTOSS_UNITS,

@@ -6,8 +6,8 @@ above are a model of its thresholds, and compositions are a model at every level
 
 import numpy as np
 
-from envs.text_starcraft.data.names import MAX_TYPES, ZERG_UNITS
-from envs.text_starcraft.data.tables import REINSTALL, number, read_table
+from marl.envs.text_starcraft.data.names import MAX_TYPES, ZERG_UNITS
+from marl.envs.text_starcraft.data.tables import REINSTALL, number, read_table
 from marl.errors import ConfigError
 
 PHASES = ("open", "mid", "late", "final")

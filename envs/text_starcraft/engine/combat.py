@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES, ZERG_UPGRADES
-from envs.text_starcraft.data.tables import (
+from marl.envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES, ZERG_UPGRADES
+from marl.envs.text_starcraft.data.tables import (
     ABSORB,
     AIR,
     BONUS_STEP,
@@ -20,11 +20,11 @@ from envs.text_starcraft.data.tables import (
     WEAPON_LINE,
     WEAPON_STEP,
 )
-from envs.text_starcraft.data.tables import STRUCTURES as S
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.world_map import NUM_SITES
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.movement import (
+from marl.envs.text_starcraft.data.tables import STRUCTURES as S
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.world_map import NUM_SITES
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.movement import (
     ADRENAL,
     CONTACT_RANGE,
     OVERLORD,
@@ -34,8 +34,8 @@ from envs.text_starcraft.engine.movement import (
     speed_of,
     standing_at,
 )
-from envs.text_starcraft.engine.production import destroy_structure, group_supply
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.production import destroy_structure, group_supply
+from marl.envs.text_starcraft.engine.state import (
     CHARGE,
     CONTACT,
     ENERGY,

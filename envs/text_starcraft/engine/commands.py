@@ -1,7 +1,7 @@
 """The 72 actions of the Protoss player: when they can be carried out, and what they do."""
 
-from envs.text_starcraft.data.names import NUM_ACTIONS
-from envs.text_starcraft.data.rules import (
+from marl.envs.text_starcraft.data.names import NUM_ACTIONS
+from marl.envs.text_starcraft.data.rules import (
     ARCHON,
     ATTACK_ACTION,
     BUILD_NEEDS,
@@ -59,12 +59,12 @@ from envs.text_starcraft.data.rules import (
     UPGRADE_NEEDS,
     WARP_COOLDOWN,
 )
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES, SITES_PER_SIDE
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.economy import CHRONO_ENERGY, GEYSERS, add_pending, can_pay, pay, take_worker
-from envs.text_starcraft.engine.movement import send_group
-from envs.text_starcraft.engine.production import (
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES, SITES_PER_SIDE
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.economy import CHRONO_ENERGY, GEYSERS, add_pending, can_pay, pay, take_worker
+from marl.envs.text_starcraft.engine.movement import send_group
+from marl.envs.text_starcraft.engine.production import (
     BOOST_LOOPS,
     NEXUS,
     WARP_GATE,
@@ -78,7 +78,7 @@ from envs.text_starcraft.engine.production import (
     put_in_group,
     rally_site,
 )
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.state import (
     ARMY,
     ATTACK,
     BOOST,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numba
 
-from envs.text_starcraft import data, engine
+from marl.envs.text_starcraft import data, engine
 
 
 def _digest() -> str:

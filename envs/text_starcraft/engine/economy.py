@@ -1,12 +1,12 @@
 """Bases: mining with saturation and distance, gas, workers that move between bases, and counts by type."""
 
-from envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
-from envs.text_starcraft.data.tables import STRUCTURES as S
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.tables import UPGRADE_LOOPS
-from envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
+from marl.envs.text_starcraft.data.tables import STRUCTURES as S
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.tables import UPGRADE_LOOPS
+from marl.envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.state import (
     ARMY,
     BOOST,
     BOOSTABLE,

@@ -1,11 +1,11 @@
 """Groups of units: movement along roads, joining, and what is near to what."""
 
-from envs.text_starcraft.data.names import MAX_TYPES, ZERG_UPGRADES
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.world_map import DISTANCE, NEXT_NODE, POSITION
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.production import group_supply, move_all, rally_site, stand
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.data.names import MAX_TYPES, ZERG_UPGRADES
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.world_map import DISTANCE, NEXT_NODE, POSITION
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.production import group_supply, move_all, rally_site, stand
+from marl.envs.text_starcraft.engine.state import (
     ATTACK,
     CONTACT,
     DONE,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.text_starcraft.data.names import (
+from marl.envs.text_starcraft.data.names import (
     BUILDING_KEYS,
     BUILDING_TYPES,
     ENEMY_KEYS,
@@ -22,11 +22,11 @@ from envs.text_starcraft.data.names import (
     UNIT_KEYS,
     UNIT_TYPES,
 )
-from envs.text_starcraft.data.world_map import NUM_SITES, POSITION
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.movement import CONTACT_RANGE, near_site
-from envs.text_starcraft.engine.production import group_supply
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.data.world_map import NUM_SITES, POSITION
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.movement import CONTACT_RANGE, near_site
+from marl.envs.text_starcraft.engine.production import group_supply
+from marl.envs.text_starcraft.engine.state import (
     ARMY,
     BUILT,
     CAP,

@@ -1,12 +1,12 @@
 """Structures and units come into being: construction, jobs and queues, warp-ins, larvae and eggs."""
 
-from envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
-from envs.text_starcraft.data.tables import STRUCTURES as S
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.tables import UPGRADE_LOOPS
-from envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES, POSITION, SITES_PER_SIDE
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.economy import (
+from marl.envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
+from marl.envs.text_starcraft.data.tables import STRUCTURES as S
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.tables import UPGRADE_LOOPS
+from marl.envs.text_starcraft.data.world_map import DISTANCE, NUM_SITES, POSITION, SITES_PER_SIDE
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.economy import (
     GAS_STRUCTURE,
     GATEWAY,
     GEYSER,
@@ -20,7 +20,7 @@ from envs.text_starcraft.engine.economy import (
     pay,
     take_worker,
 )
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.state import (
     BOOST,
     CHARGE,
     CONTACT,

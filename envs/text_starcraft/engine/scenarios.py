@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from envs.text_starcraft.data.names import PROTOSS_STRUCTURES
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.economy import PYLON, TOWN_HALL
-from envs.text_starcraft.engine.observation import BUILDINGS, NUM_RESEARCH, PLANNED_UNITS, RESOURCES
-from envs.text_starcraft.engine.production import add_units, new_structure, put_in_group, start_game
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.data.names import PROTOSS_STRUCTURES
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.economy import PYLON, TOWN_HALL
+from marl.envs.text_starcraft.engine.observation import BUILDINGS, NUM_RESEARCH, PLANNED_UNITS, RESOURCES
+from marl.envs.text_starcraft.engine.production import add_units, new_structure, put_in_group, start_game
+from marl.envs.text_starcraft.engine.state import (
     ATTACK,
     BLOCKED_SECONDS,
     BUILT,
@@ -21,8 +21,8 @@ from envs.text_starcraft.engine.state import (
     UNDERWAY,
     ZERG,
 )
-from envs.text_starcraft.engine.zerg_army import begin_plan
-from envs.text_starcraft.engine.zerg_economy import LING, ROACH
+from marl.envs.text_starcraft.engine.zerg_army import begin_plan
+from marl.envs.text_starcraft.engine.zerg_economy import LING, ROACH
 
 FULL_GAME, OPENING, DEFEND, EXPAND, TECH = range(5)
 NUM_LEVELS = 10

@@ -1,14 +1,14 @@
 """One decision of E games: actions, steps of the simulator, rewards, ends, observations."""
 
-from envs.text_starcraft.engine.combat import fight
-from envs.text_starcraft.engine.commands import apply_action, find_reason, find_reasons, order_attack
-from envs.text_starcraft.engine.compiling import compiled, entry
-from envs.text_starcraft.engine.economy import count_types, distribute_workers, mine
-from envs.text_starcraft.engine.movement import move_groups
-from envs.text_starcraft.engine.observation import look, show, write_changes, write_frame
-from envs.text_starcraft.engine.production import advance_pending, advance_structures, group_supply
-from envs.text_starcraft.engine.scenarios import FULL_GAME, begin_game, score, technologies
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.combat import fight
+from marl.envs.text_starcraft.engine.commands import apply_action, find_reason, find_reasons, order_attack
+from marl.envs.text_starcraft.engine.compiling import compiled, entry
+from marl.envs.text_starcraft.engine.economy import count_types, distribute_workers, mine
+from marl.envs.text_starcraft.engine.movement import move_groups
+from marl.envs.text_starcraft.engine.observation import look, show, write_changes, write_frame
+from marl.envs.text_starcraft.engine.production import advance_pending, advance_structures, group_supply
+from marl.envs.text_starcraft.engine.scenarios import FULL_GAME, begin_game, score, technologies
+from marl.envs.text_starcraft.engine.state import (
     BANK_STEPS,
     BANK_SUM,
     BEST_TECH,
@@ -35,7 +35,7 @@ from envs.text_starcraft.engine.state import (
     USED_SUM,
     ZERG,
 )
-from envs.text_starcraft.engine.zerg_army import TICK, decide, defend_home, lead_waves
+from marl.envs.text_starcraft.engine.zerg_army import TICK, decide, defend_home, lead_waves
 
 WON, LOST_GAME = 1, -1
 FULL_SUPPLY = 194

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.text_starcraft.data.names import MAX_TYPES, NUM_ACTIONS, NUM_SHOWN
-from envs.text_starcraft.data.world_map import NUM_SITES
-from envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.data.names import MAX_TYPES, NUM_ACTIONS, NUM_SHOWN
+from marl.envs.text_starcraft.data.world_map import NUM_SITES
+from marl.envs.text_starcraft.engine.compiling import compiled
 
 PROTOSS, ZERG = 0, 1
 STEP_LOOPS = 4

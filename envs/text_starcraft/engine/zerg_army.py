@@ -1,8 +1,8 @@
 """The Zerg opponent's plan of a game: openings, phases, waves, retreat and defense."""
 
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.world_map import NUM_SITES, POSITION
-from envs.text_starcraft.data.zerg_plans import (
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.world_map import NUM_SITES, POSITION
+from marl.envs.text_starcraft.data.zerg_plans import (
     FOOD_PERCENT,
     MACRO,
     OPENINGS,
@@ -18,11 +18,11 @@ from envs.text_starcraft.data.zerg_plans import (
     TABLED_LEVELS,
     THRESHOLD_LEVEL,
 )
-from envs.text_starcraft.engine.commands import send_home_group
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.movement import OVERLORD, standing_at
-from envs.text_starcraft.engine.production import OVERSEER, group_supply, rally_site
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.commands import send_home_group
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.movement import OVERLORD, standing_at
+from marl.envs.text_starcraft.engine.production import OVERSEER, group_supply, rally_site
+from marl.envs.text_starcraft.engine.state import (
     AI_ATTACKS,
     AI_BUILD,
     AI_FOOD,
@@ -50,7 +50,7 @@ from envs.text_starcraft.engine.state import (
     Y,
     draw,
 )
-from envs.text_starcraft.engine.zerg_economy import inject, spend
+from marl.envs.text_starcraft.engine.zerg_economy import inject, spend
 
 REGROUP_LOOPS = 120 * SCRIPT_SECOND
 THREAT_RANGE = 30.0

@@ -1,11 +1,11 @@
 """The Zerg opponent: economy, technology, army, waves and defense of levels 1 to 10."""
 
-from envs.text_starcraft.data.names import ZERG_STRUCTURES, ZERG_UNITS, ZERG_UPGRADES
-from envs.text_starcraft.data.tables import STRUCTURES as S
-from envs.text_starcraft.data.tables import UNITS as U
-from envs.text_starcraft.data.tables import UPGRADE_GAS, UPGRADE_MINERALS
-from envs.text_starcraft.data.world_map import NUM_SITES, SITES_PER_SIDE
-from envs.text_starcraft.data.zerg_plans import (
+from marl.envs.text_starcraft.data.names import ZERG_STRUCTURES, ZERG_UNITS, ZERG_UPGRADES
+from marl.envs.text_starcraft.data.tables import STRUCTURES as S
+from marl.envs.text_starcraft.data.tables import UNITS as U
+from marl.envs.text_starcraft.data.tables import UPGRADE_GAS, UPGRADE_MINERALS
+from marl.envs.text_starcraft.data.world_map import NUM_SITES, SITES_PER_SIDE
+from marl.envs.text_starcraft.data.zerg_plans import (
     DEFENSE_GAP,
     DRONES_FIRST,
     DRONES_LATER,
@@ -18,10 +18,10 @@ from envs.text_starcraft.data.zerg_plans import (
     UPGRADE_PHASE,
     WORKER_GAP,
 )
-from envs.text_starcraft.engine.compiling import compiled
-from envs.text_starcraft.engine.economy import GEYSERS, add_pending, can_pay, pay, take_worker
-from envs.text_starcraft.engine.movement import standing_at
-from envs.text_starcraft.engine.production import (
+from marl.envs.text_starcraft.engine.compiling import compiled
+from marl.envs.text_starcraft.engine.economy import GEYSERS, add_pending, can_pay, pay, take_worker
+from marl.envs.text_starcraft.engine.movement import standing_at
+from marl.envs.text_starcraft.engine.production import (
     HIVE,
     INJECT_LOOPS,
     begin_job,
@@ -31,7 +31,7 @@ from envs.text_starcraft.engine.production import (
     new_structure,
     rally_site,
 )
-from envs.text_starcraft.engine.state import (
+from marl.envs.text_starcraft.engine.state import (
     AI_BUILD,
     AI_FOOD,
     AI_NEXT_ARMY,

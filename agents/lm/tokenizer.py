@@ -1,0 +1,240 @@
+"""What the language agents ask of a tokenizer, and the one around Hugging Face's."""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from marl.errors import ConfigError
+
+Overflow = Literal["error", "cut"]
+"""A prompt that is longer than there is room for: an error, or its beginning is cut off."""
+
+MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+"""An added token of this form, such as <think> or [INST], is a control token even if it is not declared special."""
+CONTENT = "\ue000"
+"""Stands for the text of a message where a chat template is taken apart."""
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+"""Goes before a chat template, so that the prompts of one that writes the date do not depend on the day."""
+
+
+class Tokenizer(Protocol):
+    """Prompts and actions to ids. Ids of a prompt and of an action are concatenated, never tokenized as one text.
+
+    Text never becomes a control token: `<|im_end|>` in a prompt or an action is the ids of its characters.
+
+    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action. `ends`: every id that
+    ends an answer, `end` among them.
+    """
+
+    size: int
+    pad: int
+    end: int
+    ends: tuple[int, ...]
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """The ids of a prompt, at least one, with whatever must stand before and behind its text."""
+        ...
+
+    def action(self, text: str) -> tuple[int, ...]:
+        """The ids of what the model answers, without an end token; none for an empty text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids, up to the first end token."""
+        ...
+
+    def raw(self, ids: Sequence[int]) -> str:
+        """The same with the spaces around it."""
+        ...
+
+    def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of an answer as they stand in a prompt: those of what `decode` returns, without control tokens."""
+        ...
+
+
+class PretrainedTokenizer:
+    """A tokenizer of a pretrained model. `name` is the model's, for messages.
+
+    With `chat`, a prompt is the user's message of the model's template, behind a message of the role "system" if
+    `system` is not empty. A system message that the template would write by itself is left empty. Without `chat`, a
+    prompt is plain text, and the space between it and an action belongs to the action.
+
+    Control tokens are those declared special, except the unknown token, and added tokens of the form of `MARKUP`.
+    Markup that a template writes in ordinary tokens cannot be told from text.
+
+    `model_ends`: the ids that end an answer by the model's generation config, besides the tokenizer's own.
+
+    Raises ConfigError for a tokenizer without an end token, and for a `system` message without a template that takes
+    one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        chat: Literal["auto", "off"],
+        system: str = "",
+        model_ends: tuple[int, ...] = (),
+    ) -> None:
+        self._tokenizer, self._name = tokenizer, name
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of model {name} has no end token; set eos_token in tokenizer_config.json")
+        self.end = int(tokenizer.eos_token_id)
+        self.ends = tuple(dict.fromkeys((self.end, *model_ends)))
+        self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.size = len(tokenizer)
+        self._special = _special_ids(tokenizer)
+        added = tokenizer.added_tokens_decoder.items()
+        self._control = self._special | {token for token, piece in added if MARKUP.fullmatch(piece.content)}
+        self.chat = chat == "auto" and bool(tokenizer.chat_template)
+        self._messages = self._system_messages(system)
+        self._own_controls = self._count_own_controls()
+        self._before = "" if self.chat else self._space()
+
+    def _system_messages(self, system: str) -> list[dict[str, str]]:
+        """The messages before the user's: none where the template adds no system message of its own accord."""
+        if not self.chat:
+            if system:
+                raise ConfigError(f"system is {system!r:.80}, but model {self._name} has no chat template to put it in")
+            return []
+        from jinja2 import TemplateError
+
+        message = {"role": "system", "content": system}
+        self._messages = []
+        bare = self._template(CONTENT)
+        self._messages = [message]
+        try:
+            with_system = self._template(CONTENT)
+        except TemplateError as error:
+            with_system = ""
+            if system:
+                raise ConfigError(
+                    f"system is {system!r:.80}, but the chat template of model {self._name} takes no system message "
+                    f"({error}); leave it out"
+                ) from error
+        if system and system.strip() not in with_system:
+            raise ConfigError(f"system is {system!r:.80}, but the chat template of model {self._name} does not show it")
+        return [message] if system or 0 < len(with_system) < len(bare) else []
+
+    def _template(self, text: str) -> str:
+        """The text of a prompt with the template's markup around it."""
+        if not self.chat:
+            return text
+        messages = [*self._messages, {"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=FIXED_DATE + self._tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+    def _space(self) -> str:
+        """What an action starts with so that prompt and action read as one text: sentencepiece adds its own space."""
+        whole = self._encode("go north")
+        return next((space for space in (" ", "") if self._encode("go") + self._encode(space + "north") == whole), " ")
+
+    def _encode(self, text: str, special: bool = False) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _count_controls(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control for token in ids)
+
+    def _count_own_controls(self) -> tuple[int, int]:
+        """The numbers of control tokens that a prompt has before and behind its text."""
+        if self.chat:
+            before, _, after = self._template(CONTENT).partition(CONTENT)
+            return self._count_controls(self._encode(before)), self._count_controls(self._encode(after))
+        ids = self._encode("a", special=True)
+        before = next((i for i, token in enumerate(ids) if token not in self._control), len(ids))
+        return before, self._count_controls(ids[before:])
+
+    def _as_text(self, ids: tuple[int, ...], before: int = 0, after: int = 0) -> tuple[int, ...]:
+        """The ids with control tokens spelt in ordinary ones, but the first `before` and the last `after` of them."""
+        last, met = self._count_controls(ids) - after, 0
+        if last <= before:
+            return ids
+        pieces: list[int] = []
+        for token in ids:
+            if token in self._control:
+                met += 1
+                pieces += [token] if not before < met <= last else self._spell(token)
+            else:
+                pieces.append(token)
+        return tuple(pieces)
+
+    def _spell(self, control: int) -> tuple[int, ...]:
+        """The ids of a control token's text, none of them a control token."""
+        text = self._tokenizer.convert_ids_to_tokens(control)
+        for parts in ((text,), (text[:1], text[1:]), text):
+            ids = [
+                token
+                for part in parts
+                for token in self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+            ]
+            if not self._count_controls(ids):
+                return tuple(ids)
+        return ()
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        ids = self._encode(self._template(text), special=not self.chat)
+        return self._as_text(ids, *self._own_controls) or (self.end,)
+
+    def action(self, text: str) -> tuple[int, ...]:
+        return self._as_text(self._encode(self._before + text)) if text else ()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.raw(ids).strip()
+
+    def raw(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(self._until_end(ids), skip_special_tokens=True)
+
+    def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return self._as_text(tuple(token for token in self._until_end(ids) if token not in self._special))
+
+    def _until_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids before the first end token, which may be an ordinary token such as a line break."""
+        return list(itertools.takewhile(lambda token: token not in self.ends, ids))
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of the tokens that are declared special, without the unknown token, which stands for text."""
+    ids = {token for token, piece in tokenizer.added_tokens_decoder.items() if piece.special}
+    ids |= set(tokenizer.all_special_ids)
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return frozenset(ids if tokenizer.unk_token_id in ends else ids - {tokenizer.unk_token_id})
+
+
+def stop_at(text: str, stops: Sequence[str]) -> int:
+    """Where the first of the `stops` begins in a text, or -1."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=-1)
+
+
+def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -> tuple[tuple[int, ...], int]:
+    """A prompt's ids, at most `room`, and how many characters were cut from the left of its text to make it fit.
+
+    The template around the text is never cut. Raises ConfigError where the prompt does not fit and may not be cut,
+    or where not even the empty text fits.
+    """
+    ids = tokenizer.prompt(text)
+    if len(ids) <= room:
+        return ids, 0
+    if overflow == "error":
+        raise ConfigError(
+            f"a prompt has {len(ids)} tokens and the model has room for {room}; let the environment write less, take a "
+            f"model of longer context, or cut prompts from the left (--prompt-overflow cut). It starts: {text[:80]!r}"
+        )
+    cut = _least(lambda start: len(tokenizer.prompt(text[start:])) <= room, len(text))
+    ids = tokenizer.prompt(text[cut:])
+    if len(ids) > room:
+        raise ConfigError(f"the model has room for {room} tokens, and an empty prompt already has {len(ids)}")
+    return ids, cut
+
+
+def _least(holds: Callable[[int], bool], high: int) -> int:
+    """The least number up to `high` from which on the property holds, or `high`."""
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

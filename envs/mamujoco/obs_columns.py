@@ -1,0 +1,99 @@
+"""Where each number that an agent sees stands in one table of features, found by asking mamujoco_v1."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from marl.envs.mamujoco.scenarios import Features, Scenario
+from marl.errors import EnvironmentContractError
+
+
+class FeatureTable:
+    """`values` (E, F) float64: the scenario's sources, then its derived features, then a column of zeros.
+
+    `features` holds a view of each source by name.
+    """
+
+    def __init__(self, scenario: Scenario, data: Any, num_envs: int) -> None:
+        self.scenario = scenario
+        sources = scenario.sources(data)
+        ends = np.cumsum([view.size for view in sources.values()]).tolist()
+        spans = dict(zip(sources, map(slice, [0, *ends], ends), strict=False))
+        width = sum(
+            block.shape[1] for block in scenario.derived({name: np.zeros((1, v.size)) for name, v in sources.items()})
+        )
+        self.values = np.zeros((num_envs, ends[-1] + width + 1))
+        self.raw = self.values[:, : ends[-1]]
+        self.features: Features = {name: self.values[:, span] for name, span in spans.items()}
+        self._derived = self.values[:, ends[-1] : -1]
+
+    def derive(self) -> None:
+        """Bring the derived features up to date with the sources."""
+        blocks = self.scenario.derived(self.features)
+        if blocks:
+            np.concatenate(blocks, axis=1, out=self._derived)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of the table and of the joint action.
+
+    `observation` (N * D,) and `state` (S,) are columns of the table, padding being its last, which is zero.
+    `control` (actuators,) are columns of the joint action (N * A,). `mask` (N, A) is False at padding.
+    """
+
+    agents: tuple[str, ...]
+    observation: np.ndarray
+    observation_sizes: tuple[int, ...]
+    state: np.ndarray
+    control: np.ndarray
+    mask: np.ndarray
+    action_sizes: tuple[int, ...]
+
+
+def find_layout(scenario: Scenario, upstream: Any) -> Layout:
+    """Fill one MjData with numbers that are told apart, and look where they come out of `upstream`.
+
+    The first fill lies within every clipping range, the second beyond: what agrees in both is the same
+    feature. Raises EnvironmentContractError where upstream shows a number that is no feature of the scenario.
+    """
+    data = scenario.base.data
+    table = FeatureTable(scenario, data, 2)
+    generator = np.random.default_rng(0)
+    seen: list[dict[str, np.ndarray]] = []
+    for row, (low, high) in enumerate(((0.1, 0.5), (20.0, 100.0))):
+        views = list(scenario.sources(data).values())
+        for view in views:
+            view[:] = generator.uniform(low, high, view.size) * generator.choice((-1, 1), view.size)
+        np.concatenate(views, out=table.raw[row])
+        seen.append(upstream._get_obs() | {"state": upstream.state()})
+    table.derive()
+    columns = {name: _columns(name, np.stack([shot[name] for shot in seen]), table.values) for name in seen[0]}
+    state = columns.pop("state")
+    sizes = tuple(map(len, columns.values()))
+    observation = np.full((len(columns), max(sizes)), table.values.shape[1] - 1)
+    for row, found in zip(observation, columns.values(), strict=True):
+        row[: len(found)] = found
+    return Layout(tuple(columns), observation.reshape(-1), sizes, state, *_controls(upstream))
+
+
+def _columns(name: str, seen: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(D,): the column of `table` (2, F) that equals each number of `seen` (2, D) in both rows."""
+    same = (seen[:, :, None] == table[:, None, :]).all(axis=0)
+    unknown = np.flatnonzero(~same.any(axis=1)).tolist()
+    if unknown:
+        raise EnvironmentContractError(
+            f"entries {unknown} of mamujoco_v1's {name} are no known feature; this version of gymnasium-robotics is "
+            "newer than the adapter: install an older one (1.4 is known to work)"
+        )
+    return same.argmax(axis=1)
+
+
+def _controls(upstream: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """`control`, `mask` and `action_sizes` of the layout, by mapping numbered actions."""
+    sizes = tuple(int(upstream.action_space(agent).shape[0]) for agent in upstream.possible_agents)
+    mask = np.arange(max(sizes)) < np.array(sizes)[:, None]
+    numbers = np.arange(mask.size).reshape(mask.shape)
+    actions = {agent: row[:size] for agent, row, size in zip(upstream.possible_agents, numbers, sizes, strict=True)}
+    return upstream.map_local_actions_to_global_action(actions).astype(np.int64), mask, sizes

@@ -1,0 +1,213 @@
+"""The parts of `marl bench` that measure policies: acting, and one epoch of an update."""
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from rich.table import Column, Table
+
+from marl.cpu import free_cores, onednn_matmul
+from marl.experiments.bench.baseline_mat import ReferenceMAT, ReferenceUpdate
+from marl.objective import Batch, ClippedPPO
+from marl.optimizer import clip_gradients
+from marl.registry import AGENTS
+from marl.trainer import accumulation_context
+from marl.types import EnvSpec, Nodes, Obs
+
+HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
+"""Agents, observation, actions of HalfCheetah 6x1, which is continuous, and of 3m, 8m and 27m_vs_30m of SMAC."""
+SIZES = tuple(((agents, *M27[1:]), 32) for agents in (8, 27, 64, 128))
+"""Teams that differ in their number alone."""
+ACT_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 8), *SIZES)
+UPDATE_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 32))
+Shape = tuple[int, int, int]
+REFERENCE_AGENTS = 32
+"""Teams beyond this are not shown to the reference, whose work grows with their square."""
+
+
+def policies(shape: Shape) -> Iterator[tuple[str, Any]]:
+    agents, observation, actions = shape
+    space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
+    spec = EnvSpec("bench", tuple(f"agent_{i}" for i in range(agents)), box, space, max_steps=100)
+    for name in ("mappo", "mat"):
+        entry = AGENTS.get(name)
+        torch.manual_seed(0)
+        yield name, entry.make(spec, entry.options())
+
+
+def observations(shape: Shape, envs: int) -> Obs:
+    rng = np.random.default_rng(0)
+    agents, observation, actions = shape
+    mask = rng.random((envs, agents, actions)) < 0.7
+    mask[..., 0] = True
+    obs = rng.normal(size=(envs, agents, observation)).astype(np.float32)
+    return Obs(obs, np.ones((envs, agents), dtype=bool), mask if actions > 1 else None)
+
+
+def measure(work: dict[str, Callable[[], object]], config: Any) -> dict[str, tuple[float, float]]:
+    """Milliseconds of a call of each function: the median of its CPU time, and the spread of the middle half.
+
+    The functions take turns call by call, so that what else the machine does meets them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for function in work.values():
+        function()
+    while min(map(sum, seconds.values())) < config.rounds * config.seconds / 4 or min(map(len, seconds.values())) < 3:
+        for name, function in work.items():
+            start = time.process_time()
+            function()
+            seconds[name].append(time.process_time() - start)
+    result = {}
+    for name, times in seconds.items():
+        low, middle, high = statistics.quantiles(times, n=4)
+        result[name] = (1000 * middle, (high - low) / middle)
+    return result
+
+
+def act_part(config: Any) -> Table:
+    """Milliseconds from numpy observations to numpy actions, log-probabilities and values, on one thread.
+
+    Predicted from counting operations and products before it was built: 11 times the reference at 27 agents x 32,
+    6 times at 8 x 8, where what Python costs was underestimated.
+    """
+    columns = ("agents", "obs.", "agent", "ms", "us an agent", "times ref.", "spread")
+    table = Table(*columns, title="acting, CPU time of one thread")
+    for shape, envs in ACT_SHAPES:
+        obs = observations(shape, envs)
+        work: dict[str, Callable[[], object]] = {}
+        for name, policy in policies(shape):
+            work[name] = actor(policy, obs)
+            if name == "mat" and shape[0] <= REFERENCE_AGENTS:
+                work["reference"] = reference_actor(ReferenceMAT(policy), obs)
+        figures = measure(work, config)
+        for name, (ms, spread) in figures.items():
+            ratio = f"{figures['reference'][0] / ms:.1f}" if "reference" in figures else ""
+            each = f"{1000 * ms / shape[0]:.0f}"
+            table.add_row(f"{shape[0]} x {envs}", str(shape[1]), name, f"{ms:.2f}", each, ratio, f"{spread:.0%}")
+    return table
+
+
+def actor(policy: Any, obs: Obs) -> Callable[[], object]:
+    def act() -> object:
+        with torch.inference_mode():
+            return policy.act(policy.encode(obs))
+
+    return act
+
+
+def reference_actor(policy: ReferenceMAT, obs: Obs) -> Callable[[], object]:
+    mask = None if obs.action_mask is None else obs.action_mask.astype(np.float32)
+    return lambda: policy.act(obs.agents, mask)
+
+
+def update_part(config: Any) -> Table:
+    """One epoch over 100 steps of each environment in one minibatch: time, and memory beyond what is there before.
+
+    Where cores are free, also what their threads gain by the clock.
+
+    Predicted from counting products: 1.9 times the reference at 27 agents x 32, and less than a third of its memory.
+    A batch is cut in three passes or more, but for the smallest, 3 agents x 8: one pass takes .6 to .7 of the
+    reference's memory there, two took .33 and three .26, at 1.9, 1.7 and 1.4 times its speed.
+    Passes of one step fold the weights once, and all layers together: predicted from a pass of ten rows to save 1.3 of
+    the 3.4 ms that a pass costs whatever it holds, and 1.9 were saved.
+    The reference multiplies matrices with the library that PyTorch takes by default. `torch.compile` of the forward
+    pass, tried at 8 agents x 8 and x 32, took 33 to 43 seconds to compile and was then 1.01 to 1.03 times as fast, so
+    there is no such option.
+    """
+    cores = free_cores()
+    columns = ["agents", Column("agent", no_wrap=True), "ms", "times ref.", "MiB", "of ref.", "spread"]
+    columns += [f"{cores} threads"] if cores > 1 else []
+    table = Table(*columns, title="an epoch of 100 steps, CPU time of one thread")
+    for shape, envs in UPDATE_SHAPES:
+        work: dict[str, Callable[[], object]] = {}
+        for name, policy in policies(shape):
+            batch = random_batch(policy, observations(shape, 100 * envs))
+            work[name] = updater(policy, batch)
+            if name == "mat":
+                work["mat bf16"] = in_bf16(updater(policy, batch))
+                work["reference"] = ReferenceUpdate(ReferenceMAT(policy), 100, envs)
+        figures = measure(work, config)
+        memory = {name: peak_growth(function) for name, function in work.items()}
+        for name, (ms, spread) in figures.items():
+            cells = [f"{shape[0]} x {envs}", name, f"{ms:.1f}", f"{figures['reference'][0] / ms:.2f}"]
+            cells += [f"{memory[name]:.0f}", f"{memory[name] / max(memory['reference'], 1e-9):.2f}", f"{spread:.0%}"]
+            cells += [f"{thread_gain(work[name], cores):+.0%}"] if cores > 1 else []
+            table.add_row(*cells)
+    return table
+
+
+def random_batch(policy: Any, obs: Obs) -> Batch:
+    with torch.inference_mode():
+        inputs = policy.encode(obs)
+        decision = policy.act(inputs)
+    numbers = torch.randn(decision.value.shape)
+    # Tensors made in inference mode take no part in training; a clone made outside does.
+    nodes = Nodes(*(x.clone() for x in (decision.nodes.action, decision.nodes.node_mask, decision.nodes.loss_mask)))
+    inputs = {name: x.clone() for name, x in inputs.items()}
+    return Batch(inputs, nodes, decision.log_prob.clone(), decision.value.clone(), numbers, numbers)
+
+
+def updater(policy: Any, batch: Batch) -> Callable[[], object]:
+    parameters = list(policy.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-6, fused=True)
+    objective = ClippedPPO()
+
+    def update() -> None:
+        counts = objective.counts(batch)
+        optimizer.zero_grad(set_to_none=True)
+        passes = policy.micro_batches(batch.inputs, batch.nodes, 0, 1)
+        with onednn_matmul(torch.device("cpu")), accumulation_context(policy, len(passes)):
+            for index in passes:
+                part = batch.rows(index)
+                objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()
+        clip_gradients(parameters, 10.0)
+        optimizer.step()
+
+    return update
+
+
+def in_bf16(function: Callable[[], object]) -> Callable[[], object]:
+    def call() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function()
+
+    return call
+
+
+def thread_gain(function: Callable[[], object], threads: int) -> float:
+    """How much faster by the clock a call is with `threads` threads, as a share; the best of three each."""
+    best = {1: float("inf"), threads: float("inf")}
+    for count in (1, threads) * 3:
+        torch.set_num_threads(count)
+        start = time.perf_counter()
+        function()
+        best[count] = min(best[count], time.perf_counter() - start)
+    torch.set_num_threads(1)
+    return best[1] / best[threads] - 1.0
+
+
+def peak_growth(function: Callable[[], object]) -> float:
+    """MiB by which resident memory rises above its level before, at most, during a call; 0 where it is not told."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if sys.platform != "linux" or not reset.exists():
+        return 0.0
+    # Memory that was freed but not given back would hide what the call takes.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    reset.write_text("5")
+
+    def kibibytes(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    before = kibibytes("VmRSS")
+    function()
+    return (kibibytes("VmHWM") - before) / 1024

@@ -1,0 +1,378 @@
+"""Looking at an agent: evaluation tables, videos, text."""
+
+import dataclasses
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from marl import transcript
+from marl.checkpoint.store import Checkpoint
+from marl.config import RunConfig, default_config, require_episodes
+from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
+from marl.evaluate import paired_seeds, run_episodes, summarize
+from marl.files import whole_files, write_whole
+from marl.policy_io import batch_of_one, load_checkpoint, make_policy
+from marl.protocols import Env, Policy
+from marl.recurrent_state import RecurrentState
+from marl.registry import AGENTS, EnvFactory, find_family
+from marl.run import read_config
+from marl.stopping import stop_requests
+from marl.tracking.tensorboard import png
+from marl.trust import external_of_env, require_trust
+from marl.types import EnvSpec
+from marl.value_norm import ValueNorm
+from marl.vector.process import make_vector
+from marl.vector.shared_memory import named_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedAgent:
+    """Who plays what: `folder` is the run's, or None for an untrained agent, which has no checkpoint either."""
+
+    config: RunConfig
+    title: str
+    folder: Path | None
+    value_norm: ValueNorm
+    checkpoint: Checkpoint | None = None
+    trust: bool = False
+
+    @property
+    def task(self) -> EnvFactory:
+        """The environment to watch, of several the first."""
+        return self.config.tasks[0]
+
+    def greedy(self, parsed: Any) -> bool:
+        """Whether the most probable actions are taken."""
+        return parsed.act == "greedy" or (parsed.act == "run" and not self.config.evaluation.eval_stochastic)
+
+
+def resolve(parsed: Any) -> LoadedAgent:
+    """The run, checkpoint or environment that the subject names."""
+    subject, agent, which = parsed.subject, parsed.agent, parsed.which
+    path = Path(subject)
+    if path.is_dir():
+        if agent:
+            raise ConfigError(f"{subject!r} is a run, which has its agent; leave out --agent")
+        checkpoint_only = not (path / "config.yaml").exists() and (path / "manifest.json").exists()
+        folder = path.parent.parent if checkpoint_only else path
+        config, typed = read_config(folder), set()
+        if parsed.env:
+            config = elsewhere(config, parsed.env)
+            typed = external_of_env(default_config(parsed.env, config.agent))
+        require_trust(folder, external_of_env(config) - typed, parsed.trust)
+        root = path if checkpoint_only else path / "checkpoints"
+        checkpoint = load_checkpoint(root, int(which) if re.fullmatch("[0-9]{1,18}", which) else which)
+        title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
+        value_norm = ValueNorm(config.learn.value_norm_decay)
+        value_norm.load_state_dict(checkpoint.tensors["value_norm"])
+        return LoadedAgent(config, title, folder, value_norm, checkpoint, parsed.trust)
+    if path.parts[:1] == ("runs",) or path.is_absolute():
+        raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
+    if which != "best" or parsed.trust:
+        unused = "--trust" if parsed.trust else f"--which {which}"
+        raise ConfigError(f"{subject!r} is no run's folder, and {unused} is for runs; leave it out")
+    if parsed.env:
+        raise ConfigError(f"{subject!r} is no run's folder, and --env is where a run of another plays; leave it out")
+    agent = agent or "random"
+    if AGENTS.get(agent).trains:
+        raise ConfigError(
+            f"{subject!r} is no run's folder, and agent {agent!r} must be trained first; give a folder of runs/, "
+            "or an environment with --agent random"
+        )
+    config = default_config(subject, agent)
+    if (chosen := getattr(parsed, "env_options", None)) is not None:
+        config = dataclasses.replace(config, env_options=chosen)
+    return LoadedAgent(config, f"{agent} on {subject}", None, ValueNorm(0.0))
+
+
+def elsewhere(config: RunConfig, env: str) -> RunConfig:
+    """The configuration in another environment, with the same options where it is of the same family."""
+    entry = find_family(env)
+    kept = config.env_options if entry.name == find_family(config.env).name else entry.options()
+    return dataclasses.replace(config, env=env, env_options=kept)
+
+
+def policy_for(subject: LoadedAgent, spec: EnvSpec) -> Policy:
+    """The agent as it plays in one environment."""
+    if subject.checkpoint is not None:
+        return make_policy(subject.checkpoint, spec, subject.trust)
+    return AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
+
+
+def print_eval(parsed: Any) -> None:
+    """`marl eval`: the mean return with its interval, and what the episodes ended with."""
+    require_episodes("episodes", parsed.episodes)
+    if parsed.num_envs < 1:
+        raise ConfigError(f"num_envs is {parsed.num_envs}; give 1 or more")
+    subject = resolve(parsed)
+    if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
+    tasks, lines = subject.config.tasks, []
+    stopped: list[bool] = []
+    with stop_requests(lambda: stopped.append(True)):
+        for task in tasks:
+            title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
+            table, told = report_task(subject, task, title, parsed, lambda: bool(stopped))
+            lines += told
+            if parsed.out is not None:
+                write_whole(parsed.out, "\n".join(lines) + "\n")
+            Console().print(table)
+            if stopped:
+                break
+
+
+def report_task(
+    subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
+) -> tuple[Table, list[str]]:
+    """The table of one environment, and a line of JSON for each episode on the test seeds that ended before `stop`."""
+    env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
+    try:
+        rows = run_episodes(
+            policy_for(subject, env.spec),
+            env,
+            paired_seeds(parsed.episodes, "test"),
+            subject.greedy(parsed),
+            max_steps=parsed.eval_max_steps,
+            stop=stop,
+        )
+    finally:
+        env.close()
+    values = summarize(rows)
+    if not rows:
+        raise ConfigError(f"{title}: stopped before an episode had ended")
+    if "eval/return" not in values:
+        raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+    count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''} on the test seeds"
+    if len(rows) < parsed.episodes:
+        count += f", stopped: {parsed.episodes - len(rows)} more had not ended, which are the longer ones"
+    if cut := sum(row.cut for row in rows):
+        count += f", {cut} left at the step limit (--eval-max-steps)"
+    how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
+    table = Table("", "mean", "95 % interval", "lowest", "highest", title=title, caption=count + how)
+    returns, lengths = [row.episode_return for row in rows], [row.length for row in rows]
+    low, high = values["eval/return_low"], values["eval/return_high"]
+    interval = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
+    table.add_row("return", f"{values['eval/return']:.6g}", interval, f"{min(returns):.4g}", f"{max(returns):.4g}")
+    table.add_row("length", f"{values['eval/length']:.6g}", "", str(min(lengths)), str(max(lengths)))
+    shown = {"eval/return", "eval/return_low", "eval/return_high", "eval/length", "eval/dropped", "eval/cut"}
+    for tag in sorted(values.keys() - shown):
+        name, mean = tag.removeprefix("eval/"), values[tag]
+        table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
+    note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
+    return table, [json.dumps(note | dataclasses.asdict(row)) for row in rows]
+
+
+FPS = 30
+"""Frames a second of videos, where no other number was asked for."""
+
+
+class FrameSource(Protocol):
+    """Moving pictures of an environment, given by its method `film()` where it has one."""
+
+    def draw(self, attention: np.ndarray | None = None) -> Iterable[np.ndarray]:
+        """Pictures (height, width, 3) uint8 of what happened since the last reset or step.
+
+        `attention` (N, N): how much the row's agent looked at the column's in deciding; None where it is not shown.
+        """
+        ...
+
+
+class Viewer:
+    """Where an environment is seen: in a video, or on the terminal."""
+
+    def __init__(self, name: str, env: Env, view: str | None, out: Path, fps: int) -> None:
+        self.name, self.env, self.view, self.out, self.fps = name, env, view, out, fps
+        film: Any = getattr(env, "film", None)
+        self.film: FrameSource | None = film() if film is not None and view != "text" else None
+        self.writer: Any = None
+        self.drawn = False
+        self.video_only: list[str] = []
+
+    def show(self, attention: np.ndarray | None = None) -> None:
+        """Show what happened since the last call."""
+        if self.film is not None:
+            for picture in self.film.draw(attention):
+                self.add(picture)
+            return
+        with named_errors(self.name):
+            shown = self.env.render()
+        if isinstance(shown, str):
+            self.refuse("video", "text", "pictures")
+            self.refuse_video_options()
+            print(shown)
+            self.drawn = True
+        elif shown is not None:
+            self.refuse("text", "pictures", "text")
+            self.add(shown)
+
+    def refuse(self, view: str, drawn: str, absent: str) -> None:
+        if self.view == view:
+            raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
+
+    def refuse_video_options(self) -> None:
+        """Raise ConfigError where an option for videos was given, as text is shown."""
+        if self.video_only:
+            raise ConfigError(f"{self.name} is shown as text, without {self.video_only[0]}; leave that out")
+
+    def add(self, picture: np.ndarray) -> None:
+        self.writer = self.writer or open_video(self.out, self.fps)
+        self.writer.append_data(picture)
+        self.drawn = True
+
+    def end(self) -> None:
+        """Add the last moment of an episode as text where only pictures of it were shown."""
+        if self.film is not None and isinstance(text := self.env.render(), str):
+            print(text)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def show(parsed: Any) -> None:
+    """`marl play`: a story, a video beside the run, or text on the terminal."""
+    subject = resolve(parsed)
+    with named_errors(subject.task.name):
+        env = EnvFactory(subject.task.name, drawing_options(subject.task))()
+    try:
+        policy = policy_for(subject, env.spec)
+        if parsed.view in (None, "transcript") and hasattr(policy, "transcript"):
+            print_transcript(subject, policy, parsed)
+        else:
+            draw(subject, policy, env, parsed)
+    finally:
+        env.close()
+
+
+def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
+    """The episodes in pictures or as the text that the environment draws."""
+    name = subject.task.name
+    if parsed.view == "transcript":
+        raise ConfigError(f"agent {subject.config.agent!r} tells no story; leave out --view transcript")
+    out = parsed.out or (subject.folder or Path()) / "play.mp4"
+    if out.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
+    interrupt = None
+    with whole_files(out) as (beside,):
+        screen = Viewer(name, env, parsed.view, beside, parsed.fps or FPS)
+        if parsed.attention:
+            check_attention(subject, policy, screen)
+        screen.video_only = [f"--{option}" for option in ("out", "fps") if getattr(parsed, option) is not None]
+        if parsed.view == "text":
+            screen.refuse_video_options()
+        try:
+            for seed in paired_seeds(parsed.episodes, "test"):
+                play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
+        except KeyboardInterrupt as error:
+            interrupt = error  # what was drawn until then is kept
+        finally:
+            screen.close()
+    if screen.writer is not None:
+        print(f"wrote {out}")
+    if interrupt is not None:
+        raise interrupt
+    if not screen.drawn:
+        raise ConfigError(f"{name} draws nothing: its `render` returns None")
+
+
+def print_transcript(subject: LoadedAgent, policy: Any, parsed: Any) -> None:
+    """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
+    config = subject.config
+    out = parsed.out or (subject.folder or Path()) / "play.png"
+    if parsed.fps is not None:
+        raise ConfigError("a story has no frames, so --fps has no effect; leave it out")
+    if out.suffix != ".png":
+        raise ConfigError(f"cannot write {out}: the picture of a language agent's credit must end in .png")
+    env = make_vector(subject.task.name, subject.task.options, 1)
+    console = Console()
+    try:
+        for number, seed in enumerate(paired_seeds(parsed.episodes, "test")):
+            episode = transcript.play(
+                policy, env, seed, config.learn.links(), subject.value_norm, subject.greedy(parsed), parsed.stop_after
+            )
+            console.print(Markdown(policy.transcript(episode)))
+            total = sum(float(turn.reward.mean()) for turn in episode)
+            stopped = "; stopped by --stop-after" if len(episode) == parsed.stop_after else ""
+            console.print(f"return {total:.6g} in {len(episode)} steps{stopped}")
+            if number == 0:
+                save_picture(out, policy.picture(episode))
+    finally:
+        env.close()
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Which tokens earned the advantage, as PNG."""
+    with whole_files(path) as (beside,):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(png(picture))
+    print(f"wrote {path}")
+
+
+def check_attention(subject: LoadedAgent, policy: Policy, screen: Viewer) -> None:
+    if not hasattr(policy, "attention"):
+        raise ConfigError(
+            f"agent {subject.config.agent!r} has no attention to draw; leave out --attention, or play a run of mat"
+        )
+    if screen.view == "text":
+        raise ConfigError("attention is drawn in pictures only; leave out --attention or --view text")
+    if screen.film is None:
+        raise ConfigError(f"{subject.task.name} does not draw attention; leave out --attention")
+
+
+def drawing_options(task: EnvFactory) -> dict[str, Any]:
+    """The environment's options, asking Gymnasium and PettingZoo for pictures."""
+    chosen = task.options
+    if task.name.partition(":")[0] in ("gymnasium", "pettingzoo"):
+        chosen["kwargs"] = {"render_mode": "rgb_array", **chosen["kwargs"]}
+    return chosen
+
+
+def play_episode(env: Env, policy: Any, screen: Viewer, seed: int, greedy: bool, parsed: Any) -> None:
+    """Show every step of one episode, whose return is printed at its end."""
+    generator = torch.Generator().manual_seed(seed)
+    total, length = 0.0, 0
+    with named_errors(env.spec.name):
+        obs = env.reset(seed)
+    end = "stopped by --stop-after"
+    memory = RecurrentState(policy, 1)
+    screen.show()
+    while length < parsed.stop_after:
+        with torch.inference_mode():
+            inputs = memory.add_to(policy.encode(batch_of_one(obs)))
+            decision = policy.act(inputs, generator, greedy)
+            memory.update(decision)
+            attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
+        with named_errors(env.spec.name):
+            step = env.step(decision.action[0])
+        obs, total, length = step.obs, total + float(step.reward.mean()), length + 1
+        screen.show(attention)
+        if step.terminated or step.truncated:
+            end = "terminated" if step.terminated else "reached the time limit"
+            break
+    screen.end()
+    print(f"return {total:.6g} in {length} steps; {end}")
+
+
+def open_video(path: Path, fps: int) -> Any:
+    """A writer of frames, by the file's suffix."""
+    try:
+        if path.suffix == ".mp4":
+            importlib.import_module("imageio_ffmpeg")  # without it imageio would only say that it knows no .mp4
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise MissingDependencyError(
+            "videos need imageio and imageio-ffmpeg; install with: pip install 'seqmarl[video]'"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gif":
+        return imageio.get_writer(path, duration=1000 / fps, loop=0)
+    return imageio.get_writer(path, fps=fps, quality=8, macro_block_size=1)

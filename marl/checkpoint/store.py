@@ -1,0 +1,488 @@
+"""Training checkpoints: directories that are written beside and renamed into place, without pickled objects.
+
+    root/step_000000120000/<group>.safetensors    one file for each group of tensors
+    root/step_000000120000/manifest.json          JSON data, score, versions, size and sha256 of every file
+
+A name with a leading dot is unfinished business: `.partial_` is being written, `.replaced_` gives way to
+a newer copy of its step, `.removed_` is being deleted. The next save settles whatever a crash left of them.
+One process at a time saves to a root; any number may load from it.
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from marl.errors import CheckpointError, ConfigError
+from marl.manifest import (
+    FORMAT,
+    MANIFEST,
+    SUFFIX,
+    NewerFormatError,
+    damage,
+    file_digest,
+    manifest_digest,
+    read_manifest,
+)
+from marl.seeding import global_state, set_global_state
+
+LOGGER = logging.getLogger("marl")
+
+Packed = tuple[dict[str, Tensor], Any]
+"""A value as tensors for a group of a checkpoint, and JSON that says where they belong."""
+
+Generators = Mapping[str, torch.Generator | np.random.Generator]
+
+_STEP = re.compile(r"(?:\.replaced_)?step_(\d{12,})")
+_UNFINISHED = re.compile(r"\.(partial|replaced|removed)_(step_\d{12,})")
+_GROUP = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` found: tensors by group and name, the JSON data, and the directory they came from."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    data: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A directory of a root. `order` counts saves; for a damaged one it is a guess, just after the smaller steps."""
+
+    path: Path
+    order: float
+    score: float | None = None
+    error: CheckpointError | None = None
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    data: Mapping[str, Any],
+    keep: int = 3,
+    score: float | None = None,
+) -> Path:
+    """Write a checkpoint of `step` under `root`, then remove those before the last `keep` and the best-scored one.
+
+    `tensors` is grouped: {"model": {"weight": ...}}. `data` comes back as JSON keeps it; what JSON does not keep
+    (arrays, tuples, integer keys) goes through `pack`. The last ones are those saved last, whatever their step.
+    Tensors that share memory are written apart. Returns the directory.
+
+    Raises ConfigError for an argument that cannot be used, and CheckpointError where the data cannot be stored or
+    written (a full disk): nothing is then left of this save, and earlier checkpoints are as they were.
+    """
+    _check_arguments(step, tensors, keep, score)
+    root = Path(root)
+    final = root / f"step_{step:012d}"
+    partial = root / f".partial_{final.name}"
+    score = None if score is None else float(score)
+    manifest = {"format": FORMAT, "step": int(step), "score": score, "versions": _versions(), "data": _json(data)}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _finish_interrupted_saves(root)
+        manifest["order"] = 1 + math.ceil(max((entry.order for entry in _history(root)), default=0))
+        _write(partial, tensors, manifest)
+        _publish(partial, final)
+    except BaseException as error:
+        _discard(partial)
+        if isinstance(error, OSError):
+            needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+            raise CheckpointError(_failure(root, final, needed, error)) from error
+        raise
+    _prune(root, keep)
+    return final
+
+
+def load(
+    path: Path,
+    map_location: str | torch.device = "cpu",
+    which: str | int = "last",
+    check: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
+    """Read and verify a checkpoint: the one in `path`, or of the root `path` the "last", the "best" or a step's.
+
+    Tensors arrive on `map_location`. Of a root, "last" is the one saved last and "best" the one of the highest
+    score, or the last where none has one; where it is damaged, the next one in that order is taken, with a warning
+    that names the damage. `check` raises CheckpointError for content that the caller cannot use; that is damage too.
+
+    Raises CheckpointError where an explicit directory or step is damaged or absent, where nothing is usable, and
+    for a format newer than this code; ConfigError for an unknown `which`.
+    """
+    path = Path(path)
+    if match := _STEP.fullmatch(path.name):
+        return _read(_present(path.parent).get(int(match[1]), path), map_location, check)
+    if (path / MANIFEST).exists():
+        return _read(path, map_location, check)
+    if isinstance(which, int):
+        present = _present(path)
+        if which not in present:
+            raise CheckpointError(f"no checkpoint of step {which} in {path}; found steps: {sorted(present)}")
+        return _read(present[which], map_location, check)
+    if which not in ("last", "best"):
+        raise ConfigError(f"which is {which!r}; give 'last', 'best' or a step number")
+    history = _history(path)
+    scored = _by_score(history)
+    candidates = [entry for entry in history if entry.error] + scored if which == "best" and scored else history
+    damage = []
+    for entry in candidates:
+        try:
+            return _read(entry.path, map_location, check)
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            LOGGER.warning("%s; falling back to the checkpoint before it", error)
+            damage.append(str(error))
+    raise CheckpointError(f"no usable checkpoint ({which}) in {path}; found: {'; '.join(damage) or 'no step_* folder'}")
+
+
+def best(root: Path) -> Path | None:
+    """The directory of the highest score (the latest of equals), or None where no intact one has a score."""
+    return next((entry.path for entry in _by_score(_history(Path(root)))), None)
+
+
+def _check_arguments(step: int, groups: Iterable[str], keep: int, score: float | None) -> None:
+    if step < 0:
+        raise ConfigError(f"step is {step}; a checkpoint's step is 0 or more")
+    if keep < 1:
+        raise ConfigError(f"keep is {keep}; keep at least 1 checkpoint")
+    if score is not None and not math.isfinite(score):
+        raise ConfigError(f"score is {score}; give a finite number, or None where there is none")
+    for name in groups:
+        if not _GROUP.fullmatch(name):
+            raise ConfigError(f"tensor group {name!r} is no file name; use letters, digits, '_' and '-'")
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("seqmarl")
+    except PackageNotFoundError:
+        own = "not installed"
+    python = platform.python_version()
+    return {"seqmarl": own, "torch": str(torch.__version__), "numpy": np.__version__, "python": python}
+
+
+def _json(data: Mapping[str, Any]) -> Any:
+    try:
+        return json.loads(json.dumps(data))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"the data is no JSON ({error}); pass it through marl.checkpoint.store.pack") from error
+
+
+def _write(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any]) -> None:
+    partial.mkdir()
+    manifest["files"] = {}
+    for name, group in tensors.items():
+        path = partial / f"{name}{SUFFIX}"
+        _write_tensors(path, group)
+        _sync(path)
+        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    manifest["sha256"] = manifest_digest(manifest)
+    (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _sync(partial / MANIFEST)
+    _sync(partial)
+
+
+def _write_tensors(path: Path, group: Mapping[str, Tensor]) -> None:
+    try:
+        save_file(_writable(group), path)
+        path.chmod(0o644)  # safetensors writes for its owner alone
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
+    except (KeyError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"cannot store {path.name}, give plain dense tensors: {error!r}") from error
+
+
+def _writable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values on the CPU, contiguous, no two in one storage."""
+    if "__metadata__" in group:
+        raise CheckpointError("a tensor is named '__metadata__', which the file format reserves; rename it")
+    result: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in group.items():
+        plain = tensor.detach().to("cpu").resolve_conj().resolve_neg()
+        if plain.layout is torch.strided:
+            plain = plain.contiguous()
+            pointer = plain.untyped_storage().data_ptr()
+            plain = plain.clone() if pointer in storages else plain
+            storages.add(pointer)
+        result[name] = plain
+    return result
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename into place; at every moment the step's old or new copy stands under a name that `load` knows."""
+    replaced = final.with_name(f".replaced_{final.name}")
+    if os.path.lexists(final):
+        final.rename(replaced)
+    partial.rename(final)
+    _sync(final.parent)
+    _discard(replaced)
+
+
+def _finish_interrupted_saves(root: Path) -> None:
+    """Undo or finish what a crash interrupted."""
+    for path in list(root.iterdir()):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match and match[1] == "replaced" and not os.path.lexists(root / match[2]):
+            path.rename(root / match[2])
+        elif match:
+            _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Delete a directory, a file or a symbolic link, whose target stays. A failure is a warning."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        LOGGER.warning("cannot remove %s: %s", path, error)
+
+
+def _prune(root: Path, keep: int) -> None:
+    history = _history(root)
+    oldest = [entry.order for entry in history if not entry.error][:keep][-1]
+    champion = _by_score(history)[:1]
+    for entry in history:
+        if entry.order >= oldest or entry in champion or isinstance(entry.error, NewerFormatError):
+            continue
+        removed = entry.path.with_name(f".removed_{entry.path.name}")
+        try:
+            entry.path.rename(removed)
+        except OSError as error:
+            LOGGER.warning("cannot remove the old checkpoint %s: %s", entry.path, error)
+        else:
+            _discard(removed)
+
+
+def _failure(root: Path, final: Path, needed: int, error: OSError) -> str:
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
+    intact = [entry.path.name for entry in _history(root) if not entry.error]
+    earlier = f"the earlier checkpoint {intact[0]} is intact" if intact else "there is no earlier checkpoint"
+    return (
+        f"cannot write checkpoint {final}: {error}; its tensors need {needed} bytes and {free} are free; {earlier}. "
+        "Free some space, lower --keep-checkpoints, or choose another folder"
+    )
+
+
+def _present(root: Path) -> dict[int, Path]:
+    """Steps and their directories; a replaced copy counts only where the new one is not in place."""
+    paths = sorted(root.iterdir()) if root.is_dir() else []
+    return {int(match[1]): path for path in paths if (match := _STEP.fullmatch(path.name))}
+
+
+def _history(root: Path) -> list[_Entry]:
+    """Every checkpoint of a root, last saved first. Sizes are compared, contents are not read."""
+    entries, newest = [], 0.0
+    for _, path in sorted(_present(root).items()):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            entries.append(_Entry(path, newest + 0.5, error=error))
+        else:
+            entries.append(_Entry(path, manifest["order"], manifest["score"]))
+            newest = max(newest, manifest["order"])
+    return sorted(entries, key=lambda entry: (entry.order, entry.path.name), reverse=True)
+
+
+def _by_score(history: list[_Entry]) -> list[_Entry]:
+    """Intact scored entries, the highest score first and the latest of equals."""
+    scored = [(entry.score, entry.order, entry) for entry in history if not entry.error and entry.score is not None]
+    return [entry for *_, entry in sorted(scored, key=lambda item: item[:2], reverse=True)]
+
+
+def _read(path: Path, map_location: str | torch.device, check: Callable[[Checkpoint], None] | None) -> Checkpoint:
+    manifest = read_manifest(path)
+    tensors = {}
+    for name, expected in manifest["files"].items():
+        try:
+            intact = file_digest(path / name) == expected["sha256"]
+            group = load_file(path / name, device=str(map_location)) if intact else {}
+        except (OSError, SafetensorError) as error:
+            raise damage(path, f"{name} cannot be read ({error})") from error
+        if not intact:
+            raise damage(path, f"{name} does not match its sha256")
+        tensors[name.removesuffix(SUFFIX)] = group
+    found = Checkpoint(manifest["step"], tensors, manifest["data"], path)
+    if check:
+        check(found)
+    return found
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_TAG = "$"
+_TYPED = {np.dtype(kind) for kind in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")}
+
+
+def pack(value: Any) -> Packed:
+    """Split nested lists, tuples and dictionaries of arrays, tensors and JSON values; `unpack` gives them back.
+
+    Meant for environment states (`pack(vector.get_state())`): integers of any size, None, numpy scalars, dictionary
+    keys that are no strings, and every numpy dtype of fixed size without fields come back as they were. Arrays are
+    copied; tensors are not.
+
+    Raises CheckpointError for anything else, naming where it is.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _encode(value, "", tensors)
+
+
+def unpack(tensors: Mapping[str, Tensor], data: Any) -> Any:
+    """The value that was packed, sharing no memory with `tensors`.
+
+    Raises CheckpointError where tensors and data do not belong together.
+    """
+    if isinstance(data, list):
+        return [unpack(tensors, item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if _TAG not in data:
+        return {key: unpack(tensors, item) for key, item in data.items()}
+    kind = data[_TAG]
+    if kind == "tuple":
+        return tuple(unpack(tensors, data["items"]))
+    if kind == "dict":
+        return {unpack(tensors, key): unpack(tensors, item) for key, item in data["items"]}
+    if data["name"] not in tensors:
+        raise CheckpointError(f"the checkpoint lacks the tensor {data['name']!r}; it has {', '.join(sorted(tensors))}")
+    tensor = tensors[data["name"]]
+    if kind == "tensor":
+        return tensor.clone()
+    return _to_array(tensor, data)[() if kind == "scalar" else ...]
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) is list:
+        return [_encode(item, f"{where}/{index}", tensors) for index, item in enumerate(value)]
+    if type(value) is tuple:
+        return {_TAG: "tuple", "items": _encode(list(value), where, tensors)}
+    if type(value) is dict:
+        return _encode_dict(value, where, tensors)
+    name = where or "/"
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {_TAG: "tensor", "name": name}
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        tensors[name], dtype = _from_array(np.asarray(value), name)
+        return {_TAG: "array" if type(value) is np.ndarray else "scalar", "name": name, **dtype}
+    raise CheckpointError(
+        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; "
+        "use numbers, strings, lists, tuples, dictionaries, arrays or tensors"
+    )
+
+
+def _encode_dict(value: dict[Any, Any], where: str, tensors: dict[str, Tensor]) -> Any:
+    if all(type(key) is str for key in value) and _TAG not in value:
+        return {
+            key: _encode(item, f"{where}/{quote(key, safe='', errors='surrogatepass')}", tensors)
+            for key, item in value.items()
+        }
+    pairs = [_encode(list(pair), f"{where}/{index}", tensors) for index, pair in enumerate(value.items())]
+    return {_TAG: "dict", "items": pairs}
+
+
+def _from_array(array: np.ndarray, name: str) -> tuple[Tensor, dict[str, Any]]:
+    """The array as a tensor of its own dtype, or as bytes with the dtype and the shape to say what they are."""
+    if array.dtype in _TYPED:
+        return torch.from_numpy(np.array(array, order="C")), {}
+    if array.dtype.kind not in "biufcSUmM":
+        raise CheckpointError(f"{name} is an array of {array.dtype}, which a checkpoint cannot hold; split it")
+    raw = torch.from_numpy(np.array(bytearray(array.tobytes()), dtype=np.uint8))
+    return raw, {"dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def _to_array(tensor: Tensor, data: Mapping[str, Any]) -> np.ndarray:
+    array = tensor.cpu().numpy()
+    if "dtype" not in data:
+        return array.copy()
+    return np.ndarray(data["shape"], np.dtype(data["dtype"]), buffer=array.tobytes()).copy()
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give a network the tensors of a checkpoint; CheckpointError names the first that does not fit."""
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        shapes = [list(group[name].shape) if name in group else None for group in (tensors, own)]
+        if shapes[0] != shapes[1]:
+            there, here = ("nothing" if shape is None else f"{shape}" for shape in shapes)
+            raise CheckpointError(
+                f"{source} holds {there} for {name!r} where this network has {here}: it is of another agent, of other "
+                "agent options, or of another number of agents; load it with the configuration it was trained with"
+            )
+    module.load_state_dict(tensors)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> Packed:
+    """The state and the options of every parameter group. The tensors are the optimizer's own, not copies."""
+    return pack(optimizer.state_dict())
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Any) -> None:
+    """Continue from `pack_optimizer`, on the devices of the optimizer's parameters.
+
+    Raises CheckpointError where the parameter groups do not fit.
+    """
+    try:
+        optimizer.load_state_dict(unpack(tensors, data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the optimizer of the checkpoint does not fit this model: {error}") from error
+
+
+def rng_state(generators: Generators) -> Packed:
+    """The states of the named generators and of the global ones of python, numpy and torch."""
+    named = {
+        name: stream.get_state() if isinstance(stream, torch.Generator) else stream.bit_generator.state
+        for name, stream in generators.items()
+    }
+    return pack({"named": named, "global": global_state()})
+
+
+def set_rng_state(generators: Generators, tensors: Mapping[str, Tensor], data: Any) -> None:
+    """Set the generators, in place, and the global ones to what `rng_state` saw.
+
+    Raises CheckpointError where names, kinds or devices of the generators are others than they were.
+    """
+    state = unpack(tensors, data)
+    if state["named"].keys() != generators.keys():
+        raise CheckpointError(
+            f"the checkpoint has the random streams {sorted(state['named'])}, the run has {sorted(generators)}"
+        )
+    for name, generator in generators.items():
+        saved = state["named"][name]
+        try:
+            if isinstance(generator, torch.Generator):
+                generator.set_state(saved.cpu())
+            else:
+                generator.bit_generator.state = saved
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the random stream {name!r} was of another kind: {error}") from error
+    set_global_state(state["global"])

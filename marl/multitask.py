@@ -1,0 +1,67 @@
+"""Several environments learned at once: what each has of its own, and one set of parameters for all."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from marl.errors import ConfigError
+from marl.protocols import Policy
+from marl.rollout import Collector
+from marl.types import EnvSpec
+from marl.value_norm import ValueNorm
+
+
+@dataclass(frozen=True)
+class Task:
+    """One environment of a run: the policy as it acts there, what collects, and what scales the values.
+
+    Each task's values have a scale of their own, so that the critic's numbers are of one size whatever a task pays, and
+    a task with large rewards does not drown the others in the value loss.
+    """
+
+    name: str
+    policy: Policy
+    value_norm: ValueNorm
+    collector: Collector
+
+
+def share_parameters(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
+    """Give `policy` the parameters of `original`, and all that belongs in a checkpoint.
+
+    What is the same for every state, such as the number of agents, stays its own. A policy whose weights are in use
+    outside of its modules has a method `take_over(original)` that gives it those. Raises ConfigError, with the `names`
+    of the two environments, where the parameters differ in shape.
+    """
+    mine, given = policy.module, original.module
+    if mine is not policy or given is not original:
+        raise ConfigError("this agent learns in one environment at a time; leave out all but one")
+    mine, given = cast(nn.Module, mine), cast(nn.Module, given)
+    shapes = [{name: list(x.shape) for name, x in module.state_dict().items()} for module in (mine, given)]
+    for name in [*shapes[0], *shapes[1]]:
+        here, there = (shape.get(name) for shape in shapes)
+        if here != there:
+            unlike = f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}"
+            raise ConfigError(f"{unlike}, so one agent cannot learn both; {one_shape(policy.spec, original.spec)}")
+    if hasattr(policy, "share_backbone"):
+        cast(Any, policy).share_backbone(original)
+    tensors = given.state_dict(keep_vars=True)
+    for name in tensors:
+        owner, _, leaf = name.rpartition(".")
+        setattr(mine.get_submodule(owner), leaf, tensors[name])
+
+
+def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
+    """What would give parameters the same shape in both environments."""
+    agents = (
+        "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
+        "ippo and mat-dec also without memory)"
+    )
+    if mine.entities is not None and other.entities is not None:
+        widths, others = (each.features() for each in (mine.entities, other.entities))
+        if widths != others:
+            return f"their entities have {others} and {widths} features; give tasks of one kind"
+        return f"observations are made of entities, so take {agents}"
+    if not mine.observation_sizes:
+        return "give tasks of one shape"
+    return f"give tasks of one shape, or with observations made of entities (SMAC: layout=entities) to {agents}"

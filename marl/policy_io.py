@@ -1,0 +1,284 @@
+"""A trained policy for use outside training."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dacite
+import gymnasium
+import numpy as np
+import torch
+
+from marl.checkpoint.store import Checkpoint, load, load_weights
+from marl.errors import CheckpointError, MarlError
+from marl.evaluate import policy_device
+from marl.protocols import Policy
+from marl.recurrent_state import RecurrentState
+from marl.registry import AGENTS
+from marl.spaces import spec_from_json
+from marl.trust import external_of_agent, require_trust
+from marl.types import EnvSpec, Obs
+
+
+class LoadedPolicy:
+    """A frozen policy: `action = policy.act(observation)`, and `policy.reset()` where an episode begins.
+
+    Only an agent that remembers needs the latter; to the others it does nothing.
+    """
+
+    def __init__(self, policy: Policy, step: int) -> None:
+        self.policy, self.step = policy, step
+        self.generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
+        self.recurrent_state: RecurrentState | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.policy.spec
+
+    def reset(self, ended: np.ndarray | None = None) -> None:
+        """Forget all, or what belongs to the environments where `ended` (E,) is True."""
+        if ended is None:
+            self.recurrent_state = None
+        elif self.recurrent_state is not None:
+            self.recurrent_state.reset(ended)
+
+    def act(self, observation: Any, deterministic: bool = True, candidates: Any = None) -> Any:
+        """The actions for one observation of all agents: (N,) int64, (N, A) float32 or N strings.
+
+        `observation`: an `Obs`; an array (N, D); N texts; a dictionary of arrays or texts by agent name, in which dead
+        agents are missing; or the text of an agent alone. All but the dictionary and the single text may have a leading
+        axis E, which the actions then have too. A dictionary is answered by one, a text by a text. `candidates`: the
+        texts to choose from, in the form of the observation; without them any text is an action. Without an `Obs`, all
+        agents that are given live and may do everything.
+
+        Raises ValueError for anything else, for `candidates` beside an `Obs`, and where an agent that remembers is
+        given another E than at the step before.
+        """
+        obs = self._obs(observation, candidates)
+        single = np.ndim(obs.alive) == 1
+        if single:
+            obs = batch_of_one(obs)
+        with torch.inference_mode():
+            inputs = self.policy.encode(obs)
+            self.recurrent_state = self.recurrent_state or RecurrentState(self.policy, len(obs.alive))
+            decision = self.policy.act(self.recurrent_state.add_to(inputs), self.generator, deterministic)
+            self.recurrent_state.update(decision)
+        action = decision.action[0] if single else decision.action
+        if isinstance(observation, Mapping):
+            return {name: self._own_action(action, self.spec.agents.index(name)) for name in observation}
+        return action[0] if isinstance(observation, str) else action
+
+    def _obs(self, observation: Any, candidates: Any) -> Obs:
+        if isinstance(observation, Obs):
+            if candidates is not None:
+                raise ValueError("candidates are given twice; an Obs holds its own, leave the argument out")
+            self._check(observation.agents)
+            return observation
+        if isinstance(observation, Mapping):
+            return self._from_names(observation, candidates)
+        if isinstance(observation, str):
+            observation, candidates = [observation], None if candidates is None else [candidates]
+        agents = observation if self._reads_text else self._as_array(observation)
+        self._check(agents)
+        return self._all_alive(agents, self._leading(agents), candidates)
+
+    def _from_names(self, given: Mapping[str, Any], candidates: Any) -> Obs:
+        """The observation of the agents that are named; the others are dead."""
+        spec = self.spec
+        unknown = [name for name in given if name not in spec.agents]
+        if unknown or not given:
+            found = f"agents {', '.join(map(repr, unknown))}" if unknown else "nobody"
+            raise ValueError(f"observation is of {found}; {spec.name} has {', '.join(spec.agents)}")
+        if self._reads_text:
+            agents: Any = [given.get(name, "") for name in spec.agents]
+        else:
+            agents = np.zeros((spec.num_agents, spec.observation_size), dtype=np.float32)
+            for index, (name, size) in enumerate(zip(spec.agents, spec.observation_sizes, strict=True)):
+                own = self._as_array(given[name]) if name in given else np.zeros(size)
+                if own.shape not in ((size,), (spec.observation_size,)):
+                    raise ValueError(f"the observation of {name} has shape {own.shape}; {spec.name} gives ({size},)")
+                agents[index, : len(own)] = own
+        self._check(agents)
+        if candidates is not None:
+            if not isinstance(candidates, Mapping) or candidates.keys() != given.keys():
+                raise ValueError(
+                    "candidates are not for the agents of the observation; give a dictionary of the same keys"
+                )
+            candidates = [candidates.get(name, ("wait",)) for name in spec.agents]
+        alive = np.array([name in given for name in spec.agents])
+        return replace(self._all_alive(agents, alive.shape, candidates), alive=alive)
+
+    def _all_alive(self, agents: Any, shape: tuple[int, ...], candidates: Any) -> Obs:
+        """An observation of living agents (N,) or (E, N) that may do everything. Actors do not read the state."""
+        spec, alive = self.spec, np.ones(shape, dtype=bool)
+        if self._reads_text:
+            self._check_candidates(shape, candidates)
+            return Obs(agents, alive, candidates=candidates)
+        if candidates is not None:
+            raise ValueError(f"{spec.name} has no texts to choose from; leave candidates out")
+        exists = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
+        mask = np.broadcast_to(exists, (*shape, spec.action_size)).copy()
+        state = np.zeros((*shape[:-1], spec.state_size), dtype=np.float32) if spec.state_size else None
+        return Obs(agents, alive, mask, state)
+
+    def _own_action(self, action: Any, index: int) -> Any:
+        """One agent's: an integer, an array of its own width, or a text."""
+        space = self.spec.action_spaces[index]
+        if isinstance(space, gymnasium.spaces.Text):
+            return action[index]
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(np.ravel(action[index])[0])
+        return action[index, : self.spec.action_sizes[index]]
+
+    @property
+    def _reads_text(self) -> bool:
+        return isinstance(self.spec.observation_space, gymnasium.spaces.Text)
+
+    def _leading(self, agents: Any) -> tuple[int, ...]:
+        """(N,) or (E, N) of what was checked."""
+        if isinstance(agents, np.ndarray) and agents.dtype.kind == "f":
+            return agents.shape[:-1]
+        return (len(agents),) if isinstance(agents[0], str) else (len(agents), self.spec.num_agents)
+
+    def _as_array(self, observation: Any) -> np.ndarray:
+        try:
+            return np.asarray(observation, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"observation is {observation!r:.80}, no array of numbers ({error}); {self._expected}"
+            ) from error
+
+    def _check(self, agents: Any) -> None:
+        """Raise ValueError unless these are the observations of all agents, once or E times."""
+        if self._reads_text:
+            rows = [agents] if _are_texts(agents, self.spec.num_agents) else agents
+            fits = _is_row(rows) and len(rows) > 0 and all(_are_texts(row, self.spec.num_agents) for row in rows)
+            found = f"is {agents!r:.80}"
+        else:
+            sizes = (self.spec.num_agents, self.spec.observation_size)
+            fits = isinstance(agents, np.ndarray) and agents.shape[-2:] == sizes and agents.ndim <= 3
+            found = f"has shape {agents.shape}" if isinstance(agents, np.ndarray) else f"is {agents!r:.80}"
+        if not fits:
+            raise ValueError(f"observation {found}; {self._expected}")
+
+    def _check_candidates(self, shape: tuple[int, ...], candidates: Any) -> None:
+        """Raise ValueError unless there are texts for each agent, of each environment."""
+        if candidates is None:
+            return
+        rows = candidates if len(shape) == 2 else [candidates]
+        fits = _is_row(rows) and len(rows) == (shape[0] if len(shape) == 2 else 1)
+        if not fits or not all(_is_row(row) and len(row) == shape[-1] and all(map(_are_texts, row)) for row in rows):
+            raise ValueError(
+                f"candidates are {candidates!r:.80}; give each agent a list of texts, in the form of the observation"
+            )
+
+    @property
+    def _expected(self) -> str:
+        count, name = self.spec.num_agents, self.spec.name
+        if self._reads_text:
+            alone = "its text, " if count == 1 else ""
+            return f"{name} is read as text: give {alone}{count} strings, E times that, a dictionary of them, or an Obs"
+        return f"{name} gives {(count, self.spec.observation_size)}, or E of them, or a dictionary of arrays by agent"
+
+
+def _is_row(x: Any) -> bool:
+    return isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.ndim > 0)
+
+
+def _are_texts(row: Any, count: int | None = None) -> bool:
+    """Whether this is a list of strings, `count` of them or at least one."""
+    right = _is_row(row) and (len(row) == count if count is not None else len(row) > 0)
+    return right and all(isinstance(text, str) for text in row)
+
+
+def load_policy(
+    path: str | Path, which: str | int = "best", spec: EnvSpec | None = None, trust: bool = False
+) -> LoadedPolicy:
+    """The policy of a run's folder or of one checkpoint; its simulator need not be installed.
+
+    `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. `spec` is that of the
+    environment to act in, for a policy that acts in others than it has learned in. `trust` opens a folder of
+    language-model weights that is named by a run which this user did not make. Raises CheckpointError where there is no
+    checkpoint, or it does not fit, and ConfigError where trust is missing.
+    """
+    path = Path(path)
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint = load_checkpoint(root, which)
+    return LoadedPolicy(make_policy(checkpoint, spec, trust), checkpoint.step)
+
+
+def load_checkpoint(root: Path, which: Any) -> Checkpoint:
+    """Return a checkpoint of a run. Raises CheckpointError where `root` is no folder, and as `load` does."""
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is not a folder; give a run's folder, such as runs/NAME, or one checkpoint's")
+    return load(root, which=which, check=require_run)
+
+
+RUN_FIELDS: dict[str, type] = {
+    "iteration": int,
+    "annealing": dict,
+    "warned": list,
+    "world_size": int,
+    "free_threads": int,
+    "optimizer": dict,
+    "ranks": list,
+    "digest": str,
+    "agent": str,
+    "agent_options": dict,
+    "spec": dict,
+}
+"""Data of a run's checkpoint, by name and type."""
+
+
+def require_run(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the checkpoint holds what every run saves."""
+    for name, kind in RUN_FIELDS.items():
+        if type(value := checkpoint.data.get(name)) is not kind:
+            raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its data has {name}={value!r:.80}")
+    for group in ("model", "optimizer", "value_norm"):
+        if group not in checkpoint.tensors:
+            raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: it lacks {group}.safetensors")
+    try:
+        spec_from_json(checkpoint.data["spec"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MarlError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its spec is unreadable: {error!r}") from error
+
+
+def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool = False) -> Policy:
+    """The policy for the environment that it has learned in, or for another.
+
+    Raises CheckpointError where it does not fit, and ConfigError where trust is missing, see `load_policy`.
+    """
+    data = checkpoint.data
+    names = external_of_agent(data["agent"], data["agent_options"])
+    require_trust(checkpoint.path.absolute().parent.parent, names, trust)
+    entry = AGENTS.get(data["agent"])
+    options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
+    policy = entry.make(spec or spec_from_json(data["spec"]), options)
+    load_policy_weights(policy.module, policy.spec, checkpoint)
+    policy.module.eval()
+    return policy
+
+
+def load_policy_weights(module: torch.nn.Module, spec: EnvSpec, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError, with a note of where they were learned, where the weights do not fit."""
+    try:
+        load_weights(module, checkpoint.tensors["model"], checkpoint.path)
+    except CheckpointError as error:
+        learned = spec_from_json(checkpoint.data["spec"])
+        there, here = (f"{each.name} (agents: {each.num_agents})" for each in (learned, spec))
+        error.add_note(f"they were learned in {there}, and this is {here}")
+        if learned.num_agents != spec.num_agents and spec.entities is None and spec.observation_sizes:
+            error.add_note("where an environment shows entities (SMAC: layout=entities), agents fit teams of any size")
+        raise
+
+
+def batch_of_one(obs: Obs) -> Obs:
+    """One observation with a leading axis E = 1."""
+
+    def lift(x: Any) -> Any:
+        return None if x is None else x[None] if isinstance(x, np.ndarray) else [x]
+
+    return Obs(**{f.name: lift(getattr(obs, f.name)) for f in dataclasses.fields(obs)})
