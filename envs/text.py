@@ -52,7 +52,8 @@ class TextEnv:
 
     `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
     a step, is answered under the next prompt, and does not reach `play`. Calls and answers take `notes_length`
-    characters of a prompt at most: a long one is cut, and older ones are left out. See `marl.envs.tools` for their limits.
+    characters of a prompt at most: a long one is cut, and older ones are left out. See `marl.envs.tools` for
+    their limits.
     `alive(state)` -> N booleans (default: all).
     `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
     for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.

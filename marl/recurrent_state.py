@@ -76,12 +76,14 @@ def segment_steps(config: RunConfig, policy: Policy, envs: int) -> int:
     if steps % chunk:
         nearest = min((k for k in range(1, steps + 1) if steps % k == 0), key=lambda k: abs(k - chunk))
         raise ConfigError(
-            f"bptt_steps is {chunk}, which does not divide rollout_steps, {steps}; give {nearest}, or change rollout_steps"
+            f"bptt_steps is {chunk}, which does not divide rollout_steps, {steps}; give {nearest}, or change "
+            "rollout_steps"
         )
     count = envs * steps // chunk
     if learn.minibatches > count:
         raise ConfigError(
-            f"minibatches is {learn.minibatches}, more than the {count} chunks of {chunk} steps (bptt_steps) of a rollout"
+            f"minibatches is {learn.minibatches}, more than the {count} chunks of {chunk} steps (bptt_steps) of a "
+            "rollout"
         )
     if 0 < learn.micro_batch < chunk:
         raise ConfigError(

@@ -272,11 +272,10 @@ class Decision:
 
     In a mixed team it is (E, N, A) float32 and a discrete agent's entry 0 is the index of its action.
     `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
-    in the critic's own (normalized) units. `behavior`: (E, N, L) log-probability under the distribution
-    that really sampled, None where that is the policy itself. `reference`: (E, N, L) log-probability under
-    a frozen reference policy, or None. `memory`: (E, R, W) what a policy that remembers wants to read at the next
-    step, see marl.recurrent_state. `earned`: (E, N, L) what each node earns by itself, in units of the reward, and its own Q
-    value does not hold; None where nothing.
+    in the critic's own (normalized) units. `behavior_log_prob`: (E, N, L) log-probability under the distribution
+    that sampled; None where that is the policy itself. `reference_log_prob`: (E, N, L) log-probability under a frozen
+    reference policy, or None. `recurrent_state`: (E, R, W) state to read at the next step, see marl.recurrent_state.
+    `node_reward`: (E, N, L) reward of each node that its own Q value does not hold, or None.
     """
 
     action: Any

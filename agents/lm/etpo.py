@@ -69,8 +69,8 @@ class QHead(nn.Module):
 
 
 class ETPOPolicy(TokenPolicy):
-    """`Decision.value` is V, `node_reward` the sampled divergence, `Evaluation.value` the Q of the token taken, `policy_loss`
-    the policy loss.
+    """`Decision.value` is V, `node_reward` the sampled divergence, `Evaluation.value` the Q of the token taken,
+    `policy_loss` the policy loss.
     """
 
     free_sampling = False

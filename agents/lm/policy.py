@@ -53,7 +53,8 @@ MAX_PROMPTS = 20_000
 class ActionEvaluation:
     """What the present policy thinks of K actions, (K, L) each; `value` may be (K, 1).
 
-    `mask`, `trained` as in Nodes, `policy_loss` as in Evaluation, `reference_log_prob` and `node_reward` as in Decision.
+    `mask`, `trained` as in Nodes, `policy_loss` as in Evaluation, `reference_log_prob` and `node_reward` as in
+    Decision.
     """
 
     mask: Tensor

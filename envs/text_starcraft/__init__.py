@@ -60,7 +60,7 @@ class TextStarcraftOptions:
 
 
 def parse_options(given: dict[str, Any]) -> TextStarcraftOptions:
-    """Raises UnknownNameError with the unknown_name_message names."""
+    """Raises UnknownNameError with the closest names."""
     names = [option.name for option in fields(TextStarcraftOptions)]
     for name in given:
         if name not in names:

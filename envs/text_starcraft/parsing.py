@@ -40,7 +40,7 @@ def parse_actions(text: str, count: int) -> tuple[list[int], list[str]]:
 
 
 def unknown_action(name: str) -> str:
-    """The line of a failure, with the unknown_name_message action if one is close; characters beyond ASCII are escaped."""
+    """The line of a failure, with the closest action if there is one. Characters beyond ASCII are escaped."""
     shown = " ".join(name.split()).encode("ascii", "backslashreplace").decode()
     shown = "".join(letter if letter.isprintable() else "?" for letter in shown[:60])
     close = difflib.get_close_matches(name.upper()[:60], ACTIONS, 1)

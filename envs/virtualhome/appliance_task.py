@@ -48,11 +48,11 @@ class Home:
 
 
 class ApplianceTask:
-    """The rules of an errand, and its words.
+    """Rules and texts of a fetch-and-place task.
 
-    Walking to what one holds does nothing. With `reproduce_upstream_bugs` it does what happens in the published code: one leaves the
-    appliance's side, and is moved to the first other room that the thing has been carried to, if any. And opening the
-    appliance is offered once the thing is in it, although it is open then.
+    Walking to the thing in one's hands does nothing. With `reproduce_upstream_bugs` it does as the published code:
+    the agent leaves the appliance and is moved to the first other room that the thing was carried to, if there is one.
+    Opening the appliance is then offered once the thing is in it, although the appliance is open.
     """
 
     best_steps = 6

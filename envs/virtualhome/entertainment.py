@@ -40,11 +40,14 @@ class EntertainmentState:
 class Entertainment:
     """The rules of the evening, and its words.
 
-    Who sits can only stand up, and who turns the TV off does so when it is on. With `reproduce_upstream_bugs` it is as in the
-    published code. Standing up is offered beside the sofa to those who stand, while the TV is on: sitting down too
-    early never ends, and every walk fails from there. Turning off is offered only while the TV is off. With empty hands
-    there is no way from the coffee table but out of the room, and beside one snack the other cannot be put down. With
-    one snack on the table, the walk that the kitchen offers is to that one, and fails.
+    A seated agent can only stand up. With `reproduce_upstream_bugs` it is as in the published code:
+
+    - Standing up is offered beside the sofa to an agent that stands, while the TV is on. Sitting down too early never
+      ends the episode, and every walk fails from there.
+    - Turning the TV off is offered only while it is off.
+    - With empty hands the only way from the coffee table is out of the room.
+    - Beside one snack the other cannot be put down. With one snack on the table, the kitchen offers a walk to that one,
+      which fails.
     """
 
     best_steps = 11

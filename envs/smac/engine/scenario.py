@@ -1,6 +1,7 @@
 """What chance decides beyond the fighting: SMACv2's teams and starting places, and who may see an enemy.
 
-Compiled functions of one battle's arrays, which draw from its random stream; see `marl.envs.smac.engine.fields` for the fields.
+Compiled functions of one battle's arrays, which draw from its random stream; see
+`marl.envs.smac.engine.fields` for the fields.
 """
 
 from marl.envs.smac.engine.combat import SIZE, TOUCH, World, draw, one_world

@@ -83,8 +83,10 @@ FADE = 24.0
 
 @dataclass(frozen=True)
 class Frame:
-    """What is painted: the fields `unit_float` and `unit_int` of the units (see `marl.envs.smac.engine.fields`), for how many game loops
-    each has been dead, `dead_for` (U,), and a line of text."""
+    """Contents of one frame: unit fields (see `marl.envs.smac.engine.fields`) and a caption.
+
+    `dead_for` (U,): game loops since each unit died.
+    """
 
     unit_float: np.ndarray
     unit_int: np.ndarray

@@ -1,8 +1,8 @@
 """The embedded battle engine behind the StarCraft II API, so that any client of the game can play it.
 
-`python -m marl.envs.smac.sc2.serve install FOLDER` writes a folder that looks like an installation of the game; a client that
-finds it in SC2PATH starts what it holds, as `python -m marl.envs.smac.sc2.serve -listen 127.0.0.1 -port 5000`, and gets this
-engine in place of the game. What the engine models is told in `FIDELITY.md`.
+`python -m marl.envs.smac.sc2.serve install FOLDER` writes a folder that looks like an installation of the game. A
+client that finds it in SC2PATH starts `python -m marl.envs.smac.sc2.serve -listen 127.0.0.1 -port 5000`, and gets this
+engine in place of the game. `FIDELITY.md` lists what the engine models.
 """
 
 import argparse
