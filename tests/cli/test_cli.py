@@ -1,4 +1,4 @@
-"""The commands as a user types them: output, exit codes, and that the README tells the truth."""
+"""The commands as a user types them: output and exit codes."""
 
 import dataclasses
 import importlib.util
@@ -22,7 +22,6 @@ from marl.experiments.presets import PRESETS, by_name, choose
 from marl.registry import AGENTS, ENVS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 QUICK = ["--num-envs", "4", "--rollout-steps", "8", "--eval-episodes", "2", "--embedding", "16", "--epochs", "1"]
 
 
@@ -347,33 +346,6 @@ def test_every_option_is_read():
     for agent in ("mat", "mappo", "scripted"):
         for name in flatten(default_config("mamujoco/Hopper-3x1", agent)):
             assert re.search(rf"\.{name}\b", source), name
-
-
-def test_readme_commands_run(monkeypatch, capsys, folder):
-    """The shell blocks of the README in their order, shortened; the long run only as far as its configuration."""
-    for module in ("my_env", "my_text"):
-        text = re.search(rf"```python\n(# {module}\.py\n.*?)```", README, re.S)[1]  # type: ignore[index]
-        (folder / f"{module}.py").write_text(text)
-    short = ["--steps", "64", *QUICK]
-    spoken = [word for word in short if word not in ("--embedding", "16")]
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
-    blocks = [block.replace("\\\n", " ") for block in blocks]
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("marl ")]
-    assert len(lines) >= 8
-    for line in lines:
-        args = [word.replace("smollm2", "tiny") for word in line.split()[1:]]
-        if args[0] == "train":
-            drop = args.index("--steps") if "--steps" in args else len(args)
-            args = args[:drop] + args[drop + 2 :] + (spoken if "poad" in args else short)
-        if args[0] == "resume":
-            args[args.index("--steps") + 1] = "96"
-        if args[0] in ("bench", "transfer"):
-            continue
-        code, out, err = call(monkeypatch, capsys, *args)
-        assert code == 0, f"{line}\n{out}{err}"
-    names = {"observation": np.zeros((2, marl.load_policy("runs/climb").spec.observation_size), dtype=np.float32)}
-    exec(re.search(r"```python\n(import marl\n.*?)```", README, re.S)[1], names)  # type: ignore[index]
-    assert names["action"].shape == (2,)
 
 
 def test_module_runs_under_python_m():
