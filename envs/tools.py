@@ -4,7 +4,7 @@ Each call runs in a process of its own, a fork of the environment's, with limits
 They hold inside a single long operation too, such as `9**9**9` or `"x" * 3_000_000_000`. What they do not hold:
 
 - What a tool changes in memory is lost with its process. Keep what must last in the game's own state.
-- Files that a tool writes, and processes that it starts, are its own affair.
+- Files that a tool writes, and processes that it starts in a session of their own, are its own affair.
 - Memory is limited on Linux alone; elsewhere the time limit has to do.
 - A tool that ends just before its limit on one machine may be stopped on a slower one.
 - The order of a set inside a text that a tool returns may differ from process to process.
@@ -16,9 +16,11 @@ import os
 import re
 import resource
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,23 +80,26 @@ class Toolbox:
         return self._run_in_fork(self.tools[name.strip()], text, longest)
 
     def _run_in_fork(self, tool: Tool, text: str, longest: int) -> str:
-        reader, writer = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of forking beside threads: the child runs the tool alone and is timed
-            child = os.fork()
-        if not child:
-            try:
-                os.close(reader)
-                _limit(self.seconds)
-                answer = shortened(_answer(tool, text), longest)
-                with os.fdopen(writer, "wb") as stream:
+        """The answer of a call in a child process. What the child leaves running in its process group is killed."""
+        # A file instead of a pipe: a process that the tool leaves behind would keep a pipe open for ever.
+        with tempfile.TemporaryFile() as stream:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of forking beside threads: the child runs the tool alone and is timed
+                child = os.fork()
+            if not child:
+                try:
+                    os.setpgid(0, 0)
+                    _limit(self.seconds)
+                    answer = shortened(_answer(tool, text), longest)
                     stream.write(answer.encode(errors="backslashreplace"))
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as stream:
-            answer = stream.read().decode()
-        status = os.waitpid(child, 0)[1]
+                    stream.flush()
+                finally:
+                    os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)
+            stream.seek(0)
+            answer = stream.read().decode(errors="replace")
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
             return shortened(f"mistake: this takes longer than {self.seconds:g} seconds", longest)
         return answer or shortened("mistake: the tool broke down without an answer", longest)

@@ -157,3 +157,31 @@ def test_characters_that_a_prompt_must_not_hold_are_spelt():
     prompt = env.step(["times('é\u00fc\U0001f600\x1b', 1)"]).obs.agents[0]
     assert prompt.endswith(r"times('é\xfc\U0001f600\x1b', 1) -> é\xfc\U0001f600\x1b")
     assert env.spec.observation_space.contains(prompt)
+
+
+def test_a_process_that_a_tool_leaves_behind_holds_nobody_up(tmp_path):
+    left = tmp_path / "left"
+
+    def leave():
+        """Answer, and leave a process behind."""
+        if os.fork() == 0:
+            left.write_text(str(os.getpid()))
+            time.sleep(1000)
+        while not left.exists() or not left.read_text():
+            time.sleep(0.01)
+        return "answered"
+
+    assert Toolbox([leave], seconds=60.0).call("leave()") == "answered"
+    number = int(left.read_text())
+    deadline = time.monotonic() + 60.0
+    while _runs(number):
+        assert time.monotonic() < deadline, "the process is still there"
+        time.sleep(0.01)
+
+
+def _runs(number: int) -> bool:
+    """True while a process exists that has not ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
