@@ -108,7 +108,7 @@ def test_a_decision_follows_those_before_it_only(name):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_passes_decide_what_one_after_another_would(name):
+def test_jacobi_decoding_equals_one_agent_after_another(name):
     spec = make_spec(5, 4)
     policy = make(name, spec, **CHAINS[name])
     inputs = policy.encode(make_obs(spec, deaths=False))
@@ -122,7 +122,9 @@ def test_passes_decide_what_one_after_another_would(name):
         for i in range(5):
             logits = policy.actor(policy.decode(known, action, folds, None))
             action[:, i] = policy.head.argmax_action(logits[:, i] + offset[:, i], mask[:, i])
-        assert torch.equal(policy.jacobi_decode(known, mask, offset, folds, policy.passes(len(mask), 5)).action, action)
+        assert torch.equal(
+            policy.jacobi_decode(known, mask, offset, folds, policy.jacobi_iterations(len(mask), 5)).action, action
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,7 +226,7 @@ def test_smac_shows_units_alike_on_all_maps(task):
     for _ in range(30):
         assert np.array_equal(obs.action_mask, other.action_mask)
         own, rows = split_blocks(spec.entities, torch.as_tensor(obs.agents))
-        real = battles.battle.real[0]
+        real = battles.battle.unit_float[0]
         for agent in np.flatnonzero(obs.alive):
             kind = UNIT_TYPES.index(types[agent])
             expected = np.zeros(16)

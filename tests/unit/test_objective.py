@@ -34,18 +34,18 @@ def make_batch(rows=5, agents=3, slots=2, value_slots=1, seed=0):
     return batch, evaluation
 
 
-@pytest.mark.parametrize("ratio", ["node", "agent", "step"])
+@pytest.mark.parametrize("ratio_level", ["node", "agent", "step"])
 @pytest.mark.parametrize("value_clip", [0.0, 0.1])
-def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
+def test_loss_is_the_sum_over_units_written_out(ratio_level, value_clip):
     batch, evaluation = make_batch()
-    objective = ClippedPPO(clip=0.1, ratio_level=ratio, entropy_coef=0.3, value_coef=0.7, value_clip=value_clip)
+    objective = ClippedPPO(clip=0.1, ratio_level=ratio_level, entropy_coef=0.3, value_coef=0.7, value_clip=value_clip)
     rows, agents, slots = batch.log_prob.shape
     units: dict[tuple, list[tuple]] = {}
     for b in range(rows):
         for n in range(agents):
             for k in range(slots):
                 if batch.nodes.loss_mask[b, n, k]:
-                    key = {"node": (b, n, k), "agent": (b, n), "step": (b,)}[ratio]
+                    key = {"node": (b, n, k), "agent": (b, n), "step": (b,)}[ratio_level]
                     units.setdefault(key, []).append((b, n, k))
     policy, entropy = [], []
     for members in units.values():
@@ -69,9 +69,9 @@ def test_loss_is_the_sum_over_units_written_out(ratio, value_clip):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), size=st.integers(1, 7), ratio_level=st.sampled_from(["node", "agent", "step"]))
-def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio):
+def test_gradient_does_not_depend_on_micro_batches(seed, size, ratio_level):
     batch, _ = make_batch(rows=7, seed=seed)
-    objective = ClippedPPO(ratio_level=ratio)
+    objective = ClippedPPO(ratio_level=ratio_level)
     weight = torch.linspace(-1, 1, 4, requires_grad=True)
 
     def gradient(parts):

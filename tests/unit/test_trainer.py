@@ -478,7 +478,7 @@ def test_evaluation_is_paired_and_plays_every_seed():
         env.close()
     assert tables[0] == tables[1] == tables[2]
     assert [row.seed for row in tables[0]] == seeds
-    assert len({row.returns for row in tables[0]}) > 1
+    assert len({row.episode_return for row in tables[0]}) > 1
     summary = summarize(tables[0])
     assert summary["eval/return_low"] <= summary["eval/return"] <= summary["eval/return_high"]
 

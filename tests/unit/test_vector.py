@@ -695,7 +695,7 @@ def test_close_after_an_interrupt_does_not_wait_for_the_step(processes: Vector, 
 def test_a_message_cut_in_two_is_a_loss(restart: bool, processes: Vector) -> None:
     tested = processes([partial(Walk, Shape())] * 2, restart=restart)
     tested.reset([1, 2])
-    tested._pool.workers[1].torn = True
+    tested._pool.workers[1].partial = True
     if restart:
         assert tested.step(calm(tested)).restarted.tolist() == [False, True]
     else:
