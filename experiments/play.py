@@ -18,7 +18,7 @@ from marl import transcript
 from marl.checkpoint.store import Checkpoint
 from marl.config import RunConfig, default_config, require_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
-from marl.evaluate import paired_seeds, run_episodes, summarize
+from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.files import whole_files, write_whole
 from marl.policy_io import batch_of_one, load_checkpoint, make_policy
 from marl.protocols import Env, Policy

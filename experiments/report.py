@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from marl.config import RESUMABLE_FIELDS, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
-from marl.evaluate import Split
+from marl.evaluation import Split
 from marl.files import whole_files
 from marl.run import read_config
 from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from marl.checkpoint.store import load
 from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
-from marl.evaluate import run_episodes
+from marl.evaluation import run_episodes
 from marl.experiments.presets import choose
 from marl.experiments.report import no_metric, read_curve, shown, values_of
 from marl.files import require_folder_name, write_whole

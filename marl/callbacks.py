@@ -13,7 +13,7 @@ from marl import distributed
 from marl.checkpoint.store import save
 from marl.config import digest
 from marl.errors import CheckpointError
-from marl.evaluate import Split, paired_seeds, run_episodes, summarize
+from marl.evaluation import Split, paired_seeds, run_episodes, summarize
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json

@@ -13,7 +13,7 @@ import torch
 
 from marl.checkpoint.store import Checkpoint, load, load_weights
 from marl.errors import CheckpointError, MarlError
-from marl.evaluate import policy_device
+from marl.evaluation import policy_device
 from marl.protocols import Policy
 from marl.recurrent_state import RecurrentState
 from marl.registry import AGENTS

@@ -26,7 +26,7 @@ from marl.checkpoint.store import (
 from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, NonFiniteError
-from marl.evaluate import mean_by_label, return_labels
+from marl.evaluation import mean_by_label, return_labels
 from marl.multitask import Task
 from marl.objective import Batch, RowIndex, row_count, unit_sum
 from marl.oom import MicroBatchBackoff

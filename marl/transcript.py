@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl.backup import Links, backup
-from marl.evaluate import never, policy_device
+from marl.evaluation import never, policy_device
 from marl.protocols import Policy, VectorEnv
 from marl.recurrent_state import RecurrentState
 from marl.rollout import bootstrap_value

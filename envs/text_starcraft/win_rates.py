@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from marl.envs.text_starcraft import LEVELS, batch
 from marl.envs.text_starcraft.scripted import STYLES, ScriptedPlayer
-from marl.evaluate import paired_seeds, run_episodes
+from marl.evaluation import paired_seeds, run_episodes
 
 PARALLEL_GAMES = 50
 

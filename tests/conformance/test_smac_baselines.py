@@ -10,7 +10,7 @@ from marl.envs.smac import batch, make
 from marl.envs.smac.engine.fields import COOLDOWN, HEALTH, LAST, SHIELD, X, Y
 from marl.envs.smac.scripted import FIRST_TARGET, NORTH, STOP, ScriptedTeam, UnitTables, read, shoot
 from marl.errors import ConfigError
-from marl.evaluate import paired_seeds, run_episodes
+from marl.evaluation import paired_seeds, run_episodes
 from marl.registry import AGENTS, NoOptions, find_env
 from tests.support.smac import EVERY_MAP
 

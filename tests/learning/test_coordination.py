@@ -9,7 +9,7 @@ import torch
 
 from marl.config import override
 from marl.envs.toy import factorized_optimum, optimum
-from marl.evaluate import paired_seeds, run_episodes
+from marl.evaluation import paired_seeds, run_episodes
 from marl.experiments.presets import choose
 from marl.run import build
 from marl.vector.process import make_vector

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from marl.config import override
-from marl.evaluate import paired_seeds, run_episodes, summarize
+from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.experiments.presets import choose
 from marl.run import build
 from marl.vector.process import make_vector

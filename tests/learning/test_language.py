@@ -7,7 +7,7 @@ import torch
 from marl.config import default_config, override
 from marl.envs.text import TextEnv, TextStep
 from marl.envs.toy_text import TextMdp
-from marl.evaluate import paired_seeds, run_episodes
+from marl.evaluation import paired_seeds, run_episodes
 from marl.run import build
 from marl.types import Obs
 from marl.vector.process import make_vector

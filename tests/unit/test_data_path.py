@@ -16,7 +16,7 @@ from marl.backup import Links, backup
 from marl.envs.testing import check_env, check_vector_env
 from marl.envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, TimeLimit
 from marl.errors import EnvironmentContractError
-from marl.evaluate import run_episodes
+from marl.evaluation import run_episodes
 from marl.rollout import Collector
 from marl.seeding import own_globals
 from marl.types import Step

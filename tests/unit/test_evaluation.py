@@ -17,7 +17,7 @@ from marl.agents.scripted import FixedPolicy
 from marl.checkpoint.store import load
 from marl.config import override
 from marl.errors import RunFolderError
-from marl.evaluate import paired_seeds, return_labels, run_episodes, summarize
+from marl.evaluation import paired_seeds, return_labels, run_episodes, summarize
 from marl.experiments import cli
 from marl.registry import EnvFactory
 from marl.run_folder import FolderWatch

@@ -16,7 +16,7 @@ from marl.config import default_config, override
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper, TimeLimit
 from marl.errors import ConfigError, MemoryLimitError
-from marl.evaluate import run_episodes
+from marl.evaluation import run_episodes
 from marl.experiments.play import play_episode
 from marl.objective import even_slices
 from marl.policy_io import LoadedPolicy, load_policy

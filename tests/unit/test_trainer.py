@@ -25,7 +25,7 @@ from marl.errors import (
     UnknownNameError,
     WorkerError,
 )
-from marl.evaluate import EpisodeRow, paired_seeds, run_episodes, summarize
+from marl.evaluation import EpisodeRow, paired_seeds, run_episodes, summarize
 from marl.objective import Batch
 from marl.optimizer import parameter_groups
 from marl.policy_io import load_policy

@@ -6,7 +6,7 @@ from torch import nn
 
 from marl.config import default_config, override
 from marl.errors import NonFiniteError
-from marl.evaluate import run_episodes
+from marl.evaluation import run_episodes
 from marl.run import build
 from marl.vector.process import make_vector
 
