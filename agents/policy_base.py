@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marl.agents.parameter_sharing import NetworkSets
 from marl.errors import ConfigError, NonFiniteError
-from marl.objective import RowIndex, even_slices
+from marl.objective import RowIndex
+from marl.policy import Policy
 from marl.types import EnvSpec, Inputs, Nodes, Obs
 from marl.value_norm import RunningMoments
 
@@ -411,22 +412,19 @@ def no_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-class VectorPolicy(nn.Module):
+class VectorPolicy(Policy):
     """Base of the policies over vector observations: encoding, identity, normalization.
 
     Observations stay raw in storage and are normalized on the way into the network, so the running
     moments are part of the weights, and change only between updates.
     """
 
-    reads_state = False
     head: Head
-    bptt_steps = 0
-    recurrent_shape: tuple[int, int] | None = None
     min_passes = 1
     """Forward passes, at least, of an update on more than a small batch; more of them take less memory."""
 
     def __init__(self, spec: EnvSpec, agent_id: bool, normalize: bool) -> None:
-        super().__init__()
+        super().__init__(spec)
         if not spec.observation_sizes:
             kind = type(spec.observation_space).__name__
             raise ConfigError(f"{spec.name} gives {kind} observations; this agent reads Box observations only")
@@ -435,7 +433,6 @@ class VectorPolicy(nn.Module):
                 f"normalize_observations is set, but the observations of {spec.name} are made of entities in any "
                 "number; leave it out"
             )
-        self.spec = spec
         self.agent_id = agent_id and spec.entities is None
         self.moments = RunningMoments(spec.num_agents, spec.observation_size) if normalize else None
         self.register_buffer("identity", torch.eye(spec.num_agents), persistent=False)
@@ -443,8 +440,8 @@ class VectorPolicy(nn.Module):
     identity: Tensor
 
     @property
-    def module(self) -> nn.Module:
-        return self
+    def device(self) -> torch.device:
+        return self.identity.device
 
     @property
     def feature_size(self) -> int:
@@ -452,17 +449,8 @@ class VectorPolicy(nn.Module):
         return self.spec.observation_size + (self.spec.num_agents if self.agent_id else 0)
 
     def encode(self, obs: Obs) -> Inputs:
-        device = self.identity.device
-        alive = torch.as_tensor(obs.alive)
-        if obs.action_mask is None:
-            exists = torch.arange(self.spec.action_size) < torch.tensor(self.spec.action_sizes).unsqueeze(-1)
-            mask = exists.expand(*alive.shape, -1)
-        else:
-            mask = torch.as_tensor(obs.action_mask)
-        inputs = {"agents": torch.as_tensor(obs.agents), "alive": alive, "action_mask": mask}
-        if self.reads_state:
-            inputs["state"] = torch.as_tensor(obs.state)
-        inputs = {name: x.to(device) for name, x in inputs.items()}
+        """As in the base class, with the mask as the head reads it."""
+        inputs = super().encode(obs)
         inputs["action_mask"] = self.head.split_mask(inputs["action_mask"])
         return inputs
 
@@ -494,15 +482,12 @@ class VectorPolicy(nn.Module):
         """Of how many agents `evaluate` computes features."""
         return nodes.node_mask.shape[1]
 
-    def micro_batches(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> list[RowIndex]:  # noqa: ARG002
+    def micro_batches(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[RowIndex]:
         batch = len(nodes.node_mask)
         total = batch * self.active(nodes)
         if not rows and total > MIN_SPLIT_ROWS and nodes.node_mask.device.type == "cpu":
             rows = -(-batch // max(self.min_passes, -(-total // MAX_PASS_ROWS)))
-        return even_slices(nodes.node_mask, rows, divisor, self.bptt_steps or 1)
-
-    def after_update(self) -> None:
-        pass
+        return super().micro_batches(inputs, nodes, rows, divisor)
 
     def nodes(self, inputs: Inputs, head: Head, action: Tensor, order: Tensor | None) -> Nodes:
         mask = head.slot_mask(inputs["alive"], inputs["action_mask"])

@@ -7,21 +7,21 @@ from torch import Generator, Tensor
 
 from marl.agents.policy_base import CategoricalHead, GaussianHead, make_head
 from marl.errors import ConfigError
+from marl.policy import Policy
 from marl.registry import NoOptions, register_agent
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
 
-class FixedPolicy:
+class FixedPolicy(Policy):
     """Acts without looking: uniformly over what is available, or always the same.
 
     `constant` is None for random, else the discrete action, or the torque of every dimension in
     [-1, 1]; where that discrete action is not available the first available one is taken.
     """
 
-    module = None
-
     def __init__(self, spec: EnvSpec, constant: float | None) -> None:
-        self.spec, self.constant = spec, constant
+        super().__init__(spec)
+        self.constant = constant
         self.head = make_head(spec, max_std=1.0, init_std=0.5)
         self.slots = self.head.slots
         choices = 0
@@ -67,9 +67,6 @@ class FixedPolicy:
 
     def value(self, inputs: Inputs) -> Tensor:
         return torch.zeros(inputs["alive"].shape)
-
-    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
-        pass
 
 
 @register_agent("random", trains=False, summary="uniform over the available actions, or over [-1, 1] per torque")

@@ -20,8 +20,9 @@ from marl.config import RunConfig, default_config, require_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
 from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.files import whole_files, write_whole
+from marl.policy import Policy, require_policy
 from marl.policy_io import batch_of_one, load_checkpoint, make_policy
-from marl.protocols import Env, Policy
+from marl.protocols import Env
 from marl.recurrent_state import RecurrentState
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
@@ -105,7 +106,8 @@ def policy_for(subject: LoadedAgent, spec: EnvSpec) -> Policy:
     """The agent as it plays in one environment."""
     if subject.checkpoint is not None:
         return make_policy(subject.checkpoint, spec, subject.trust)
-    return AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
+    made = AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
+    return require_policy(made, subject.config.agent)
 
 
 def print_eval(parsed: Any) -> None:
@@ -245,7 +247,7 @@ def show(parsed: Any) -> None:
         env = EnvFactory(subject.task.name, drawing_options(subject.task))()
     try:
         policy = policy_for(subject, env.spec)
-        if parsed.view in (None, "transcript") and hasattr(policy, "transcript"):
+        if parsed.view in (None, "transcript") and policy.has_transcript:
             print_transcript(subject, policy, parsed)
         else:
             draw(subject, policy, env, parsed)
@@ -318,7 +320,7 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def check_attention(subject: LoadedAgent, policy: Policy, screen: Viewer) -> None:
-    if not hasattr(policy, "attention"):
+    if not policy.has_attention:
         raise ConfigError(
             f"agent {subject.config.agent!r} has no attention to draw; leave out --attention, or play a run of mat"
         )

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from marl.registry import register_agent, register_env
 
 if TYPE_CHECKING:
+    from marl.policy import Policy
     from marl.policy_io import load_policy
 
-__all__ = ["load_policy", "register_agent", "register_env"]
+__all__ = ["Policy", "load_policy", "register_agent", "register_env"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from marl.policy_io import load_policy
 
         return load_policy
+    if name == "Policy":
+        from marl.policy import Policy
+
+        return Policy
     raise AttributeError(f"module 'marl' has no attribute {name!r}")

@@ -109,7 +109,7 @@ class Evaluate:
             summaries.append(summarize(rows, prefix))
         for line in lines:
             self.rows.write(line.encode())
-        if split == "validation" and hasattr(trainer.policy, "transcript"):
+        if split == "validation" and trainer.policy.has_transcript:
             self.log_transcript(trainer)
         return trainer.mean_over_tasks(summaries)
 

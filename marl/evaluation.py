@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from marl.info import finite_info
-from marl.protocols import Policy, VectorEnv
+from marl.policy import Policy
+from marl.protocols import VectorEnv
 from marl.recurrent_state import RecurrentState
 from marl.seeding import Streams
 from marl.stats import mean_interval
@@ -91,7 +92,7 @@ def run_episodes(
     some times at most. An episode is left after `max_steps` steps, or the environment's own limit where that is
     larger. Once `stop()` is true, only the rows of the episodes that have ended are returned.
     """
-    generator = torch.Generator(device=policy_device(policy)).manual_seed(generator_seed)
+    generator = torch.Generator(device=policy.device).manual_seed(generator_seed)
     count = env.num_envs
     limit = max(max_steps, env.spec.max_steps or 0)
     labels = return_labels(env.spec)
@@ -194,10 +195,3 @@ def is_episode_metric(name: str) -> bool:
     if "reward" in name or "penalty" in name or "/" in name:
         return False
     return name not in ("episode_return", "episode_length", "TimeLimit.truncated")
-
-
-def policy_device(policy: Policy) -> torch.device:
-    """Where the policy's tensors live; the CPU for one without parameters."""
-    module = policy.module
-    tensor = None if module is None else next(iter(module.state_dict().values()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -1,12 +1,9 @@
 """Several environments learned at once: what each has of its own, and one set of parameters for all."""
 
 from dataclasses import dataclass
-from typing import Any, cast
-
-from torch import nn
 
 from marl.errors import ConfigError
-from marl.protocols import Policy
+from marl.policy import Policy
 from marl.rollout import Collector
 from marl.types import EnvSpec
 from marl.value_norm import ValueNorm
@@ -29,26 +26,21 @@ class Task:
 def share_parameters(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
     """Give `policy` the parameters of `original`, and all that belongs in a checkpoint.
 
-    What is the same for every state, such as the number of agents, stays its own. A policy whose weights are in use
-    outside of its modules has a method `take_over(original)` that gives it those. Raises ConfigError, with the `names`
+    What is the same for every state, such as the number of agents, stays its own. See also
+    `Policy.share_backbone`. Raises ConfigError, with the `names`
     of the two environments, where the parameters differ in shape.
     """
-    mine, given = policy.module, original.module
-    if mine is not policy or given is not original:
-        raise ConfigError("this agent learns in one environment at a time; leave out all but one")
-    mine, given = cast(nn.Module, mine), cast(nn.Module, given)
-    shapes = [{name: list(x.shape) for name, x in module.state_dict().items()} for module in (mine, given)]
+    shapes = [{name: list(x.shape) for name, x in each.state_dict().items()} for each in (policy, original)]
     for name in [*shapes[0], *shapes[1]]:
         here, there = (shape.get(name) for shape in shapes)
         if here != there:
             unlike = f"the parameters {name!r} have the shape {there} in {names[1]} and {here} in {names[0]}"
             raise ConfigError(f"{unlike}, so one agent cannot learn both; {one_shape(policy.spec, original.spec)}")
-    if hasattr(policy, "share_backbone"):
-        cast(Any, policy).share_backbone(original)
-    tensors = given.state_dict(keep_vars=True)
+    policy.share_backbone(original)
+    tensors = original.state_dict(keep_vars=True)
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
-        setattr(mine.get_submodule(owner), leaf, tensors[name])
+        setattr(policy.get_submodule(owner), leaf, tensors[name])
 
 
 def one_shape(mine: EnvSpec, other: EnvSpec) -> str:

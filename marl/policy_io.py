@@ -13,8 +13,7 @@ import torch
 
 from marl.checkpoint.store import Checkpoint, load, load_weights
 from marl.errors import CheckpointError, MarlError
-from marl.evaluation import policy_device
-from marl.protocols import Policy
+from marl.policy import Policy, require_policy
 from marl.recurrent_state import RecurrentState
 from marl.registry import AGENTS
 from marl.spaces import spec_from_json
@@ -30,7 +29,7 @@ class LoadedPolicy:
 
     def __init__(self, policy: Policy, step: int) -> None:
         self.policy, self.step = policy, step
-        self.generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
+        self.generator = torch.Generator(device=policy.device).manual_seed(0)
         self.recurrent_state: RecurrentState | None = None
 
     @property
@@ -256,9 +255,9 @@ def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool
     require_trust(checkpoint.path.absolute().parent.parent, names, trust)
     entry = AGENTS.get(data["agent"])
     options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
-    policy = entry.make(spec or spec_from_json(data["spec"]), options)
-    load_policy_weights(policy.module, policy.spec, checkpoint)
-    policy.module.eval()
+    policy = require_policy(entry.make(spec or spec_from_json(data["spec"]), options), data["agent"])
+    load_policy_weights(policy, policy.spec, checkpoint)
+    policy.eval()
     return policy
 
 

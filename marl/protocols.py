@@ -1,13 +1,11 @@
-"""The interfaces that environments, policies, trackers and callbacks fill."""
+"""The interfaces that environments, trackers and callbacks fill."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Generator, Tensor, nn
 
-from marl.objective import RowIndex
-from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs, Step, VectorStep
+from marl.types import EnvSpec, Obs, Step, VectorStep
 
 State = dict[str, Any]
 """A flat dictionary of numpy arrays and JSON values (numbers, strings, lists, dictionaries)."""
@@ -77,63 +75,6 @@ class VectorEnv(Protocol):
     def set_state(self, states: list[State]) -> Obs: ...
 
     def close(self) -> None: ...
-
-
-class Policy(Protocol):
-    """An agent: it sees inputs, decides nodes and values them.
-
-    `module` holds the parameters (None for an agent that does not learn). It is in training mode in the passes of an
-    update and in evaluation mode everywhere else. In evaluation mode `evaluate` gives the log-probabilities that `act`
-    gave. In training mode dropout and batch normalization act, if a policy has them, and the importance ratios of an
-    update begin at 1 only up to their noise: keep dropout low, or limit it to the critic.
-
-    `slots` is L. `evaluate`, `split`, `observe` and `after_update` are called on agents that learn, alone. One may have
-    `turn(inputs, agent) -> Inputs`: what `evaluate` reads where one agent's decisions alone are learned and no values,
-    which is less to gather when agents learn one after another.
-    One may have `metrics(inputs, nodes) -> dict[str, float]`: numbers about the policy, and about the nodes of a
-    rollout, to log after an update. And `one_step()`, a context in which several calls of `evaluate`, each with its
-    backward pass, make one gradient: what depends on the weights alone, which must not change meanwhile, is made once,
-    and the gradient is whole at the end.
-    """
-
-    spec: EnvSpec
-    slots: int
-
-    @property
-    def module(self) -> nn.Module | None: ...
-
-    def encode(self, obs: Obs) -> Inputs:
-        """Tensors with leading axis E on the policy's device; the only place where text becomes tokens."""
-        ...
-
-    def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision: ...
-
-    def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
-        """Log-probability, entropy and value of given nodes, differentiable."""
-        ...
-
-    def value(self, inputs: Inputs) -> Tensor:
-        """(E, N): the value of each agent's first node, in the critic's own units."""
-        ...
-
-    def micro_batches(self, inputs: Inputs, nodes: Nodes, rows: int, divisor: int) -> Sequence[RowIndex]:
-        """The indices of the rows of each forward pass of an update; together they hold every row once.
-
-        A pass takes at most `rows` rows, 0 for as many as the policy likes, and where memory ran out before, a
-        `divisor`-th of that. `marl.objective.consecutive` is the usual way.
-        """
-        ...
-
-    def after_update(self) -> None:
-        """Follow a gradient step: a moving average of weights, a memory that has become stale."""
-        ...
-
-    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
-        """Take a rollout of B = T x E rows into running statistics, after learning from it.
-
-        `inputs` (B, ...) were read where `nodes` (B, N, L) exist: an agent lived and the row was learned from.
-        """
-        ...
 
 
 class Tracker(Protocol):

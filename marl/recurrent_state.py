@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl.config import RunConfig
 from marl.errors import ConfigError
-from marl.protocols import Policy
+from marl.policy import Policy
 from marl.types import Decision, Inputs
 
 
@@ -22,7 +22,7 @@ class RecurrentState:
     """The memory of E environments; nothing for a policy that has none."""
 
     def __init__(self, policy: Policy, envs: int) -> None:
-        self.shape: tuple[int, int] | None = getattr(policy, "recurrent_shape", None)
+        self.shape = policy.recurrent_shape
         self.state: Tensor | None = None
         self.episode_start = np.ones(envs, dtype=bool)
 
@@ -69,7 +69,7 @@ def segment_steps(config: RunConfig, policy: Policy, envs: int) -> int:
 
     Raises ConfigError where a rollout of `envs` environments does not divide into chunks, or there are too few.
     """
-    chunk: int = getattr(policy, "bptt_steps", 0)
+    chunk = policy.bptt_steps
     if not chunk:
         return 1
     steps, learn = config.collect.rollout_steps, config.learn

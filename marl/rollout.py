@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from marl.errors import NonFiniteError
 from marl.info import finite_info
 from marl.objective import Batch, RowIndex, no_reference
-from marl.protocols import Policy, State, VectorEnv
+from marl.policy import Policy
+from marl.protocols import State, VectorEnv
 from marl.recurrent_state import RecurrentState
 from marl.step_checks import Bounds, check_action_mask, non_finite, require_alive, require_ending, require_team_reward
 from marl.types import Decision, Inputs, Nodes, Obs, VectorStep

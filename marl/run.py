@@ -22,6 +22,7 @@ from marl.diagnostics import Diagnostics
 from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError
 from marl.files import write_whole
 from marl.multitask import share_parameters
+from marl.policy import require_policy
 from marl.policy_io import load_checkpoint, load_policy_weights
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
@@ -296,12 +297,10 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
     # Every rank draws the same weights; after them, each goes on with global generators of its own.
     with own_globals(Streams(config.seed).integer("weights")):
         torch.manual_seed(Streams(config.seed).integer("weights"))
-        policy = entry.make(env.spec, config.agent_options)
-        policy.module.to(device)
+        policy = require_policy(entry.make(env.spec, config.agent_options), config.agent).to(device)
         pairs = []
         for task, other in zip(config.tasks[1:], others, strict=True):
-            pairs.append((other, entry.make(other.spec, config.agent_options)))
-            pairs[-1][1].module.to(device)
+            pairs.append((other, entry.make(other.spec, config.agent_options).to(device)))
             share_parameters(pairs[-1][1], policy, (task.label, config.tasks[0].label))
     return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, extra_tasks=pairs)
 
@@ -315,7 +314,7 @@ def load_initial_weights(trainer: Trainer, path: Path) -> None:
     if (agent := checkpoint.data["agent"]) != trainer.config.agent:
         raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
     try:
-        load_policy_weights(trainer.module, trainer.env.spec, checkpoint)
+        load_policy_weights(trainer.policy, trainer.env.spec, checkpoint)
     except CheckpointError as error:
         given, mine = checkpoint.data["agent_options"], json.loads(json.dumps(asdict(trainer.config.agent_options)))
         unlike = [f"{name} {given.get(name)} and {mine[name]}" for name in mine if given.get(name) != mine[name]]

@@ -3,13 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl import distributed
 from marl.advantages import critic_free_advantages, gae_advantages
@@ -29,9 +29,9 @@ from marl.errors import CheckpointError, NonFiniteError
 from marl.evaluation import mean_by_label, return_labels
 from marl.multitask import Task
 from marl.objective import Batch, RowIndex, row_count, unit_sum
-from marl.oom import MicroBatchBackoff
 from marl.optimizer import clip_gradients, parameter_groups
-from marl.protocols import Callback, Policy, Tracker, VectorEnv
+from marl.policy import Policy
+from marl.protocols import Callback, Tracker, VectorEnv
 from marl.recurrent_state import segment_steps
 from marl.rollout import Collector, Episodes, Rollout, iter_minibatches, rows_of
 from marl.seeding import Streams
@@ -60,19 +60,16 @@ class Trainer:
         free_threads: int = 1,
         extra_tasks: Sequence[tuple[VectorEnv, Policy]] = (),
     ) -> None:
-        module = policy.module
-        assert module is not None
         self.config, self.env, self.policy = config, env, policy
         self.tracker, self.callbacks = tracker, list(callbacks)
         self.device = device or torch.device("cpu")
-        self.module = module
         self.free_threads = free_threads
         self.streams = Streams(config.seed)
         rank = distributed.rank()
-        distributed.broadcast_module(module)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        distributed.broadcast_module(policy)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
-            parameter_groups(module, config.learn), eps=config.learn.adam_epsilon, fused=True
+            parameter_groups(policy, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.links, self.objective = config.learn.links(), config.learn.make_objective()
@@ -84,7 +81,7 @@ class Trainer:
         self.tasks = [self.make_task(i, task.label, *pair) for i, (task, pair) in enumerate(pairs)]
         self.value_norm, self.collector = self.tasks[0].value_norm, self.tasks[0].collector
         self.segment_steps = segment_steps(config, policy, env.num_envs)
-        self.backoff = getattr(policy, "backoff", None) or MicroBatchBackoff("Set --micro-batch to begin with fewer")
+        self.backoff = policy.backoff
         self.iteration = 0
         self.steps = 0
         self.lr_factor = 1.0
@@ -100,7 +97,7 @@ class Trainer:
     def set_training(self, training: bool) -> None:
         """Switch dropout, batch normalization and the like to their behavior in an update, or in acting."""
         for task in self.tasks:
-            cast(nn.Module, task.policy.module).train(training)
+            task.policy.train(training)
 
     def make_task(self, number: int, name: str, env: VectorEnv, policy: Policy) -> Task:
         config = self.config
@@ -216,14 +213,14 @@ class Trainer:
     @property
     def act_threads(self) -> int:
         """Threads of acting: one, and for a policy that says that it is heavy the free cores."""
-        return self.free_threads if getattr(self.policy, "threaded_acting", False) else 1
+        return self.free_threads if self.policy.threaded_acting else 1
 
     def learn_threads(self, *rollouts: Rollout) -> int:
         """Threads of this update: as configured, else 1 for small passes and the free cores for the others."""
         learn = self.config.learn
         if self.config.compute.learn_threads:
             return self.config.compute.learn_threads
-        if getattr(self.policy, "threaded_acting", False):
+        if self.policy.threaded_acting:
             return self.free_threads
         rows = -(-rollouts[0].node_mask.shape[0] * rollouts[0].node_mask.shape[1] // learn.minibatches)
         rows = min(rows, learn.micro_batch or rows)
@@ -257,8 +254,7 @@ class Trainer:
         told = []
         for task, batch in zip(self.tasks, batches, strict=True):
             task.policy.update_statistics(batch.inputs, batch.nodes)
-            policy: Any = task.policy
-            told.append(policy.metrics(batch.inputs, batch.nodes) if hasattr(policy, "metrics") else {})
+            told.append(task.policy.metrics(batch.inputs, batch.nodes))
         metrics |= self.mean_over_tasks(told)
         if len(self.base_lrs) > 1:
             metrics["value/learning_rate"] = self.base_lrs[1] * self.lr_factor
@@ -291,8 +287,7 @@ class Trainer:
         reports = []
         for agent in torch.randperm(batch.nodes.node_mask.shape[1], generator=generator).tolist():
             mine = batch.for_agent(agent, weight)
-            if hasattr(self.policy, "agent_inputs"):
-                mine = replace(mine, inputs=cast(Any, self.policy).agent_inputs(mine.inputs, agent))
+            mine = replace(mine, inputs=self.policy.agent_inputs(mine.inputs, agent))
             reports.append(self.run_epochs(mine))
             weight = weight * self.importance_ratio(mine)
         means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
@@ -409,7 +404,8 @@ class Trainer:
         total: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for number, count in Counter(number for number, _ in passes).items():
-                stack.enter_context(accumulation_context(self.tasks[number].policy, count))
+                if count > 1:
+                    stack.enter_context(self.tasks[number].policy.accumulation_context())
             for number, index in passes:
                 batch = minibatches[number]
                 micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
@@ -438,7 +434,7 @@ class Trainer:
             "divisor": self.backoff.reduction,
         }
         tensors = {
-            "model": dict(self.module.state_dict()),
+            "model": dict(self.policy.state_dict()),
             "optimizer": optimizer_tensors,
             "value_norm": dict(self.value_norm.state_dict()),
             **{f"value_norm_{i}": dict(task.value_norm.state_dict()) for i, task in enumerate(self.tasks) if i},
@@ -465,7 +461,7 @@ class Trainer:
                 f"{checkpoint.path} was saved by {data['world_size']} ranks, and here are {distributed.world_size()}; "
                 f"go on with: {distributed.resume_command(checkpoint.path.parents[1], data['world_size'])}"
             )
-        load_weights(self.module, checkpoint.tensors["model"], checkpoint.path)
+        load_weights(self.policy, checkpoint.tensors["model"], checkpoint.path)
         try:
             return self.restore(checkpoint)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -520,11 +516,6 @@ class Trainer:
                 first = (number * distributed.world_size() + rank) * env.num_envs
                 seeds = [self.streams.integer("env", first + i, self.iteration) for i in range(env.num_envs)]
                 task.collector.obs = env.reset(seeds)
-
-
-def accumulation_context(policy: Any, passes: int) -> AbstractContextManager[None]:
-    """What the `passes` of a gradient are made in: the policy's own `one_step` where it has one and it saves work."""
-    return policy.accumulation_context() if passes > 1 and hasattr(policy, "accumulation_context") else nullcontext()
 
 
 def episode_metrics(episodes: Episodes, labels: Sequence[str]) -> dict[str, float]:

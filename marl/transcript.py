@@ -1,17 +1,17 @@
 """One episode step by step, with the credit that learning would give it: what a policy tells its story from."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from marl.backup import Links, backup
-from marl.evaluation import never, policy_device
-from marl.protocols import Policy, VectorEnv
+from marl.evaluation import never
+from marl.policy import Policy
+from marl.protocols import VectorEnv
 from marl.recurrent_state import RecurrentState
 from marl.rollout import bootstrap_value
 from marl.types import Decision, Inputs, Obs
@@ -36,18 +36,6 @@ class TranscriptStep:
     advantage: Tensor
 
 
-class HasTranscript(Protocol):
-    """What a policy may offer, besides being one."""
-
-    def transcript(self, episode: Sequence[TranscriptStep]) -> str:
-        """The episode as Markdown that a person can read."""
-        ...
-
-    def picture(self, episode: Sequence[TranscriptStep]) -> np.ndarray:
-        """(height, width, 3) uint8: which nodes earned the advantage."""
-        ...
-
-
 def play(
     policy: Policy,
     env: VectorEnv,
@@ -62,7 +50,7 @@ def play(
 
     It is left after its first step once `stop()` is true.
     """
-    generator = torch.Generator(device=policy_device(policy)).manual_seed(0)
+    generator = torch.Generator(device=policy.device).manual_seed(0)
     obs = env.reset([seed])
     turns: list[TranscriptStep] = []
     terminated = truncated = False

@@ -36,6 +36,7 @@ from marl.agents.policy_base import SMALL_GAIN, mlp, weights_version
 from marl.errors import ConfigError
 from marl.objective import row_count
 from marl.oom import MicroBatchBackoff
+from marl.policy import Policy
 from marl.transcript import TranscriptStep
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
@@ -95,7 +96,7 @@ class EncodedBatch:
     frozen: Tensor | None
 
 
-class TokenPolicy(nn.Module):
+class TokenPolicy(Policy):
     """Nodes are tokens, values belong to the state before a token.
 
     A token's probability is renormalized, at `temperature`, over what the trie of the candidates allows; without
@@ -112,9 +113,8 @@ class TokenPolicy(nn.Module):
     """Nodes earn something by themselves."""
 
     def __init__(self, spec: EnvSpec, options: LanguageOptions, backbone: Backbone) -> None:
-        super().__init__()
-        self.spec, self.options, self.backbone = spec, options, backbone
-        self.slots = options.max_action_tokens
+        super().__init__(spec, options.max_action_tokens)
+        self.options, self.backbone = options, backbone
         self.reads_frozen = options.critic_reads == "frozen" or options.reference
         self.prompt_table = PromptTable(
             backbone.tokenizer,
@@ -139,10 +139,6 @@ class TokenPolicy(nn.Module):
 
     def make_critic(self, width: int) -> nn.Module | None:
         return None if self.options.critic_reads == "none" else mlp(width, self.options.critic_hidden, 1, SMALL_GAIN)
-
-    @property
-    def module(self) -> nn.Module:
-        return self
 
     @property
     def threaded_acting(self) -> bool:

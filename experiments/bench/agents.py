@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from marl.experiments.bench.baseline_mat import ReferenceMAT, ReferenceUpdate
 from marl.objective import Batch, ClippedPPO
 from marl.optimizer import clip_gradients
 from marl.registry import AGENTS
-from marl.trainer import accumulation_context
 from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
@@ -164,7 +164,8 @@ def updater(policy: Any, batch: Batch) -> Callable[[], object]:
         counts = objective.counts(batch)
         optimizer.zero_grad(set_to_none=True)
         passes = policy.micro_batches(batch.inputs, batch.nodes, 0, 1)
-        with onednn_matmul(torch.device("cpu")), accumulation_context(policy, len(passes)):
+        shared = policy.accumulation_context() if len(passes) > 1 else nullcontext()
+        with onednn_matmul(torch.device("cpu")), shared:
             for index in passes:
                 part = batch.rows(index)
                 objective(policy.evaluate(part.inputs, part.nodes), part, counts)[0].backward()

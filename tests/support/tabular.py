@@ -7,7 +7,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from marl.objective import even_slices
+from marl.policy import Policy
 from marl.types import Decision, EnvSpec, Evaluation, Nodes, Obs, Step
 
 STATES, GAMMA, BETA = 3, 0.9, 0.5
@@ -47,22 +47,16 @@ class Process:
         pass
 
 
-class TokenTable(nn.Module):
+class TokenTable(Policy):
     """Two binary tokens an action, L = 2: a table of logits and one of Q values, with a slow copy of the latter."""
 
-    slots = 2
     target: Tensor
 
     def __init__(self, spec: EnvSpec) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, slots=2)
         self.logits = nn.Parameter(torch.zeros(STATES, 3, 2))
         self.critic = nn.Parameter(torch.zeros(STATES, 3, 2))
         self.register_buffer("target", torch.zeros(STATES, 3, 2))
-
-    @property
-    def module(self) -> nn.Module:
-        return self
 
     def encode(self, obs: Obs) -> dict[str, Tensor]:
         return {"state": torch.as_tensor(obs.agents).argmax(-1)}  # (E, 1)
@@ -102,14 +96,8 @@ class TokenTable(nn.Module):
         taken = [x[place].gather(-1, nodes.action.unsqueeze(-1)).squeeze(-1) for x in (log_prob, q)]
         return Evaluation(taken[0], entropy[place], taken[1], expected[place])
 
-    def micro_batches(self, inputs, nodes: Nodes, rows: int, divisor: int):  # noqa: ARG002
-        return even_slices(nodes.node_mask, rows, divisor)
-
     def after_update(self) -> None:
         self.target.lerp_(self.critic.detach(), 0.2)
-
-    def update_statistics(self, inputs, nodes) -> None:
-        pass
 
 
 @dataclass(frozen=True)

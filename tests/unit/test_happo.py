@@ -83,28 +83,28 @@ def test_parts_without_the_agent_move_no_other(changes):
     nobody[: ROWS // 2] = False
     batch = replace(batch, nodes=replace(batch.nodes, node_mask=nobody, loss_mask=nobody))
     trainer.update_sequentially(batch)  # leaves momentum in the optimizer
-    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     ones = torch.ones_like(batch.advantage[:, :1, :1])
     mine = batch.for_agent(1, ones)
     trainer.run_epochs(replace(mine, inputs=trainer.policy.agent_inputs(mine.inputs, 1)))
-    moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
+    moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     assert moved
     assert all(name.startswith("actor.networks.1.") for name in moved)
     nobody = replace(mine, nodes=replace(mine.nodes, loss_mask=torch.zeros_like(mine.nodes.loss_mask)))
-    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     assert trainer.run_epochs(nobody)["gradient/norm"] == 0.0
-    assert all(torch.equal(x, before[name]) for name, x in trainer.module.state_dict().items())
+    assert all(torch.equal(x, before[name]) for name, x in trainer.policy.state_dict().items())
 
 
 @pytest.mark.parametrize("agent", ["mat", "mat-dec"])
 def test_a_pass_without_the_agent_moves_no_other_actor(agent):
     trainer, batch = make_trainer("toy/climbing", agent, minibatches=1, epochs=1, micro_batch=ROWS // 2)
     trainer.update_sequentially(batch)  # leaves momentum in the optimizer
-    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     mine = batch.for_agent(1, torch.ones_like(batch.advantage[:, :1, :1]))
     mine.nodes.loss_mask[: ROWS // 2] = False
     trainer.run_epochs(mine)
-    moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
+    moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     assert {name.split(".")[2] for name in moved if name.startswith("actor.networks.")} == {"1"}
 
 
@@ -117,9 +117,9 @@ def test_an_agent_s_turn_moves_its_actor_alone(env, agent):
     trainer, batch = make_trainer(env, agent, minibatches=1, epochs=1)
     ones = torch.ones_like(batch.advantage[:, :1, :1])
     trainer.update_sequentially(batch)  # leaves momentum in the optimizer
-    before = {name: x.clone() for name, x in trainer.module.state_dict().items()}
+    before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     trainer.run_epochs(batch.for_agent(1, ones))
-    moved = {name for name, x in trainer.module.state_dict().items() if not torch.equal(x, before[name])}
+    moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     own = {name for name in moved if name.startswith("actor.networks.1.") or name.endswith("log_std.1")}
     assert own
     shared = () if agent == "happo" else ("embed.", "encoder.", "decoder.", "token")
@@ -132,13 +132,13 @@ def test_the_critic_is_trained_once_an_iteration(changes):
     trainer, batch = make_trainer("toy/climbing", **changes)
     metrics = trainer.update_sequentially(batch)
     learn = trainer.config.learn
-    for name, parameter in trainer.module.named_parameters():
+    for name, parameter in trainer.policy.named_parameters():
         assert float(trainer.optimizer.state[parameter]["step"]) == learn.epochs * learn.minibatches, name
     assert metrics["loss/value"] > 0.0
-    before = trainer.module.state_dict()
+    before = trainer.policy.state_dict()
     actors = {name: x.clone() for name, x in before.items() if name.startswith("actor")}
     trainer.run_epochs(batch.values_only())
-    assert all(torch.equal(trainer.module.state_dict()[name], x) for name, x in actors.items())
+    assert all(torch.equal(trainer.policy.state_dict()[name], x) for name, x in actors.items())
 
 
 @pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed", "toy/climbing"])

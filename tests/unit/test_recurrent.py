@@ -19,6 +19,7 @@ from marl.errors import ConfigError, MemoryLimitError
 from marl.evaluation import run_episodes
 from marl.experiments.play import play_episode
 from marl.objective import even_slices
+from marl.policy import Policy
 from marl.policy_io import LoadedPolicy, load_policy
 from marl.rollout import Collector, iter_minibatches
 from marl.run import build
@@ -146,16 +147,14 @@ def test_a_chunk_is_the_plain_network_on_each_agent_s_life():
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
-class Counter:
+class Counter(Policy):
     """Remembers how many steps of an episode it has seen, and notes what it was told."""
 
     recurrent_shape = (1, 1)
     bptt_steps = 1
-    slots = 1
-    module = None
 
     def __init__(self, spec):
-        self.spec = spec
+        super().__init__(spec)
         self.told, self.valued = [], []
 
     def encode(self, obs):

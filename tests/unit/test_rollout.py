@@ -1,7 +1,6 @@
 """What the collector keeps of an environment's steps."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from marl.config import default_config, override
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl.errors import ConfigError
+from marl.policy import Policy
 from marl.recurrent_state import RecurrentState
 from marl.rollout import Collector, bootstrap_value
 from marl.types import Obs
@@ -151,11 +151,11 @@ def test_one_chain_goes_on_where_its_first_agent_is_dead():
     torch.testing.assert_close(rollout.bootstrap[-1], torch.full((2, 3), 3.0), atol=0.5, rtol=0)
 
 
-class Worth:
+class Worth(Policy):
     """Values agents by their number."""
 
     def __init__(self, team_reward):
-        self.spec = replace(make_toy("mortal").spec, team_reward=team_reward)
+        super().__init__(replace(make_toy("mortal").spec, team_reward=team_reward))
 
     def encode(self, obs):
         return {"alive": torch.as_tensor(obs.alive)}
@@ -175,7 +175,7 @@ class Worth:
 )
 def test_what_a_cut_chain_is_worth(team_reward, one_chain, expected):
     alive = np.array([[True] * 3, [False, True, True], [False] * 3])
-    policy: Any = Worth(team_reward)
+    policy = Worth(team_reward)
     value = bootstrap_value(
         policy, ValueNorm(0.0), Obs(None, alive), RecurrentState(policy, 3), np.arange(3), one_chain
     )

@@ -118,8 +118,8 @@ def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"climbing", "penalty"}
     config = small("toy/penalty", "mat", name="second", learning_rate=1e-12, init_from=str(folder))
-    second = load_policy(run.start(config), "last").policy.module
-    first = load_policy(folder, "last").policy.module
+    second = load_policy(run.start(config), "last").policy
+    first = load_policy(folder, "last").policy
     assert first is not None
     assert second is not None
     torch.testing.assert_close(first.state_dict(), second.state_dict())

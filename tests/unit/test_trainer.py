@@ -263,7 +263,7 @@ def test_the_critic_may_learn_at_its_own_rate(small):
     folder = run.start(config)
     after = load(folder / "checkpoints").tensors["model"]
     env = make_vector(config.env, {}, 4)
-    before = run.build(config, env, torch.device("cpu"), 1).module.state_dict()
+    before = run.build(config, env, torch.device("cpu"), 1).policy.state_dict()
     env.close()
     moved = {name: float((after[name] - x).abs().max()) > 1e-6 for name, x in before.items() if name.endswith("weight")}
     assert {name.split(".")[0] for name, yes in moved.items() if yes} == {"actor"}

@@ -13,6 +13,7 @@ from marl.agents.mlp import MLPOptions, MLPPolicy
 from marl.backup import Links
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper
+from marl.policy import Policy
 from marl.policy_io import LoadedPolicy
 from marl.registry import AGENTS
 from marl.transcript import play
@@ -79,14 +80,8 @@ def test_stories_are_told_at_every_evaluation(small):
     assert [image.step for image in events.Images("eval/credit")] == [64, 128, 192]
 
 
-class Speaker:
+class Speaker(Policy):
     """Says its last candidate."""
-
-    module = None
-    slots = 1
-
-    def __init__(self, spec: EnvSpec) -> None:
-        self.spec = spec
 
     def encode(self, obs):
         return {"said": obs.candidates, "read": obs.agents}
