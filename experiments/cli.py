@@ -445,8 +445,8 @@ def preset_table() -> Table:
 
 def check(args: list[str]) -> None:
     from marl.envs.testing import check_env
+    from marl.errors import named_error
     from marl.registry import EnvFactory
-    from marl.vector.shared_memory import failure
 
     @dataclass(frozen=True)
     class CheckEnv:
@@ -478,7 +478,7 @@ def check(args: list[str]) -> None:
     except MarlError:
         raise
     except (Exception, SystemExit) as error:
-        raise failure(error, parsed.env) from error
+        raise named_error(error, parsed.env) from error
     print(*lines, sep="\n")
     print(f"{parsed.env} keeps every rule")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from marl import transcript
 from marl.checkpoint.store import Checkpoint
 from marl.config import RunConfig, default_config, require_episodes
-from marl.errors import ConfigError, MissingDependencyError, NonFiniteError
+from marl.errors import ConfigError, MissingDependencyError, NonFiniteError, named_errors
 from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.files import whole_files, write_whole
 from marl.policy import Policy, require_policy
@@ -31,8 +31,7 @@ from marl.tracking.tensorboard import png
 from marl.trust import external_of_env, require_trust
 from marl.types import EnvSpec
 from marl.value_norm import ValueNorm
-from marl.vector.process import make_vector
-from marl.vector.shared_memory import named_errors
+from marl.vector import make_vector
 
 
 @dataclasses.dataclass(frozen=True)

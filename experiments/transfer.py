@@ -26,7 +26,7 @@ from marl.multitask import share_parameters
 from marl.registry import AGENTS
 from marl.run import has_checkpoint, read_config, resume, start
 from marl.stats import mean_interval
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 FILE = "transfer.json"
 

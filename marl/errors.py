@@ -1,8 +1,12 @@
 """Errors that a user can act on. Each message names the thing, its value and the fix."""
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MarlError(Exception):
-    """Base of every error that the suite raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ConfigError(MarlError, ValueError):
@@ -46,3 +50,25 @@ class RunFolderError(MarlError):
 
 class CheckpointError(MarlError):
     """No usable checkpoint, or one that does not fit the run."""
+
+
+@contextmanager
+def named_errors(where: str) -> Iterator[None]:
+    """Raise `named_error` of whatever is raised inside, `sys.exit` included. KeyboardInterrupt passes."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise named_error(error, where) from error
+
+
+def named_error(error: BaseException, where: str) -> MarlError:
+    """Return an error whose message begins with `where`.
+
+    An error of this package keeps its class. Any other becomes a WorkerError with its traceback.
+    """
+    if isinstance(error, MarlError) and type(error).__module__ == MarlError.__module__:
+        return type(error)(f"{where}: {error}")
+    trace = "".join(traceback.format_exception(error))
+    return WorkerError(f"{where} raised {type(error).__name__}: {error}\n{trace}")

@@ -19,7 +19,7 @@ from marl.checkpoint.store import Checkpoint
 from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, from_yaml, option_names, override, to_yaml
 from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
-from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError
+from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError, named_error
 from marl.files import write_whole
 from marl.multitask import share_parameters
 from marl.policy import require_policy
@@ -33,8 +33,7 @@ from marl.tracking.console import ConsoleTracker
 from marl.tracking.tensorboard import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
 from marl.trainer import Trainer
 from marl.trust import external_of_agent, external_of_env, mark_trusted, require_trust
-from marl.vector.process import make_vector
-from marl.vector.shared_memory import failure
+from marl.vector import make_vector
 
 
 def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
@@ -217,7 +216,9 @@ def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     except StopNow:
         raise
     except BaseException as caught:
-        error = caught if isinstance(caught, Exception) else failure(caught, "training")  # an environment may sys.exit
+        error = (
+            caught if isinstance(caught, Exception) else named_error(caught, "training")
+        )  # an environment may sys.exit
         if distributed.rank():
             error.add_note("rank 0 saves what was learned where it can, and says so")
         else:

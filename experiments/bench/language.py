@@ -14,7 +14,7 @@ from rich.table import Table
 from marl.config import default_config, override
 from marl.experiments.bench.baseline_lm import ReferenceLanguageAgent
 from marl.run import build
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 TASK = "virtualhome/food-preparation"
 ENVS, STEPS, REFERENCE_STEPS = 8, 16, 2

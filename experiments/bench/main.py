@@ -22,7 +22,7 @@ from marl.experiments.bench.smac import random_choice, smac_part
 from marl.experiments.bench.train import ranks_part, train_part
 from marl.registry import EnvFactory, find_env
 from marl.types import EnvSpec, Obs
-from marl.vector.process import ProcessVector, SyncVector, make_vector
+from marl.vector import ProcessVector, SyncVector, make_vector
 
 Part = Literal["env", "act", "update", "train", "ranks", "smac", "language"]
 

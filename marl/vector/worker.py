@@ -1,78 +1,44 @@
-"""Worker processes that each hold a shard of a vector's environments: their life, and the handle on them."""
+"""Worker processes, each with one shard of a vector: their main loop, and handles on them."""
 
 import atexit
 import faulthandler
-import mmap
 import os
 import pickle
 import resource
 import select
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import DupFd
 from typing import Any
 
-from marl.errors import ConfigError, MarlError, WorkerError
+import psutil
+
+from marl.errors import ConfigError, MarlError, WorkerError, named_error
 from marl.seeding import global_state, seed_everything, set_global_state
-from marl.vector.shared_memory import EMPTY_REPORT, GLOBALS, Buffers, Shard, failure
+from marl.vector.shard import EMPTY_REPORT, GLOBALS, Shard
+from marl.vector.shared_memory import Buffers, SharedBlock
 
 TIMEOUT = 10.0
-"""Seconds that a worker gets to close its environments before it is killed."""
+"""Seconds that a worker has to close its environments before it is killed."""
 FILES_PER_WORKER = 4
-"""Two pipes, and what multiprocessing keeps of a process."""
+"""Two pipes, and the files that multiprocessing keeps open for a process."""
 SPARE_FILES = 24
-"""Files that stay free for the rest of a run: logs, checkpoints, imports."""
+"""Open files that the rest of a run needs: logs, checkpoints, imports."""
 STEP = b"s"
-"""The message that says: the actions are in the buffers, step."""
+"""Message to a worker: step with the actions in the buffers."""
 DONE = b"d"
-"""The reply that says: everything is in the buffers, nothing ended."""
+"""Reply of a worker: the buffers hold everything, and no episode ended."""
 
 
-class SharedBlock:
-    """A block of shared memory that no name points to: it goes with the last process that holds it, however that
-    ends. Pickled while a process starts, it becomes the same block there."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    @classmethod
-    def create(cls) -> "SharedBlock":
-        if hasattr(os, "memfd_create"):
-            return cls(os.memfd_create("marl"))
-        with tempfile.TemporaryFile() as file:
-            return cls(os.dup(file.fileno()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (DupFd(self.descriptor),)
-
-    def resize(self, size: int) -> mmap.mmap:
-        """Make it `size` zero bytes, once, before others map it."""
-        os.ftruncate(self.descriptor, size)
-        return self.map(size)
-
-    def map(self, size: int) -> mmap.mmap:
-        return mmap.mmap(self.descriptor, size)
-
-    def close(self) -> None:
-        """Give up the descriptor; what is mapped stays."""
-        os.close(self.descriptor)
+class Shutdown(KeyboardInterrupt):
+    """The vector was closed, so this process must end."""
 
 
-def _received(duplicate: Any) -> SharedBlock:
-    return SharedBlock(duplicate.detach())
-
-
-class Released(KeyboardInterrupt):
-    """The vector has no use for this process any more."""
-
-
-def _release(*_: Any) -> None:
-    raise Released
+def _raise_shutdown(*_: Any) -> None:
+    raise Shutdown
 
 
 def serve(
@@ -84,25 +50,30 @@ def serve(
     name: str,
     seed: int,
 ) -> None:
-    """The life of a worker process: build the shard of the pickled factories `recipe`, answer with its spec, then
-    answer messages until the vector is gone. `seed`: of its global random generators, with its first environment."""
+    """Main loop of a worker process: build the shard, answer with its spec, then answer messages until it shuts down.
+
+    `seed` and the first environment seed the global random generators of the process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whoever ends a job signals all its processes, and the run needs its environments to save itself first.
+    # A signal to the whole job reaches every process, and the run needs its environments to save a checkpoint.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, _release)
+    signal.signal(signal.SIGUSR1, _raise_shutdown)
     faulthandler.enable()
     seed_everything(seed, env_range.start)
-    with suppress(Released):
+    with suppress(Shutdown):
         _serve(inbox, outbox, memory, pickled_envs, env_range, name)
 
 
-def _serve(inbox: Connection, outbox: Connection, memory: SharedBlock, recipe: bytes, held: range, name: str) -> None:
+def _serve(
+    inbox: Connection, outbox: Connection, memory: SharedBlock, pickled_envs: bytes, env_range: range, name: str
+) -> None:
     try:
-        shard = Shard(pickle.loads(recipe), held.start, name)
-    except Released:
+        shard = Shard(pickle.loads(pickled_envs), env_range.start, name)
+    except Shutdown:
         raise
     except BaseException as error:
-        outbox.send_bytes(pickle.dumps(error if isinstance(error, MarlError) else failure(error, name or "factories")))
+        answer = error if isinstance(error, MarlError) else named_error(error, name or "factories")
+        outbox.send_bytes(pickle.dumps(answer))
         return
     try:
         outbox.send_bytes(pickle.dumps(shard.spec))
@@ -126,21 +97,21 @@ def _answer(shard: Shard, message: bytes) -> bytes:
         return pickle.dumps(_call(shard, method, arguments))
     except MarlError as error:
         return pickle.dumps(error)
-    except Released:
+    except Shutdown:
         raise
     except BaseException as error:
-        return pickle.dumps(failure(error, f"{shard.name}, environments from {shard.start}"))
+        return pickle.dumps(named_error(error, f"{shard.name}, environments from {shard.start}"))
 
 
 def _call(shard: Shard, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Call a method of the shard; states and seeds are those of the process's global random generators as well.
+    """Call a method of the shard, and seed, save or restore the global random generators of the process with it.
 
-    The state of the shard's first environment holds them.
+    The state of the shard's first environment holds their state.
     """
     if method == "reset":
         seed_everything(arguments[0][0], shard.start)
     result = getattr(shard, method)(*arguments)
-    # Last, because environments may draw while they are restored.
+    # Environments may draw while they are restored, so this comes last.
     if method == "set_state" and GLOBALS in arguments[0][0]:
         set_global_state(arguments[0][0][GLOBALS])
     if method == "get_state" and result[0] is not None:
@@ -149,7 +120,7 @@ def _call(shard: Shard, method: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def start_context() -> Any:
-    """How workers start: by a fork server that has imported torch once, or anew where the system has no fork."""
+    """Return the start method: a fork server that has imported torch once, or spawn if the system cannot fork."""
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -159,7 +130,7 @@ def start_context() -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes that start inside use one thread each: libraries read the variable as they are loaded."""
+    """Start processes with one thread each. Libraries read the variable when they are loaded."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -172,24 +143,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def require_descriptors(workers: int) -> None:
-    """Raise ConfigError where the system's limit of open files is too low for so many workers."""
-    try:
-        free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return  # a system without /proc
+    """Raise ConfigError if the system's limit of open files is too low for so many workers."""
+    free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - psutil.Process().num_fds()
     needed = FILES_PER_WORKER * workers + SPARE_FILES
     if free < needed:
         raise ConfigError(
-            f"workers is {workers}, which needs {needed} more open files, and the limit leaves {free}; raise it with "
-            "`ulimit -n`, or give fewer"
+            f"workers={workers} needs {needed} more open files, and the limit leaves {free}; raise it with `ulimit -n` "
+            "or give fewer workers"
         )
 
 
 class Worker:
-    """One process, the environments that it holds, and the pipes to and from it.
+    """One process, the range of its environments, and the pipes to and from it.
 
-    `busy`: it owes an answer. `torn`: an interrupt may have cut a message in two. `loss`: why it is of no use any
-    more. `losses`: how often it was lost since the last step.
+    `busy`: an answer is due. `partial`: an interrupt may have cut a message in two. `error`: the reason why the process
+    is lost, or None. `failures`: number of losses since the last step.
     """
 
     def __init__(
@@ -202,7 +170,7 @@ class Worker:
         self.failures = 0
 
     def start(self, context: Any) -> None:
-        """Start the process; its first answer is its spec, and then it needs `attach`."""
+        """Start the process. Its first answer is its spec. Call `attach` then."""
         self.busy, self.partial = True, False
         self.error: MarlError | None = None
         inbox, self.outgoing = context.Pipe(duplex=False)
@@ -217,12 +185,12 @@ class Worker:
         self.ready.register(self.process.sentinel, select.POLLIN)
 
     def attach(self, num_envs: int) -> None:
-        """Let the process map the memory, which has its size now."""
+        """Let the process map the memory. Call it after the memory was resized."""
         with suppress(OSError):
             self.outgoing.send_bytes(pickle.dumps(num_envs))
 
     def send(self, message: bytes) -> None:
-        """Send a message; where the worker has died, `receive` tells."""
+        """Send a message. If the worker has died, `receive` raises."""
         if self.error is None and not self.partial:
             self.busy = self.partial = True
             with suppress(OSError):
@@ -230,8 +198,11 @@ class Worker:
             self.partial = False
 
     def receive(self, deadline: float, doing: str) -> Any:
-        """The answer. Raises the error that it is, or a WorkerError for a worker that died or stayed silent until
-        `deadline`; a worker that raised is ended."""
+        """Return the answer.
+
+        Raises an error that the worker sent, or WorkerError if it died or was silent until `deadline`. The worker is
+        ended then.
+        """
         answer = self.error or self._read(deadline, doing)
         if isinstance(answer, MarlError):
             if self.error is None:
@@ -249,7 +220,7 @@ class Worker:
             os.kill(self.process.pid, signal.SIGUSR1)
 
     def join(self, deadline: float) -> None:
-        """Wait for the process to exit, then kill it."""
+        """Wait for the process to exit until `deadline`, then kill it."""
         self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
@@ -258,6 +229,7 @@ class Worker:
 
     @property
     def title(self) -> str:
+        """Subject of an error message."""
         name = f"{self.name}: " if self.name else ""
         return (
             f"{name}worker {self.number}, which holds environments {self.env_range.start} to {self.env_range.stop - 1},"
@@ -293,7 +265,7 @@ class Worker:
 
 
 class Pool:
-    """The workers of one vector and their memory, ended with the vector or with the program."""
+    """Workers of one vector and their memory. They end with the vector or with the program."""
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
@@ -302,7 +274,7 @@ class Pool:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the processes, all at once; does nothing the second time and in a fork of the owner."""
+        """End all processes together. Does nothing the second time, or in a fork of the owner."""
         if self.owner != os.getpid():
             return
         self.owner = -1

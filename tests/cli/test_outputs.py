@@ -15,7 +15,7 @@ from marl.experiments import cli
 from marl.experiments.report import compare_runs
 from marl.files import whole_files, write_whole
 from marl.registry import EnvFactory
-from marl.vector.process import ProcessVector
+from marl.vector import ProcessVector
 
 
 def test_several_files_are_written_all_or_none(tmp_path):

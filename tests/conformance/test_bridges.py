@@ -22,7 +22,7 @@ from marl.envs.wrappers import with_bounds
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError
 from marl.registry import EnvFactory
 from marl.types import EnvSpec
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 with warnings.catch_warnings():
     # PettingZoo's own test package imports its environments through their deprecated names.

@@ -14,7 +14,7 @@ from marl.envs.testing.compare import difference
 from marl.envs.wrappers import EnvWrapper
 from marl.errors import EnvironmentContractError, MissingDependencyError
 from marl.types import EnvSpec, Obs, Step
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 
 class Liar(EnvWrapper):

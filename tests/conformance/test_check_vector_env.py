@@ -10,7 +10,7 @@ from marl.envs import toy
 from marl.envs.testing import Promise, check_vector_env
 from marl.errors import EnvironmentContractError
 from marl.types import Obs
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 
 def singles():

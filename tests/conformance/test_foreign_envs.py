@@ -17,7 +17,7 @@ from marl.envs.pettingzoo import make as make_pettingzoo
 from marl.envs.testing import check_env
 from marl.errors import ConfigError, EnvironmentContractError, MissingDependencyError, UnknownNameError
 from marl.registry import EnvFactory
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 from tests.support import foreign
 from tests.support.foreign import Foraging, Grid, Walkers
 

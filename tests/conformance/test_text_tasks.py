@@ -6,7 +6,7 @@ import pytest
 
 from marl.envs import overcooked, toy_text, virtualhome
 from marl.envs.testing import check_vector_env
-from marl.vector.process import ProcessVector, SyncVector
+from marl.vector import ProcessVector, SyncVector
 
 MAKES = [
     partial(overcooked.make, "tomato-salad"),

@@ -11,7 +11,7 @@ from marl.envs import toy
 from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError, UnknownNameError
 from marl.registry import EnvFactory, find_env
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 VARIANTS = [
     *((task, {}) for task in toy.TASKS),

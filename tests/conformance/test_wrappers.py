@@ -12,7 +12,7 @@ from marl.envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics
 from marl.errors import ConfigError, MissingDependencyError
 from marl.protocols import Env
 from marl.types import EnvSpec, Obs
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 WRAPPERS = {
     "EnvWrapper": EnvWrapper,

@@ -11,7 +11,7 @@ import torch
 
 from marl.config import default_config, override
 from marl.run import build
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 FILE = Path(__file__).with_name("trace.json")
 CASES = {

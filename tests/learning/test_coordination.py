@@ -12,7 +12,7 @@ from marl.envs.toy import factorized_optimum, optimum
 from marl.evaluation import paired_seeds, run_episodes
 from marl.experiments.presets import choose
 from marl.run import build
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 
 def learn(task: str, agent: str, steps: int, deterministic: bool, **changes) -> float:

@@ -7,7 +7,7 @@ from marl.config import override
 from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.experiments.presets import choose
 from marl.run import build
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 
 @pytest.mark.slow

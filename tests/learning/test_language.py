@@ -10,7 +10,7 @@ from marl.envs.toy_text import TextMdp
 from marl.evaluation import paired_seeds, run_episodes
 from marl.run import build
 from marl.types import Obs
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 from tests.support.language import make_agent
 
 

@@ -10,7 +10,7 @@ from marl.objective import SoftQ
 from marl.tracking.tensorboard import MultiTracker
 from marl.trainer import Trainer
 from marl.types import Evaluation
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 from tests.support.tabular import BETA, GAMMA, REFERENCE, Process, TokenTable, solve
 from tests.unit.test_objective import make_batch
 

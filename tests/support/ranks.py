@@ -18,7 +18,7 @@ from marl.run import build
 from marl.trainer import Trainer
 from marl.types import Nodes
 from marl.value_norm import RunningMoments, ValueNorm
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 ROWS, CHUNK = 12, 4
 

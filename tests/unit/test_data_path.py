@@ -21,7 +21,7 @@ from marl.rollout import Collector
 from marl.seeding import own_globals
 from marl.types import Step
 from marl.value_norm import ValueNorm
-from marl.vector.process import ProcessVector, SyncVector
+from marl.vector import ProcessVector, SyncVector
 from tests.support.buffers import Buffered, Dice, Relay
 
 

@@ -14,7 +14,7 @@ from marl.multitask import one_shape, share_parameters
 from marl.registry import AGENTS, EnvFactory
 from marl.spaces import spec_from_json, spec_to_json
 from marl.types import EntityLayout, EnvSpec, Obs
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 E, ORDINARY = 6, 3
 ENEMY, ALLY = 5, 4

@@ -22,7 +22,7 @@ from marl.experiments import cli
 from marl.registry import EnvFactory
 from marl.run_folder import FolderWatch
 from marl.types import EnvSpec, Obs, Step
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 GAME = "tests.unit.test_evaluation:make"
 

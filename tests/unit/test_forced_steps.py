@@ -12,7 +12,7 @@ from marl.config import default_config, override
 from marl.registry import AGENTS
 from marl.run import build
 from marl.types import EnvSpec, Obs, Step
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 ENVS, STEPS = 2, 4
 

@@ -10,7 +10,7 @@ from marl.policy_io import RUN_FIELDS, LoadedPolicy
 from marl.registry import AGENTS
 from marl.run import build
 from marl.types import Obs
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, observe, spec_of
 
 CHOICE = CANDIDATES[0]

@@ -26,7 +26,7 @@ from marl.run import build
 from marl.transcript import play
 from marl.types import Decision, Nodes
 from marl.value_norm import ValueNorm
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 from tests.unit.test_rollout import Short
 
 CHUNK = 4

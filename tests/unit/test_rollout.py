@@ -18,7 +18,7 @@ from marl.recurrent_state import RecurrentState
 from marl.rollout import Collector, bootstrap_value
 from marl.types import Obs
 from marl.value_norm import ValueNorm
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 
 class Macro(EnvWrapper):

@@ -14,7 +14,7 @@ from marl.errors import CheckpointError, ConfigError, UnknownNameError
 from marl.experiments.transfer import Transfer, transfer
 from marl.policy_io import load_policy
 from marl.registry import AGENTS, tasks_of
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 PAIR = "toy/climbing+penalty"
 

@@ -7,7 +7,7 @@ from marl.envs.testing import check_env, check_vector_env
 from marl.envs.text import REST, TextEnv, TextStep, words_of
 from marl.envs.tools import Toolbox
 from marl.errors import ConfigError, EnvironmentContractError
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 
 def add(left, right):

@@ -9,7 +9,7 @@ from marl.envs import toy_text
 from marl.envs.testing import check_env, check_vector_env
 from marl.envs.text import REST
 from marl.errors import ConfigError, UnknownNameError
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 from tests.support.text import Graph
 
 VARIANTS = [

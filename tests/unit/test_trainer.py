@@ -32,7 +32,7 @@ from marl.policy_io import load_policy
 from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import iter_minibatches
 from marl.types import Nodes
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 BROKEN = "tests.support.broken:make"
 

@@ -8,7 +8,7 @@ from marl.config import default_config, override
 from marl.errors import NonFiniteError
 from marl.evaluation import run_episodes
 from marl.run import build
-from marl.vector.process import make_vector
+from marl.vector import make_vector
 
 
 def make_trainer(agent):

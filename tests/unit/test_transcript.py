@@ -19,7 +19,7 @@ from marl.registry import AGENTS
 from marl.transcript import play
 from marl.types import Decision, EnvSpec, Nodes, Obs
 from marl.value_norm import ValueNorm
-from marl.vector.process import SyncVector
+from marl.vector import SyncVector
 
 
 class Macro(EnvWrapper):

@@ -25,7 +25,7 @@ from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, 
 from marl.protocols import VectorEnv
 from marl.registry import ENVS, EnvEntry
 from marl.types import Final, Obs, VectorStep
-from marl.vector.process import ProcessVector, SyncVector, make_vector
+from marl.vector import ProcessVector, SyncVector, make_vector
 
 SHAPES = {
     "plain": Shape(),
@@ -254,10 +254,10 @@ def test_workers_need_not_divide_environments(workers: int, processes: Vector, t
     tested = processes(makes, workers)
     tested.reset(list(range(10, 17)))
     assert [(tmp_path / str(index)).read_text() for index in range(7)] == [f"{seed}\n" for seed in range(10, 17)]
-    sizes = [len(held) for held in tested._ranges]
+    sizes = [len(held) for held in tested._env_ranges]
     assert sum(sizes) == 7
     assert max(sizes) - min(sizes) <= 1
-    assert all(a.stop == b.start for a, b in pairwise(tested._ranges))
+    assert all(a.stop == b.start for a, b in pairwise(tested._env_ranges))
 
 
 # What the caller does wrong
@@ -329,9 +329,9 @@ def test_construction_refuses_what_cannot_run(vector: Vector) -> None:
     with pytest.raises(ConfigError, match="at least one environment"):
         vector([])
     for workers in (0, 3, -1):
-        with pytest.raises(ConfigError, match=f"between 1 and the 2 environments, got {workers}"):
+        with pytest.raises(ConfigError, match=f"workers={workers} cannot share 2 environments; give 1 to 2"):
             ProcessVector([Idle] * 2, workers)
-    with pytest.raises(ConfigError, match="timeout must be a positive number of seconds, got 0"):
+    with pytest.raises(ConfigError, match="timeout=0 is no time to wait"):
         ProcessVector([Idle] * 2, 1, timeout=0)
     with pytest.raises(ConfigError, match="can be pickled"):
         ProcessVector([lambda: Walk(Shape())], 1)
@@ -717,7 +717,7 @@ import multiprocessing, os, sys, time
 from functools import partial
 import numpy as np
 from vector_envs import Shape, Troubled
-from marl.vector.process import ProcessVector
+from marl.vector import ProcessVector
 if __name__ == "__main__":
     vector = ProcessVector([partial(Troubled, Shape(), sys.argv[1])] * 3, 2)
     vector.reset([1, 2, 3])
@@ -811,10 +811,10 @@ def test_make_vector_picks_batch_loop_or_processes(registered: list[Any], opened
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"workers": 3}, "workers must be between 0 and num_envs = 2, got 3"),
-        ({"workers": -1}, "workers must be between 0 and num_envs = 2, got -1"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs=0 holds no environment"),
+        ({"workers": 3}, "workers=3 cannot share num_envs=2 environments; give 0 to 2"),
+        ({"workers": -1}, "workers=-1 cannot share num_envs=2 environments; give 0 to 2"),
+        ({"threads": 0}, "threads=0 cannot run; give 1 or more"),
         ({"threads": 2}, "threads=2 has no effect, it is not batched"),
         ({"threads": 2, "workers": 1}, "threads=2 has no effect, workers run one thread each"),
         ({"restart": True}, "workers=0 has none; set workers"),
