@@ -93,7 +93,8 @@ class Buffers:
             Obs(**{name: arrays.pop(f"{part}.{name}", None) for name in ARRAYS})  # pyright: ignore[reportArgumentType]
             for part in ("obs", "final")
         )
-        return cls(obs, final, **({"action": None} | arrays))
+        arrays.setdefault("action", None)
+        return cls(obs, final, **arrays)
 
     def rows(self, rows: slice) -> "Buffers":
         """Return views of some environments' rows."""
