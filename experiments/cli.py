@@ -328,7 +328,8 @@ def parse_play_args(kind: type, prog: str, args: list[str]) -> Any:
     """Parse `args`, in which the options of the environment are flat fields too where the subject comes first and is
     one; they are then its `env_options`."""
     subject = args[0] if args and not args[0].startswith("-") else ""
-    if not subject or Path(subject).exists() or subject.startswith(("runs/", "/")):
+    is_factory = ":" in subject and not Path(subject).exists()
+    if not subject or Path(subject).exists() or (subject.startswith(("runs/", "/")) and not is_factory):
         return tyro.cli(kind, prog=prog, args=args)
     options = find_family(subject).options
     field = ("env_options", options, dataclasses.field(default_factory=options))

@@ -75,7 +75,7 @@ def resolve(parsed: Any) -> LoadedAgent:
         value_norm = ValueNorm(config.learn.value_norm_decay)
         value_norm.load_state_dict(checkpoint.tensors["value_norm"])
         return LoadedAgent(config, title, folder, value_norm, checkpoint, parsed.trust)
-    if path.parts[:1] == ("runs",) or path.is_absolute():
+    if (path.parts[:1] == ("runs",) or path.is_absolute()) and ":" not in subject:
         raise ConfigError(f"there is no run {subject!r}; `ls runs` shows the runs")
     if which != "best" or parsed.trust:
         unused = "--trust" if parsed.trust else f"--which {which}"

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from marl.backup import Axis, Links
 from marl.errors import ConfigError
+from marl.factories import absolute_name
 from marl.files import require_folder_name
 from marl.objective import ClippedPPO, Estimator, RatioLevel, SoftQ
 from marl.registry import AGENTS, ENVS, EnvFactory, NoOptions, find_family, tasks_of, unknown_name_message
@@ -241,11 +242,11 @@ class RunConfig:
     """One training run."""
 
     env: Positional[str]
-    """Environment: family/task, pettingzoo:MODULE, gymnasium:ID, or package.module:factory. Several tasks of a family,
-    joined by +, are learned together, each with the same weight; a task may end in options of its own, as in
+    """Environment: FAMILY/TASK, pettingzoo:MODULE, gymnasium:ID, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY. Several
+    tasks of a family, joined by +, are learned together with equal weight. A task may end in options of its own, as in
     mamujoco/HalfCheetah-6x1,disabled_joint=bfoot+HalfCheetah-6x1,disabled_joint=ffoot."""
     agent: str = "mat"
-    """Agent."""
+    """Agent: a name of `marl list agents`, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY."""
     steps: int = 1_000_000
     """Environment steps to train for, over all environments and ranks; the last iteration is a whole one."""
     seed: int = 1
@@ -264,6 +265,9 @@ class RunConfig:
     env_options: Any = field(default_factory=NoOptions)
 
     def __post_init__(self) -> None:
+        # A run finds the files of its factories from any folder.
+        object.__setattr__(self, "env", "+".join(map(_absolute_task, self.env.split("+"))))
+        object.__setattr__(self, "agent", absolute_name(self.agent))
         _positive(self, "steps")
         if self.learn.advantage != "gae" and not self.collect.whole_episodes:
             raise ConfigError(
@@ -300,6 +304,12 @@ class RunConfig:
     def iterations(self) -> int:
         """The fewest that may be needed: with whole episodes some steps of an iteration are left out."""
         return -(-self.steps // self.steps_per_iteration)
+
+
+def _absolute_task(task: str) -> str:
+    """Return a task with the path of its factory's file made absolute."""
+    name, comma, options = task.partition(",")
+    return absolute_name(name) + comma + options
 
 
 PARTS = ("collect", "learn", "evaluation", "compute", "agent_options", "env_options")

@@ -1,7 +1,8 @@
 """Errors that a user can act on. Each message names the thing, its value and the fix."""
 
+import difflib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -72,3 +73,12 @@ def named_error(error: BaseException, where: str) -> MarlError:
         return type(error)(f"{where}: {error}")
     trace = "".join(traceback.format_exception(error))
     return WorkerError(f"{where} raised {type(error).__name__}: {error}\n{trace}")
+
+
+def unknown_name_message(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
+    """Return the error message of a wrong name: the closest known names, else `listed`, else all known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {kind} {name!r}; {listed or 'known: ' + ', '.join(known)}"

@@ -1,45 +1,52 @@
-"""Names to factories: a decorator, entry points, and direct `package.module:factory` strings.
+"""Names of environments and agents: registered ones, entry points of plug-ins, and factories of the user.
 
-An environment's factory is `factory(task, **options) -> Env`; one that is batched by nature also
-gives `batch(task, num_envs, threads, **options) -> VectorEnv`. Modules are imported on first use.
+A registered environment is made by `make(task, **options) -> Env`. An environment family that is batched by nature also
+has `make_vector(task, num_envs, threads, **options) -> VectorEnv`. Modules are imported on first use.
 """
 
-import difflib
 import importlib
 import importlib.util
-import inspect
 import json
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any
 
 import yaml
 
-from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from marl.errors import ConfigError, MarlError, MissingDependencyError, UnknownNameError, unknown_name_message
+from marl.factories import FILE_SUFFIX, absolute_name, call_factory, check_name, raised_in
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Takes no options."""
+    """No options."""
 
 
 @dataclass(frozen=True)
 class FactoryOptions:
-    """Options of a factory of your own."""
+    """Options of an environment factory of your own."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the factory."""
+    """Keyword arguments of the environment's factory."""
 
 
-def named_kwargs(options: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments as `external` lists them: a factory may import or open whatever they say."""
-    kwargs = options.get("kwargs")
-    return [f"kwargs {json.dumps(kwargs, sort_keys=True, default=str)}"] if kwargs else []
+@dataclass(frozen=True)
+class AgentFactoryOptions:
+    """Options of an agent factory of your own."""
+
+    agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the agent's factory."""
+
+
+def named_kwargs(options: Mapping[str, Any], option: str = "kwargs") -> list[str]:
+    """Return keyword arguments as `external` lists them, because a factory may import or open what they name."""
+    kwargs = options.get(option)
+    return [f"{option} {json.dumps(kwargs, sort_keys=True, default=str)}"] if kwargs else []
 
 
 def nothing_external(*_: Any) -> list[str]:
+    """Return no names: neither code nor files outside the package are used."""
     return []
 
 
@@ -53,46 +60,51 @@ class EnvEntry:
     make_vector: Callable[..., Any] | None = None
     tasks: tuple[str, ...] = ()
     accepts_other_tasks: bool = False
-    """`tasks` is a selection: `make` knows more, and refuses wrong names itself."""
+    """`tasks` is a selection: `make` accepts more tasks, and refuses unknown ones itself."""
     requires: tuple[str, ...] = ()
     """Modules that must be importable."""
     install: str = ""
-    """The exact line that installs them."""
+    """Command that installs them."""
     summary: str = ""
     external: Callable[[str, Mapping[str, Any]], list[str]] = nothing_external
-    """`external(task, options)` lists the code and files outside the suite that `make` would import, run or open."""
+    """`external(task, options)` lists the code and files outside the package that `make` imports, runs or opens."""
 
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """An agent. `make(spec, options) -> Policy`; `trains` is False for random and scripted agents.
+    """An agent. `make(spec, options) -> Policy`.
 
-    `defaults`: the settings of a run, by their flat names, that make the algorithm what it is. `check(options, learn)`
-    raises ConfigError for options and settings of learning that make no sense together.
+    `trains` is False for random and scripted agents, and None for a factory of the user, which may make either.
+
+    `defaults` are the settings of a run that define the algorithm, by option name. `check(options, learn)` raises
+    ConfigError for options that contradict the settings of learning.
     """
 
     name: str
     make: Callable[..., Any]
     options: type = NoOptions
-    trains: bool = True
+    trains: bool | None = True
     summary: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any, Any], None] | None = None
     external: Callable[[Mapping[str, Any]], list[str]] = nothing_external
-    """`external(options)` lists the code and files outside the suite that `make` would import, run or open."""
+    """`external(options)` lists the code and files outside the package that `make` imports, runs or opens."""
 
 
 @dataclass
 class Registry:
-    """Entries of one kind, loaded from the entry-point group `group` on first use."""
+    """Entries of one kind. The plug-ins of the entry-point group are imported on first use."""
 
     kind: str
     entry_point_group: str
+    from_factory: Callable[[str], Any]
+    """Return the entry of a factory of the user by its name."""
     entries: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     loaded: bool = False
 
     def add(self, entry: Any) -> None:
+        """Register an entry. Raises ConfigError if another module has registered its name."""
         known = self.entries.get(entry.name)
         if known is not None and known.make.__module__ != entry.make.__module__:
             raise ConfigError(
@@ -102,7 +114,7 @@ class Registry:
         self.entries[entry.name] = entry
 
     def load(self) -> None:
-        """Import every module named by an entry point of the group; one that fails is kept in `broken`."""
+        """Import the modules that the entry points name. Errors are kept in `broken`."""
         if self.loaded:
             return
         self.loaded = True
@@ -113,29 +125,59 @@ class Registry:
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
 
     def names(self) -> list[str]:
+        """Return the registered names, sorted."""
         self.load()
         return sorted(self.entries)
 
     def get(self, name: str) -> Any:
+        """Return the entry of a registered name or of a user's factory, which is not imported.
+
+        Raises UnknownNameError with the closest names, and ConfigError if a plug-in is broken.
+        """
         self.load()
         if name in self.entries:
             return self.entries[name]
         if name in self.broken:
             raise ConfigError(f"the plug-in for {self.kind} {name!r} failed to import: {self.broken[name]}")
+        if ":" in name:
+            check_name(name, self.kind)
+            return self.from_factory(absolute_name(name))
+        if name.endswith(FILE_SUFFIX):
+            raise ConfigError(f"{self.kind} {name!r} names a file; add the function in it, as in {name}:make")
         raise UnknownNameError(unknown_name_message(self.kind, name, self.entries))
 
 
-ENVS = Registry("environment", "marl.envs")
-AGENTS = Registry("agent", "marl.agents")
+def _env_from_factory(name: str) -> EnvEntry:
+    """Return the entry of a factory `factory(**kwargs) -> Env`, imported when an environment is made."""
+
+    def make(task: str, kwargs: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG001 - the interface of factories
+        return call_factory(name, "environment", (), kwargs or {})
+
+    def external(_: str, options: Mapping[str, Any]) -> list[str]:
+        return [f"environment {name}", *named_kwargs(options)]
+
+    return EnvEntry(name=name, make=make, options=FactoryOptions, external=external)
 
 
-def unknown_name_message(kind: str, name: str, known: Iterable[str], listed: str = "") -> str:
-    """The message for a wrong name: the closest known ones, or where none is close all, or where they are `listed`."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    if near:
-        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"unknown {kind} {name!r}; {listed or 'known: ' + ', '.join(known)}"
+def _agent_from_factory(name: str) -> AgentEntry:
+    """Return the entry of a factory `factory(spec, **kwargs) -> Policy`, imported when a policy is made."""
+
+    def make(spec: Any, options: AgentFactoryOptions) -> Any:
+        try:
+            return call_factory(name, "agent", (spec,), options.agent_kwargs)
+        except MarlError:
+            raise
+        except Exception as error:
+            raise raised_in(error, f"agent {name!r}") from error
+
+    def external(options: Mapping[str, Any]) -> list[str]:
+        return [f"agent {name}", *named_kwargs(options, "agent_kwargs")]
+
+    return AgentEntry(name=name, make=make, options=AgentFactoryOptions, trains=None, external=external)
+
+
+ENVS = Registry("environment", "marl.envs", _env_from_factory)
+AGENTS = Registry("agent", "marl.agents", _agent_from_factory)
 
 
 def register_env(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -159,19 +201,19 @@ def register_agent(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Ca
 
 
 BRIDGES: list[Callable[[Any, str], Any]] = []
-"""Functions that turn an environment of another library into an `Env`, or return None; see `register_bridge`."""
+"""Functions that turn an environment of another library into an `Env`, or return None."""
 
 
 def register_bridge(bridge: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """Let factories return objects that `bridge(made, name)` turns into an `Env`; it returns None for any other."""
+    """Register `bridge(made, name)`, which returns an `Env` for an object of another library and None for others."""
     BRIDGES.append(bridge)
     return bridge
 
 
 def as_env(made: Any, name: str) -> Any:
-    """Return `made` as an `Env`: itself, or bridged if it is an environment of another library.
+    """Return `made` as an `Env`. An environment of another library is bridged.
 
-    `name` is how errors call it. Raises ConfigError for anything else.
+    `name` identifies it in errors. Raises ConfigError for anything else.
     """
     from marl.types import EnvSpec  # brings torch, which every environment imports anyway
 
@@ -184,36 +226,39 @@ def as_env(made: Any, name: str) -> Any:
             return env
     kind = "None" if made is None else f"a {type(made).__module__}.{type(made).__qualname__}"
     raise ConfigError(
-        f"{name} returned {kind}, which is no environment; return a `marl.protocols.Env`, whose `spec` is a "
-        "`marl.types.EnvSpec`, a gymnasium.Env, or a PettingZoo ParallelEnv or AECEnv"
+        f"{name} returned {kind}, which is not an environment; return a `marl.protocols.Env`, whose `spec` is a "
+        "`marl.types.EnvSpec`, a gymnasium.Env, or a PettingZoo ParallelEnv or AECEnv; see docs/add-environment.md"
     )
 
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """A picklable recipe for one environment: call it to get an `Env`."""
+    """A picklable function that makes one environment."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
-    """What tells it from the other tasks of a run."""
+    """Name of the task in the logs of a run on several tasks."""
 
     def __call__(self) -> Any:
+        """Return a new `Env`."""
         entry, task = find_env(self.name)
         return as_env(entry.make(task, **self.options), self.name)
 
 
 def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
-    """The environments of a run, of the same `options` but for those that one names itself.
+    """Return the tasks of a run, with `options` for each.
 
-    `name` is `family/task`, or several joined by +, of which those behind the first may leave out the family. A task
-    may end in options: `,name=value`, the value in YAML. Raises UnknownNameError and ConfigError.
+    `name` is `family/task`, or several joined by +; the later ones may leave out the family. A task may end in options
+    of its own, `,name=value`, with the value in YAML. Raises UnknownNameError and ConfigError.
     """
+    if not name:
+        raise ConfigError("the environment's name is empty; `marl list envs` shows the names")
     first = ""
     found = []
     for text in name.split("+"):
         if not text:
-            raise ConfigError(f"{name!r} has nothing on one side of a +; give the name of a task, or leave out the +")
+            raise ConfigError(f"{name!r} has no task on one side of a +; name one, or leave out the +")
         task, *given = text.split(",")
         if first and not any(mark in task for mark in "/:"):
             task = f"{first.partition('/')[0]}/{task}"
@@ -235,26 +280,26 @@ def tasks_of(name: str, options: Mapping[str, Any]) -> list[EnvFactory]:
 
 
 def _option(task: str, pair: str) -> tuple[str, Any]:
-    """The name and the value of `name=value`."""
+    """Split `name=value` and read the value as YAML. Raises ConfigError if there is no value."""
     name, equals, value = pair.partition("=")
     try:
         if equals:
             return name, yaml.safe_load(value)
     except yaml.YAMLError:
         pass
-    raise ConfigError(f"{pair!r} in {task!r} is no option with its value; give name=value")
+    raise ConfigError(f"{pair!r} in {task!r} is not of the form name=value; give each option a value")
 
 
 def find_family(name: str) -> EnvEntry:
-    """The entry that the tasks of `tasks_of` have in common."""
+    """Return the entry of an environment's name, or of several joined names, which have it in common."""
     return find_env(tasks_of(name, {})[0].name)[0]
 
 
 def find_env(name: str) -> tuple[EnvEntry, str]:
-    """The entry and the task of `family/task`, `family:task` or `package.module:factory`.
+    """Return the entry and the task of `family/task`, `family:task` or the name of a user's factory.
 
-    Imports no factory of a user. Raises UnknownNameError with the closest names, MissingDependencyError with the
-    install line, and ConfigError for a text that names no factory.
+    The factory is not imported. Raises UnknownNameError with the closest names, MissingDependencyError with the install
+    line, and ConfigError for a text that names no factory.
     """
     for mark in ("/", ":"):
         family, _, task = name.partition(mark)
@@ -270,61 +315,12 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
             if entry.tasks and not entry.accepts_other_tasks and task not in entry.tasks:
                 raise UnknownNameError(unknown_name_message(f"task of {family}", task, entry.tasks))
             return entry, task
-    if ":" in name:
-        return _user_entry(name), ""
-    ENVS.get(name.partition("/")[0])
+    if ":" in name or name.endswith(FILE_SUFFIX):
+        return ENVS.get(name), ""
+    ENVS.get(name.partition("/")[0].strip(".") or name)
     raise UnknownNameError(unknown_name_message("environment", name, ENVS.entries))
 
 
 def missing(entry: EnvEntry) -> list[str]:
-    """The modules that the environment needs and this Python lacks."""
+    """Return the modules that the environment requires and that cannot be found."""
     return [module for module in entry.requires if importlib.util.find_spec(module) is None]
-
-
-def check_arguments(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> None:
-    """Raise ConfigError where the factory's signature does not take `kwargs`."""
-    try:
-        signature = inspect.signature(factory)
-    except ValueError:  # some functions written in C tell nothing
-        return
-    try:
-        signature.bind(**kwargs)
-    except TypeError as error:
-        raise ConfigError(
-            f"the environment factory {name!r} cannot be called with kwargs={dict(kwargs)}: {error}; its signature is "
-            f"{signature}"
-        ) from error
-
-
-def _user_entry(name: str) -> EnvEntry:
-    """The entry of `package.module:factory`, which is imported when an environment is made."""
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise ConfigError(f"environment {name!r} is neither family/task nor package.module:factory; give one of them")
-
-    def make(task: str, kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ARG001 - the interface of factories
-        factory = import_factory(name)
-        check_arguments(factory, kwargs or {}, name)
-        return factory(**(kwargs or {}))
-
-    def external(_: str, options: Mapping[str, Any]) -> list[str]:
-        return [f"environment {name}", *named_kwargs(options)]
-
-    return EnvEntry(name=name, make=make, options=FactoryOptions, external=external)
-
-
-def import_factory(name: str) -> Callable[..., Any]:
-    """The callable of `package.module:factory`. Raises ConfigError where there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f" at {place.filename}:{place.lineno}" if not isinstance(error, ImportError | AttributeError) else ""
-        raise ConfigError(
-            f"cannot import the environment factory {name!r} ({type(error).__name__}{where}: {error}); give "
-            "`package.module:factory` of an installed module, or run from the folder that holds it"
-        ) from error
-    if not callable(factory):
-        raise ConfigError(f"{name!r} is a {type(factory).__name__}; give a function or class that makes an environment")
-    return factory

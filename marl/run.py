@@ -20,6 +20,7 @@ from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, from_yaml,
 from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
 from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError, named_error
+from marl.factories import short_name
 from marl.files import write_whole
 from marl.multitask import share_parameters
 from marl.policy import require_policy
@@ -291,7 +292,7 @@ def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: 
 def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *others: VectorEnv) -> Trainer:
     """The trainer of a configuration, without trackers or callbacks; `others` are the environments of further tasks."""
     entry = AGENTS.get(config.agent)
-    if not entry.trains:
+    if entry.trains is False:
         raise ConfigError(
             f"agent {config.agent!r} does not learn; watch it with `marl play {config.env} --agent {config.agent}`"
         )
@@ -362,9 +363,12 @@ def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
 
 def new_folder(config: RunConfig) -> Path:
     """runs/environment__agent__seed__time, the same on every rank; numbered where one of that second is there."""
-    env = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
+    env, agent = (
+        "".join(c if c.isalnum() or c in "-_." else "-" for c in short_name(name))
+        for name in (config.env, config.agent)
+    )
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name, number = f"{env}__{config.agent}__{config.seed}__{stamp}", 1
+    name, number = f"{env}__{agent}__{config.seed}__{stamp}", 1
     runs = Path(config.runs_dir)
     folder = runs / name
     with translate_os_errors(runs):
