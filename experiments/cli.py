@@ -24,7 +24,7 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import RESUMABLE_FIELDS, RunConfig, flatten, require_episodes
+from marl.config import MAX_EPISODE_STEPS, RESUMABLE_FIELDS, RunConfig, flatten, require_episodes
 from marl.errors import ConfigError, MarlError
 from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
 
@@ -316,7 +316,7 @@ def evaluate(args: list[str]) -> None:
         """Episodes to play."""
         num_envs: int = 16
         """Environments stepped together."""
-        eval_max_steps: int = 10_000
+        eval_max_steps: int = MAX_EPISODE_STEPS
         """Steps after which an episode is left, unless the environment declares a longer limit."""
         out: Path | None = None
         """Write one JSON line an episode to this file."""
@@ -349,7 +349,7 @@ def play(args: list[str]) -> None:
         """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder. Of a story: a picture, play.png."""
         fps: int | None = None
         """Frames a second of a video; None is 30."""
-        stop_after: int = 10_000
+        stop_after: int = MAX_EPISODE_STEPS
         """Leave an episode after this many steps."""
         view: Literal["video", "text", "transcript"] | None = None
         """What to watch. None is the story of a language agent (its prompts, actions and the credit of each token),

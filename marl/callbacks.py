@@ -42,20 +42,30 @@ class Evaluate:
         self.rows: RecordFile | None = None
 
     def on_start(self, trainer: Any) -> None:
-        if trainer.config.evaluation.eval_start and not trainer.steps and distributed.rank() == 0:
+        if trainer.evaluation_missing:
+            metrics: dict[str, float] = {}
+            self.on_iteration(trainer, metrics)
+            if metrics:
+                trainer.tracker.log(trainer.steps, metrics)
+        elif trainer.config.evaluation.eval_start and not trainer.steps and distributed.rank() == 0:
             trainer.tracker.log(0, self.run(trainer, "validation") | self.run(trainer, "test"))
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
+        trainer.evaluation_missing = False
         if not trainer.finished and (not self.interval or trainer.iteration % self.interval):
             return
         if distributed.rank() == 0:
-            metrics |= self.run(trainer, "validation")
+            found = self.run(trainer, "validation")
+            trainer.evaluation_missing = not found
+            metrics |= found
         trainer.last_score = distributed.gather(metrics.get("eval/return"))[0]
         limit = trainer.config.evaluation.stop_return
         if limit is not None and trainer.last_score is not None and trainer.last_score >= limit:
             trainer.stop_reason = f"reached the return {limit:g}"
         if distributed.rank() == 0 and (trainer.finished or trainer.stop_reason is not None):
-            metrics |= self.run(trainer, "test")
+            found = self.run(trainer, "test")
+            trainer.evaluation_missing |= not found
+            metrics |= found
 
     def on_logged(self, trainer: Any) -> None:
         pass
@@ -90,7 +100,8 @@ class Evaluate:
                 ended = f"{len(rows)} of {len(seeds)} episodes of {task.name} had ended"
                 ended += f", with a mean return of {np.mean([row.episode_return for row in rows]):.6g}" if rows else ""
                 LOGGER.warning(
-                    "the %s evaluation after %d steps was interrupted: %s. It is left out; `marl eval` plays it again",
+                    "the %s evaluation after %d steps was interrupted: %s. It is left out; a resumed run begins "
+                    "with it",
                     split,
                     trainer.steps,
                     ended,
@@ -134,17 +145,22 @@ class Checkpoints:
         self.saved_steps = 0
 
     def on_start(self, trainer: Any) -> None:
-        pass
+        if trainer.last_score is not None:  # of an evaluation that was interrupted before
+            self.try_save(trainer)
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         pass
 
     def on_logged(self, trainer: Any) -> None:
         if trainer.iteration % self.interval == 0 or trainer.last_score is not None:
-            try:
-                self.save(trainer)
-            except CheckpointError as error:
-                LOGGER.warning("%s. Training goes on; the next checkpoint tries again", error)
+            self.try_save(trainer)
+
+    def try_save(self, trainer: Any) -> None:
+        """Save, or warn that the checkpoint could not be written."""
+        try:
+            self.save(trainer)
+        except CheckpointError as error:
+            LOGGER.warning("%s. Training goes on; the next checkpoint tries again", error)
 
     def on_stop(self, trainer: Any) -> None:
         if self.saved != trainer.iteration:

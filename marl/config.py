@@ -32,6 +32,9 @@ def _positive(config: Any, *names: str) -> None:
 MAX_EPISODES = 1_000_000
 """Most episodes of an evaluation."""
 
+MAX_EPISODE_STEPS = 10_000
+"""Default number of steps after which an evaluated or watched episode is left."""
+
 
 def require_episodes(option: str, episodes: int, at_least: int = 1) -> None:
     """Raise ConfigError for a number of episodes that no evaluation can have."""
@@ -194,7 +197,7 @@ class EvalConfig:
     at the end. The end has an evaluation on the test seeds too: its score is one to report."""
     eval_episodes: int = 10
     """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
-    eval_max_steps: int = 10_000
+    eval_max_steps: int = MAX_EPISODE_STEPS
     """Steps after which an evaluation leaves an episode, unless the environment declares a longer limit."""
     eval_start: bool = False
     """Evaluate before learning too: what a pretrained model does untrained."""

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from marl.config import MAX_EPISODE_STEPS
 from marl.info import finite_info
 from marl.policy import Policy
 from marl.protocols import VectorEnv
@@ -23,9 +24,6 @@ from marl.types import EnvSpec
 
 MAX_REPEATS = 3
 """How often an episode is played again because its environment died."""
-
-MAX_STEPS = 10_000
-"""Steps after which an episode is left, unless the environment declares a longer limit."""
 
 MAX_AGENT_RETURNS = 16
 """The largest team whose agents have returns of their own in the log."""
@@ -82,7 +80,7 @@ def run_episodes(
     seeds: Sequence[int],
     deterministic: bool = True,
     generator_seed: int = 0,
-    max_steps: int = MAX_STEPS,
+    max_steps: int = MAX_EPISODE_STEPS,
     stop: Callable[[], bool] = never,
 ) -> list[EpisodeRow]:
     """One row per seed, in the order of `seeds`.

@@ -219,6 +219,7 @@ RUN_FIELDS: dict[str, type] = {
     "iteration": int,
     "annealing": dict,
     "warned": list,
+    "evaluation_missing": bool,
     "world_size": int,
     "free_threads": int,
     "optimizer": dict,

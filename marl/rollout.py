@@ -284,6 +284,8 @@ class Collector:
         self.bounds.check(step.obs, unseen | lost)
         if step.final is not None:
             self.bounds.check(step.final.obs, (over | lost)[step.final.env], step.final.env)
+        if step.agent_final is not None:
+            self.bounds.check(step.agent_final.obs, (over | lost)[step.agent_final.env], step.agent_final.env)
         if lost.any():
             self._require_finite(np.flatnonzero((step.terminated | step.truncated) & ~over), bad)
             LOGGER.warning(

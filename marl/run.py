@@ -72,7 +72,7 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
             "put the file back, or start a new run"
         )
     changed = override(config, changes)
-    if changed.steps <= checkpoint.step:
+    if changed.steps <= checkpoint.step and not checkpoint.data.get("evaluation_missing"):
         raise ConfigError(
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
             f"train on with: {distributed.resume_command(folder)} --steps MORE"

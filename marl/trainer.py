@@ -90,6 +90,8 @@ class Trainer:
         self.warned: set[str] = set()
         """Kinds of trouble that this run was warned about, see marl.diagnostics."""
         self.last_score: float | None = None
+        self.evaluation_missing = False
+        """The evaluation of these weights was interrupted. A resumed run begins with it."""
         self.stop_reason: str | None = None
         self.interrupted = False
         self.set_training(False)
@@ -124,12 +126,17 @@ class Trainer:
     def finished(self) -> bool:
         return self.steps >= self.config.steps
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """A callback or a signal asked this rank to stop."""
+        return self.stop_reason is not None or self.interrupted
+
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
         torch.set_num_threads(self.act_threads)
         for callback in self.callbacks:
             callback.on_start(self)
-        stopped = self.finished
+        stopped = distributed.any_rank(self.finished or self.asked_to_stop, self.device)
         while not stopped:
             metrics = self.iterate()
             for callback in self.callbacks:
@@ -138,8 +145,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_logged(self)
             # A signal may come on one rank at any moment, so the ranks vote once an iteration.
-            asked = self.stop_reason is not None or self.interrupted
-            stopped = distributed.any_rank(self.finished or asked, self.device)
+            stopped = distributed.any_rank(self.finished or self.asked_to_stop, self.device)
         asked = "interrupted" if self.interrupted else "another rank was asked to stop"
         self.stop_reason = "finished" if self.finished else self.stop_reason or asked
         for callback in self.callbacks:
@@ -443,6 +449,7 @@ class Trainer:
             "iteration": self.iteration,
             "annealing": {"start": self.lr_start, "factor": self.lr_factor, "steps": self.annealing_steps},
             "warned": sorted(self.warned),
+            "evaluation_missing": self.evaluation_missing,
             "optimizer": optimizer_data,
             "world_size": distributed.world_size(),
             "free_threads": self.free_threads,
@@ -476,6 +483,7 @@ class Trainer:
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
         self.warned = set(data["warned"])
+        self.evaluation_missing = data["evaluation_missing"]
         annealing = data["annealing"]
         self.lr_start, self.lr_factor = tuple(annealing["start"]), annealing["factor"]
         if self.config.learn.anneal_learning_rate and annealing["steps"] != self.annealing_steps:
@@ -495,7 +503,7 @@ class Trainer:
                 device = str(generator.device)
                 generator.set_state(self.streams.torch(name, rank, self.iteration, device=device).get_state())
             self.begin_episodes([False] * len(self.tasks))
-            return [*notes, "saved when a rank was lost: new episodes and new random streams begin"]
+            return [*notes, "saved by rank 0 alone, after an error: new episodes and new random streams begin"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
         self.backoff.reduction = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]

@@ -390,6 +390,18 @@ def test_bounds_allow_rounding_and_hold_in_every_step(when, opened):
         collect(opened(SyncVector([lambda: Shifted(0.01, when)])), 9)
 
 
+def test_bounds_hold_for_the_last_observation_of_an_agent_that_is_cut_off_alone(opened):
+    class Outside(EnvWrapper):
+        def step(self, action):
+            step = super().step(action)
+            return (
+                step if step.final is None else replace(step, final=replace(step.final, agents=step.final.agents - 1))
+            )
+
+    with pytest.raises(EnvironmentContractError, match=r"relay: environment 0, agent 'agent_0': feature 0 .* is -1\.0"):
+        collect(opened(SyncVector([lambda: Outside(Relay())])), 3)
+
+
 def test_the_conformance_suite_allows_rounding_too():
     check_env(lambda: Shifted(1e-6, 3))
     with pytest.raises(EnvironmentContractError, match="the space's bounds"):

@@ -16,7 +16,7 @@ from marl import run
 from marl.agents.scripted import FixedPolicy
 from marl.checkpoint.store import load
 from marl.config import override
-from marl.errors import RunFolderError
+from marl.errors import ConfigError, RunFolderError
 from marl.evaluation import paired_seeds, return_labels, run_episodes, summarize
 from marl.experiments import cli
 from marl.registry import EnvFactory
@@ -145,6 +145,26 @@ def test_a_signal_in_an_evaluation_ends_it(small, caplog):
     assert "the validation evaluation after 32 steps was interrupted" in caplog.text
     assert lines(folder) == []
     assert load(folder / "checkpoints").step == 32
+
+
+@pytest.mark.parametrize("steps", [32, 64])
+def test_an_interrupted_evaluation_is_played_when_the_run_is_resumed(small, monkeypatch, steps):
+    """The first evaluation, which is the last one too after 32 steps, is interrupted. Then no signal comes any more."""
+    config = small(GAME, "mappo", steps=steps, num_envs=2, rollout_steps=16, eval_interval=1, eval_episodes=80)
+    folder = run.start(override(config, {"kwargs": {"signal_at": 40}}))
+    assert lines(folder) == []
+    assert load(folder / "checkpoints").data["evaluation_missing"]
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    run.resume(folder, {})
+    played = {(row["step"], row["split"]) for row in lines(folder)}
+    assert played == {(step, "validation") for step in range(32, steps + 1, 32)} | {(steps, "test")}
+    scored = [row["step"] for row in lines(folder, "metrics.jsonl") if "eval/return" in row]
+    assert scored == list(range(32, steps + 1, 32))
+    first = load(folder / "checkpoints", which=32)
+    assert json.loads((first.path / "manifest.json").read_text())["score"] == 55.0
+    assert not first.data["evaluation_missing"]
+    with pytest.raises(ConfigError, match="has trained for"):
+        run.resume(folder, {})
 
 
 def test_eval_hears_the_stop_request_and_plays_test_seeds(tmp_path, monkeypatch, capsys):

@@ -99,7 +99,9 @@ def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeyp
     monkeypatch.setattr(run.distributed, "local_world_size", lambda: 2)
     trainer = run.build(config, run.make_env(config, config.tasks[0], 1, 2, train=True), run.torch.device("cpu"), 1)
     checkpoint.data["world_size"] = 1
-    assert trainer.set_state(checkpoint) == ["saved when a rank was lost: new episodes and new random streams begin"]
+    assert trainer.set_state(checkpoint) == [
+        "saved by rank 0 alone, after an error: new episodes and new random streams begin"
+    ]
     before = trainer.generators["policy"].get_state()
     assert trainer.iterate()
     assert (trainer.iteration, trainer.steps) == (3, 64 + 16)
