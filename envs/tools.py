@@ -1,12 +1,14 @@
 """Plain functions as tools of a language agent, which calls them by writing `name(3, "text")`.
 
-Each call runs in a process of its own, a fork of the environment's, with limits of the system on its time and memory.
+Each call runs in a process of its own, a fork of the environment's, with limits of the system on its CPU time and
+memory. CPU time does not depend on what else the machine computes. A longer limit on wall time ends calls that wait.
 They hold inside a single long operation too, such as `9**9**9` or `"x" * 3_000_000_000`. What they do not hold:
 
 - What a tool changes in memory is lost with its process. Keep what must last in the game's own state.
 - Files that a tool writes, and processes that it starts in a session of their own, are its own affair.
 - Memory is limited on Linux alone; elsewhere the time limit has to do.
 - A tool that ends just before its limit on one machine may be stopped on a slower one.
+- CPU time of processes that a tool starts is not counted. The limit on wall time ends the call.
 - The order of a set inside a text that a tool returns may differ from process to process.
 """
 
@@ -44,13 +46,15 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 class Toolbox:
     """Functions that an action may call, with literals as arguments. Nothing that an agent writes is evaluated.
 
-    `seconds`: time that a call may take. Raises ConfigError for a function without a name of its own, a signature or a
-    docstring: agents read its first line.
+    `seconds`: CPU time that a call may take. `wall_seconds`: time of the clock, twelve times as long by default.
+
+    Raises ConfigError for a function without a name of its own, a signature or a docstring: agents read its first line.
     """
 
-    def __init__(self, tools: Sequence[Tool], seconds: float = 5.0) -> None:
+    def __init__(self, tools: Sequence[Tool], seconds: float = 5.0, wall_seconds: float | None = None) -> None:
         self.tools = {getattr(tool, "__name__", repr(tool)): tool for tool in tools}
         self.seconds = seconds
+        self.wall_seconds = 12 * seconds if wall_seconds is None else wall_seconds
         for name, tool in self.tools.items():
             if not name.isidentifier() or not inspect.getdoc(tool) or _parameters(tool) is None:
                 raise ConfigError(
@@ -89,7 +93,7 @@ class Toolbox:
             if not child:
                 try:
                     os.setpgid(0, 0)
-                    _limit(self.seconds)
+                    _limit(self.seconds, self.wall_seconds)
                     answer = shortened(_answer(tool, text), longest)
                     stream.write(answer.encode(errors="backslashreplace"))
                     stream.flush()
@@ -100,15 +104,21 @@ class Toolbox:
                 os.killpg(child, signal.SIGKILL)
             stream.seek(0)
             answer = stream.read().decode(errors="replace")
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-            return shortened(f"mistake: this takes longer than {self.seconds:g} seconds", longest)
+        limits: dict[int, float] = {signal.SIGPROF: self.seconds, signal.SIGALRM: self.wall_seconds}
+        if os.WIFSIGNALED(status) and (limit := limits.get(os.WTERMSIG(status))):
+            return shortened(f"mistake: this takes longer than {limit:g} seconds", longest)
         return answer or shortened("mistake: the tool broke down without an answer", longest)
 
 
-def _limit(seconds: float) -> None:
-    """Let the system end this process after a time and refuse it more memory; its parent sees to other signals."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _limit(seconds: float, wall_seconds: float) -> None:
+    """Let the system end this process after a CPU time or a wall time, and refuse it more memory.
+
+    The parent handles the signals of Ctrl-C and SIGTERM.
+    """
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, wall_seconds)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

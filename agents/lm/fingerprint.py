@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl.errors import CheckpointError
+from marl import distributed
+from marl.errors import CheckpointError, ConfigError
 
 SIZE = 16
 """Bytes of a digest."""
@@ -26,13 +27,30 @@ def fingerprint(model: Any, tokenizer: Any) -> Tensor:
 
 def compare(here: Tensor, there: Tensor, name: str) -> None:
     """Raise CheckpointError where the fingerprints of the model `name` and of a checkpoint differ."""
-    parts = ("weights", "tokenizer")
-    other = [part for part, a, b in zip(parts, here.tolist(), there.tolist(), strict=True) if a != b]
-    if other:
+    if other := _different_parts(here, there):
         raise CheckpointError(
-            f"model {name} has another {' and other '.join(other)} than when this checkpoint was trained, so what it "
+            f"model {name} has another {other} than when this checkpoint was trained, so what it "
             "learned does not fit; put back the model it was trained on, or train anew"
         )
+
+
+def compare_ranks(here: Tensor, name: str) -> None:
+    """Raise ConfigError on every rank where ranks have opened different models under one name.
+
+    Every rank keeps its own frozen weights, so they would compute different log-probabilities.
+    """
+    first, *rest = distributed.gather(here)
+    for rank, there in enumerate(rest, start=1):
+        if other := _different_parts(first, there):
+            raise ConfigError(
+                f"model {name} on rank {rank} has another {other} than on rank 0; give all ranks the same files"
+            )
+
+
+def _different_parts(a: Tensor, b: Tensor) -> str:
+    """Return the names of the parts in which two fingerprints differ, or an empty string."""
+    pairs = zip(("weights", "tokenizer"), a.tolist(), b.tolist(), strict=True)
+    return " and other ".join(part for part, one, other in pairs if one != other)
 
 
 def _digest(parts: Any) -> Tensor:

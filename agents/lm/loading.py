@@ -11,7 +11,7 @@ import torch
 from marl import distributed
 from marl.agents.lm.adapters import ALL_LINEAR, add_adapters
 from marl.agents.lm.backbone import Backbone
-from marl.agents.lm.fingerprint import fingerprint
+from marl.agents.lm.fingerprint import compare_ranks, fingerprint
 from marl.agents.lm.output_head import PLAIN
 from marl.agents.lm.self_check import WORKS, check, describe, find_logit_rule
 from marl.agents.lm.tokenizer import PretrainedTokenizer, Tokenizer
@@ -179,6 +179,7 @@ def _pretrained(
 
     model, tokenizer = open_pretrained(name, dtype, None if device_map == "none" else device_map)
     base = fingerprint(model, tokenizer)
+    compare_ranks(base, name)
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
     return model, PretrainedTokenizer(tokenizer, name, chat, system, ends), base

@@ -121,6 +121,16 @@ def test_a_changed_base_model_is_noticed_when_a_checkpoint_is_loaded(folder, tmp
         load_weights(open_folder(tmp_path / "other"), stored, tmp_path)
 
 
+def test_ranks_that_open_different_models_under_one_name_end(folder, monkeypatch):
+    gather = "marl.agents.lm.fingerprint.distributed.gather"
+    monkeypatch.setattr(gather, lambda value: [value, value.clone()])
+    open_folder(folder)
+    monkeypatch.setattr(gather, lambda value: [value, value.clone(), value + 1])
+    said = r"model .* on rank 2 has another weights and other tokenizer than on rank 0; give all ranks the same files"
+    with pytest.raises(ConfigError, match=said):
+        open_folder(folder)
+
+
 def test_every_end_token_of_the_generation_config_ends_an_answer(folder):
     from transformers import GenerationConfig
 
