@@ -1,10 +1,11 @@
-"""Networks whose parameters know no number of agents or targets, for observations that are made of entities.
+"""Networks for entity observations. Their parameters do not depend on the number of agents or targets.
 
-An agent's embedding is made of its own features and, for each kind of entity, of how many it sees and the mean and the
-maximum over them (Zaheer et al. 2017, eq. 4, with two poolings). An action that is aimed is scored by its target's row,
-as the agent itself sees it, against a query of the agent, and known to the agents after it by that row.
+An agent's embedding is made of its own features and, for each kind of entity, the number seen and the mean and maximum
+over them (Deep Sets, Zaheer et al. 2017, eq. 4, with two poolings). A targeted action is scored by the row of its
+target, as the agent sees it, against a query of the agent.
 
-Shape legend: E environments, N agents, D embedding, A actions, K aimed actions, W width of a target's row.
+Shape legend: B rows, E environments, N agents, O observation features, D width, A actions, K targeted actions,
+R rows of a block, F features of a row, W width of an encoded target.
 """
 
 from typing import Any
@@ -13,18 +14,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from marl.agents.mat.policy import AutoregressivePolicy, TeamPolicy, decision_order
-from marl.agents.policy_base import RELU_GAIN, SMALL_GAIN, linear
-from marl.types import EntityLayout, EnvSpec, Inputs
+from marl.agents.heads import SMALL_GAIN, linear
+from marl.types import EntityLayout, EnvSpec
 
 
 def entity_layout(spec: EnvSpec) -> EntityLayout:
+    """Return the entity layout of `spec`, which must have one."""
     assert spec.entities is not None
     return spec.entities
 
 
+def reads_entities(spec: EnvSpec, options: Any) -> bool:
+    """Return True if a policy reads observations as entities: `spec` has them and all agents share parameters."""
+    return spec.entities is not None and options.parameters_per == "team"
+
+
 def split_blocks(entities: EntityLayout, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of observations (..., D_in) what is the agent's own (..., F), and the rows (..., R, W) of each kind of entity."""
+    """Split observations (..., O) into the agent's own features (..., F) and rows (..., R, F) by kind of entity."""
     own, others = [], {}
     parts = x.split([rows * width for _, rows, width in entities.blocks], -1)
     for part, (name, rows, width) in zip(parts, entities.blocks, strict=True):
@@ -36,7 +42,7 @@ def split_blocks(entities: EntityLayout, x: Tensor) -> tuple[Tensor, dict[str, T
 
 
 class EntityEncoder(nn.Module):
-    """From observations (..., D_in) to embeddings (..., D)."""
+    """Embedding (..., D) of an entity observation (..., O)."""
 
     def __init__(self, entities: EntityLayout, width: int) -> None:
         super().__init__()
@@ -49,74 +55,79 @@ class EntityEncoder(nn.Module):
         self.mix = nn.Sequential(nn.LayerNorm(total), linear(total, width), nn.GELU(), nn.LayerNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings (..., D) of `x` (..., O)."""
         own, others = split_blocks(self.entities, x)
         pooled = [own]
         for name, rows in others.items():
             seen = (rows != 0.0).any(-1, keepdim=True)
             count = seen.sum(-2).to(x.dtype)
-            # Nothing is below zero, so what is not seen is zero and never the maximum of what is.
+            # ReLU leaves nothing below zero, so the zeros of rows that are not seen never change the maximum.
             each = F.relu(self.each[name](rows)) * seen
             pooled += [each.sum(-2) / count.clamp(min=1.0), each.amax(-2), count.log1p()]
         return self.mix(torch.cat(pooled, -1))
 
 
 class TargetEncoder(nn.Module):
-    """The rows of what aimed actions are aimed at.
+    """Encode the targets of targeted actions, flat: K rows of W + 1, then one flag, (..., K (W + 1) + 1).
 
-    A row is W = D / 2 wide, and one: how many agents before have chosen that target, as log(1 + number).
+    The last entry of a row is log(1 + number of earlier agents that chose this target). The flag is 1 for agents whose
+    targets are of the alternative kind, such as healers. W is D / 2.
     """
 
     def __init__(self, spec: EnvSpec, width: int) -> None:
         super().__init__()
         self.entities = entity_layout(spec)
-        self.aimed, self.width = self.entities.num_targeted, max(1, width // 2)
-        self.ordinary = spec.action_size - self.aimed
+        self.num_targeted, self.width = self.entities.num_targeted, max(1, width // 2)
+        self.ordinary = spec.action_size - self.num_targeted
         sizes = {name: size for name, _, size in self.entities.blocks}
         kinds = (self.entities.target, self.entities.alt_target)
         self.each = nn.ModuleDict({name: linear(sizes[name], self.width) for name in kinds})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K (W + 1) + 1) of observations (..., D_in): flat rows, and 1 for agents that aim at the other kind."""
+        """Return the encoded targets (..., K (W + 1) + 1) of observations (..., O), nothing chosen yet."""
         own, others = split_blocks(self.entities, x)
-        switched = own[..., self.entities.healer_flag, None]
-        target, other = (
-            F.relu(self.each[name](fit(others[name], self.aimed)))
+        is_healer = own[..., self.entities.healer_flag, None]
+        target, alt_target = (
+            F.relu(self.each[name](resize_rows(others[name], self.num_targeted)))
             for name in (self.entities.target, self.entities.alt_target)
         )
-        rows = F.pad(torch.where(switched.unsqueeze(-1) > 0.0, other, target), (0, 1))
-        return torch.cat([rows.flatten(-2), (switched > 0.0).to(x.dtype)], -1)
+        rows = F.pad(torch.where(is_healer.unsqueeze(-1) > 0.0, alt_target, target), (0, 1))
+        return torch.cat([rows.flatten(-2), (is_healer > 0.0).to(x.dtype)], -1)
 
-    def follow(self, told: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Of actions (E, N, 1) in the order of decisions the rows (E, N, W) of their targets, zeros where they have
-        none; and what `forward` gave, `told`, with the choices of the agents before counted in."""
-        rows, switched = as_rows(told, self.aimed), told[..., -1:]
+    def choose(self, targets: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply actions (B, N, 1), in decision order, to encoded targets (B, N, K (W + 1) + 1).
+
+        Returns the row (B, N, W) of each action's target, zeros if it has none, and the encoded targets with the
+        choices of the agents before counted.
+        """
+        rows, is_healer = target_rows(targets, self.num_targeted), targets[..., -1:]
         index = action - self.ordinary
-        chosen = F.one_hot(index.squeeze(-1).clamp(min=0), self.aimed).to(told.dtype) * (index >= 0)
+        chosen = F.one_hot(index.squeeze(-1).clamp(min=0), self.num_targeted).to(targets.dtype) * (index >= 0)
         target = (chosen.unsqueeze(-2) @ rows[..., :-1]).squeeze(-2)
-        # What is a target of one agent's is none of another's that aims at the other kind.
-        kinds = torch.stack([chosen * (1.0 - switched), chosen * switched])
+        # Index k means another target to an agent of the other kind, so the kinds are counted apart.
+        kinds = torch.stack([chosen * (1.0 - is_healer), chosen * is_healer])
         before = F.pad(kinds.cumsum(2)[:, :, :-1], (0, 0, 1, 0))
-        count = torch.where(switched > 0.0, before[1], before[0]).log1p()
+        count = torch.where(is_healer > 0.0, before[1], before[0]).log1p()
         rows = torch.cat([rows[..., :-1], count.unsqueeze(-1)], -1)
-        return target, torch.cat([rows.flatten(-2), switched], -1)
+        return target, torch.cat([rows.flatten(-2), is_healer], -1)
 
 
-def as_rows(told: Tensor, aimed: int) -> Tensor:
-    """(..., K, W + 1) of what `Targets` gives."""
-    return told[..., :-1].unflatten(-1, (aimed, -1))
+def target_rows(targets: Tensor, num_targeted: int) -> Tensor:
+    """Return the rows (..., K, W + 1) of encoded targets."""
+    return targets[..., :-1].unflatten(-1, (num_targeted, -1))
 
 
-def fit(rows: Tensor, count: int) -> Tensor:
-    """(..., R, F) cut or filled up with zeros to `count` rows."""
+def resize_rows(rows: Tensor, count: int) -> Tensor:
+    """Return (..., count, F): rows (..., R, F) cut, or padded with zeros."""
     return F.pad(rows[..., :count, :], (0, 0, 0, max(0, count - rows.shape[-2])))
 
 
 class TargetedHead(nn.Module):
-    """Logits (..., A) of features (..., D) with what `targets` tells behind them."""
+    """Logits (..., A) of features (..., D) with encoded targets behind them."""
 
     def __init__(self, targets: TargetEncoder, inputs: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.inputs, self.aimed = inputs, targets.aimed
+        self.inputs, self.num_targeted = inputs, targets.num_targeted
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [linear(inputs, width), nn.GELU(), nn.LayerNorm(width)]
@@ -126,31 +137,32 @@ class TargetedHead(nn.Module):
         self.query = linear(inputs, targets.width + 1, SMALL_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, rows = self.body(x[..., : self.inputs]), as_rows(x[..., self.inputs :], self.aimed)
+        """Return logits (..., A): the ordinary actions, then the targeted ones."""
+        hidden, rows = self.body(x[..., : self.inputs]), target_rows(x[..., self.inputs :], self.num_targeted)
         return torch.cat([self.ordinary(hidden), (rows @ self.query(hidden).unsqueeze(-1)).squeeze(-1)], -1)
 
 
 class EntityActor(nn.Module):
-    """Logits (..., A) of an agent's own observation (..., D_in)."""
+    """Logits (..., A) of an agent's own entity observation (..., O)."""
 
     def __init__(self, spec: EnvSpec, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.perception = EntityEncoder(entity_layout(spec), hidden[0])
+        self.embed = EntityEncoder(entity_layout(spec), hidden[0])
         self.targets = TargetEncoder(spec, hidden[0])
-        self.aim = TargetedHead(self.targets, hidden[0], hidden[1:])
+        self.head = TargetedHead(self.targets, hidden[0], hidden[1:])
 
-    def forward(self, x: Tensor, present: Any = None) -> Tensor:  # noqa: ARG002 - as `Shared`
-        return self.aim(torch.cat([self.perception(x), self.targets(x)], -1))
+    def forward(self, x: Tensor, active: Any = None) -> Tensor:  # noqa: ARG002 - the interface of SharedActor
+        """Return logits (..., A)."""
+        return self.head(torch.cat([self.embed(x), self.targets(x)], -1))
 
 
 class EntityCritic(nn.Module):
-    """Values (E, N) of observations (E, N, D_in): of each agent's own, or, where central, with the mean and the maximum
-    over the embeddings of all living agents."""
+    """Values of entity observations. If `central`, each also reads mean and maximum over the living agents."""
 
     def __init__(self, spec: EnvSpec, hidden: tuple[int, ...], central: bool) -> None:
         super().__init__()
         self.central = central
-        self.perception = EntityEncoder(entity_layout(spec), hidden[0])
+        self.embed = EntityEncoder(entity_layout(spec), hidden[0])
         width, layers = hidden[0] * (3 if central else 1), []
         for size in hidden[1:] or hidden:
             layers += [linear(width, size), nn.GELU(), nn.LayerNorm(size)]
@@ -158,111 +170,12 @@ class EntityCritic(nn.Module):
         self.body = nn.Sequential(*layers, linear(width, 1, 1.0))
 
     def forward(self, x: Tensor, alive: Tensor) -> Tensor:
-        x = self.perception(x)
+        """Return values (B, N) of observations (B, N, O)."""
+        x = self.embed(x)
         if self.central:
-            lives = alive.unsqueeze(-1)
-            mean = x.masked_fill(~lives, 0.0).sum(-2, keepdim=True) / lives.sum(-2, keepdim=True).clamp(min=1)
-            # A finite fill: where nobody lives, minus infinity would make a gradient of NaN.
-            most = x.masked_fill(~lives, -1e4).amax(-2, keepdim=True)
+            is_alive = alive.unsqueeze(-1)
+            mean = x.masked_fill(~is_alive, 0.0).sum(-2, keepdim=True) / is_alive.sum(-2, keepdim=True).clamp(min=1)
+            # A finite fill: with all agents dead, minus infinity would give a gradient of NaN.
+            most = x.masked_fill(~is_alive, -1e4).amax(-2, keepdim=True)
             x = torch.cat([x, mean.expand_as(x), most.expand_as(x)], -1)
         return self.body(x).squeeze(-1)
-
-
-class TakeFirst(nn.Module):
-    """The first features of a tensor."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[..., : self.width]
-
-
-class EntityMixin(TeamPolicy):
-    """Agents' embeddings by Perception."""
-
-    targets: TargetEncoder
-    actor: Any
-    token: Any
-
-    def make_embed(self) -> Any:
-        return EntityEncoder(entity_layout(self.spec), self.options.embedding)
-
-    def fuse_embedding(self) -> None:
-        return None
-
-    def make_actor(self) -> Any:
-        width = self.options.embedding
-        self.targets = TargetEncoder(self.spec, width)
-        return TargetedHead(self.targets, width, (width,))
-
-
-class EntitySimultaneous(EntityMixin):
-    """Actors on the encoder that know what is aimed at."""
-
-    def distributions(self, inputs: Inputs, representation: Tensor, mask: Any, steps: int) -> tuple[Tensor, None]:  # noqa: ARG002
-        return self.actor(torch.cat([representation, self.targets(inputs["agents"])], -1)), None
-
-
-class EntityAutoregressive(EntityMixin, AutoregressivePolicy):
-    """What is known of an agent, before and after the decoder, has behind it what `Targets` tells.
-
-    The token of an earlier action is made of its kind, the ordinary ones and "aimed", and of its target's row.
-    """
-
-    def __init__(self, spec: EnvSpec, options: Any) -> None:
-        super().__init__(spec, options)
-        width = options.embedding
-        self.critic = nn.Sequential(TakeFirst(width), *self.critic)
-        self.token = nn.Embedding(self.targets.ordinary + 2, width)
-        nn.init.orthogonal_(self.token.weight, RELU_GAIN)
-        self.target_token = linear(self.targets.width, width)
-
-    def build_cache(self) -> tuple[Any, None]:
-        return self.fuse(), None
-
-    def jacobi_iterations(self, envs: int, agents: int) -> int:  # noqa: ARG002
-        """As many as may be needed: nobody decides one after another."""
-        return agents
-
-    def make_table(self, first: Any) -> None:
-        """A token is made of its target too."""
-
-    def decoder_memory(self, inputs: Inputs, folds: Any, order: Tensor | None) -> Tensor:
-        known = super().decoder_memory(inputs, folds, order)
-        return torch.cat([known, decision_order(self.targets(inputs["agents"]), order)], -1)
-
-    def decoder_inputs(
-        self,
-        representation: Tensor,
-        action: Tensor,
-        order: Tensor | None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        known, told = self.part(representation)
-        target, _ = self.targets.follow(told, action)
-        kind = action.squeeze(-1).clamp(max=self.targets.ordinary) + 1
-        tokens = self.token(kind) + self.target_token(target)
-        start = self.token.weight[0].expand(len(tokens), 1, -1)
-        return known, torch.cat([start, tokens[:, :-1]], 1)
-
-    def embed_raw(self, x: Tensor) -> Tensor:
-        return F.gelu(x)
-
-    def decode(self, representation: Tensor, action: Tensor, folds: Any, order: Tensor | None = None) -> Tensor:
-        features = super().decode(representation, action, folds, order)
-        _, told = self.targets.follow(self.part(representation)[1], action)
-        return torch.cat([features, told], -1)
-
-    def part(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[..., : self.options.embedding], x[..., self.options.embedding :]
-
-
-def reads_entities(spec: EnvSpec, options: Any) -> bool:
-    """Whether a policy reads observations as entities: where they are, and the team has one set of parameters."""
-    return spec.entities is not None and options.parameters_per == "team"
-
-
-def with_entities(kind: Any, reader: type[EntityMixin], spec: EnvSpec, options: Any) -> Any:
-    """A class of policies, or the one of its like that is a `reader` of entities."""
-    return type(f"{reader.__name__}{kind.__name__}", (reader, kind), {}) if reads_entities(spec, options) else kind

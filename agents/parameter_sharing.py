@@ -1,6 +1,8 @@
-"""Networks for the agents of each group: which agents share one, and all of them in one pass.
+"""Parameter sharing: which agents share a network, and how several networks run in one pass.
 
-Shape legend: B rows, K networks, N agents, G groups, M members of the largest group, D features.
+A *parameter set* is one network and the agents that use it. The agents are numbered 0 to N-1, the sets 0 to G-1.
+
+Shape legend: B rows, N agents, G parameter sets, K networks, M members of the largest set, D features, A outputs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,100 +12,116 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
+from marl.agents.heads import SMALL_GAIN, mlp
 from marl.errors import ConfigError
 from marl.types import EnvSpec
 
 Sharing = Literal["team", "group", "agent"]
-"""Who has parameters of its own: the team together, each group of `EnvSpec.agent_types`, or each agent."""
+"""Agents that share parameters: the whole team, all agents of one type (`EnvSpec.agent_types`), or none."""
 
 
 def parameter_sets(spec: EnvSpec, per: Sharing) -> tuple[int, ...]:
-    """(N,): the number of each agent's set of parameters; all 0 where there is but one.
+    """Return the parameter set of each agent, (N,).
 
-    Raises ConfigError where agents of one group are to share parameters and their spaces differ.
+    Raises ConfigError if agents of one type are to share parameters and their spaces differ.
     """
     names = {"team": ("team",) * spec.num_agents, "group": spec.agent_types, "agent": spec.agents}[per]
     if per == "group":
-        _require_equal_spaces(spec)
+        _check_equal_spaces(spec)
     order = list(dict.fromkeys(names))
     return tuple(order.index(name) for name in names)
 
 
-def _require_equal_spaces(spec: EnvSpec) -> None:
+def _check_equal_spaces(spec: EnvSpec) -> None:
     first: dict[str, tuple[int, str]] = {}
-    for agent, group in enumerate(spec.agent_types):
+    for agent, agent_type in enumerate(spec.agent_types):
         space = f"{type(spec.action_spaces[agent]).__name__} actions of size {spec.action_sizes[agent]}"
         spaces = f"observations of size {spec.observation_sizes[agent]} and {space}"
-        other, expected = first.setdefault(group, (agent, spaces))
+        other, expected = first.setdefault(agent_type, (agent, spaces))
         if spaces != expected:
             raise ConfigError(
-                f"parameters_per is 'group', but {spec.agents[other]!r} and {spec.agents[agent]!r} of the group "
-                f"{group!r} of {spec.name} have unequal spaces: {expected}; {spaces}. Give agent, team, or groups of "
-                "equal agents"
+                f"parameters_per='group', but {spec.agents[other]!r} and {spec.agents[agent]!r} of type "
+                f"{agent_type!r} in {spec.name} have unequal spaces: {expected}; {spaces}. Use parameters_per='agent' "
+                "or 'team', or give them types of their own"
             )
 
 
-class NetworkSets(nn.Module):
-    """A network for each group of agents, all of one shape, from (..., N, D) to (..., N, A).
+class SharedActor(nn.Sequential):
+    """One network for all agents."""
 
-    A network is a sequence of linear layers, normalizations and functions without parameters. The groups pass
-    through a layer together, by products of stacked matrices.
+    def forward(self, input: Tensor, active: Sequence[bool] | None = None) -> Tensor:  # noqa: A002, ARG002
+        """Return outputs (..., N, A) of features (..., N, D)."""
+        return super().forward(input)
+
+
+class NetworkSets(nn.Module):
+    """One network per parameter set, all of one architecture, from (..., N, D) to (..., N, A).
+
+    A network is a sequence of linear layers, LayerNorms and functions without parameters. All sets pass a layer
+    together, as a product of stacked matrices.
     """
 
-    def __init__(self, networks: Iterable[nn.Sequential], places: Sequence[int]) -> None:
+    def __init__(self, networks: Iterable[nn.Sequential], sets: Sequence[int]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.parameter_sets = tuple(places)
-        self.members = [[i for i, place in enumerate(places) if place == g] for g in range(max(places) + 1)]
-        self.widest = max(map(len, self.members))
+        self.parameter_sets = tuple(sets)
+        self.members = [[i for i, own in enumerate(sets) if own == g] for g in range(max(sets) + 1)]
+        self.largest = max(map(len, self.members))
 
-    def forward(self, x: Tensor, present: Sequence[bool] | None = None) -> Tensor:
-        """Rows of agents whose group has nobody `present` are zero, and its network rests, where some are.
+    def forward(self, x: Tensor, active: Sequence[bool] | None = None) -> Tensor:
+        """Return outputs (..., N, A) of features (..., N, D).
 
-        Where nobody is, no gradient reaches a network, not even one of zero, with which momentum would move it.
+        `active` (N,) lists the agents whose outputs matter. A set without one is not computed: its rows are zero and
+        its network gets no gradient, not even zero, with which an optimizer's momentum would move it.
         """
-        if present is not None and not any(present):
+        if active is not None and not any(active):
             return self(x).detach()
-        groups = range(len(self.members))
-        if present is not None:
-            groups = [g for g in groups if any(present[i] for i in self.members[g])]
+        sets = range(len(self.members))
+        if active is not None:
+            sets = [g for g in sets if any(active[i] for i in self.members[g])]
         rows = x.reshape(-1, *x.shape[-2:])
-        into, back = self._paths(groups)
-        if into is not None:
-            rows = rows[:, into]
-        rows = rows.unflatten(1, (len(groups), self.widest)).transpose(0, 1)  # (G, B, M, D)
+        gather, scatter = self._indices(sets)
+        if gather is not None:
+            rows = rows[:, gather]
+        rows = rows.unflatten(1, (len(sets), self.largest)).transpose(0, 1)  # (G, B, M, D)
         shape = rows.shape[:-1]
-        out = self._through(groups, rows.flatten(1, 2)).view(*shape, -1).transpose(0, 1).flatten(1, 2)
-        if back is not None:
-            out = F.pad(out, (0, 0, 0, 1))[:, back]
+        out = apply_stacked(stack_layers([self.networks[g] for g in sets]), rows.flatten(1, 2))  # (G, B M, A)
+        out = out.view(*shape, -1).transpose(0, 1).flatten(1, 2)
+        if scatter is not None:
+            out = F.pad(out, (0, 0, 0, 1))[:, scatter]
         return out.view(*x.shape[:-1], -1)
 
-    def _paths(self, groups: Sequence[int]) -> tuple[list[int], list[int]] | tuple[None, None]:
-        """Which agent is at each of the G M places, and at which place each agent is; None where all stay in place.
+    def _indices(self, sets: Sequence[int]) -> tuple[list[int], list[int]] | tuple[None, None]:
+        """Return the agent at each of the G M rows, and the row of each agent. Both are None if nothing moves.
 
-        Agents of a group that rests are at the place behind the last; small groups repeat a member.
+        Agents of sets that are left out have the row behind the last. Small sets repeat a member.
         """
-        into = [i for g in groups for i in (self.members[g] * self.widest)[: self.widest]]
-        back = [len(into)] * len(self.parameter_sets)
-        for start, g in enumerate(groups):
+        gather = [i for g in sets for i in (self.members[g] * self.largest)[: self.largest]]
+        scatter = [len(gather)] * len(self.parameter_sets)
+        for start, g in enumerate(sets):
             for number, agent in enumerate(self.members[g]):
-                back[agent] = start * self.widest + number
-        return (None, None) if into == back == list(range(len(self.parameter_sets))) else (into, back)
-
-    def _through(self, groups: Sequence[int], x: Tensor) -> Tensor:
-        """(G, B M, D) to (G, B M, A)."""
-        return apply_stacked(stack_layers([self.networks[g] for g in groups]), x)
+                scatter[agent] = start * self.largest + number
+        if gather == scatter == list(range(len(self.parameter_sets))):
+            return None, None
+        return gather, scatter
 
     def network_for(self, agent: int) -> nn.Module:
-        """The network of one agent."""
+        """Return the network of one agent."""
         return self.networks[self.parameter_sets[agent]]
 
     def rowwise(self) -> "RowwiseNetworks":
+        """Return the networks with their present weights, for rows of any parameter set."""
         return RowwiseNetworks(stack_layers(list(self.networks)))
 
 
+def make_actors(inputs: int, hidden: tuple[int, ...], outputs: int, sets: Sequence[int]) -> SharedActor | NetworkSets:
+    """Return actors for the parameter sets `sets` (N,): from features (..., N, D) to parameters (..., N, A)."""
+    networks = [mlp(inputs, hidden, outputs, SMALL_GAIN) for _ in range(max(sets) + 1)]
+    return NetworkSets(networks, sets) if len(networks) > 1 else SharedActor(*networks[0])
+
+
 class Layer(NamedTuple):
-    """A layer of K networks: `weight` (K, D, D') or (K, 1, D) and `bias` (K, 1, D'), or neither."""
+    """One layer of K networks: `weight` (K, D, A) or (K, 1, D) and `bias` (K, 1, A), or neither."""
 
     module: nn.Module
     weight: Tensor | None
@@ -111,7 +129,7 @@ class Layer(NamedTuple):
 
 
 def stack_layers(networks: Sequence[Any]) -> list[Layer]:
-    """The layers of networks of one shape, differentiable."""
+    """Return the layers of networks of one architecture, stacked; differentiable."""
     layers = []
     for same in zip(*networks, strict=True):
         weight = bias = None
@@ -123,28 +141,29 @@ def stack_layers(networks: Sequence[Any]) -> list[Layer]:
 
 
 def apply_stacked(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """(K, B, D) to (K, B, A), each of K networks on rows of its own."""
+    """Return (K, B, A): each of K networks applied to its own rows of `x` (K, B, D)."""
     for module, weight, bias in layers:
         if weight is None or bias is None:
             x = module(x)
         elif isinstance(module, nn.Linear):
             x = torch.baddbmm(bias, x, weight)
         else:
-            # Given a gain and a bias, a CPU normalizes twice as fast as without.
+            # With an explicit weight and bias a CPU's layer_norm is twice as fast.
             width = x.shape[-1]
             x = torch.addcmul(bias, torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width)), weight)
     return x
 
 
 class RowwiseNetworks:
-    """The networks with the weights as they were, on rows (B, D) that are all of one group or each of its own (B,)."""
+    """Networks with fixed weights, for rows (B, D) of one parameter set or of a set per row (B,)."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = layers
 
-    def __call__(self, x: Tensor, group: int | Tensor) -> Tensor:
-        index = slice(group, group + 1) if isinstance(group, int) else group
-        axis = 0 if isinstance(group, int) else 1
+    def __call__(self, x: Tensor, own: int | Tensor) -> Tensor:
+        """Return (B, A). `own` is the parameter set of all rows, or of each row (B,)."""
+        index = slice(own, own + 1) if isinstance(own, int) else own
+        axis = 0 if isinstance(own, int) else 1
         layers = [
             Layer(module, *(None if part is None else part[index] for part in parts)) for module, *parts in self.layers
         ]
@@ -152,26 +171,30 @@ class RowwiseNetworks:
 
 
 class ActionTokens(nn.Module):
-    """Tokens of actions that are told apart by kind and group.
+    """Tokens of mixed actions, or of continuous actions of several parameter sets.
 
-    The token of an action is the row of its number, 0 being the start, and a linear map of its torques,
-    which has columns of its own for each group.
+    A token is the embedding of the action's index, 0 being the start, plus a linear map of its dimensions. Both have
+    rows or columns of their own for each parameter set.
     """
 
-    def __init__(self, numbers: int, torques: int, groups: int, width: int, gain: float) -> None:
+    def __init__(self, choices: int, dimensions: int, sets: int, width: int, gain: float) -> None:
         super().__init__()
-        self.numbers, self.groups = numbers, groups
-        self.number = nn.Embedding(1 + groups * numbers, width)
-        self.torque = nn.Linear(groups * torques, width, bias=False)
-        for layer in (self.number, self.torque):
+        self.choices, self.sets = choices, sets
+        self.index = nn.Embedding(1 + sets * choices, width)
+        self.dimensions = nn.Linear(sets * dimensions, width, bias=False)
+        for layer in (self.index, self.dimensions):
             nn.init.orthogonal_(layer.weight, gain)
 
-    def token_ids(self, action: Tensor, group: Any) -> Tensor:
-        """(..., 1 + G A) of actions (..., 1 + A), a number and torques, of agents of a `group` (...) or int."""
-        number, torque = action[..., :1], action[..., 1:]
-        group = torch.as_tensor(group, device=action.device)
-        own = F.one_hot(group, self.groups).to(torque.dtype).unsqueeze(-1) * torque.unsqueeze(-2)
-        return torch.cat([1.0 + number + self.numbers * group.unsqueeze(-1), own.flatten(-2)], -1)
+    def token_ids(self, action: Tensor, own: Any) -> Tensor:
+        """Return token inputs (..., 1 + G A) of actions (..., 1 + A): an index and dimensions.
 
-    def forward(self, marked: Tensor) -> Tensor:
-        return self.number(marked[..., 0].long()) + self.torque(marked[..., 1:])
+        `own` is the parameter set, an int or (...).
+        """
+        index, dimensions = action[..., :1], action[..., 1:]
+        own = torch.as_tensor(own, device=action.device)
+        placed = F.one_hot(own, self.sets).to(dimensions.dtype).unsqueeze(-1) * dimensions.unsqueeze(-2)
+        return torch.cat([1.0 + index + self.choices * own.unsqueeze(-1), placed.flatten(-2)], -1)
+
+    def forward(self, token_inputs: Tensor) -> Tensor:
+        """Return tokens (..., D) of what `token_ids` returned."""
+        return self.index(token_inputs[..., 0].long()) + self.dimensions(token_inputs[..., 1:])

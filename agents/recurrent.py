@@ -1,6 +1,9 @@
-"""Recurrent networks over time, for agents that must remember what they no longer see.
+"""Recurrent layers over the steps of an episode, trained by truncated backpropagation through time.
 
-Shape legend: B rows, K consecutive steps of each chunk, R rememberers (agents, or a critic of them all), W width.
+A batch of B rows is B / K segments of K consecutive steps of one environment. A recurrent state belongs to a *stream*:
+an agent, or the whole team.
+
+Shape legend: B rows, K steps of a segment, R streams, N agents, W width of the state, D features, A outputs.
 """
 
 from collections.abc import Sequence
@@ -9,36 +12,35 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from marl.agents.parameter_sharing import NetworkSets
-from marl.agents.policy_base import SharedActor
+from marl.agents.parameter_sharing import NetworkSets, SharedActor
 from marl.types import Inputs
 
 
 class RecurrentInputs(NamedTuple):
-    """`memory` (B, R, W) at each row, who is `alive` (B, R), where an episode `began` (B,), and K, the `steps`."""
+    """Recurrent state at each row, streams that are alive, rows that start an episode, and steps of a segment."""
 
-    state: Tensor
-    alive: Tensor
-    episode_start: Tensor
+    state: Tensor  # (B, R, W)
+    alive: Tensor  # (B, R)
+    episode_start: Tensor  # (B,)
     steps: int
 
-    def select(self, rows: list[int]) -> "RecurrentInputs":
-        """That of some rememberers."""
-        return self._replace(state=self.state[:, rows], alive=self.alive[:, rows])
+    def select(self, streams: list[int]) -> "RecurrentInputs":
+        """Return the inputs of some streams."""
+        return self._replace(state=self.state[:, streams], alive=self.alive[:, streams])
 
 
-def recurrent_inputs(inputs: Inputs, steps: int, rows: slice = slice(None)) -> RecurrentInputs:
-    """That of the rememberers `rows`: the agents, or one for them all, who lives as long as any."""
-    memory, alive = inputs["memory"][:, rows], inputs["alive"]
-    if memory.shape[1] != alive.shape[1]:
+def recurrent_inputs(inputs: Inputs, steps: int, streams: slice = slice(None)) -> RecurrentInputs:
+    """Return the inputs of `streams`: one per agent, or one for the team, which is alive while any agent is."""
+    state, alive = inputs["memory"][:, streams], inputs["alive"]
+    if state.shape[1] != alive.shape[1]:
         alive = alive.any(-1, keepdim=True)
-    return RecurrentInputs(memory, alive, inputs["began"], steps)
+    return RecurrentInputs(state, alive, inputs["began"], steps)
 
 
 class GRULayer(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014) along the steps of a chunk, normalized as in MAPPO (Yu et al. 2022).
+    """A gated recurrent unit (Cho et al. 2014) over the steps of a segment, and LayerNorm, as in MAPPO's released code.
 
-    Nothing passes from one episode to the next; the memory of the dead stays as it is.
+    The state starts at zero in each episode. A dead agent's state does not change.
     """
 
     def __init__(self, width: int) -> None:
@@ -52,21 +54,21 @@ class GRULayer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, past: RecurrentInputs) -> tuple[Tensor, Tensor]:
-        """From (B, R, W) to the same, and the memory (B / K, R, W) behind each chunk."""
-        x, alive, began = (each.unflatten(0, (-1, past.steps)) for each in (x, past.alive, past.episode_start))
-        memory = past.state[:: past.steps]
-        told = []
+        """Return outputs (B, R, W) of `x` (B, R, W), and the state (B / K, R, W) after each segment."""
+        x, alive, start = (each.unflatten(0, (-1, past.steps)) for each in (x, past.alive, past.episode_start))
+        state = past.state[:: past.steps]
+        states = []
         for step in range(past.steps):
             if step:
-                memory = memory.masked_fill(began[:, step, None, None], 0.0)
-            new = self.cell(x[:, step].flatten(0, 1), memory.flatten(0, 1)).view_as(memory)
-            memory = torch.where(alive[:, step, :, None], new, memory)
-            told.append(memory)
-        return self.norm(torch.stack(told, 1).flatten(0, 1)), memory
+                state = state.masked_fill(start[:, step, None, None], 0.0)
+            new = self.cell(x[:, step].flatten(0, 1), state.flatten(0, 1)).view_as(state)
+            state = torch.where(alive[:, step, :, None], new, state)
+            states.append(state)
+        return self.norm(torch.stack(states, 1).flatten(0, 1)), state
 
 
 class RecurrentMLP(nn.Module):
-    """A perceptron with a memory before its last layer, from (B, R, D) to (B, R, A)."""
+    """An MLP with a GRULayer before its last layer, from (B, R, D) to (B, R, A)."""
 
     def __init__(self, network: nn.Sequential) -> None:
         super().__init__()
@@ -74,35 +76,35 @@ class RecurrentMLP(nn.Module):
         self.gru = GRULayer(self.head.in_features)
 
     def forward(self, x: Tensor, past: RecurrentInputs) -> tuple[Tensor, Tensor]:
-        """Its output, and the memory (B / K, R, W) behind each chunk."""
-        x, memory = self.gru(self.body(x), past)
-        return self.head(x), memory
+        """Return outputs (B, R, A), and the state (B / K, R, W) after each segment."""
+        x, state = self.gru(self.body(x), past)
+        return self.head(x), state
 
 
 class RecurrentActors(nn.Module):
-    """`Recurrent` for `Shared` actors, or for those of each group."""
+    """Actors of make_actors, each with a GRULayer."""
 
     def __init__(self, actors: SharedActor | NetworkSets, agents: int) -> None:
         super().__init__()
         networks = actors.networks if isinstance(actors, NetworkSets) else [actors]
         self.networks = nn.ModuleList(RecurrentMLP(cast(nn.Sequential, network)) for network in networks)
         self.members = actors.members if isinstance(actors, NetworkSets) else [list(range(agents))]
-        order = [agent for group in self.members for agent in group]
-        self.back = [order.index(agent) for agent in range(agents)]
+        order = [agent for members in self.members for agent in members]
+        self.scatter = [order.index(agent) for agent in range(agents)]
 
-    def forward(self, x: Tensor, past: RecurrentInputs, present: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
-        """As Recurrent; see PerGroup for who is `present`."""
+    def forward(self, x: Tensor, past: RecurrentInputs, active: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs (B, N, A) and states (B / K, N, W), zero for parameter sets without an `active` agent."""
         if len(self.members) == 1:
             return self.networks[0](x, past)
-        if present is None or not any(present):
-            present = [True] * len(self.back)
+        if active is None or not any(active):
+            active = [True] * len(self.scatter)
         pairs: list[Any] = [None] * len(self.members)
-        for g, group in enumerate(self.members):
-            if any(present[i] for i in group):
-                pairs[g] = self.networks[g](x[:, group], past.select(group))
-        told = next(pair for pair in pairs if pair is not None)
-        for g, group in enumerate(self.members):
+        for g, members in enumerate(self.members):
+            if any(active[i] for i in members):
+                pairs[g] = self.networks[g](x[:, members], past.select(members))
+        computed = next(pair for pair in pairs if pair is not None)
+        for g, members in enumerate(self.members):
             if pairs[g] is None:
-                pairs[g] = tuple(part.new_zeros(len(part), len(group), part.shape[-1]) for part in told)
-        output, memory = (torch.cat(parts, 1)[:, self.back] for parts in zip(*pairs, strict=True))
-        return output, memory
+                pairs[g] = tuple(part.new_zeros(len(part), len(members), part.shape[-1]) for part in computed)
+        output, state = (torch.cat(parts, 1)[:, self.scatter] for parts in zip(*pairs, strict=True))
+        return output, state

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from marl.agents.heads import SMALL_GAIN, mlp
 from marl.agents.lm.backbone import Backbone
 from marl.agents.lm.candidate_trie import pick, segment_sum
 from marl.agents.lm.options import LanguageOptions
 from marl.agents.lm.output_head import OutputMatrix
 from marl.agents.lm.policy import ActionEvaluation, EncodedBatch, TokenPolicy
-from marl.agents.policy_base import SMALL_GAIN, mlp
 from marl.errors import ConfigError
 from marl.types import EnvSpec
 

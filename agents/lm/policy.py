@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from marl.agents.heads import SMALL_GAIN, mlp
 from marl.agents.lm import transcript_view as story
 from marl.agents.lm.backbone import Backbone
 from marl.agents.lm.candidate_trie import (
@@ -32,7 +33,7 @@ from marl.agents.lm.output_head import OutputMatrix
 from marl.agents.lm.prompt_table import FREE, PromptTable
 from marl.agents.lm.token_tree import Tree, batches
 from marl.agents.lm.tokenizer import stop_at
-from marl.agents.policy_base import SMALL_GAIN, mlp, weights_version
+from marl.agents.policy_base import weights_version
 from marl.errors import ConfigError
 from marl.objective import row_count
 from marl.oom import MicroBatchBackoff

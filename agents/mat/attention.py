@@ -1,7 +1,9 @@
-"""The blocks of the transformer, with attention in folded form.
+"""Fused forms of the transformer's attention and blocks.
 
-Shape legend: B rows (environments, or steps x environments), N agents, M positions attended to, D embedding,
-H heads, A actions.
+They compute what the modules of `encoder_decoder.py` compute, with the same parameters.
+
+Shape legend: B rows (environments, or steps x environments), N agents, M positions attended to, D width, H heads,
+A actions, V = A + 1 token ids.
 """
 
 from collections.abc import Sequence
@@ -9,48 +11,39 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from marl.agents.policy_base import SMALL_GAIN, SOFTMAX_WIDTH, linear, softmax
+from marl.agents.heads import SOFTMAX_WIDTH, softmax
+from marl.agents.mat.encoder_decoder import Attention, DecoderBlock, EncoderBlock, alive_mask
 
 
 class FusedAttention(NamedTuple):
-    """The four linear maps of an attention layer multiplied out to two, one before and one after the softmax.
+    """An attention layer's four linear maps, multiplied to two: one before and one after the softmax.
 
-    Score and mixture are bilinear, q . k = (W_k' W_q x) . y and W_o W_v y, so queries can be asked of, and mixtures
-    made from, the attended `y` itself: neither keys nor values exist, and `y` is all there is to cache. The bias of
-    the keys shifts all scores of a row alike, which a softmax does not see.
+    Scores and mixtures are bilinear: q . k = (W_k' W_q x) . y, and W_o W_v y. So the queries are asked of the attended
+    `y` itself, and the mixture is made of it. Keys and values need not exist, and `y` is all that a cache holds. The
+    keys' bias shifts all scores of a query alike, and a softmax ignores that.
     """
 
     qk: Tensor  # (H D, D)
     qk_bias: Tensor  # (H D,)
     ov: Tensor  # (D, H D)
-    bias: Tensor  # (D,)
+    ov_bias: Tensor  # (D,)
 
 
-class Attention(nn.Module):
-    """Scaled dot-product attention; scores are scaled by 1/sqrt(D/H)."""
+class FusedDecoderBlock(NamedTuple):
+    """Both attention layers of a decoder block."""
 
-    def __init__(self, embedding: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = linear(embedding, embedding, SMALL_GAIN)
-        self.key = linear(embedding, embedding, SMALL_GAIN)
-        self.value = linear(embedding, embedding, SMALL_GAIN)
-        self.out = linear(embedding, embedding, SMALL_GAIN)
-
-    def weights(self, x: Tensor) -> Tensor:
-        """(B, N, N): how much each position of `x` looks at itself and those before, averaged over heads."""
-        (fold,) = fuse_layers([self])
-        score = query(fold, x).unflatten(-1, (self.heads, -1)).transpose(1, 2) @ x.unsqueeze(1).mT
-        return (score + causal_bias(x.shape[1], 1, x)).softmax(-1).mean(1)
+    self_attention: FusedAttention
+    cross_attention: FusedAttention
 
 
 def fuse_layers(layers: Sequence[Attention]) -> list[FusedAttention]:
-    """Each of the layers, of one width and number of heads, as two maps; differentiable.
+    """Return the fused form of each layer, differentiable. All layers have the same width and number of heads.
 
-    All at once, because the matrices are small. A loss that reaches one layer gives the others a gradient of zero.
+    They are fused together because the matrices are small. A loss that reaches one layer gives the others a gradient
+    of zero.
     """
     if not layers:
         return []
@@ -64,145 +57,124 @@ def fuse_layers(layers: Sequence[Attention]) -> list[FusedAttention]:
     parts = map(stack, ("query", "key", "value", "out"))
     (query, query_bias), (key, key_bias), (value, value_bias), (out, out_bias) = parts
     key = key.view(-1, size, width).mT * size**-0.5  # (layers H, D, D / H)
-    into = torch.bmm(key, query.view(-1, size, width)).view(len(layers), -1, width)
-    shift = torch.bmm(key, query_bias.view(-1, size, 1)).view(len(layers), -1)
-    # Without an effect the bias of the keys has a gradient all the same, of zero.
-    bias = torch.baddbmm((out_bias + 0.0 * key_bias).unsqueeze(-1), out, value_bias.unsqueeze(-1)).squeeze(-1)
+    qk = torch.bmm(key, query.view(-1, size, width)).view(len(layers), -1, width)
+    qk_bias = torch.bmm(key, query_bias.view(-1, size, 1)).view(len(layers), -1)
+    # The keys' bias has no effect, but it gets a gradient, of zero.
+    ov_bias = torch.baddbmm((out_bias + 0.0 * key_bias).unsqueeze(-1), out, value_bias.unsqueeze(-1)).squeeze(-1)
     out = out.view(-1, width, heads, size).transpose(1, 2).reshape(-1, width, size)  # (layers H, D, D / H)
-    out = torch.bmm(out, value.view(-1, size, width)).view(-1, heads, width, width)
-    out = out.transpose(1, 2).reshape(len(layers), width, -1)
-    return [FusedAttention(*fold) for fold in zip(*(x.unbind() for x in (into, shift, out, bias)), strict=True)]
+    ov = torch.bmm(out, value.view(-1, size, width)).view(-1, heads, width, width)
+    ov = ov.transpose(1, 2).reshape(len(layers), width, -1)
+    return [FusedAttention(*layer) for layer in zip(*(x.unbind() for x in (qk, qk_bias, ov, ov_bias)), strict=True)]
 
 
-def detach_leaves(fold: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
-    """A nest of tuples with the same numbers outside their graph; `pairs` takes each tensor that wants a gradient and
-    the leaf in its place."""
-    if isinstance(fold, tuple):
-        parts = [detach_leaves(part, pairs) for part in fold]
-        return type(fold)(*parts) if hasattr(fold, "_fields") else tuple(parts)
-    if not isinstance(fold, Tensor) or not fold.requires_grad:
-        return fold
-    leaf = fold.detach().requires_grad_()
-    pairs.append((fold, leaf))
+def detach_leaves(fused: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
+    """Return a copy of a nest of tuples whose tensors are detached leaves.
+
+    Appends to `pairs` each tensor that requires a gradient, with the leaf that replaces it.
+    """
+    if isinstance(fused, tuple):
+        parts = [detach_leaves(part, pairs) for part in fused]
+        return type(fused)(*parts) if hasattr(fused, "_fields") else tuple(parts)
+    if not isinstance(fused, Tensor) or not fused.requires_grad:
+        return fused
+    leaf = fused.detach().requires_grad_()
+    pairs.append((fused, leaf))
     return leaf
 
 
-def query(fold: FusedAttention, x: Tensor) -> Tensor:
-    """The queries (B, N, H D) of `x` (B, N, D), in the space of what they are asked of."""
-    return F.linear(x, fold.qk, fold.qk_bias)
+def query(fused: FusedAttention, x: Tensor) -> Tensor:
+    """Return the queries (B, N, H D) of `x` (B, N, D), in the space of what is attended to."""
+    return F.linear(x, fused.qk, fused.qk_bias)
 
 
-def attend(fold: FusedAttention, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, N, D): what `x` (B, N, D) sees in `y` (B, M, D); `bias` (N H, M) or (B, N H, M) is added to the scores."""
-    seen: Any = FusedAttentionFunction.apply(x, y, bias, *fold)
-    return seen
+def attend(fused: FusedAttention, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend from `x` (B, N, D) to `y` (B, M, D). Returns (B, N, D).
+
+    `bias`, (N H, M) or (B, N H, M), is added to the scores.
+    """
+    mixture: Any = FusedAttentionFunction.apply(x, y, bias, *fused)
+    return mixture
 
 
 class FusedAttentionFunction(torch.autograd.Function):
-    """out softmax(q y' + bias) y, with queries q = into x: attention (Vaswani et al. 2017, eq. 1) by a `Fold`.
+    """Attention (Vaswani et al. 2017, eq. 1) with fused weights: ov softmax(q y' + bias) y, with queries q = qk x.
 
-    Arguments and result are those of `look`. The gradient is written out: autograd's is the same, by way of transposed
-    matrices that take three times as long, and it keeps queries and mixtures, which cost little to make again. It has
-    no gradient itself; asking for one raises RuntimeError.
+    Arguments and result are those of `attend`. The gradient is written by hand. Autograd's is equal, but takes three
+    times as long over transposed matrices, and stores queries and mixtures, which are cheap to compute again. A second
+    derivative raises RuntimeError.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, bias: Tensor | None, into: Tensor, shift: Tensor, out: Tensor, out_bias: Tensor
+        ctx: Any, x: Tensor, y: Tensor, bias: Tensor | None, qk: Tensor, qk_bias: Tensor, ov: Tensor, ov_bias: Tensor
     ) -> Tensor:
-        query = F.linear(x, into, shift)
+        """Return the attention's output (B, N, D)."""
+        query = F.linear(x, qk, qk_bias)
         score = torch.bmm(query.view(len(y), -1, y.shape[-1]), y.mT)  # (B, N H, M)
         weights = softmax(score if bias is None else score.add_(bias))
-        ctx.save_for_backward(x, y, weights, into, shift, out)
-        return F.linear(torch.bmm(weights, y).view(query.shape), out, out_bias)
+        ctx.save_for_backward(x, y, weights, qk, qk_bias, ov)
+        return F.linear(torch.bmm(weights, y).view(query.shape), ov, ov_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, y, weights, into, shift, out = ctx.saved_tensors
-        by_row, by_query = (-1, into.shape[0]), (len(y), -1, y.shape[-1])
-        to_seen = grad_outputs[0].flatten(0, 1)
-        to_out = to_seen.mT @ torch.bmm(weights, y).view(by_row)
-        to_mixture = (to_seen @ out).view(by_query)
-        to_score = weights * torch.bmm(to_mixture, y.mT)
-        to_score = torch.addcmul(to_score, weights, to_score.sum(-1, keepdim=True), value=-1.0)
-        query = F.linear(x, into, shift).view(by_query)
-        to_y = torch.bmm(weights.mT, to_mixture).baddbmm_(to_score.mT, query)
-        to_query = torch.bmm(to_score, y).view(by_row)
-        to_x = (to_query @ into).view_as(x)
-        return to_x, to_y, None, to_query.mT @ x.flatten(0, 1), to_query.sum(0), to_out, to_seen.sum(0)
+        """Return the gradients of the arguments."""
+        x, y, weights, qk, qk_bias, ov = ctx.saved_tensors
+        by_row, by_query = (-1, qk.shape[0]), (len(y), -1, y.shape[-1])
+        grad_out = grad_outputs[0].flatten(0, 1)
+        grad_ov = grad_out.mT @ torch.bmm(weights, y).view(by_row)
+        grad_mixture = (grad_out @ ov).view(by_query)
+        grad_score = weights * torch.bmm(grad_mixture, y.mT)
+        grad_score = torch.addcmul(grad_score, weights, grad_score.sum(-1, keepdim=True), value=-1.0)
+        query = F.linear(x, qk, qk_bias).view(by_query)
+        grad_y = torch.bmm(weights.mT, grad_mixture).baddbmm_(grad_score.mT, query)
+        grad_query = torch.bmm(grad_score, y).view(by_row)
+        grad_x = (grad_query @ qk).view_as(x)
+        return grad_x, grad_y, None, grad_query.mT @ x.flatten(0, 1), grad_query.sum(0), grad_ov, grad_out.sum(0)
 
 
 def causal_bias(agents: int, heads: int, like: Tensor) -> Tensor:
-    """(N H, N): 0 where a position is the query's own or earlier, -inf where it is later."""
+    """Return (N H, N): 0 at the own position and those before, -inf at later ones."""
     bias = like.new_full((agents, agents), float("-inf")).triu(1)
     return bias.repeat_interleave(heads, 0) if heads > 1 else bias
 
 
 def alive_bias(alive: Tensor, heads: int, like: Tensor) -> Tensor | None:
-    """(B, N H, N): 0 at living agents and at oneself, -inf at the dead; None where all live."""
+    """Return (B, N H, N): 0 at living agents and oneself, -inf at dead agents. None if all agents are alive."""
     if bool(alive.all()):
         return None
-    itself = torch.eye(alive.shape[-1], dtype=torch.bool, device=alive.device)
-    seen = alive[:, None, :] | itself
-    bias = like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+    allowed = alive_mask(alive)
+    bias = like.new_zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
     return bias.repeat_interleave(heads, 1) if heads > 1 else bias
 
 
-class EncoderBlock(nn.Module):
-    """Post-LayerNorm block with unmasked attention and an MLP of ratio 1."""
-
-    def __init__(self, embedding: int, heads: int) -> None:
-        super().__init__()
-        self.attention = Attention(embedding, heads)
-        self.norms = nn.ModuleList(nn.LayerNorm(embedding) for _ in range(2))
-        self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
-
-    def forward(self, x: Tensor, fold: FusedAttention, bias: Tensor | None) -> Tensor:
-        x = self.norms[0](x + attend(fold, x, x, bias))
-        return self.norms[1](x + self.mlp(x))
+def encoder_block(block: EncoderBlock, x: Tensor, fused: FusedAttention, bias: Tensor | None) -> Tensor:
+    """Return `block` applied to `x` (B, N, D), with fused attention."""
+    x = block.norms[0](x + attend(fused, x, x, bias))
+    return block.norms[1](x + block.mlp(x))
 
 
-class FusedDecoderBlock(NamedTuple):
-    """Both attention layers of a decoder block."""
+def decoder_block(
+    block: DecoderBlock, x: Tensor, representation: Tensor, fused: FusedDecoderBlock, bias: Tensor
+) -> Tensor:
+    """Return `block` applied to tokens `x` (B, N, D) and the observations (B, N, D), with fused attention."""
+    return after_self_attention(block, x + attend(fused.self_attention, x, x, bias), representation, fused, bias)
 
-    own: FusedAttention
-    cross: FusedAttention
 
-
-class DecoderBlock(nn.Module):
-    """Causal attention over action tokens, then attention with the observation stream as query and residual."""
-
-    def __init__(self, embedding: int, heads: int) -> None:
-        super().__init__()
-        self.own = Attention(embedding, heads)
-        self.cross = Attention(embedding, heads)
-        self.norms = nn.ModuleList(nn.LayerNorm(embedding) for _ in range(3))
-        self.mlp = nn.Sequential(linear(embedding, embedding), nn.GELU(), linear(embedding, embedding, SMALL_GAIN))
-
-    def layers(self) -> tuple[Attention, Attention]:
-        """As they are folded to a DecoderFold."""
-        return self.own, self.cross
-
-    def attend(self, x: Tensor, fold: FusedDecoderBlock, bias: Tensor) -> Tensor:
-        """Tokens (B, N, D) with self-attention added, for all N positions at once."""
-        return x + attend(fold.own, x, x, bias)
-
-    def finish(self, x: Tensor, representation: Tensor, fold: FusedDecoderBlock, bias: Tensor) -> Tensor:
-        """The rest of the block, from what `attend` made and the observations (B, N, D)."""
-        x = self.norms[0](x)
-        x = self.norms[1](representation + attend(fold.cross, representation, x, bias))
-        return self.norms[2](x + self.mlp(x))
-
-    def forward(self, x: Tensor, representation: Tensor, fold: FusedDecoderBlock, bias: Tensor) -> Tensor:
-        return self.finish(self.attend(x, fold, bias), representation, fold, bias)
+def after_self_attention(
+    block: DecoderBlock, x: Tensor, representation: Tensor, fused: FusedDecoderBlock, bias: Tensor
+) -> Tensor:
+    """Return the rest of `block`, for `x` (B, N, D) to which the self-attention is already added."""
+    x = block.norms[0](x)
+    x = block.norms[1](representation + attend(fused.cross_attention, representation, x, bias))
+    return block.norms[2](x + block.mlp(x))
 
 
 class TokenTable(NamedTuple):
-    """Causal self-attention among discrete tokens, as a table of the V = A + 1 kinds; differentiable.
+    """Causal self-attention between discrete tokens, as a table over the V token ids; differentiable.
 
-    Positions have no embedding, so the first block's self-attention sees a bag of tokens: a token's score with each
-    kind is a constant, and a kind that is there c times weighs as one whose score is log c higher.
+    Positions have no embedding, so the first block's self-attention sees a multiset of tokens. The score of one token
+    id with another is a constant. An id that occurs c times weighs as much as one whose score is log c higher.
     """
 
     heads: int
@@ -211,32 +183,33 @@ class TokenTable(NamedTuple):
     token: Tensor  # (V, D)
 
     @classmethod
-    def make(cls, fold: FusedAttention, heads: int, tokens: Tensor) -> "TokenTable":
-        """From the embedded kinds, (A + 1, D)."""
-        # Kinds that never occur make the softmax wide enough to be fast.
+    def make(cls, fused: FusedAttention, heads: int, tokens: Tensor) -> "TokenTable":
+        """Return the table of the embedded token ids `tokens` (V, D)."""
+        # Ids that never occur make the softmax wide enough to be fast.
         tokens = F.pad(tokens, (0, 0, 0, max(0, SOFTMAX_WIDTH - len(tokens))))
-        kinds, width = tokens.shape
-        score = (query(fold, tokens).view(-1, width) @ tokens.mT).view(kinds, heads * kinds)
-        value = fold.ov.view(width, heads, width).transpose(0, 1) @ tokens.mT  # (H, D, V)
-        return cls(heads, score, value.mT.reshape(heads * kinds, width), tokens + fold.bias)
+        count, width = tokens.shape
+        score = (query(fused, tokens).view(-1, width) @ tokens.mT).view(count, heads * count)
+        value = fused.ov.view(width, heads, width).transpose(0, 1) @ tokens.mT  # (H, D, V)
+        return cls(heads, score, value.mT.reshape(heads * count, width), tokens + fused.ov_bias)
 
     @property
-    def kinds(self) -> int:
+    def num_tokens(self) -> int:
+        """Number of token ids, unused ones included."""
         return len(self.token)
 
-    def attend(self, kind: Tensor) -> Tensor:
-        """Tokens (B, N, D) of `kind` (B, N) with self-attention added."""
-        count = kind.new_zeros(*kind.shape, self.kinds).scatter_(-1, kind.unsqueeze(-1), 1).cumsum_(1)
-        weights = self.weigh(F.embedding(kind, self.score), self.logs(kind.shape[1]).take(count))
-        token = F.embedding(kind, self.token)
+    def attend(self, token_id: Tensor) -> Tensor:
+        """Return the tokens (B, N, D) of `token_id` (B, N) with self-attention added."""
+        count = token_id.new_zeros(*token_id.shape, self.num_tokens).scatter_(-1, token_id.unsqueeze(-1), 1).cumsum_(1)
+        weights = self.weights(F.embedding(token_id, self.score), self.logs(token_id.shape[1]).take(count))
+        token = F.embedding(token_id, self.token)
         return torch.addmm(token.flatten(0, 1), weights.flatten(0, 1), self.value).view_as(token)
 
     def logs(self, agents: int) -> Tensor:
-        """log c for c of 0 to N: a CPU takes ten times as long for the logarithm of zero as for another."""
+        """Return log c for c from 0 to N. A CPU takes ten times as long for the logarithm of zero as for another."""
         return torch.arange(agents + 1, dtype=self.value.dtype, device=self.value.device).log()
 
-    def weigh(self, score: Tensor, log_count: Tensor) -> Tensor:
-        """(..., H V): how much is looked at all tokens of a kind, from scores (..., H V) and log counts (..., V)."""
+    def weights(self, score: Tensor, log_count: Tensor) -> Tensor:
+        """Return the attention weights (..., H V) of token ids, from scores (..., H V) and log counts (..., V)."""
         if self.heads == 1:
             return (score + log_count).softmax(-1)
         parts = score.unflatten(-1, (self.heads, -1)) + log_count.unsqueeze(-2)

@@ -1,10 +1,10 @@
-"""Acting: one agent after another through the decoder, in as few operations as the arithmetic allows.
+"""Incremental decoding: one agent after another, with what the decoder has seen kept in a cache.
 
-With some tens of rows an operation costs its call, not its arithmetic. So all that does not depend on earlier actions
-is computed for all agents at once (queries of observations, noise, masks), biases are moved into what they are added
-to next, discrete tokens are rows of a table, and log-probabilities are taken at the end.
+With tens of rows an operation costs its call, not its arithmetic, so the code keeps the number of calls low. All that
+does not depend on earlier actions is computed for all agents at once: queries of observations, noise, masks. Biases are
+moved into what they are added to next. Discrete tokens are rows of a table. Log-probabilities are taken at the end.
 
-Shape legend: E environments, N agents, D embedding, H heads, A actions, V = A + 1 tokens.
+Shape legend: E environments, N agents, D width, H heads, L slots, A distribution parameters, V = A + 1 token ids.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 
-from marl.agents.mat.attention import DecoderBlock, FusedDecoderBlock, TokenTable, query
+from marl.agents.heads import Head
+from marl.agents.mat.attention import FusedDecoderBlock, TokenTable, query
+from marl.agents.mat.encoder_decoder import DecoderBlock
 from marl.agents.parameter_sharing import NetworkSets
-from marl.agents.policy_base import Head
 
 
 class Decoded(NamedTuple):
-    """The decision of E environments, in the order of decisions."""
+    """Decisions of E environments, in decision order."""
 
     action: Tensor  # (E, N, L)
     parameters: Tensor  # (E, N, A), of the distributions that the actions were drawn from
@@ -28,26 +29,27 @@ class Decoded(NamedTuple):
 
 
 class IncrementalDecoder:
-    """The decoder and the actor, a position at a time, with the weights as they were when it was made.
+    """Decoder and actor, one position at a time, with the weights at construction.
 
-    Discrete tokens are those of `table`; without one the first is `start` (1, D), and `embed` makes the others (E, D)
-    of the actions before (E, L) and the groups of who took them.
+    Discrete tokens come from `table`. Without a table the first token is `start` (1, D), and `embed(action, own)` makes
+    the others (E, D), from the actions before (E, L) and the parameter sets of their agents.
     """
 
     def __init__(
         self,
         blocks: Any,
-        folds: tuple[FusedDecoderBlock, ...],
+        fused: tuple[FusedDecoderBlock, ...],
+        *,
         actor: nn.Sequential | NetworkSets,
         head: Head,
         table: TokenTable | None,
         start: Tensor,
         embed: Callable[[Tensor, Any], Tensor],
     ) -> None:
-        self.blocks = [BlockWeights(block, fold) for block, fold in zip(blocks, folds, strict=True)]
-        self.rows = None
+        self.blocks = [BlockWeights(block, own) for block, own in zip(blocks, fused, strict=True)]
+        self.rowwise = None
         if isinstance(actor, NetworkSets):
-            self.rows = actor.rowwise()
+            self.rowwise = actor.rowwise()
         else:
             layers: Any = actor
             hidden, _, norm, last = layers
@@ -57,53 +59,56 @@ class IncrementalDecoder:
         self.head, self.table, self.start, self.embed = head, table, start, embed
 
     def decode(
-        self, representation: Tensor, mask: Tensor, offset: Tensor, groups: Sequence[Any] | None = None
+        self, representation: Tensor, mask: Tensor, offset: Tensor, sets: Sequence[Any] | None = None
     ) -> Decoded:
-        """Actions, each given those before it; `offset` (E, N, A) is the head's, and `groups` (N) are those of the rows
-        of each position, where there are."""
+        """Decide for each agent given the actions before it.
+
+        `offset` (E, N, A) is the head's `sampling_offset`. `sets` (N,) lists for each position the parameter set of its
+        rows, or is None if all share one.
+        """
         envs, agents, _ = representation.shape
-        bag = None if self.table is None else TokenCounts(self.table, envs, agents)
-        layers = [CachedBlock(block, representation, k > 0 or bag is None) for k, block in enumerate(self.blocks)]
-        offsets = (offset if self.rows is not None else offset + self.last[0]).unbind(1)
+        counts = None if self.table is None else TokenCounts(self.table, envs, agents)
+        layers = [CachedBlock(block, representation, k > 0 or counts is None) for k, block in enumerate(self.blocks)]
+        offsets = (offset if self.rowwise is not None else offset + self.last[0]).unbind(1)
         masks = mask.unbind(1)
         action: Tensor | None = None
-        actions, told, features = [], [], []
+        actions, outputs, features = [], [], []
         for i in range(agents):
-            if bag is not None:
-                x = bag.attend(action)
+            if counts is not None:
+                x = counts.attend(action)
             elif action is None:
                 x = layers[0].attend(i, self.start.expand(envs, -1))
             else:
-                x = layers[0].attend(i, self.embed(action, None if groups is None else groups[i - 1]))
+                x = layers[0].attend(i, self.embed(action, None if sets is None else sets[i - 1]))
             x = layers[0].finish(i, x)
             for layer in layers[1:]:
                 x = layer.finish(i, layer.attend(i, x))
             features.append(x)
-            if self.rows is not None and groups is not None:
-                x = self.rows(x, groups[i])
+            if self.rowwise is not None and sets is not None:
+                x = self.rowwise(x, sets[i])
                 perturbed = x + offsets[i]
             else:
                 x = torch.layer_norm(F.gelu(torch.addmm(self.hidden[0], x, self.hidden[1])), *self.norm)
                 perturbed = torch.addmm(offsets[i], x, self.last[1])
-            told.append(x)
+            outputs.append(x)
             action = self.head.argmax_action(perturbed, masks[i])
             actions.append(action)
-        parameters = torch.stack(told, 1)
-        if self.rows is None:
+        parameters = torch.stack(outputs, 1)
+        if self.rowwise is None:
             parameters = F.linear(parameters, self.last[1].mT, self.last[0])
         return Decoded(torch.stack(actions, 1), parameters, torch.stack(features, 1))
 
 
 class BlockWeights:
-    """The weights of a decoder block, arranged for one position at a time."""
+    """Weights of a decoder block, arranged for one position at a time."""
 
-    def __init__(self, block: DecoderBlock, fold: FusedDecoderBlock) -> None:
+    def __init__(self, block: DecoderBlock, fused: FusedDecoderBlock) -> None:
         norms: Any = block.norms
         first: Any = block.mlp[0]
         second: Any = block.mlp[2]
-        self.heads, self.fold = block.own.heads, fold
-        # The bias of the MLP's second layer rides on the residual, and the first layer takes it off again.
-        self.cross_out = fold.cross.ov.mT
+        self.heads, self.fused = block.self_attention.heads, fused
+        # The bias of the MLP's second layer is added with the residual. The first layer subtracts it again.
+        self.cross_ov = fused.cross_attention.ov.mT
         self.norms = [
             (norm.normalized_shape, norm.weight, norm.bias + extra)
             for norm, extra in zip(norms, (0.0, second.bias, 0.0), strict=True)
@@ -113,52 +118,56 @@ class BlockWeights:
 
 
 class CachedBlock:
-    """A decoder block in the middle of a decision; `attends` where its self-attention is not a table's."""
+    """A decoder block and its caches during one decision.
 
-    def __init__(self, step: BlockWeights, representation: Tensor, attends: bool) -> None:
+    `self_attends` is False if a TokenTable does the block's self-attention.
+    """
+
+    def __init__(self, weights: BlockWeights, representation: Tensor, self_attends: bool) -> None:
         envs, agents, width = representation.shape
-        self.step = step
-        self.cross = KVCache(envs, agents, width, representation)
-        self.own = KVCache(envs, agents, width, representation) if attends else None
-        self.queries = query(step.fold.cross, representation).unflatten(-1, (-1, width)).unbind(1)
-        self.residuals = (representation + step.fold.cross.bias).unbind(1)
+        cross = weights.fused.cross_attention
+        self.weights = weights
+        self.cross_cache = KVCache(envs, agents, width, representation)
+        self.self_cache = KVCache(envs, agents, width, representation) if self_attends else None
+        self.queries = query(cross, representation).unflatten(-1, (-1, width)).unbind(1)
+        self.residuals = (representation + cross.ov_bias).unbind(1)
 
     def attend(self, i: int, x: Tensor) -> Tensor:
-        """Tokens (E, D) of position i, self-attention added."""
-        own, seen = self.step.fold.own, self.own
-        assert seen is not None
-        query = torch.addmm(own.qk_bias, x, own.qk.mT).view(len(x), self.step.heads, -1)
-        return torch.addmm(x + own.bias, seen.attend(i, x, query), own.ov.mT)
+        """Return the tokens `x` (E, D) of position i with self-attention added."""
+        fused, cache = self.weights.fused.self_attention, self.self_cache
+        assert cache is not None
+        query = torch.addmm(fused.qk_bias, x, fused.qk.mT).view(len(x), self.weights.heads, -1)
+        return torch.addmm(x + fused.ov_bias, cache.attend(i, x, query), fused.ov.mT)
 
     def finish(self, i: int, x: Tensor) -> Tensor:
-        """Position i after the block (E, D), from what `attend` made."""
-        step = self.step
-        x = torch.layer_norm(x, *step.norms[0])
-        x = torch.addmm(self.residuals[i], self.cross.attend(i, x, self.queries[i]), step.cross_out)
-        x = torch.layer_norm(x, *step.norms[1])
-        hidden = F.gelu(torch.addmm(step.first[0], x, step.first[1]))
-        return torch.layer_norm(torch.addmm(x, hidden, step.second), *step.norms[2])
+        """Return the block's output (E, D) at position i, from what `attend` returned."""
+        weights = self.weights
+        x = torch.layer_norm(x, *weights.norms[0])
+        x = torch.addmm(self.residuals[i], self.cross_cache.attend(i, x, self.queries[i]), weights.cross_ov)
+        x = torch.layer_norm(x, *weights.norms[1])
+        hidden = F.gelu(torch.addmm(weights.first[0], x, weights.first[1]))
+        return torch.layer_norm(torch.addmm(x, hidden, weights.second), *weights.norms[2])
 
 
 class KVCache:
-    """What one attention layer has seen so far, (E, N, D), and attention of the newest position over it."""
+    """Cache (E, N, D) of one attention layer, which serves as keys and values: see FusedAttention."""
 
     def __init__(self, envs: int, agents: int, width: int, like: Tensor) -> None:
-        seen = like.new_empty(envs, agents, width)
-        flipped = seen.mT
-        self.places = seen.unbind(1)
-        self.until = [seen.narrow(1, 0, i + 1) for i in range(agents)]
-        self.until_flipped = [flipped.narrow(2, 0, i + 1) for i in range(agents)]
+        cache = like.new_empty(envs, agents, width)
+        transposed = cache.mT
+        self.positions = cache.unbind(1)
+        self.until = [cache.narrow(1, 0, i + 1) for i in range(agents)]
+        self.until_transposed = [transposed.narrow(2, 0, i + 1) for i in range(agents)]
 
     def attend(self, i: int, x: Tensor, query: Tensor) -> Tensor:
-        """Keep `x` (E, D) at position i; the mixture (E, H D) that queries (E, H, D) make of all up to it."""
-        self.places[i].copy_(x)
-        weights = torch.bmm(query, self.until_flipped[i]).softmax(-1)
+        """Store `x` (E, D) at position i. Returns the mixture (E, H D) of positions 0 to i for `query` (E, H, D)."""
+        self.positions[i].copy_(x)
+        weights = torch.bmm(query, self.until_transposed[i]).softmax(-1)
         return torch.bmm(weights, self.until[i]).flatten(1)
 
 
 class TokenCounts:
-    """What each environment's agents have chosen so far: how often each token is there, (E, V)."""
+    """Number of times that each token id has occurred in each environment, (E, V), and attention over it."""
 
     def __init__(self, table: TokenTable, envs: int, agents: int) -> None:
         self.table, self.logs = table, table.logs(agents)
@@ -166,14 +175,14 @@ class TokenCounts:
         self.actions = rows[1:]
         self.row = rows[0].expand(envs, -1).contiguous()
         self.score, self.token = self.row.split([table.score.shape[1], table.token.shape[1]], 1)
-        self.count = torch.zeros(envs, table.kinds, dtype=torch.long, device=rows.device)
+        self.count = torch.zeros(envs, table.num_tokens, dtype=torch.long, device=rows.device)
         self.count[:, 0] = 1
-        self.chosen, self.one = self.count[:, 1:], self.count[:, :1].clone()
+        self.action_count, self.one = self.count[:, 1:], self.count[:, :1].clone()
 
     def attend(self, action: Tensor | None) -> Tensor:
-        """Tokens (E, D) of the last actions (E, 1), or of the start, with self-attention added."""
+        """Return the tokens (E, D) of the last actions (E, 1), or of the start, with self-attention added."""
         if action is not None:
-            self.chosen.scatter_add_(1, action, self.one)
+            self.action_count.scatter_add_(1, action, self.one)
             torch.index_select(self.actions, 0, action.view(-1), out=self.row)
-        weights = self.table.weigh(self.score, self.logs.take(self.count))
+        weights = self.table.weights(self.score, self.logs.take(self.count))
         return torch.addmm(self.token, weights, self.table.value)

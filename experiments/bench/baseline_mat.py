@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
+from marl.agents.heads import GaussianHead
 from marl.agents.mat.agents import MAT
-from marl.agents.policy_base import GaussianHead
 from marl.protocols import VectorEnv
 
 
@@ -64,12 +64,13 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     def __init__(self, ours: Any, agents: int) -> None:
         super().__init__()
-        self.own, self.cross = Attention(ours.own, agents, causal=True), Attention(ours.cross, agents, causal=True)
+        self.self_attention = Attention(ours.self_attention, agents, causal=True)
+        self.cross_attention = Attention(ours.cross_attention, agents, causal=True)
         self.norms, self.mlp = copy.deepcopy(ours.norms), copy.deepcopy(ours.mlp)
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        x = self.norms[0](x + self.own(x, x, x))
-        x = self.norms[1](representation + self.cross(key=x, value=x, query=representation))
+        x = self.norms[0](x + self.self_attention(x, x, x))
+        x = self.norms[1](representation + self.cross_attention(key=x, value=x, query=representation))
         return self.norms[2](x + self.mlp(x))
 
 
@@ -78,18 +79,20 @@ class ReferenceMAT(nn.Module):
 
     def __init__(self, ours: MAT) -> None:
         super().__init__()
-        spec, encoder, decoder = ours.spec, list(ours.encoder), list(ours.decoder)
+        spec, encoder, decoder = ours.spec, list(ours.encoder.blocks), list(ours.decoder.blocks)
         self.spec, self.continuous = spec, isinstance(ours.head, GaussianHead)
         self.agent_id = ours.agent_id
-        self.embed, self.critic, self.actor = (copy.deepcopy(part) for part in (ours.embed, ours.critic, ours.actor))
+        self.embed, self.critic, self.actor = (
+            copy.deepcopy(part) for part in (ours.encoder.embed, ours.critic, ours.actor)
+        )
         self.encoder = nn.ModuleList(EncoderBlock(block, spec.num_agents) for block in encoder)
         self.decoder = nn.ModuleList(DecoderBlock(block, spec.num_agents) for block in decoder)
-        self.token_norm = copy.deepcopy(ours.token_norm)
+        self.token_norm = copy.deepcopy(ours.decoder.token_norm)
         if isinstance(ours.head, GaussianHead):
-            self.token = copy.deepcopy(ours.token)
+            self.token = copy.deepcopy(ours.decoder.token)
             self.log_std, self.max_std = nn.Parameter(ours.head.log_std[0].detach().clone()), ours.head.max_std
         else:
-            table: Any = ours.token
+            table: Any = ours.decoder.token
             self.token = nn.Linear(spec.action_size + 1, ours.options.embedding, bias=False)
             self.token.weight.data.copy_(table.weight.T)
 

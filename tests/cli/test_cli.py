@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import marl
-from marl.agents.policy_base import make_head
+from marl.agents.heads import make_head
 from marl.config import default_config, flatten, from_yaml, override, to_yaml
 from marl.errors import ConfigError
 from marl.experiments import cli
@@ -294,7 +294,7 @@ def test_a_mixed_team_trains_and_plays(monkeypatch, capsys, folder):
 def test_an_infinite_deviation_is_named(monkeypatch, capsys, folder):  # noqa: ARG001
     def infinite(*args):
         head = make_head(*args)
-        torch.nn.init.constant_(head.torque.log_std[0], float("inf"))
+        torch.nn.init.constant_(head.gaussian.log_std[0], float("inf"))
         return head
 
     monkeypatch.setattr("marl.agents.mat.policy.make_head", infinite)

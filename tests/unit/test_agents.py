@@ -9,12 +9,16 @@ import torch
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
-from marl.agents.mat.agents import MAT, MATOptions
-from marl.agents.mat.attention import Attention, FusedAttention, TokenTable, attend, causal_bias, fuse_layers
+from marl.agents.heads import GaussianHead, make_head
+from marl.agents.mat.agents import MAT
+from marl.agents.mat.attention import FusedAttention, TokenTable, attend, causal_bias, fuse_layers
+from marl.agents.mat.autoregressive import max_jacobi_iterations
+from marl.agents.mat.encoder_decoder import Attention
 from marl.agents.mat.incremental_decoder import TokenCounts
-from marl.agents.mat.policy import decision_order, max_jacobi_iterations
+from marl.agents.mat.options import MATOptions
+from marl.agents.mat.order import decision_order
 from marl.agents.mlp import MLPOptions
-from marl.agents.policy_base import GaussianHead, make_actors, make_head
+from marl.agents.parameter_sharing import make_actors
 from marl.agents.scripted import FixedPolicy
 from marl.checkpoint.store import load_weights
 from marl.errors import CheckpointError, ConfigError, NonFiniteError
@@ -159,7 +163,7 @@ def one_by_one(policy, parameters, mask, offset):
     return action
 
 
-SHAPES = [{}, {"blocks": 2, "heads": 2}, {"heads": 4}, {"blocks": 3}]
+SHAPES = [{}, {"blocks": 2, "heads": 2}]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,22 +173,22 @@ def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, kind, name, pass
     """One position at a time or all at once until nothing changes: the same sampled actions."""
     spec = make_spec(kind)
     policy = build(name, spec)
-    monkeypatch.setattr("marl.agents.mat.policy.max_jacobi_iterations", lambda *_: passes)
+    monkeypatch.setattr("marl.agents.mat.autoregressive.max_jacobi_iterations", lambda *_: passes)
     inputs = policy.encode(make_obs(spec))
     with torch.no_grad():
         decision = policy.act(inputs, torch.Generator().manual_seed(5))
         noise = policy.head.noise((E, N), torch.device("cpu"), torch.Generator().manual_seed(5))
         order = decision.nodes.order
-        folds = policy.fuse()
-        representation = policy.decoder_memory(inputs, folds, order)
+        fused = policy.fuse()
+        representation = policy.decoder_memory(inputs, fused, order)
         mask = decision_order(inputs["action_mask"], order)
-        full = lambda action: policy.action_parameters(policy.decode(representation, action, folds, order), order)  # noqa: E731
+        full = lambda action: policy.action_parameters(policy.decode(representation, action, fused, order), order)  # noqa: E731
         offset = policy.head.sampling_offset(mask, noise, order)
         action = one_by_one(policy, full, mask, offset)
-        found = policy.jacobi_decode(representation, mask, offset, folds, N, order)
+        found = policy.jacobi_decode(representation, mask, offset, fused, N, order)
         same(action, found.action, kind)
         if kind == "discrete":
-            assert policy.jacobi_decode(representation, mask, offset, folds, 1, order) is None
+            assert policy.jacobi_decode(representation, mask, offset, fused, 1, order) is None
             assert len(action.unique()) > 1
     same(action, decision_order(decision.nodes.action, order), kind)
 
@@ -238,9 +242,14 @@ def test_folded_weights_compute_what_the_layers_do(kind, options):
         near(mine, other)
     sum(x.square().sum() for x in (ours.log_prob, ours.entropy, ours.value)).backward()
     sum(x.square().sum() for x in theirs).backward()
-    for name in ("embed.0.weight", "embed.1.weight", "decoder.0.own.key.weight", "decoder.0.cross.value.bias"):
-        near(policy.get_parameter(name).grad, reference.get_parameter(name).grad)
-    key = policy.get_parameter("encoder.0.attention.key.bias").grad
+    for mine, other in (
+        ("encoder.embed.0.weight", "embed.0.weight"),
+        ("encoder.embed.1.weight", "embed.1.weight"),
+        ("decoder.blocks.0.self_attention.key.weight", "decoder.0.self_attention.key.weight"),
+        ("decoder.blocks.0.cross_attention.value.bias", "decoder.0.cross_attention.value.bias"),
+    ):
+        near(policy.get_parameter(mine).grad, reference.get_parameter(other).grad)
+    key = policy.get_parameter("encoder.blocks.0.attention.key.bias").grad
     assert torch.equal(key, torch.zeros_like(key))
 
 
@@ -362,12 +371,12 @@ def test_a_bag_of_tokens_is_attention_over_them():
         for parameter in layer.parameters():
             parameter.copy_(4.0 * torch.randn_like(parameter))
         tokens, actions = torch.randn(4, 8), torch.randint(0, 3, (5, 12, 1))
-        (fold,) = fuse_layers([layer])
-        table = TokenTable.make(fold, 2, tokens)
+        (fused,) = fuse_layers([layer])
+        table = TokenTable.make(fused, 2, tokens)
         bag = TokenCounts(table, 5, 13)
         kinds = torch.nn.functional.pad(actions[:, :, 0] + 1, (1, 0))
         x = tokens[kinds]
-        expected = x + attend(fold, x, x, causal_bias(13, 2, x))
+        expected = x + attend(fused, x, x, causal_bias(13, 2, x))
         torch.testing.assert_close(table.attend(kinds), expected, atol=1e-4, rtol=1e-4)
         for i in range(13):
             row = bag.attend(actions[:, i - 1] if i else None)
@@ -707,7 +716,7 @@ def test_only_a_group_s_own_agents_move_its_actor(agent):
 
 
 def test_groups_of_unequal_agents_are_refused():
-    with pytest.raises(ConfigError, match="'agent_0' and 'agent_1' of the group 'all' of made-up have unequal spaces"):
+    with pytest.raises(ConfigError, match="'agent_0' and 'agent_1' of type 'all' in made-up have unequal spaces"):
         make("mat", dataclasses.replace(make_spec("mixed"), agent_types=("all",) * N), parameters_per="group")
 
 
@@ -716,14 +725,14 @@ def test_unusable_spaces_and_options_are_named():
     text = EnvSpec("words", ("a",), spec.observation_space, spaces.Text(5), max_steps=3, action_sizes=(1,))
     with pytest.raises(ConfigError, match="words has Text actions"):
         MAT(text, MATOptions())
-    with pytest.raises(ConfigError, match="heads is 3"):
+    with pytest.raises(ConfigError, match="heads=3"):
         MATOptions(heads=3)
-    with pytest.raises(ConfigError, match=r"init_std is 0\.6"):
+    with pytest.raises(ConfigError, match=r"init_std=0\.6"):
         MATOptions(init_std=0.6)
     for limit in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=f"max_std is {limit}"):
+        with pytest.raises(ConfigError, match=f"max_std={limit}"):
             MLPOptions(max_std=limit)
-    with pytest.raises(ConfigError, match="action is 3"):
+    with pytest.raises(ConfigError, match="action=3"):
         FixedPolicy(spec, 3)
 
 
@@ -753,9 +762,9 @@ def test_a_deviation_without_bounds_is_refused(value, deterministic, name):
 @pytest.mark.parametrize(
     ("name", "agents", "said"),
     [
-        ("mat-gru", N, r"holds nothing for 'encoder.weight_ih_l0' where this network has .*"),
-        ("mat-encoder", N, r"holds \[.*\] for 'token.weight' where this network has nothing"),
-        ("mat", N + 1, r"holds \[9\] for 'embed.0.weight' where this network has \[10\]"),
+        ("mat-gru", N, r"holds nothing for 'encoder.rnn.weight_ih_l0' where this network has .*"),
+        ("mat-encoder", N, r"holds \[.*\] for 'decoder.token.weight' where this network has nothing"),
+        ("mat", N + 1, r"holds \[9\] for 'encoder.embed.0.weight' where this network has \[10\]"),
     ],
 )
 def test_weights_of_another_network_are_refused(name, agents, said):

@@ -10,9 +10,9 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from marl import run
+from marl.agents.heads import GaussianHead
 from marl.agents.lm.policy import TokenPolicy
 from marl.agents.lm.prompt_table import FREE
-from marl.agents.policy_base import GaussianHead
 from marl.config import default_config, override
 from marl.diagnostics import find_symptoms
 from marl.envs.toy import make as make_toy

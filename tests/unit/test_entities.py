@@ -116,14 +116,14 @@ def test_jacobi_decoding_equals_one_agent_after_another(name):
     noise = policy.head.noise(tuple(mask.shape[:2]), mask.device, torch.Generator().manual_seed(1))
     action = torch.zeros(*mask.shape[:2], 1, dtype=torch.long)
     with torch.no_grad():
-        folds = policy.fuse()
-        known = policy.decoder_memory(inputs, folds, None)
+        fused = policy.fuse()
+        known = policy.decoder_memory(inputs, fused, None)
         offset = policy.head.sampling_offset(mask, noise)
         for i in range(5):
-            logits = policy.actor(policy.decode(known, action, folds, None))
+            logits = policy.actor(policy.decode(known, action, fused, None))
             action[:, i] = policy.head.argmax_action(logits[:, i] + offset[:, i], mask[:, i])
         assert torch.equal(
-            policy.jacobi_decode(known, mask, offset, folds, policy.jacobi_iterations(len(mask), 5)).action, action
+            policy.jacobi_decode(known, mask, offset, fused, policy.jacobi_iterations(len(mask), 5)).action, action
         )
 
 
@@ -175,7 +175,7 @@ def test_a_policy_tied_to_its_team_says_so(tmp_path):
         load_weights(policies[1], policies[0].state_dict(), tmp_path)
     with pytest.raises(ConfigError, match=r"in 4m and .* in 3m, so one agent cannot learn both"):
         share_parameters(policies[0], policies[1], ("3m", "4m"))
-    with pytest.raises(ConfigError, match=r"normalize_observations is set, but .* entities"):
+    with pytest.raises(ConfigError, match=r"normalize_observations=True does not fit the entity"):
         make("mat", make_spec(3, 3), normalize_observations=True)
 
 
@@ -189,9 +189,9 @@ def test_the_number_of_those_who_chose_a_target_counts():
     obs.action_mask[:] = True
     inputs = policy.encode(obs)
     with torch.no_grad():
-        folds = policy.fuse()
-        known = policy.decoder_memory(inputs, folds, None)
-        logits = policy.actor(policy.decode(known, torch.full((E, 2, 1), ORDINARY), folds))
+        fused = policy.fuse()
+        known = policy.decoder_memory(inputs, fused, None)
+        logits = policy.actor(policy.decode(known, torch.full((E, 2, 1), ORDINARY), fused))
     torch.testing.assert_close(logits[:, 0, ORDINARY], logits[:, 0, ORDINARY + 1])
     assert (logits[:, 1, ORDINARY] - logits[:, 1, ORDINARY + 1]).abs().min() > 1e-4
 

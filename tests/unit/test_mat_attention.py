@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
-from marl.agents.mat.agents import MAT, MATOptions
-from marl.agents.mat.attention import causal_bias
+from marl.agents.mat.agents import MAT
+from marl.agents.mat.encoder_decoder import causal_mask
+from marl.agents.mat.options import MATOptions
 from marl.types import EnvSpec, Obs
 
 ENVS, AGENTS, WIDTH = 3, 5, 4
@@ -22,8 +23,8 @@ def build(seed=0, agents=AGENTS, continuous=False, **options):
     names = tuple(f"agent_{i}" for i in range(agents))
     spec = EnvSpec("test", names, gymnasium.spaces.Box(-1.0, 1.0, (WIDTH,)), space, 10)
     policy = MAT(spec, MATOptions(embedding=16, **options))
-    for block in policy.decoder:
-        for layer in (block.own.query, block.own.key):
+    for block in policy.decoder.blocks:
+        for layer in (block.self_attention.query, block.self_attention.key):
             torch.nn.init.normal_(layer.weight, std=0.5)
             torch.nn.init.normal_(layer.bias, std=0.5)
     return policy
@@ -77,16 +78,16 @@ def test_rows_of_the_living_sum_to_one_and_lead_only_to_those_before(options, al
 def test_one_block_equals_the_softmax_of_its_own_queries_and_keys():
     policy = build(heads=1, blocks=1)
     inputs, nodes = decide(policy)
-    block = policy.decoder[0]
+    block = policy.decoder.blocks[0]
     action = nodes.action[..., 0]
     attention = policy.attention(inputs, nodes)
     with torch.no_grad():
         for env in range(ENVS):
             symbols = [0, *(action[env, :-1] + 1).tolist()]  # the beginning, then what each agent chose
-            tokens = [policy.token_norm(F.gelu(policy.token.weight[symbol])) for symbol in symbols]
+            tokens = [policy.decoder.token_norm(F.gelu(policy.decoder.token.weight[symbol])) for symbol in symbols]
             for i in range(AGENTS):
-                query = block.own.query(tokens[i])
-                scores = torch.stack([query @ block.own.key(tokens[j]) / 4.0 for j in range(i + 1)])
+                query = block.self_attention.query(tokens[i])
+                scores = torch.stack([query @ block.self_attention.key(tokens[j]) / 4.0 for j in range(i + 1)])
                 weights = scores.softmax(-1)
                 expected = torch.zeros(AGENTS)
                 expected[:i] = weights[1:]  # the symbol at place j is the action of agent j - 1
@@ -99,12 +100,11 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
     policy = build(heads=2, blocks=2)
     inputs, nodes = decide(policy)
     with torch.no_grad():
-        folds = policy.fuse()
-        representation = policy.decoder_memory(inputs, folds, None)
+        representation = policy.decoder_memory(inputs, policy.fuse(), None)
         x = policy.embed_tokens(policy.shift_right(nodes.action))
         expected = torch.zeros(ENVS, AGENTS, AGENTS)
-        for block, fold in zip(policy.decoder, folds.decoder, strict=True):
-            query, key = block.own.query(x), block.own.key(x)
+        for block in policy.decoder.blocks:
+            query, key = block.self_attention.query(x), block.self_attention.key(x)
             for head in range(2):
                 part = slice(8 * head, 8 * head + 8)
                 for i in range(AGENTS):
@@ -112,7 +112,7 @@ def test_heads_and_blocks_are_averaged_and_the_second_block_sees_the_first():
                     weights = score.softmax(-1) / 4
                     expected[:, i, :i] += weights[:, 1:]
                     expected[:, i, i] += weights[:, 0]
-            x = block(x, representation, fold, causal_bias(AGENTS, 2, x))
+            x = block(x, representation, causal_mask(x))
     assert torch.allclose(policy.attention(inputs, nodes), expected, atol=1e-6)
 
 

@@ -379,7 +379,7 @@ def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
             "bptt_steps is 10, which does not divide rollout_steps, 128; give 8",
         ),
         ({"bptt_steps": 20, "rollout_steps": 8}, "does not divide rollout_steps, 8; give 8"),
-        ({"bptt_steps": -1}, "bptt_steps is -1; give a number of steps"),
+        ({"bptt_steps": -1}, "bptt_steps=-1 is negative"),
         ({"bptt_steps": 8, "rollout_steps": 8, "minibatches": 4}, "more than the 3 chunks of 8 steps"),
         ({"bptt_steps": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch is 3, less than a chunk of 8 steps"),
     ],
