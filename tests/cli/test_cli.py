@@ -111,7 +111,7 @@ WRONG = [
     (["train", "no.such.module:make"], "cannot import"),
     (["train", "gymnasium:CartPole-v99"], "CartPole"),
     (["train", "mamujoco/HalfCheetah-5x1"], "HalfCheetah-6x1"),
-    (["train", "toy/climbing", "--embedding", "0"], "embedding is 0"),
+    (["train", "toy/climbing", "--embedding", "0"], "embedding=0"),
     (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef is inf"),
     (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
     (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
@@ -144,7 +144,7 @@ WRONG = [
     (["play", "toy/chain", "--view", "text", "--fps", "5"], "shown as text, without --fps"),
     (["bench", "act", "--model", "tiny"], "model has no effect on act"),
     (["bench", "env", "--seconds", "inf"], "positive"),
-    (["train", "toy/climbing", "--max-std", "nan"], "max_std is nan"),
+    (["train", "toy/climbing", "--max-std", "nan"], "max_std=nan"),
     (
         ["train", "toy/climbing", "--agent", "ippo", "--agent-order", "random"],
         "has no option --agent-order; these have it: mat",
@@ -264,7 +264,7 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
             r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
         ),
         (["tests.support.broken:choices", "--agent", "mappo"], r"actions MultiDiscrete\(\[2 3\]\) are not supported"),
-        (["toy/continuous", "--init-std", "0.5"], r"init_std is 0\.5; it must lie between 0"),
+        (["toy/continuous", "--init-std", "0.5"], r"init_std=0\.5 is not between 0"),
     ],
 )
 def test_teams_that_an_option_or_agent_cannot_take_are_named(monkeypatch, capsys, folder, args, said):  # noqa: ARG001
@@ -300,7 +300,7 @@ def test_an_infinite_deviation_is_named(monkeypatch, capsys, folder):  # noqa: A
     monkeypatch.setattr("marl.agents.mat.policy.make_head", infinite)
     code, _, err = call(monkeypatch, capsys, "train", "toy/mixed", *TEAM)
     assert code == 2
-    assert "log_std=inf of dimension 0 of the action of all agents" in err
+    assert "log_std=inf in action dimension 0 of all agents" in err
 
 
 def test_a_missing_simulator_comes_with_its_install_line(monkeypatch, capsys):

@@ -101,7 +101,7 @@ def test_a_standard_deviation_that_is_none_is_named(value):
         head = GaussianHead(box.low, box.high, 0.5, 0.25, places)
         with torch.no_grad():
             head.log_std[-1][1] = value
-        with pytest.raises(NonFiniteError, match=f"log_std={value} of dimension 1 of the action of {whose}"):
+        with pytest.raises(NonFiniteError, match=f"log_std={value} in action dimension 1 of {whose}"):
             head.sampling_offset(mask, None)
 
 
