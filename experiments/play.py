@@ -14,22 +14,22 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from marl import transcript
 from marl.checkpoint.store import Checkpoint
 from marl.config import RunConfig, default_config, require_episodes
+from marl.episodes import play_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError, named_errors
 from marl.evaluation import paired_seeds, run_episodes, summarize
 from marl.files import whole_files, write_whole
 from marl.policy import Policy, require_policy
 from marl.policy_io import batch_of_one, load_checkpoint, make_policy
 from marl.protocols import Env
-from marl.recurrent_state import RecurrentState
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.stopping import stop_requests
 from marl.tracking.tensorboard import png
+from marl.transcript import record_transcript
 from marl.trust import external_of_env, require_trust
-from marl.types import EnvSpec
+from marl.types import EnvSpec, Obs, VectorStep
 from marl.value_norm import ValueNorm
 from marl.vector import make_vector
 
@@ -264,24 +264,32 @@ def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
         raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
     interrupt = None
     with whole_files(out) as (beside,):
-        screen = Viewer(name, env, parsed.view, beside, parsed.fps or FPS)
+        viewer = Viewer(name, env, parsed.view, beside, parsed.fps or FPS)
         if parsed.attention:
-            check_attention(subject, policy, screen)
-        screen.video_only = [f"--{option}" for option in ("out", "fps") if getattr(parsed, option) is not None]
+            check_attention(subject, policy, viewer)
+        viewer.video_only = [f"--{option}" for option in ("out", "fps") if getattr(parsed, option) is not None]
         if parsed.view == "text":
-            screen.refuse_video_options()
+            viewer.refuse_video_options()
         try:
             for seed in paired_seeds(parsed.episodes, "test"):
-                play_episode(env, policy, screen, seed, subject.greedy(parsed), parsed)
+                play_episode(
+                    env,
+                    policy,
+                    viewer,
+                    seed,
+                    subject.greedy(parsed),
+                    max_steps=parsed.stop_after,
+                    attention=parsed.attention,
+                )
         except KeyboardInterrupt as error:
             interrupt = error  # what was drawn until then is kept
         finally:
-            screen.close()
-    if screen.writer is not None:
+            viewer.close()
+    if viewer.writer is not None:
         print(f"wrote {out}")
     if interrupt is not None:
         raise interrupt
-    if not screen.drawn:
+    if not viewer.drawn:
         raise ConfigError(f"{name} draws nothing: its `render` returns None")
 
 
@@ -297,11 +305,17 @@ def print_transcript(subject: LoadedAgent, policy: Any, parsed: Any) -> None:
     console = Console()
     try:
         for number, seed in enumerate(paired_seeds(parsed.episodes, "test")):
-            episode = transcript.play(
-                policy, env, seed, config.learn.links(), subject.value_norm, subject.greedy(parsed), parsed.stop_after
+            episode = record_transcript(
+                policy,
+                env,
+                seed,
+                config.learn.links(),
+                subject.value_norm,
+                deterministic=subject.greedy(parsed),
+                max_steps=parsed.stop_after,
             )
             console.print(Markdown(policy.transcript(episode)))
-            total = sum(float(turn.reward.mean()) for turn in episode)
+            total = sum(float(step.reward.mean()) for step in episode)
             stopped = "; stopped by --stop-after" if len(episode) == parsed.stop_after else ""
             console.print(f"return {total:.6g} in {len(episode)} steps{stopped}")
             if number == 0:
@@ -318,14 +332,14 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
     print(f"wrote {path}")
 
 
-def check_attention(subject: LoadedAgent, policy: Policy, screen: Viewer) -> None:
+def check_attention(subject: LoadedAgent, policy: Policy, viewer: Viewer) -> None:
     if not policy.has_attention:
         raise ConfigError(
             f"agent {subject.config.agent!r} has no attention to draw; leave out --attention, or play a run of mat"
         )
-    if screen.view == "text":
+    if viewer.view == "text":
         raise ConfigError("attention is drawn in pictures only; leave out --attention or --view text")
-    if screen.film is None:
+    if viewer.film is None:
         raise ConfigError(f"{subject.task.name} does not draw attention; leave out --attention")
 
 
@@ -337,29 +351,49 @@ def drawing_options(task: EnvFactory) -> dict[str, Any]:
     return chosen
 
 
-def play_episode(env: Env, policy: Any, screen: Viewer, seed: int, greedy: bool, parsed: Any) -> None:
-    """Show every step of one episode, whose return is printed at its end."""
-    generator = torch.Generator().manual_seed(seed)
-    total, length = 0.0, 0
-    with named_errors(env.spec.name):
-        obs = env.reset(seed)
-    end = "stopped by --stop-after"
-    memory = RecurrentState(policy, 1)
-    screen.show()
-    while length < parsed.stop_after:
+class ShownEnv:
+    """One environment as a batch of one, for `play_episodes`. A `Viewer` shows the beginning of every episode.
+
+    Unlike a `VectorEnv` of training, it does not reset at the end of an episode, so that the last moment can be shown.
+    """
+
+    num_envs = 1
+
+    def __init__(self, env: Env, viewer: Viewer) -> None:
+        self.env, self.viewer, self.spec = env, viewer, env.spec
+
+    def reset(self, seeds: list[int]) -> Obs:
+        """Start an episode and show its first frame."""
+        with named_errors(self.spec.name):
+            obs = self.env.reset(seeds[0])
+        self.viewer.show()
+        return batch_of_one(obs)
+
+    def step(self, action: np.ndarray) -> VectorStep:
+        """Act with (1, N) or (1, N, A)."""
+        with named_errors(self.spec.name):
+            step = self.env.step(action[0])
+        ended = np.array([step.terminated]), np.array([step.truncated])
+        return VectorStep(batch_of_one(step.obs), np.asarray(step.reward)[None], *ended)
+
+
+def play_episode(
+    env: Env, policy: Any, viewer: Viewer, seed: int, deterministic: bool, *, max_steps: int, attention: bool = False
+) -> None:
+    """Show every step of one episode, and print its return."""
+    total, length, end = 0.0, 0, "stopped by --stop-after"
+    shown: Any = ShownEnv(env, viewer)
+    steps = play_episodes(
+        policy, shown, [seed], max_steps, deterministic=deterministic, generator_seed=seed, copy_obs=attention
+    )
+    for played in steps:
+        step, nodes = played.step, played.decision.nodes
+        total, length = total + float(step.reward.mean()), length + 1
         with torch.inference_mode():
-            inputs = memory.add_to(policy.encode(batch_of_one(obs)))
-            decision = policy.act(inputs, generator, greedy)
-            memory.update(decision)
-            attention = policy.attention(inputs, decision.nodes)[0].cpu().numpy() if parsed.attention else None
-        with named_errors(env.spec.name):
-            step = env.step(decision.action[0])
-        obs, total, length = step.obs, total + float(step.reward.mean()), length + 1
-        screen.show(attention)
-        if step.terminated or step.truncated:
-            end = "terminated" if step.terminated else "reached the time limit"
-            break
-    screen.end()
+            viewer.show(policy.attention(played.inputs, nodes)[0].cpu().numpy() if attention else None)
+        if not played.cut[0] and played.ended[0]:
+            end = "terminated" if step.terminated[0] else "reached the time limit"
+    viewer.end()
     print(f"return {total:.6g} in {length} steps; {end}")
 
 

@@ -18,7 +18,7 @@ from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json
 from marl.tracking.tensorboard import RecordFile
-from marl.transcript import play
+from marl.transcript import record_transcript
 
 LOGGER = logging.getLogger("marl")
 
@@ -129,8 +129,14 @@ class Evaluate:
             self.transcript_env = self.env_fns[0](1)
         greedy = not trainer.config.evaluation.eval_stochastic
         seed, norm = paired_seeds(1)[0], trainer.value_norm
-        episode = play(
-            trainer.policy, self.transcript_env, seed, trainer.links, norm, greedy, stop=lambda: trainer.interrupted
+        episode = record_transcript(
+            trainer.policy,
+            self.transcript_env,
+            seed,
+            trainer.links,
+            norm,
+            deterministic=greedy,
+            stop=lambda: trainer.interrupted,
         )
         trainer.tracker.text(trainer.steps, "eval/transcript", trainer.policy.transcript(episode))
         trainer.tracker.image(trainer.steps, "eval/credit", trainer.policy.picture(episode))

@@ -5,25 +5,21 @@ Training chooses the best checkpoint by episodes on the validation seeds. A scor
 selected. Scores to report come from the test seeds, which choose nothing.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 
 from marl.config import MAX_EPISODE_STEPS
+from marl.episodes import never_stop, play_episodes
 from marl.info import finite_info
 from marl.policy import Policy
 from marl.protocols import VectorEnv
-from marl.recurrent_state import RecurrentState
 from marl.seeding import Streams
 from marl.stats import mean_interval
 from marl.types import EnvSpec
 
-MAX_REPEATS = 3
-"""How often an episode is played again because its environment died."""
 
 MAX_AGENT_RETURNS = 16
 """The largest team whose agents have returns of their own in the log."""
@@ -70,76 +66,49 @@ def mean_by_label(labels: Sequence[str], returns: np.ndarray) -> dict[str, float
     }
 
 
-def never() -> bool:
-    return False
-
-
 def run_episodes(
     policy: Policy,
     env: VectorEnv,
     seeds: Sequence[int],
     deterministic: bool = True,
     generator_seed: int = 0,
+    *,
     max_steps: int = MAX_EPISODE_STEPS,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> list[EpisodeRow]:
-    """One row per seed, in the order of `seeds`.
+    """Play one episode for each seed and return one row for each, in the order of `seeds`.
 
-    Every seed is played to its end, whatever its length, so that short episodes are not favored:
-    environment e plays episodes e, e + E, e + 2 E, ... An episode that a dying environment cut short is played again,
-    some times at most. An episode is left after `max_steps` steps, or the environment's own limit where that is
-    larger. Once `stop()` is true, only the rows of the episodes that have ended are returned.
+    Environment e plays episodes e, e + E, e + 2 E, ... to their ends, so that short episodes are not favored. An
+    episode whose environment died is played again. An episode is cut after `max_steps` steps, or after the
+    environment's own limit where that is larger. If `stop()` becomes true, only the rows of finished episodes are
+    returned.
     """
-    generator = torch.Generator(device=policy.device).manual_seed(generator_seed)
-    count = env.num_envs
     limit = max(max_steps, env.spec.max_steps or 0)
     labels = return_labels(env.spec)
-    playing = np.arange(count)
-    totals = np.zeros((count, env.spec.num_agents))
-    lengths, lost = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    returns = np.zeros((env.num_envs, env.spec.num_agents))
     rows: dict[int, EpisodeRow] = {}
-    obs = env.reset([seeds[min(i, len(seeds) - 1)] for i in range(count)])
-    playing[len(seeds) :] = -1
-    memory = RecurrentState(policy, count)
     warned: set[str] = set()
-    while (playing >= 0).any() and not stop():
-        with torch.inference_mode():
-            decision = policy.act(memory.add_to(policy.encode(obs)), generator, deterministic)
-        memory.update(decision)
-        step = env.step(decision.action)
-        obs = step.obs
-        totals += step.reward
-        lengths += 1
-        ended = step.terminated | step.truncated
-        cut = ~ended & (lengths >= limit)
-        over = ended | cut
-        if not over.any():
-            continue
-        memory.reset(over)
-        step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
-        infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
-        for e in np.flatnonzero(over):
-            episode = int(playing[e])
-            if episode >= 0 and step.restarted is not None and step.restarted[e] and lost[e] < MAX_REPEATS:
-                lost[e] += 1
-                obs = env.reset_at(int(e), seeds[episode])
-            elif episode >= 0:
+    steps = play_episodes(
+        policy, env, seeds, limit, deterministic=deterministic, generator_seed=generator_seed, stop=stop
+    )
+    for played in steps:
+        step = played.step
+        returns += step.reward
+        if played.ended.any():
+            infos = {} if step.final is None else dict(zip(step.final.env.tolist(), step.final.info, strict=True))
+            for e in np.flatnonzero(played.ended):
+                episode = int(played.episode[e])
                 rows[episode] = EpisodeRow(
                     episode,
                     seeds[episode],
-                    float(totals[e].mean()),
-                    int(lengths[e]),
+                    float(returns[e].mean()),
+                    int(played.length[e]),
                     bool(step.terminated[e]),
                     finite_info(infos.get(int(e), {}), env.spec.name, warned),
-                    mean_by_label(labels, totals[e]),
-                    bool(cut[e]),
+                    mean_by_label(labels, returns[e]),
+                    bool(played.cut[e]),
                 )
-                following = episode + count
-                playing[e] = following if following < len(seeds) else -1
-                lost[e] = 0
-                if playing[e] >= 0:
-                    obs = env.reset_at(int(e), seeds[following])
-            totals[e], lengths[e] = 0.0, 0
+        returns[played.ended | played.discarded] = 0.0
     return [rows[i] for i in sorted(rows)]
 
 

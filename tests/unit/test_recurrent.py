@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from marl.policy import Policy
 from marl.policy_io import LoadedPolicy, load_policy
 from marl.rollout import Collector, iter_minibatches
 from marl.run import build
-from marl.transcript import play
+from marl.transcript import record_transcript
 from marl.types import Decision, Nodes
 from marl.value_norm import ValueNorm
 from marl.vector import SyncVector
@@ -239,11 +240,11 @@ def test_evaluations_and_stories_remember():
     assert policy.told[:6] == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1], [0, 2]]
     one = SyncVector([chain(5)])
     policy = Counter(one.spec)
-    play(policy, one, 0, Links(), ValueNorm(0.0), longest=4)
+    record_transcript(policy, one, 0, Links(), ValueNorm(0.0), max_steps=4)
     assert (policy.told, policy.valued) == ([[0], [1], [2], [3]], [[4]])
     policy = Counter(one.spec)
-    screen = SimpleNamespace(show=lambda *_: None, end=lambda: None)
-    play_episode(make_toy("chain"), policy, screen, 0, True, SimpleNamespace(stop_after=3, attention=False))
+    viewer: Any = SimpleNamespace(show=lambda *_: None, end=lambda: None)
+    play_episode(make_toy("chain"), policy, viewer, 0, True, max_steps=3)
     assert policy.told == [[0], [1], [2]]
 
 

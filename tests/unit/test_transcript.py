@@ -16,7 +16,7 @@ from marl.envs.wrappers import EnvWrapper
 from marl.policy import Policy
 from marl.policy_io import LoadedPolicy
 from marl.registry import AGENTS
-from marl.transcript import play
+from marl.transcript import record_transcript
 from marl.types import Decision, EnvSpec, Nodes, Obs
 from marl.value_norm import ValueNorm
 from marl.vector import SyncVector
@@ -46,7 +46,7 @@ def test_an_episode_with_its_credit(task):
     env = SyncVector([lambda: Macro(make_toy(task))])
     policy, norm = policy_for(env), ValueNorm(0.9)
     norm.update(torch.tensor([1.0, 3.0]), torch.ones(2, dtype=torch.bool))
-    episode = play(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
+    episode = record_transcript(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
     assert len(episode) == env.spec.max_steps
     values = [norm.denormalize(turn.decision.value[0, :, 0]) for turn in episode]
     alive = [torch.as_tensor(turn.obs.alive[0]) for turn in episode]
@@ -55,7 +55,7 @@ def test_an_episode_with_its_credit(task):
         expected = torch.as_tensor(turn.reward) + 0.81 * values[i + 1] - values[i]
         torch.testing.assert_close(turn.advantage[both, 0], expected[both])
         assert not turn.advantage[~alive[i]].any()
-    again = play(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
+    again = record_transcript(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
     assert all(torch.equal(a.advantage, b.advantage) for a, b in zip(episode, again, strict=True))
     last = torch.as_tensor(episode[-1].reward) - values[-1]
     ended = torch.allclose(episode[-1].advantage[:1, 0], last[:1])
