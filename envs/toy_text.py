@@ -7,9 +7,9 @@
 | chain | length | reward at the end of long actions, and a small one for giving up at once |
 | wording | 1 | one choice in long or short words |
 | mdp | endless | a random Markov decision process whose tables are at hand |
-| oven | up to 5 | the first word of an action decides, the others are forced |
+| bake | up to 5 | the first word of an action decides, the others are forced |
 | chores | length | a team in which no two may do the same |
-| say | 1 | free text: repeat some words |
+| free_text | 1 | free text: repeat some words |
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 
 from marl.envs.text import Invalid, TextEnv, TextStep
-from marl.envs.toy import build
+from marl.envs.toy import make_game
 from marl.errors import ConfigError
 from marl.registry import register_env
 
@@ -32,7 +32,7 @@ class TextOptions:
     agents: int | None = None
     """Number of agents (chores)."""
     length: int | None = None
-    """Steps of an episode (chain, chores), words to repeat (say)."""
+    """Steps of an episode (chain, chores), words to repeat (free_text)."""
     verbosity: int | None = None
     """Words of an action (chain)."""
     consolation: float | None = None
@@ -54,9 +54,9 @@ class TextOptions:
     leaves: bool | None = None
     """The last agent goes home after the first round (chores)."""
     discount: float | None = None
-    """Discount of a step, in the summary and the optimum (chain, wording, mdp, oven)."""
+    """Discount of a step, in the summary and the optimum (chain, wording, mdp, bake)."""
     invalid: Invalid | None = None
-    """What an action that is not offered does: an error, or nothing (default: error; nothing in say)."""
+    """What an action that is not offered does: an error, or nothing (default: error; nothing in free_text)."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Oven:
     steps: int = 0
 
 
-def oven(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
+def bake(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
     """Open the oven, put the bread in and close it, in five steps or lose 1.
 
     Where there is a choice, the first word makes it: "open" or "close", the rest is the same.
@@ -222,7 +222,7 @@ def oven(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
         return TextStep(after, float(success) - float(late), success or late, success)
 
     return TextEnv(
-        "text/oven",
+        "text/bake",
         lambda _: Oven(),
         lambda state: prompts[state.opened, state.inside],
         play,
@@ -289,10 +289,10 @@ def chores(
     )
 
 
-def say(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
+def free_text(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
     """Repeat `length` words, in free text. Pays the share of words in their place, of the longer of both texts."""
     known = ("apple", "bell", "cloud", "drum", "ember", "frost", "grape", "horn")
-    _between("say", "length", length, 1, len(known))
+    _between("free_text", "length", length, 1, len(known))
 
     def play(wanted: str, action: str, _: Generator) -> TextStep:
         said, asked = action.split(), wanted.split()
@@ -300,7 +300,7 @@ def say(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
         return TextStep(wanted, right / max(len(said), len(asked)), ended=True, success=said == asked)
 
     return TextEnv(
-        "text/say",
+        "text/free_text",
         lambda random: " ".join(random.choice(known, size=length)),
         lambda wanted: f"Say: {wanted}",
         play,
@@ -315,9 +315,9 @@ GAMES: dict[str, Callable[..., TextEnv]] = {
     "chain": chain,
     "wording": wording,
     "mdp": TextMdp,
-    "oven": oven,
+    "bake": bake,
     "chores": chores,
-    "say": say,
+    "free_text": free_text,
 }
 
 TASKS = tuple(GAMES)
@@ -326,7 +326,7 @@ TASKS = tuple(GAMES)
 @register_env("text", tasks=TASKS, options=TextOptions, summary="tiny games of text with known optima")
 def make(task: str, **options: Any) -> TextEnv:
     """The game `task`; an option of None is left at the task's default."""
-    return build("text", GAMES, task, options)
+    return make_game("text", GAMES, task, options)
 
 
 def _between(task: str, option: str, value: int, least: int, most: int) -> None:

@@ -86,10 +86,10 @@ DISCOUNTS = {
     "overcooked": 0.99,
     "text/chain": 0.95,
     "text/wording": 0.95,
-    "text/oven": 0.95,
+    "text/bake": 0.95,
     "text/mdp": 0.9,
     "text/chores": 1.0,
-    "text/say": 1.0,
+    "text/free_text": 1.0,
 }
 """Discounts that the tasks' own returns are reckoned with."""
 HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["virtualhome"]}

@@ -74,7 +74,7 @@ def test_train_resume_eval_play_and_load(monkeypatch, capsys, folder):
 
 
 def test_a_policy_whose_critic_reads_the_state_acts_on_arrays(monkeypatch, capsys, folder):
-    args = ["train", "toy/mortal", "--agent", "mappo", "--steps", "32", "--name", "m", "--hidden", "8"]
+    args = ["train", "toy/agent_death", "--agent", "mappo", "--steps", "32", "--name", "m", "--hidden", "8"]
     assert call(monkeypatch, capsys, *args, *[x for x in QUICK if x not in ("--embedding", "16")])[0] == 0
     policy = marl.load_policy(folder / "runs" / "m")
     assert policy.spec.state_size > 0
@@ -92,7 +92,7 @@ def test_a_finished_run_says_so(monkeypatch, capsys, folder):  # noqa: ARG001
 
 
 def test_untrained_agents_play_and_are_evaluated(monkeypatch, capsys, folder):  # noqa: ARG001
-    assert "return" in call(monkeypatch, capsys, "play", "toy/mortal", "--agent", "random")[1]
+    assert "return" in call(monkeypatch, capsys, "play", "toy/agent_death", "--agent", "random")[1]
     assert "return" in call(monkeypatch, capsys, "eval", "toy/chain", "--agent", "scripted", "--episodes", "3")[1]
 
 
@@ -129,7 +129,7 @@ WRONG = [
     (["train", "os:path"], "'os:path' is a module"),
     (["train", "gymnasium:CartPole-v1", "--kwargs", "{a: ["], "is no YAML"),
     (["train", "gymnasium:CartPole-v1", "--max-steps", "0"], "max_steps is 0"),
-    (["train", "toy/mortal", "--agents", "9" * 20], "too many for a toy"),
+    (["train", "toy/agent_death", "--agents", "9" * 20], "too many for a toy"),
     (["eval", "\udcff"], "is not UTF-8"),
     (["eval", "x" * 300], "File name too long"),
     (["resume", "x" * 300], "File name too long"),

@@ -462,7 +462,7 @@ def test_a_bridge_has_no_state():
             bridge.set_state({})
 
 
-GAMES = [*((task, {}) for task in toy.TASKS), ("continuous", {"unequal": True}), ("mortal", {"individual": True})]
+GAMES = [*((task, {}) for task in toy.TASKS), ("continuous", {"unequal": True}), ("agent_death", {"individual": True})]
 
 
 @pytest.mark.parametrize(("task", "options"), GAMES)

@@ -20,7 +20,7 @@ from marl.vector import SyncVector
 class Liar(EnvWrapper):
     """A game whose observations, steps or spec pass through a lie. `obs`, `step`: from a value and the time."""
 
-    def __init__(self, task="mortal", obs=None, step=None, **spec):
+    def __init__(self, task="agent_death", obs=None, step=None, **spec):
         super().__init__(toy.make(task))
         self.lie_obs, self.lie_step, self.lie_spec = obs, step, spec
         self.time = 0
@@ -68,7 +68,7 @@ def at(when, change):
 
 
 def test_the_game_behind_the_lies_is_honest():
-    for task in ("mortal", "climbing", "chain", "copy"):
+    for task in ("agent_death", "climbing", "chain", "copy"):
         check_env(lambda task=task: Liar(task))
 
 
@@ -538,11 +538,11 @@ def test_the_time_limit_counts_primitive_steps():
 
 
 def test_lines_tell_what_was_and_was_not_checked():
-    lines = check_env(lambda: toy.make("mortal"), episodes=3)
+    lines = check_env(lambda: toy.make("agent_death"), episodes=3)
     assert lines[1].startswith("steps: 3 episodes of [6, 6, 6] steps")
     assert "time limit: max_steps=6 was kept" in lines
     assert "call order: step raises RuntimeError before reset and after an episode's end" in lines
-    alone = check_env(toy.make("mortal"))
+    alone = check_env(toy.make("agent_death"))
     assert "call order: step raises RuntimeError after an episode's end" in alone
 
 

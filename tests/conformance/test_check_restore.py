@@ -8,7 +8,7 @@ from marl.envs.testing import Promise, check_env
 from marl.errors import EnvironmentContractError
 
 
-class Amnesiac(toy.Mortal):
+class Amnesiac(toy.AgentDeath):
     """Forgets something of its state."""
 
     def __init__(self, lost):
@@ -22,7 +22,7 @@ class Amnesiac(toy.Mortal):
         return super().set_state({**super().get_state(), **state})
 
 
-class Leaky(toy.Mortal):
+class Leaky(toy.AgentDeath):
     """Gives and takes its own arrays instead of copies."""
 
     def _draw(self, now):
@@ -44,7 +44,7 @@ class LeakyIn(Leaky):
         return self._observe()
 
 
-class Restless(toy.Mortal):
+class Restless(toy.AgentDeath):
     """Saving disturbs it."""
 
     def get_state(self):
@@ -52,7 +52,7 @@ class Restless(toy.Mortal):
         return super().get_state()
 
 
-class Stuffed(toy.Mortal):
+class Stuffed(toy.AgentDeath):
     """Puts something into its state that no file can hold."""
 
     def __init__(self, value):
@@ -63,14 +63,14 @@ class Stuffed(toy.Mortal):
         return {**super().get_state(), "extra": self.value}
 
 
-class Revived(toy.Mortal):
+class Revived(toy.AgentDeath):
     """Forgets that the episode was over."""
 
     def set_state(self, state):
         return super().set_state({**state, "over": False})
 
 
-class Choosy(toy.Mortal):
+class Choosy(toy.AgentDeath):
     def set_state(self, state):
         return super().set_state({**state, "elapsed": state["count"]})
 
@@ -92,5 +92,7 @@ RESTORES = [
 
 @pytest.mark.parametrize(("make", "message"), RESTORES)
 def test_states_must_restore(make, message):
-    with pytest.raises(EnvironmentContractError, match=rf"^\[{int(Promise.RESTORE)} restore\] toy/mortal, .*{message}"):
+    with pytest.raises(
+        EnvironmentContractError, match=rf"^\[{int(Promise.RESTORE)} restore\] toy/agent_death, .*{message}"
+    ):
         check_env(make)

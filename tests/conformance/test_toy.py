@@ -20,12 +20,12 @@ VARIANTS = [
     ("chain", {"agents": 3, "length": 1}),
     ("copy", {"agents": 1, "length": 4, "symbols": 2}),
     ("copy", {"agents": 5}),
-    ("recall", {"agents": 1, "length": 2, "symbols": 4}),
+    ("memory", {"agents": 1, "length": 2, "symbols": 4}),
     ("continuous", {"agents": 1}),
     ("continuous", {"agents": 3, "unequal": True}),
     ("mixed", {"agents": 3, "length": 3}),
-    ("mortal", {"individual": True}),
-    ("mortal", {"agents": 5, "length": 3}),
+    ("agent_death", {"individual": True}),
+    ("agent_death", {"agents": 5, "length": 3}),
 ]
 
 
@@ -227,7 +227,7 @@ def follow(obs):
 @pytest.mark.parametrize("individual", [False, True])
 @pytest.mark.parametrize(("agents", "length"), [(3, 6), (1, 4), (5, 3)])
 def test_mortal_is_solved_by_doing_what_is_shown(individual, agents, length):
-    env = toy.make("mortal", agents=agents, length=length, individual=individual)
+    env = toy.make("agent_death", agents=agents, length=length, individual=individual)
     total, last = play(env, follow)
     assert total.mean() == pytest.approx(env.optimum)
     assert (np.ptp(total) > 0) == (individual and agents > 1)
@@ -235,7 +235,7 @@ def test_mortal_is_solved_by_doing_what_is_shown(individual, agents, length):
 
 
 def test_mortal_agents_die_when_documented_and_their_actions_are_ignored():
-    env = toy.make("mortal", individual=True)
+    env = toy.make("agent_death", individual=True)
     obs, alive, rewards = env.reset(0), [], []
     for _ in range(6):
         alive.append(obs.alive.tolist())
@@ -251,12 +251,12 @@ def test_mortal_agents_die_when_documented_and_their_actions_are_ignored():
 
 
 def test_mortal_refuses_a_masked_action():
-    env = toy.make("mortal")
+    env = toy.make("agent_death")
     obs = env.reset(0)
     action = follow(obs)
     assert not obs.action_mask[1, 1]
     action[1] = 1
-    with pytest.raises(ValueError, match=r"agent 1 cannot choose action 1; available: \[0, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"agent 1 cannot take action 1; available: \[0, 2, 3\]"):
         env.step(action)
 
 
@@ -264,7 +264,7 @@ def test_mortal_refuses_a_masked_action():
 def test_an_action_that_does_not_exist_is_refused(action):
     env = toy.make("climbing")
     env.reset()
-    with pytest.raises(ValueError, match="agent 0 cannot choose action"):
+    with pytest.raises(ValueError, match="agent 0 cannot take action"):
         env.step(action)
 
 
@@ -296,7 +296,7 @@ def test_render_names_the_game_and_the_step(task):
         ("penalty", {"penalty": 1.0}, "penalty=1.0 is a reward"),
         ("permutation", {"agents": 1}, "agents=1; give 2 or more"),
         ("copy", {"symbols": 1}, "symbols=1; give 2 or more"),
-        ("mortal", {"length": 0}, "length=0; give 1 or more"),
+        ("agent_death", {"length": 0}, "length=0; give 1 or more"),
     ],
 )
 def test_wrong_options_are_named(task, options, message):
@@ -316,11 +316,11 @@ def test_recall_pays_for_what_was_shown_and_does_not_show_it_again():
     """What agents see after the first step, and so at the last, is the same whatever they were shown and did."""
     later = set()
     for seed in range(9):
-        env = toy.make("recall", agents=2, length=3, symbols=3)
+        env = toy.make("memory", agents=2, length=3, symbols=3)
         shown = env.reset(seed).agents[:, :3].argmax(-1)
         steps = [env.step((shown + seed) % 3), env.step((shown + seed) % 3), env.step(shown)]
         later.add(tuple(step.obs.agents.tobytes() for step in steps))
         assert [step.reward.tolist() for step in steps] == [[0, 0], [0, 0], [1, 1]]
         assert [step.terminated for step in steps] == [False, False, True]
     assert len(later) == 1
-    assert toy.factorized_optimum("recall", symbols=3) == 1 / 3
+    assert toy.factorized_optimum("memory", symbols=3) == 1 / 3

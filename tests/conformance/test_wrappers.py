@@ -25,18 +25,18 @@ WRAPPERS = {
     "ids outside": lambda env: AgentId(DeathMask(Pad(env, num_agents=6, observation_size=14))),
     "ids inside": lambda env: EpisodeStatistics(TimeLimit(Pad(DeathMask(AgentId(env)), action_size=5), 4)),
 }
-OPTIONS = {"continuous": {"agents": 3, "unequal": True, "length": 3}, "mortal": {"individual": True}}
+OPTIONS = {"continuous": {"agents": 3, "unequal": True, "length": 3}, "agent_death": {"individual": True}}
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("task", ["climbing", "chain", "copy", "continuous", "mortal"])
+@pytest.mark.parametrize("task", ["climbing", "chain", "copy", "continuous", "agent_death"])
 def test_wrapped_environments_keep_the_contract(wrapper, task):
     check_env(lambda: WRAPPERS[wrapper](toy.make(task, **OPTIONS.get(task, {}))))
 
 
 def test_a_stack_keeps_the_contract_in_a_vector():
     def make():
-        return WRAPPERS["ids inside"](toy.make("mortal"))
+        return WRAPPERS["ids inside"](toy.make("agent_death"))
 
     check_vector_env(lambda: SyncVector([make] * 3), [1, 2, 3], make, steps=15)
 
@@ -50,7 +50,7 @@ def test_the_base_changes_nothing():
 
 
 def test_time_limit_truncates_where_the_game_goes_on_and_not_where_it_ends():
-    env = TimeLimit(toy.make("mortal"), 3)
+    env = TimeLimit(toy.make("agent_death"), 3)
     assert env.spec.max_steps == 3
     env.reset(0)
     assert not env.step(np.array([1, 2, 3])).truncated
@@ -74,7 +74,7 @@ def test_time_limit_keeps_a_shorter_limit_of_the_environment():
 
 
 def test_agent_id_comes_first_and_survives_death_only_outside_a_death_mask():
-    inside, outside = DeathMask(AgentId(toy.make("mortal"))), AgentId(DeathMask(toy.make("mortal")))
+    inside, outside = DeathMask(AgentId(toy.make("agent_death"))), AgentId(DeathMask(toy.make("agent_death")))
     for env, kept in ((inside, 0.0), (outside, 1.0)):
         obs = env.reset(0)
         assert np.array_equal(obs.agents[:, :3], np.eye(3))
@@ -120,7 +120,7 @@ def test_death_mask_blanks_the_dead_only(task):
 
 @pytest.mark.parametrize(("options", "fill"), [({}, True), ({"individual": True}, False)])
 def test_pad_adds_agents_that_never_live(options, fill):
-    env = Pad(toy.make("mortal", **options), observation_size=8, action_size=6, num_agents=5)
+    env = Pad(toy.make("agent_death", **options), observation_size=8, action_size=6, num_agents=5)
     spec = env.spec
     assert spec.agents[3:] == ("pad_0", "pad_1")
     assert spec.agent_types == ("agent",) * 3 + ("pad",) * 2
@@ -146,7 +146,7 @@ def test_pad_passes_on_the_own_part_of_a_continuous_action():
 @pytest.mark.parametrize("size", ["observation_size", "action_size", "num_agents"])
 def test_pad_cannot_cut(size):
     with pytest.raises(ConfigError, match=f"{size}=1 is below the environment's own"):
-        Pad(toy.make("mortal"), **{size: 1})
+        Pad(toy.make("agent_death"), **{size: 1})
 
 
 @pytest.mark.parametrize("wrapper", [AgentId, DeathMask, Pad])
@@ -173,14 +173,14 @@ def test_text_actions_of_the_dead_have_no_mask_and_cannot_be_padded():
 
 
 def test_episode_statistics_of_every_episode():
-    env = EpisodeStatistics(toy.make("mortal", individual=True))
+    env = EpisodeStatistics(toy.make("agent_death", individual=True))
     for _ in range(2):
         obs, steps = env.reset(0), []
         for _ in range(6):
             steps.append(env.step(np.where(obs.alive, obs.agents[:, :4].argmax(axis=1), 0)))
             obs = steps[-1].obs
         assert all("episode_return" not in step.info for step in steps[:-1])
-        assert steps[-1].info["episode_return"] == pytest.approx(toy.optimum("mortal"))
+        assert steps[-1].info["episode_return"] == pytest.approx(toy.optimum("agent_death"))
         assert steps[-1].info["episode_length"] == 6
 
 

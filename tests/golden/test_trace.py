@@ -15,10 +15,14 @@ from marl.vector import make_vector
 
 FILE = Path(__file__).with_name("trace.json")
 CASES = {
-    "mat, deaths and discrete actions": ("toy/mortal", "mat", {"embedding": 16}),
-    "mat, random order, two blocks": ("toy/mortal", "mat", {"embedding": 16, "agent_order": "random", "blocks": 2}),
+    "mat, deaths and discrete actions": ("toy/agent_death", "mat", {"embedding": 16}),
+    "mat, random order, two blocks": (
+        "toy/agent_death",
+        "mat",
+        {"embedding": 16, "agent_order": "random", "blocks": 2},
+    ),
     "mat, torques": ("toy/continuous", "mat", {"embedding": 16, "normalize_observations": True}),
-    "mappo": ("toy/mortal", "mappo", {"hidden": (16,), "value_clip": 0.2}),
+    "mappo": ("toy/agent_death", "mappo", {"hidden": (16,), "value_clip": 0.2}),
     "ippo": ("toy/continuous", "ippo", {"hidden": (16,), "value_loss": "mse", "ratio_level": "node"}),
 }
 PINNED = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "gradient/norm", "value/explained_variance")

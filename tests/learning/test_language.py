@@ -49,7 +49,7 @@ def test_the_length_of_words_matters_to_ntpo_alone(long, ntpo):
 
 @pytest.mark.parametrize(("agent", "iterations"), [("reinforce", 25), ("grpo", 12), ("gigpo", 12)])
 def test_other_algorithms_learn_a_simple_task(agent, iterations):
-    assert learn("oven", agent, iterations, num_envs=16) == pytest.approx(1.0)
+    assert learn("bake", agent, iterations, num_envs=16) == pytest.approx(1.0)
 
 
 def test_etpo_finds_the_exact_soft_optimal_policy():

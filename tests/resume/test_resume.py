@@ -45,14 +45,14 @@ def assert_same_run(one: Path, two: Path) -> None:
 GROUPS = {"whole_episodes": True, "group_size": 2, "advantage": "gigpo", "value_coef": 0.0}
 CASES = [
     ("toy/chain", "mat", {"normalize_observations": True}),
-    ("toy/mortal", "mat", {"agent_order": "random"}),
+    ("toy/agent_death", "mat", {"agent_order": "random"}),
     ("toy/climbing+penalty", "mat", {"normalize_observations": True, "minibatches": 2, "steps": 384}),
     ("toy/mixed", "mat", {"parameters_per": "group"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
     ("tests.unit.test_rollout:short", "mappo", GROUPS),
-    ("toy/mortal", "mappo", {"bptt_steps": 4}),
-    ("toy/mortal", "mat-dec", {"bptt_steps": 4}),
+    ("toy/agent_death", "mappo", {"bptt_steps": 4}),
+    ("toy/agent_death", "mat-dec", {"bptt_steps": 4}),
     ("mamujoco/Hopper-3x1", "mat", {"normalize_observations": True, "env_threads": 2}),
     # Observations are draws from the global random generators, of this process and of two workers.
     ("tests.support.buffers:Dice", "mappo", {}),

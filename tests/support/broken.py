@@ -22,7 +22,7 @@ class Broken(EnvWrapper):
     """
 
     def __init__(self, what: str, at: int, once: str = "") -> None:
-        super().__init__(make_toy("mortal" if what in ("mask", "nobody") else "chain"))
+        super().__init__(make_toy("agent_death" if what in ("mask", "nobody") else "chain"))
         self.what, self.at, self.once, self.count = what, at, once, 0
 
     def reset(self, seed: int | None = None) -> Obs:

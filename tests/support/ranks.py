@@ -27,7 +27,7 @@ def main(path: str) -> None:
     device = distributed.start("cpu")
     rank, world = distributed.rank(), distributed.world_size()
     settings = {"num_envs": 2, "embedding": 16, "ratio_level": "agent", "minibatches": 3}
-    config = override(default_config("toy/mortal", "mat"), settings)
+    config = override(default_config("toy/agent_death", "mat"), settings)
     env = make_vector(config.env, {}, 2 // world)
     trainer = build(config, env, device, 1)
     g = torch.Generator().manual_seed(0)
@@ -100,8 +100,8 @@ def update(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
 def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[float]:
     """The weights of the actors after two rounds of updates of one agent after another."""
     settings = {"num_envs": 2, "hidden": (8,), "epochs": 1, "agent_updates": "sequential", "value_coef": 0.0}
-    config = override(default_config("toy/mortal", "happo"), settings)
-    trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
+    config = override(default_config("toy/agent_death", "happo"), settings)
+    trainer = build(config, make_vector("toy/agent_death", {}, 2 // world), device, 1)
     for _ in range(2):
         trainer.update_sequentially(batch)
     return torch.cat([p.detach().flatten() for p in trainer.policy.actor.parameters()]).tolist()
@@ -109,8 +109,8 @@ def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[fl
 
 def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int) -> list[float]:
     """The gradient of an agent that remembers, of which each rank has other chunks."""
-    config = override(default_config("toy/mortal", "mat"), {"num_envs": 2, "embedding": 16, "bptt_steps": CHUNK})
-    trainer = build(config, make_vector("toy/mortal", {}, 2 // world), device, 1)
+    config = override(default_config("toy/agent_death", "mat"), {"num_envs": 2, "embedding": 16, "bptt_steps": CHUNK})
+    trainer = build(config, make_vector("toy/agent_death", {}, 2 // world), device, 1)
     g = torch.Generator().manual_seed(1)
     memory = torch.randn((ROWS, *trainer.policy.recurrent_shape), generator=g)
     began = torch.rand(ROWS, generator=g) < 0.3

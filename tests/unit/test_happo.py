@@ -12,7 +12,7 @@ from marl.vector import make_vector
 ROWS = 4 * 8
 
 
-def make_trainer(env="toy/mortal", agent="happo", **changes):
+def make_trainer(env="toy/agent_death", agent="happo", **changes):
     settings = {"num_envs": 4, "rollout_steps": 8, "epochs": 2, "minibatches": 2, **changes}
     settings |= {"hidden": (8,)} if agent == "happo" else {"embedding": 8, "parameters_per": "agent"}
     config = override(default_config(env, agent), settings | {"agent_updates": "sequential"})
@@ -108,7 +108,12 @@ def test_a_pass_without_the_agent_moves_no_other_actor(agent):
     assert {name.split(".")[2] for name in moved if name.startswith("actor.networks.")} == {"1"}
 
 
-TURNS = [("toy/mortal", "happo"), ("toy/mixed", "happo"), ("toy/mortal", "mat-dec"), ("toy/continuous", "mat")]
+TURNS = [
+    ("toy/agent_death", "happo"),
+    ("toy/mixed", "happo"),
+    ("toy/agent_death", "mat-dec"),
+    ("toy/continuous", "mat"),
+]
 
 
 @pytest.mark.parametrize(("env", "agent"), TURNS)
@@ -141,7 +146,7 @@ def test_the_critic_is_trained_once_an_iteration(changes):
     assert all(torch.equal(trainer.policy.state_dict()[name], x) for name, x in actors.items())
 
 
-@pytest.mark.parametrize("env", ["toy/mortal", "toy/mixed", "toy/climbing"])
+@pytest.mark.parametrize("env", ["toy/agent_death", "toy/mixed", "toy/climbing"])
 def test_a_turn_reads_what_is_the_agent_s_own(env):
     trainer, batch = make_trainer(env, normalize_observations=True)
     trainer.policy.update_statistics(batch.inputs, batch.nodes)

@@ -32,9 +32,9 @@ from tests.unit.test_rollout import Short
 
 CHUNK = 4
 ENVS = [
-    lambda: make_toy("mortal", length=6),
-    lambda: Short(make_toy("mortal", length=6)),
-    lambda: TimeLimit(make_toy("mortal", length=6), 5),
+    lambda: make_toy("agent_death", length=6),
+    lambda: Short(make_toy("agent_death", length=6)),
+    lambda: TimeLimit(make_toy("agent_death", length=6), 5),
 ]
 AGENTS = {
     "mappo": ("mappo", {}),
@@ -56,7 +56,7 @@ def make_trainer(name, **changes):
     agent, given = AGENTS[name]
     sizes = {"hidden": (8, 8)} if agent in ("mappo", "ippo", "happo") else {"embedding": 8}
     settings = {"num_envs": 3, "rollout_steps": 3 * CHUNK, "bptt_steps": CHUNK, **sizes, **given, **changes}
-    config = override(default_config("toy/mortal", agent), settings)
+    config = override(default_config("toy/agent_death", agent), settings)
     trainer = build(config, SyncVector(ENVS), torch.device("cpu"), 1)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -345,8 +345,8 @@ class BreaksLater(EnvWrapper):
 def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, memory):
     """With a NaN in an episode that is left out, too: the environments that are over do not end the run."""
     trainer = make_trainer(name, whole_episodes=True, on_nonfinite="drop", epochs=1, minibatches=1, bptt_steps=memory)
-    makes = [lambda: BreaksLater(make_toy("mortal", length=3)), lambda: make_toy("mortal", length=6)]
-    trainer.collector.env = SyncVector([*makes, lambda: BreaksLater(make_toy("mortal", length=9), at=7)])
+    makes = [lambda: BreaksLater(make_toy("agent_death", length=3)), lambda: make_toy("agent_death", length=6)]
+    trainer.collector.env = SyncVector([*makes, lambda: BreaksLater(make_toy("agent_death", length=9), at=7)])
     trainer.collector.collect([1, 2, 3])  # the episode that is to be left out needs a rollout before it
     rollout, episodes = trainer.collector.collect([1, 2, 3])
     assert (len(episodes.returns), episodes.dropped) == (2, 1)
@@ -356,9 +356,9 @@ def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, m
 
 
 def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
-    folder = run.start(small("toy/recall", "mappo", bptt_steps=4, eval_episodes=0, length=3))
+    folder = run.start(small("toy/memory", "mappo", bptt_steps=4, eval_episodes=0, length=3))
     assert load(folder / "checkpoints").data["agent_options"]["bptt_steps"] == 4
-    loaded, env = load_policy(folder, "last"), make_toy("recall", length=3)
+    loaded, env = load_policy(folder, "last"), make_toy("memory", length=3)
     seeds = [3, 4, 5]
     expected = [row.episode_return for row in run_episodes(loaded.policy, SyncVector([lambda: env]), seeds)]
     returns = []

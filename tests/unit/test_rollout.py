@@ -136,11 +136,11 @@ class Backwards(EnvWrapper):
 
 
 def test_one_chain_goes_on_where_its_first_agent_is_dead():
-    """At the time limit of `mortal` its last agents live no more; reversed, those are the first of the chain."""
+    """At the time limit of `agent_death` its last agents live no more; reversed, those are the first of the chain."""
     config = override(
-        default_config("toy/mortal", "mat-bad"), {"num_envs": 2, "rollout_steps": 6, "value_norm_decay": 0.0}
+        default_config("toy/agent_death", "mat-bad"), {"num_envs": 2, "rollout_steps": 6, "value_norm_decay": 0.0}
     )
-    env = SyncVector([lambda: Backwards(make_toy("mortal", individual=True))] * 2)
+    env = SyncVector([lambda: Backwards(make_toy("agent_death", individual=True))] * 2)
     trainer = run.build(config, env, torch.device("cpu"), 1)
     with torch.no_grad():
         trainer.policy.critic[-1].bias.fill_(3.0)
@@ -155,7 +155,7 @@ class Worth(Policy):
     """Values agents by their number."""
 
     def __init__(self, team_reward):
-        super().__init__(replace(make_toy("mortal").spec, team_reward=team_reward))
+        super().__init__(replace(make_toy("agent_death").spec, team_reward=team_reward))
 
     def encode(self, obs):
         return {"alive": torch.as_tensor(obs.alive)}

@@ -100,7 +100,7 @@ def test_language_agents_learn_several_tasks_with_one_model(agent):
 
 def test_a_vocabulary_of_other_words_is_refused():
     entry = AGENTS.get("poad")
-    specs = [make_vector(f"text/{task}", {}, 1).spec for task in ("wording", "oven")]
+    specs = [make_vector(f"text/{task}", {}, 1).spec for task in ("wording", "bake")]
     first, second = (entry.make(spec, entry.options()) for spec in specs)
     with pytest.raises(ConfigError, match="have words of their own"):
         second.share_backbone(first)

@@ -19,7 +19,7 @@ VARIANTS = [
     ("mdp", {"states": 8, "actions": 5, "table": 3}),
     ("chores", {"agents": 4, "length": 3, "leaves": True}),
     ("chores", {"named": False}),
-    ("oven", {"invalid": "ignore"}),
+    ("bake", {"invalid": "ignore"}),
 ]
 
 
@@ -36,13 +36,13 @@ def test_games_keep_the_contract_in_a_vector(task):
     check_vector_env(lambda: SyncVector([make] * 3), [5, 6, 7], make, steps=20)
 
 
-@pytest.mark.parametrize(("task", "options"), [v for v in VARIANTS if v[0] in ("chain", "wording", "oven")])
+@pytest.mark.parametrize(("task", "options"), [v for v in VARIANTS if v[0] in ("chain", "wording", "bake")])
 def test_the_optimum_is_that_of_dynamic_programming(task, options):
     env = toy_text.make(task, **options)
     assert Graph(env).optimum() == pytest.approx(env.optimum, abs=1e-12)
 
 
-@pytest.mark.parametrize("task", ["chain", "wording", "oven"])
+@pytest.mark.parametrize("task", ["chain", "wording", "bake"])
 def test_all_that_is_read_and_said_is_made_of_the_words(task):
     assert not Graph(toy_text.make(task)).unknown_pieces()
 
@@ -106,7 +106,7 @@ def test_no_action_of_the_process_begins_another():
 
 
 def test_five_steps_without_the_bread_lose():
-    env = toy_text.make("oven")
+    env = toy_text.make("bake")
     env.reset(0)
     steps = [env.step(["close the oven door"]) for _ in range(5)]
     assert [float(step.reward[0]) for step in steps] == [0, 0, 0, 0, -1]
@@ -146,7 +146,7 @@ def test_unnamed_workers_read_the_same():
     ("said", "reward"), [("{0} {1}", 1.0), (" {0}  {1}\n", 1.0), ("{0}", 0.5), ("{0} {1} {0} {1}", 0.5), ("{1}x", 0.0)]
 )
 def test_say_pays_the_share_of_words_in_place(said, reward):
-    env = toy_text.make("say")
+    env = toy_text.make("free_text")
     words = env.reset(3).agents[0].removeprefix("Say: ").split()
     step = env.step([said.format(*words)])
     assert step.terminated

@@ -391,8 +391,8 @@ def test_micro_batches_and_processes_change_nothing(small):
 @pytest.mark.parametrize(
     ("env", "agent", "changes"),
     [
-        ("toy/mortal", "mat", {"bptt_steps": 4}),
-        ("toy/mortal", "mat-gru", {"bptt_steps": 2, "parameters_per": "agent"}),
+        ("toy/agent_death", "mat", {"bptt_steps": 4}),
+        ("toy/agent_death", "mat-gru", {"bptt_steps": 2, "parameters_per": "agent"}),
         ("smac/3m", "mat-bad", {"layout": "entities"}),
         ("smac/3m", "mat-encoder", {"layout": "entities"}),
         ("smac/3m+8m", "mat", {"layout": "entities"}),

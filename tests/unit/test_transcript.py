@@ -40,7 +40,7 @@ def policy_for(env, kind=MLPPolicy):
     return kind(env.spec, MLPOptions(hidden=(8,)), central=False)
 
 
-@pytest.mark.parametrize("task", ["chain", "mortal"])  # terminated, truncated
+@pytest.mark.parametrize("task", ["chain", "agent_death"])  # terminated, truncated
 def test_an_episode_with_its_credit(task):
     """At lambda 0 each advantage is a one-step error, and the last one shows whether the end was true."""
     env = SyncVector([lambda: Macro(make_toy(task))])
