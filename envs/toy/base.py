@@ -40,7 +40,7 @@ class Toy:
         """Draw the random content of an episode."""
 
     def _play(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Return the reward (N,) of a valid action, and True if the episode terminates. `elapsed` counts it afterwards."""
+        """Return the reward (N,) of a valid action, and True if the episode terminates. Runs before `elapsed` grows."""
         raise NotImplementedError
 
     def _observe(self) -> Obs:
@@ -91,9 +91,11 @@ class Toy:
         return np.where(obs.alive, action, 0) if self.spec.discrete else action
 
     def team_reward(self, reward: float) -> np.ndarray:
+        """Return the reward of every agent, (N,) float32."""
         return np.full(self.spec.num_agents, reward, dtype=np.float32)
 
-    def _everyone(self) -> np.ndarray:
+    def all_alive(self) -> np.ndarray:
+        """Return (N,) True."""
         return np.ones(self.spec.num_agents, dtype=bool)
 
     def render(self) -> str:
