@@ -1,8 +1,8 @@
 """PettingZoo environments, in both directions.
 
-`pettingzoo:<module>`, for example `pettingzoo:mpe2.simple_spread_v3`, runs any module that has a
-`parallel_env`, or an AEC `env` that PettingZoo can make parallel. `ParallelBridge` does the same for an
-environment object, and `as_parallel_env` shows one of ours to PettingZoo's tools.
+`pettingzoo:<module>`, for example `pettingzoo:mpe2.simple_spread_v3`, runs any module that has a `parallel_env`, or
+an AEC `env` that PettingZoo can make parallel. `ParallelBridge` bridges an environment object, and `as_parallel_env`
+converts an `Env` for PettingZoo's tools.
 """
 
 import re
@@ -34,7 +34,7 @@ from marl.registry import named_kwargs, register_bridge, register_env
 from marl.types import EnvSpec, Obs, Step
 
 COMMON = "__common__"
-"""Key of the infos that holds what concerns no agent alone."""
+"""Key of the infos for entries that belong to no single agent."""
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,35 @@ class PettingZooOptions:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the module's `parallel_env` (or `env`)."""
     max_steps: int | None = None
-    """Length at which an episode is truncated; None is the environment's own limit, where it can be found."""
+    """Steps after which an episode is truncated; None is the environment's own limit, if it can be found."""
     ignore: tuple[str, ...] = ()
-    """Entries of a Dict observation that are left out, such as a text."""
+    """Entries of a Dict observation to leave out, such as a text."""
     state: bool = True
-    """Give the environment's global state to centralized critics, where it has one."""
+    """Give the environment's global state, if it has one, to centralized critics."""
     bounds: Bounds = "ignore"
-    """Observations outside their declared space: "ignore" lets them pass, "clip" clips them, "error" ends the run."""
+    """Treatment of observations outside their declared space: "ignore", "clip", or "error", which ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"max_steps is {self.max_steps}; give 1 or more, or None")
+            raise ConfigError(f"max_steps={self.max_steps}; give 1 or more, or None")
 
 
 class ParallelBridge:
     """A `pettingzoo.ParallelEnv` as an `Env`.
 
-    Observations are flattened to float32 vectors and padded with zeros to the widest agent; see `ObservationReader`
-    for the action mask in a Dict observation or in an agent's info, and for the entries to `ignore`.
-    Discrete actions of unequal number and Box actions of unequal width are padded and masked; where some agents have
-    the one and some the other, the team is mixed. Continuous actions are clipped to the agent's own bounds. An
-    agent's group is its name without the number behind, where the spaces of all of that name are equal. Rewards
-    are individual. `state` is the environment's, where it has a `state_space` and `use_state`; once all agents have
-    terminated it is the last one before. Infos are joined, as `<agent>/<name>`.
-    `success` of the team, where the environment gives none, is the mean of the last one that each agent gave in the
-    episode.
+    Observations are flattened to float32 vectors and padded with zeros to the widest agent. `ObservationReader` reads
+    action masks from a Dict observation or an agent's info, and leaves out the entries in `ignore`. Discrete and Box
+    actions of unequal sizes are padded and masked; a team with both kinds is mixed. Continuous actions are clipped to
+    the agent's own bounds. An agent's type is its name without the trailing number, if the spaces of all agents of that
+    name are equal. Rewards are individual. With `use_state`, `state` is the environment's own; after all agents have
+    terminated, the last state stays. Infos are joined as `<agent>/<name>`. Without a team `success`, it is the mean of
+    the last `success` of each agent in the episode.
 
-    An agent that the environment drops is not alive; its observation and reward are zero (unless the environment
-    still gives it a reward). The episode ends when no agent acts any more, or at `max_steps`. It is
-    truncated where, among the agents that acted in its last step, any was cut off without having terminated;
-    those stay alive in the last observation, the terminated do not. Else it is terminated. Agents that are cut off
-    while others act on are `agent_truncated`, and `final` holds their last observations.
+    An agent that the environment drops is not alive; its observation is zero, and its reward too unless the environment
+    still gives one. The episode ends when no agent is left, or at `max_steps`. It is truncated if any agent that acted
+    in the last step was truncated without having terminated; such agents stay alive in the last observation. Otherwise
+    it is terminated. Agents truncated while others act on are `agent_truncated`, and `final` holds their last
+    observations.
 
     Raises ConfigError for unsupported spaces.
     """
@@ -90,7 +88,7 @@ class ParallelBridge:
         self.env = env
         self.name = name or f"pettingzoo:{env}"
         if not getattr(env, "possible_agents", None):
-            raise ConfigError(f"{self.name}: no `possible_agents`; the bridge needs the names of all agents in advance")
+            raise ConfigError(f"{self.name}: no `possible_agents`; the bridge needs all agents in advance; define it")
         self._agents = list(env.possible_agents)
         self._action_spaces = [self._space("action", agent) for agent in self._agents]
         self._observation_spaces = [self._space("observation", agent) for agent in self._agents]
@@ -114,12 +112,12 @@ class ParallelBridge:
     def from_aec(cls, env: AECEnv, max_steps: int | None = None, name: str | None = None) -> "ParallelBridge":
         """Bridge a turn-based environment through PettingZoo's own converter.
 
-        Raises ConfigError where the environment is not marked as parallelizable.
+        Raises ConfigError if the environment is not marked as parallelizable.
         """
         return cls(_parallel(env, name or str(env)), max_steps, name)
 
     def _space(self, kind: str, agent: Any) -> spaces.Space:
-        """Return an agent's observation or action space. Raises ConfigError where the environment declares none."""
+        """Return an agent's observation or action space. Raises ConfigError if the environment declares none."""
         try:
             space = getattr(self.env, f"{kind}_space")(agent)
         except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
@@ -139,17 +137,17 @@ class ParallelBridge:
         return EnvSpec(
             name=self.name,
             agents=tuple(str(agent) for agent in self._agents),
-            observation_space=_common_box([*boxes, *_nothing(boxes)]),
+            observation_space=_common_box([*boxes, *_zero_box(boxes)]),
             action_space=_common_action(actions),
             max_steps=min(limits) if limits else None,
             state_space=None if self._state_space is None else flat_box(self._state_space, self.name),
             team_reward=False,
-            agent_types=self._groups(),
+            agent_types=self._agent_types(),
             observation_sizes=tuple(box.shape[0] for box in boxes),
             action_sizes=tuple(_action_width(action) for action in actions),
         )
 
-    def _groups(self) -> tuple[str, ...]:
+    def _agent_types(self) -> tuple[str, ...]:
         names = [str(agent) for agent in self._agents]
         stems = [re.sub(r"_?\d+$", "", name) for name in names]
         spaces_of: dict[str, set[str]] = {stem: set() for stem in stems}
@@ -160,6 +158,7 @@ class ParallelBridge:
         )
 
     def reset(self, seed: int | None = None) -> Obs:
+        """Start an episode."""
         observations, infos = self.env.reset(seed=seed)
         self._elapsed = 0
         self._over = False
@@ -167,6 +166,7 @@ class ParallelBridge:
         return self._obs(set(self.env.agents), observations, infos)
 
     def step(self, action: np.ndarray) -> Step:
+        """Act with (N,) int64 or (N, A) float32. Raises RuntimeError without a running episode."""
         if self._over:
             raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
         acting = set(self.env.agents)
@@ -192,7 +192,7 @@ class ParallelBridge:
         return Step(obs, reward, False, False, info, agent_truncated=alone, final=last)
 
     def _obs(self, alive: set[Any], observations: Any, infos: Any, cut: Collection[Any] = ()) -> Obs:
-        """The observation in which `alive` live; those of them who are `cut` off need no mask any more."""
+        """Return the observation of the agents `alive`. Truncated agents (`cut`) need no action mask."""
         seen = np.zeros((len(self._agents), self.spec.observation_size), dtype=np.float32)
         available = self._sizes_mask.copy()
         for index, agent in enumerate(self._agents):
@@ -201,8 +201,8 @@ class ParallelBridge:
                 continue
             if agent not in observations:
                 raise EnvironmentContractError(
-                    f"{self.name}: gave no observation to the agent {agent!r}, which acts or was cut off; give every "
-                    "agent that has not terminated its last observation, from which its future is valued"
+                    f"{self.name}: gave no observation to the agent {agent!r}, which acts or was truncated; give every "
+                    "agent that has not terminated an observation, from which its future is valued"
                 )
             ended = self._over or agent in cut
             vector, mask = self._readers[index].read(observations[agent], infos.get(agent) or {}, ended)
@@ -218,7 +218,7 @@ class ParallelBridge:
         return Obs(seen, living, action_mask=available, state=self._state(bool(alive)))
 
     def _state(self, anybody: bool) -> np.ndarray | None:
-        """The global state (S,). The last one stays when nobody acts any more: some environments have none then."""
+        """Return the global state (S,). The last one stays after all agents ended: some environments have none then."""
         if self._state_space is None:
             return None
         if anybody or self._last_state is None:
@@ -243,15 +243,18 @@ class ParallelBridge:
         return joined
 
     def render(self) -> np.ndarray | str | None:
+        """Return a frame, text, or None without a render mode."""
         return rendered(self.env)
 
     def get_state(self) -> None:
-        """None: PettingZoo has no common way to save an environment."""
+        """Return None: PettingZoo has no common way to save an environment."""
 
     def set_state(self, state: State) -> Obs:  # noqa: ARG002
+        """Raise RuntimeError: `get_state` is None."""
         raise RuntimeError(f"{self.spec.name} cannot restore a state; its get_state is None")
 
     def close(self) -> None:
+        """Close the environment once."""
         if not self._closed:
             self._closed = True
             self.env.close()
@@ -271,10 +274,10 @@ def make(
     state: bool = True,
     bounds: Bounds = "ignore",
 ) -> Env:
-    """The environment of the module `task`, bridged.
+    """Return the environment of the module `task`, bridged.
 
-    Raises UnknownNameError where an installed package has no such module, MissingDependencyError where a package is
-    absent, ConfigError where the module holds no environment or cannot make it.
+    Raises UnknownNameError if an installed package has no such module, MissingDependencyError if a package is missing,
+    ConfigError if the module holds no environment or cannot make it.
     """
     name = f"pettingzoo:{task}"
     env = make_with(load_factory(task), kwargs or {}, task)
@@ -285,7 +288,7 @@ def make(
 
 @register_bridge
 def bridge(made: Any, name: str) -> Env | None:
-    """Bridge a PettingZoo environment that a factory returned; None for anything else."""
+    """Bridge a PettingZoo environment that a factory returned. Returns None for anything else."""
     if isinstance(made, AECEnv):
         return with_bounds(ParallelBridge.from_aec(made, name=name), "ignore")
     return with_bounds(ParallelBridge(made, name=name), "ignore") if isinstance(made, ParallelEnv) else None
@@ -299,7 +302,10 @@ class ParallelView(ParallelEnv):
     def __init__(self, env: Env) -> None:
         spec = env.spec
         if not isinstance(spec.observation_space, spaces.Box) or isinstance(spec.action_space, spaces.Text):
-            raise ConfigError(f"{spec.name}: text has no PettingZoo view; only Box observations and actions on arrays")
+            raise ConfigError(
+                f"{spec.name}: text has no PettingZoo view; give an environment with Box observations and actions that "
+                "are arrays"
+            )
         self.env = env
         self.metadata = {"name": spec.name, "render_modes": ["human"]}
         self.render_mode = None
@@ -328,17 +334,21 @@ class ParallelView(ParallelEnv):
         return spaces.Discrete(size)
 
     def observation_space(self, agent: str) -> spaces.Space:
+        """Return the observation space of an agent."""
         return self._observation_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.Space:
+        """Return the action space of an agent."""
         return self._action_spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:  # noqa: ARG002
+        """Start an episode. Returns observations and infos of the living agents."""
         self._obs = self.env.reset(seed)
         self.agents = self._living(self._obs)
         return self._observations(self.agents, self._obs), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        """Act. Returns what `ParallelEnv.step` returns, for the agents that acted."""
         spec, acting = self.env.spec, self.agents
         width = () if spec.discrete else (spec.action_size,)
         joint = np.zeros((spec.num_agents, *width), dtype=np.int64 if spec.discrete else np.float32)
@@ -378,22 +388,25 @@ class ParallelView(ParallelEnv):
         return seen
 
     def state(self) -> np.ndarray:
+        """Return the global state (S,). Raises NotImplementedError without one."""
         if self._obs is None or self._obs.state is None:
             raise NotImplementedError(f"{self.env.spec.name} has no state")
         return np.array(self._obs.state)
 
     def render(self) -> np.ndarray | str | None:
+        """Return the environment's frame or text."""
         return self.env.render()
 
     def close(self) -> None:
+        """Close the environment."""
         self.env.close()
 
 
 def as_parallel_env(env: Env) -> ParallelView:
-    """The environment as PettingZoo's `ParallelEnv`, without padding.
+    """Return the environment as PettingZoo's `ParallelEnv`, without padding.
 
     Dead agents leave. A discrete agent observes a Dict of `observation` and `action_mask`. Raises ConfigError for
-    environments that speak text.
+    text environments.
     """
     return ParallelView(env)
 
@@ -408,7 +421,7 @@ def _parallel(env: AECEnv, name: str) -> ParallelEnv:
 
 
 def _own_limit(env: ParallelEnv) -> int | None:
-    """The environment's own limit: `max_cycles` or `max_steps` of the innermost environment, else None."""
+    """Return the environment's own step limit: `max_cycles` or `max_steps` of the inner environment, else None."""
     inner: Any = env.unwrapped
     for place in (inner, getattr(inner, "env", None), getattr(inner, "aec_env", None)):
         for attribute in ("max_cycles", "max_steps"):
@@ -419,21 +432,21 @@ def _own_limit(env: ParallelEnv) -> int | None:
 
 
 def _common_box(boxes: list[spaces.Box]) -> spaces.Box:
-    """The smallest Box that holds every agent's vector, padded at the end with zeros."""
+    """Return the smallest Box that holds every agent's vector, padded at the end with zeros."""
     width = max(box.shape[0] for box in boxes)
     low = np.min([np.pad(box.low, (0, width - box.shape[0])) for box in boxes], axis=0)
     high = np.max([np.pad(box.high, (0, width - box.shape[0])) for box in boxes], axis=0)
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def _nothing(boxes: list[spaces.Box]) -> list[spaces.Box]:
-    """The zero vector, which a dead agent observes."""
+def _zero_box(boxes: list[spaces.Box]) -> list[spaces.Box]:
+    """Return the Box of the zero vector, which a dead agent observes."""
     width = max(box.shape[0] for box in boxes)
     return [spaces.Box(0.0, 0.0, (width,), np.float32)]
 
 
 def _common_action(actions: list[spaces.Discrete | spaces.Box]) -> spaces.Space:
-    """The smallest space that holds every agent's; the Tuple of all where they are of both kinds."""
+    """Return the smallest space that holds every agent's, or a Tuple of all if they are of both kinds."""
     if len({type(action) for action in actions}) > 1:
         empty = spaces.Box(0.0, 0.0, (1,), np.float32)
         return spaces.Tuple([empty if action.shape == (0,) else action for action in actions])
@@ -444,5 +457,5 @@ def _common_action(actions: list[spaces.Discrete | spaces.Box]) -> spaces.Space:
 
 
 def _action_width(action: spaces.Discrete | spaces.Box) -> int:
-    """At least 1: an agent whose Box is empty keeps one dimension that nothing reads."""
+    """Return the number of actions or dimensions, at least 1: an empty Box keeps one dimension that nothing reads."""
     return int(action.n) if isinstance(action, spaces.Discrete) else max(1, action.shape[0])

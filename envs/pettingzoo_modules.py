@@ -1,4 +1,4 @@
-"""Find PettingZoo environments by module or by registered id, with errors that say what to install or what there is."""
+"""Lookup of PettingZoo environments by module or registered id, with errors that name the fix."""
 
 import difflib
 import importlib
@@ -16,18 +16,18 @@ from marl.errors import ConfigError, MissingDependencyError, UnknownNameError
 from marl.registry import unknown_name_message
 
 HOMES = ("mpe2", "pettingzoo.sisl", "pettingzoo.butterfly", "pettingzoo.classic", "pettingzoo.atari")
-"""Packages that are searched for a module whose name alone is given."""
+"""Packages to search for a module that is given without its package."""
 VERSION = re.compile(r"_v\d+$")
 
 
 def load_factory(task: str) -> Callable[..., Any]:
-    """Return the `parallel_env` of the module `task`, else its `env`.
+    """Return the `parallel_env` of the module `task`, or its `env`.
 
-    A `task` with a slash is an id of PettingZoo's own registry, `sisl/multiwalker_v9`, and `MODULE:` in front of it a
-    module that registers it.
+    A `task` with a slash is an id of PettingZoo's registry, such as `sisl/multiwalker_v9`. `MODULE:` in front of it
+    names a module that registers it.
 
-    Raises UnknownNameError with the versions or the modules that there are, MissingDependencyError with the install
-    line, ConfigError for a module that is no PettingZoo environment.
+    Raises UnknownNameError with the known versions or modules, MissingDependencyError with the install command,
+    ConfigError for a module that is not a PettingZoo environment.
     """
     if "/" in task:
         return _registered(task)
@@ -75,7 +75,7 @@ def _import(task: str) -> ModuleType:
 
 
 def make_with(factory: Callable[..., Any], kwargs: dict[str, Any], task: str) -> Any:
-    """Call the factory. Raises ConfigError where it fails, MissingDependencyError where it lacks a package."""
+    """Call the factory. Raises ConfigError if it fails, MissingDependencyError if a package is missing."""
     try:
         return factory(**kwargs)
     except Exception as error:
@@ -104,7 +104,7 @@ def _no_such_module(task: str, absent: str, error: Exception) -> Exception:
 
 
 def _elsewhere(task: str) -> str:
-    """The modules of the same name, of any version, in the packages of PettingZoo; empty where there are none."""
+    """Return the modules of the same name, of any version, in the packages of PettingZoo."""
     package, _, last = task.rpartition(".")
     stem = VERSION.sub("", last)
     homes = [home for home in HOMES if home != package]
@@ -112,7 +112,7 @@ def _elsewhere(task: str) -> str:
 
 
 def _modules(package: str) -> list[str]:
-    """The versioned modules of a package, without importing them; none where it is not installed."""
+    """Return the versioned modules of a package without importing them; empty if it is not installed."""
     try:
         spec = importlib.util.find_spec(package)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Translate the spaces of other libraries: observations into vectors, actions into Discrete or Box, action masks."""
+"""Conversion of other libraries' spaces: observations to vectors, actions to Discrete or Box, and action masks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from marl.errors import ConfigError, EnvironmentContractError, UnknownNameError
 from marl.registry import unknown_name_message
 
 MASK = "action_mask"
-"""Entry of a Dict observation or of an info that says which actions are available."""
+"""Entry of a Dict observation or of an info that holds the action mask."""
 SUPPORTED_ACTIONS = "Discrete, and Box of a float type"
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
 class ObservationReader:
-    """Translate the observations of one agent into a vector (D,) float32 and an action mask (A,) bool.
+    """Converts the observations of one agent to a vector (D,) float32 and an action mask (A,) bool.
 
-    `space` is flattened; images row by row, categories as one-hots. The entry `action_mask` of a Dict is the mask of
-    an agent with Discrete actions, and no part of the vector. `ignore` names entries of a Dict that are left out.
+    `space` is flattened: images row by row, categories as one-hots. For an agent with Discrete actions, the entry
+    `action_mask` of a Dict is the mask and not part of the vector. `ignore` names entries of a Dict to leave out.
     Raises ConfigError for a space that cannot be flattened, UnknownNameError for a name in `ignore` that it lacks.
     """
 
@@ -31,7 +31,9 @@ class ObservationReader:
         self._num_actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else 0
         self._masked = False
         if ignore and not isinstance(space, spaces.Dict):
-            raise ConfigError(f"{where}: ignore={tuple(ignore)}, but the observation is no Dict: {space}; leave it out")
+            raise ConfigError(
+                f"{where}: ignore={tuple(ignore)}, but the observation is not a Dict: {space}; leave `ignore` out"
+            )
         if isinstance(space, spaces.Dict):
             for name in ignore:
                 if name not in space.spaces:
@@ -50,10 +52,10 @@ class ObservationReader:
         self.box = flat_box(space, where)
 
     def read(self, observation: Any, info: Mapping[str, Any], over: bool = False) -> tuple[np.ndarray, Any]:
-        """Return the vector (D,) and the mask (A,), which is None where neither the observation nor `info` has one.
+        """Return the vector (D,) and the mask (A,), or None if neither the observation nor `info` has a mask.
 
-        A mask without any available action allows the first one if the episode is `over`. Raises
-        EnvironmentContractError for an observation that is not in the space and for a mask of another size.
+        If the episode is `over`, a mask without available actions allows the first one. Raises
+        EnvironmentContractError for an observation outside the space and for a mask of another size.
         """
         mask = observation[MASK] if self._masked and isinstance(observation, Mapping) else info.get(MASK)
         mask = self._checked_mask(mask, over) if self._num_actions and mask is not None else None
@@ -82,7 +84,7 @@ class ObservationReader:
 
 
 def declared_space(space: Any, where: str) -> spaces.Space:
-    """Return a Gymnasium space; one of the old `gym` package is translated. Raises ConfigError for anything else."""
+    """Return a Gymnasium space, converted from the old `gym` package if needed. Raises ConfigError for others."""
     if isinstance(space, spaces.Space):
         return space
     kind = type(space).__name__
@@ -106,7 +108,7 @@ def declared_space(space: Any, where: str) -> spaces.Space:
 
 
 def flat_box(space: spaces.Space, where: str) -> spaces.Box:
-    """The Box (D,) float32 that holds `flat_vector` of the space's members. Raises ConfigError where none does."""
+    """Return the Box (D,) float32 of `flat_vector`. Raises ConfigError for a space that cannot be flattened."""
     odd = dict(_unflattenable(space))
     if odd:
         if not isinstance(space, spaces.Dict):
@@ -126,7 +128,7 @@ def flat_box(space: spaces.Space, where: str) -> spaces.Box:
 
 
 def _unflattenable(space: spaces.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], spaces.Space]]:
-    """The parts of a space that have no vector of fixed width, by their path."""
+    """Yield the path and space of every part that has no vector of fixed width."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         entries = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for name, inner in entries:
@@ -134,23 +136,23 @@ def _unflattenable(space: spaces.Space, path: tuple[Any, ...] = ()) -> Iterator[
         return
     try:
         flat = None if isinstance(space, spaces.Text) else flatten_space(space)
-    except NotImplementedError:  # a space of a kind of its own
+    except NotImplementedError:  # a custom space
         flat = None
     if not isinstance(flat, spaces.Box):
         yield path, space
 
 
 def flat_vector(space: spaces.Space, value: Any) -> np.ndarray:
-    """(D,) float32: an observation in one row."""
+    """Return an observation as a vector (D,) float32."""
     if type(space) is spaces.Box:
         return np.asarray(value, dtype=np.float32).reshape(-1)
     return np.asarray(flatten(space, value), dtype=np.float32)
 
 
 def flat_action(space: spaces.Space, where: str, team: bool = False) -> spaces.Discrete | spaces.Box:
-    """Discrete(A) from 0, or a Box (A,) float32. Raises ConfigError for any other kind of action.
+    """Return Discrete(A) from 0, or a Box (A,) float32. Raises ConfigError for any other kind of action.
 
-    `team`: the space is that of one agent of several, which no wrapper of Gymnasium can change alone.
+    `team`: the space belongs to one agent of several, so the advice in the error names no Gymnasium wrapper.
     """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
@@ -163,7 +165,7 @@ def flat_action(space: spaces.Space, where: str, team: bool = False) -> spaces.D
 
 
 def _action_remedy(space: spaces.Space, team: bool) -> str:
-    """The wrapper that gives an unsupported action space a supported form."""
+    """Return advice for converting an unsupported action space."""
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         binary = isinstance(space, spaces.MultiBinary)
         sizes = [2] * math.prod(space.shape) if binary else np.ravel(space.nvec).tolist()
@@ -179,9 +181,9 @@ def _action_remedy(space: spaces.Space, team: bool) -> str:
             "for a single agent join the parts with gymnasium.wrappers.TransformAction"
         )
     else:
-        return "Translate from a supported space"
+        return "Convert from a supported space"
     if team:
-        return f"{advice}: declare gymnasium.{new} for each agent, and translate in `step`: {old}"
+        return f"{advice}: declare gymnasium.{new} for each agent, and convert in `step`: {old}"
     return f"{advice}: gymnasium.wrappers.TransformAction(env, lambda action: {old}, gymnasium.{new})"
 
 
@@ -195,7 +197,7 @@ def inner_action(space: spaces.Space, action: np.ndarray) -> Any:
 
 
 def scalars(info: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The entries of an info dictionary that are single numbers, those beyond the range of a float left out."""
+    """Return the entries of an info that are single numbers within the range of a float."""
     kept: dict[str, float] = {}
     for name, value in info.items():
         array = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf"

@@ -1,4 +1,4 @@
-"""Environments around environments. Each wrapper is an `Env` whose state includes the wrapped one's."""
+"""Wrappers of environments. Each wrapper is an `Env` whose saved state includes the state of the wrapped one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from marl.protocols import Env, State
 from marl.types import EnvSpec, Obs, Step
 
 Bounds = Literal["ignore", "clip", "error"]
-"""How to treat observations outside the space that somebody else's environment declares."""
+"""Treatment of observations outside the declared space of a bridged environment."""
 
 
 class EnvWrapper:
-    """Passes everything through. A subclass changes `observe` (every observation) or the calls themselves.
+    """Base class: passes every call on. A subclass overrides `observe`, which maps every observation, or the calls.
 
-    `memory` names the attributes that are saved beside the wrapped environment's state.
+    `state_attributes` names the attributes that are saved beside the state of the wrapped environment.
     """
 
     state_attributes: tuple[str, ...] = ()
@@ -32,40 +32,48 @@ class EnvWrapper:
 
     @property
     def spec(self) -> EnvSpec:
+        """Spec of the environment as the wrapper shows it."""
         return self.env.spec
 
     def observe(self, obs: Obs) -> Obs:
+        """Return the observation that the wrapper shows."""
         return obs
 
     def reset(self, seed: int | None = None) -> Obs:
+        """Start an episode."""
         return self.observe(self.env.reset(seed))
 
     def step(self, action: np.ndarray) -> Step:
+        """Act in the wrapped environment."""
         step = self.env.step(action)
         final = None if step.final is None else self.observe(step.final)
         return replace(step, obs=self.observe(step.obs), final=final)
 
     def render(self) -> np.ndarray | str | None:
+        """Return the frame or text of the wrapped environment."""
         return self.env.render()
 
     def get_state(self) -> State | None:
+        """Return both states, or None if the wrapped environment cannot save its own."""
         state = self.env.get_state()
         if state is None:
             return None
         return state | {self._prefix + name: getattr(self, name) for name in self.state_attributes}
 
     def set_state(self, state: State) -> Obs:
+        """Continue from `get_state`."""
         obs = self.env.set_state({key: value for key, value in state.items() if not key.startswith(self._prefix)})
         for name in self.state_attributes:
             setattr(self, name, state[self._prefix + name])
         return self.observe(obs)
 
     def close(self) -> None:
+        """Close the wrapped environment."""
         self.env.close()
 
 
 class TimeLimit(EnvWrapper):
-    """Truncates an episode after `max_steps` primitive steps, or at the environment's own limit if that comes first."""
+    """Truncate an episode after `max_steps` primitive steps, or at the environment's own limit if that comes first."""
 
     state_attributes = ("elapsed", "over")
 
@@ -96,16 +104,16 @@ class TimeLimit(EnvWrapper):
         self.elapsed += step.duration
         truncated = step.truncated or (self.elapsed >= self._limit and not step.terminated)
         self.over = step.terminated or truncated
-        if truncated and step.final is not None:  # agents that are cut off in the last step live on in its observation
+        if truncated and step.final is not None:  # agents truncated alone in the last step stay alive
             return replace(step, obs=step.final, truncated=True, agent_truncated=None, final=None)
         return replace(step, truncated=truncated)
 
 
 class AgentId(EnvWrapper):
-    """Adds a one-hot of the agent's index to its observation.
+    """Prepend a one-hot agent index to every observation.
 
-    The N columns come first, so that they are the same for agents of unequal width and padding stays last.
-    Around a `DeathMask`, dead agents keep their id; inside one, they lose it.
+    The N columns come first, so that padding of narrower agents stays last. An `AgentId` around a `DeathMask` keeps
+    the index of dead agents; one inside a `DeathMask` loses it.
     """
 
     def __init__(self, env: Env) -> None:
@@ -128,7 +136,7 @@ class AgentId(EnvWrapper):
 
 
 class DeathMask(EnvWrapper):
-    """Gives dead agents a zero observation and leaves them the first action only."""
+    """Give dead agents a zero observation and only the first action."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -148,10 +156,10 @@ class DeathMask(EnvWrapper):
 
 
 class Pad(EnvWrapper):
-    """Widens observations, actions or the team, so that one policy fits environments of several sizes.
+    """Pad observations, actions or the team, so that one policy fits environments of several sizes.
 
-    New columns are zero, new actions are never available, new agents are never alive. They receive the team's
-    reward where there is one, else 0. Raises ConfigError for a size below the environment's own.
+    New columns are zero, new actions are never available, new agents are never alive. New agents receive the team
+    reward, or 0 if rewards are individual. Raises ConfigError if a size is below the environment's own.
     """
 
     def __init__(
@@ -207,7 +215,7 @@ class Pad(EnvWrapper):
 
 
 class Unbounded(EnvWrapper):
-    """Declares nothing about the bounds of observations and states."""
+    """Declare infinite bounds for observations and states."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -224,7 +232,7 @@ class Unbounded(EnvWrapper):
 
 
 class ClipObservation(EnvWrapper):
-    """Clips observations and states to their declared bounds."""
+    """Clip observations and states to their declared bounds."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -238,14 +246,14 @@ class ClipObservation(EnvWrapper):
 
 
 def with_bounds(env: Env, bounds: Bounds) -> Env:
-    """The environment, with the declared bounds of its observations kept, dropped or enforced."""
+    """Return the environment with its declared observation bounds enforced by an error, ignored, or by clipping."""
     if bounds not in get_args(Bounds):
         raise ConfigError(f"{env.spec.name}: bounds={bounds!r}; give one of {', '.join(get_args(Bounds))}")
     return {"error": lambda env: env, "ignore": Unbounded, "clip": ClipObservation}[bounds](env)
 
 
 class EpisodeStatistics(EnvWrapper):
-    """Adds `episode_return` (mean over agents) and `episode_length` to the info of an episode's last step."""
+    """Add `episode_return` (mean over agents) and `episode_length` to the info of the last step of an episode."""
 
     state_attributes = ("episode_return", "episode_length")
 
@@ -270,10 +278,10 @@ class EpisodeStatistics(EnvWrapper):
 
 
 class Record(EnvWrapper):
-    """Writes what `render` shows after every reset and step to one file, complete after `close`.
+    """Write the output of `render` after every reset and step to one file, which is complete after `close`.
 
-    `path` ends in .mp4 or .gif for frames, in .txt for text. `fps` is in frames a second. Raises ConfigError
-    where the environment renders something else, MissingDependencyError without imageio.
+    `path` ends in .mp4 or .gif for frames, in .txt for text. `fps` is frames per second. Raises ConfigError if the
+    environment renders something else, MissingDependencyError without imageio.
     """
 
     def __init__(self, env: Env, path: str | Path, fps: int = 20) -> None:
@@ -308,8 +316,8 @@ class Record(EnvWrapper):
         if not isinstance(shown, wanted):
             raise ConfigError(
                 f"Record: {self.spec.name} renders {type(shown).__name__}, and {str(self._path)!r} takes "
-                f"{wanted.__name__}; write text (str) to .txt and frames (ndarray) to .mp4 or .gif, and make the "
-                "environment with a render mode where it renders NoneType"
+                f"{wanted.__name__}; write text (str) to .txt and frames (ndarray) to .mp4 or .gif, and make an "
+                "environment that renders NoneType with a render mode"
             )
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -319,7 +327,7 @@ class Record(EnvWrapper):
             self._writer.write(shown + "\n\n")
         else:
             height, width = shown.shape[:2]
-            # H.264 in its common pixel format needs even sides.
+            # H.264 with the yuv420p pixel format needs even sides.
             self._writer.append_data(np.pad(shown, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 

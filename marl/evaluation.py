@@ -1,8 +1,7 @@
-"""Evaluation on paired seeds: episode i starts from the same seed for every agent and at every time.
+"""Evaluation on paired seeds: episode i starts from the same seed for every agent, run and time.
 
-
-Training chooses the best checkpoint by episodes on the validation seeds. A score on those is too high, because it was
-selected. Scores to report come from the test seeds, which choose nothing.
+Training selects the best checkpoint by its score on the validation seeds, so that score is biased upwards. Report
+scores on the test seeds, which select nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,18 +21,18 @@ from marl.types import EnvSpec
 
 
 MAX_AGENT_RETURNS = 16
-"""The largest team whose agents have returns of their own in the log."""
+"""Largest team for which the returns of single agents are logged."""
 
 Split = Literal["validation", "test"]
-"""Which seeds an evaluation plays: those that choose the best checkpoint, or those that score it."""
+"""Set of evaluation seeds: validation selects the best checkpoint, test scores it."""
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One evaluated episode: `returns` is the mean over agents of the undiscounted return.
+    """One evaluated episode.
 
-    `type_returns` are the means over the agents of each type, see `return_labels`. `cut`: the episode was left at the
-    step limit, so it has no last info.
+    `episode_return`: undiscounted return, mean over agents. `type_returns`: its mean over the agents of each label, see
+    `return_labels`. `cut`: the episode was cut at the step limit, so it has no final info.
     """
 
     episode: int
@@ -47,9 +46,10 @@ class EpisodeRow:
 
 
 def return_labels(spec: EnvSpec) -> tuple[str, ...]:
-    """Return the label, shape (N,), under which each agent's return is averaged; empty where all returns are equal.
+    """Return the labels (N,) under which the agents' returns are averaged; empty if the team shares its reward.
 
-    Labels are the agent types. Agents of one type, in teams of at most MAX_AGENT_RETURNS, are told apart by name.
+    A label is the agent's type. If all agents have the same type, a label is the agent's name, in teams of at most
+    MAX_AGENT_RETURNS.
     """
     if spec.team_reward or spec.num_agents == 1:
         return ()
@@ -113,18 +113,17 @@ def run_episodes(
 
 
 def paired_seeds(count: int, split: Split = "validation") -> list[int]:
-    """The seeds of evaluation episodes 0..count-1 of a split: the same for every agent, run and time."""
+    """Return the seeds of episodes 0 to count - 1 of a split: the same for every agent, run and time."""
     streams = Streams(0)
     return [streams.integer("eval" if split == "validation" else "test", i) for i in range(count)]
 
 
 def summarize(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, float]:
-    """Means over episodes, with the 95 % Student interval of the mean return, as `PREFIX/NAME`.
+    """Return means over episodes, and the 95 % Student interval of the mean return, as `PREFIX/NAME`.
 
-    Returns of agent types are `PREFIX/return/TYPE`. What the infos of all episodes that ended by themselves hold is
-    averaged over these, where it speaks of the episode (see `of_episode`); an episode that was cut at the step limit
-    counts as no success. An episode whose return is not finite is left out and counted as `PREFIX/dropped`, and one
-    that was cut is counted as `PREFIX/cut`.
+    Returns by label are `PREFIX/return/LABEL`. Entries of the final infos that describe the episode (see
+    `is_episode_metric`) are averaged over the episodes that were not cut; a cut episode counts as no success. Episodes
+    with a return that is not finite are left out and counted in `PREFIX/dropped`; `PREFIX/cut` counts cut episodes.
     """
     count = len(rows)
     rows = [row for row in rows if np.isfinite(row.episode_return)]
@@ -154,10 +153,9 @@ def summarize(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, flo
 
 
 def is_episode_metric(name: str) -> bool:
-    """Whether a scalar of an episode's last info speaks of the whole team and episode.
+    """Return True if an entry of an episode's final info describes the team and the whole episode.
 
-    The terms of the last step's reward do not, nor does what belongs to one agent (AGENT/NAME); returns and lengths
-    that a wrapper adds are known already.
+    Excludes reward terms of the last step, entries of one agent (AGENT/NAME), and returns and lengths that wrappers add.
     """
     if "reward" in name or "penalty" in name or "/" in name:
         return False

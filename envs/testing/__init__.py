@@ -1,8 +1,8 @@
-"""The conformance suite: does an environment keep the promises of `marl.protocols` and of its own `EnvSpec`?
+"""Conformance suite of environments: the promises of `marl.protocols` and of the environment's own `EnvSpec`.
 
-`check_env` is for one environment, `check_vector_env` for a batch of them. Both return what they checked,
-one line each, and raise EnvironmentContractError at the first broken promise. The message starts with the
-number of the broken promise (see `Promise`), and says where, which entry, its value and what was expected.
+`check_env` checks one environment, `check_vector_env` a batch. Both return one line for each check and raise
+EnvironmentContractError at the first broken promise. The message starts with the number of the promise (see
+`Promise`), then names the place, the entry, its value and the expected value.
 """
 
 from marl.envs.testing.contract import Promise

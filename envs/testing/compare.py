@@ -1,4 +1,4 @@
-"""Random actions, storage and bit-for-bit comparison, for the checks of one environment and of batches."""
+"""Random actions, storage and bit-for-bit comparison for the checks."""
 
 import json
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from marl.types import EnvSpec, Obs, Step
 
 
 def blank_action(spec: EnvSpec) -> Any:
+    """Return zeros or empty texts in the shape of an action."""
     if isinstance(spec.action_space, spaces.Text):
         return np.array([""] * spec.num_agents, dtype=object)
     if spec.discrete:
@@ -22,7 +23,7 @@ def blank_action(spec: EnvSpec) -> Any:
 
 
 def random_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> Any:
-    """Available actions: (N,) int64, (N, A) float32, or N strings: of the candidates, or else of the known words."""
+    """Return random available actions: (N,) int64, (N, A) float32, or N strings from the candidates or the words."""
     space = spec.action_space
     if isinstance(space, spaces.Tuple):
         return _mixed_action(spec, obs, generator)
@@ -50,7 +51,7 @@ def _mixed_action(spec: EnvSpec, obs: Obs, generator: np.random.Generator) -> np
 
 
 def difference(expected: Any, actual: Any, field: str) -> str | None:
-    """The first entry in which two values differ, or None. Compares arrays bit for bit."""
+    """Describe the first entry in which two values differ, or return None. Arrays are compared bit for bit."""
     if isinstance(expected, Obs | Step) and type(actual) is type(expected):
         found = (difference(getattr(expected, f.name), getattr(actual, f.name), f.name) for f in fields(expected))
         return next((text for text in found if text), None)
@@ -78,7 +79,7 @@ def difference(expected: Any, actual: Any, field: str) -> str | None:
 
 
 def overwritten(kept: Obs | Step, shown: Obs | Step) -> list[str]:
-    """The fields of `shown`, an observation or a step, that no longer hold what was `kept` of it."""
+    """Return the fields of `shown` that differ from its copy `kept`."""
     names: list[str] = []
     for f in fields(kept):
         one, other = getattr(kept, f.name), getattr(shown, f.name)
@@ -90,14 +91,14 @@ def overwritten(kept: Obs | Step, shown: Obs | Step) -> list[str]:
 
 
 def same(promise: Promise, where: str, expected: Any, actual: Any) -> None:
-    """Fail the promise, with the first entry that differs, unless both are equal bit for bit."""
+    """Fail with the first entry that differs unless both values are equal bit for bit."""
     found = difference(expected, actual, "value")
     if found:
         fail(promise, where, f"{found}; expected no difference")
 
 
 def through_storage(state: Any, where: str) -> State:
-    """The state as a checkpoint gives it back: arrays copied, the rest through JSON."""
+    """Return the state as a checkpoint restores it: arrays copied, the rest through JSON."""
     if not isinstance(state, dict):
         fail(Promise.RESTORE, where, f"get_state gave a {type(state).__name__}; expected a dictionary or None")
     saved: State = {}

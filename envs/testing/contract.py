@@ -1,8 +1,9 @@
-"""What `EnvSpec`, `Obs` and `Step` promise, one check for each."""
+"""The promises of `EnvSpec`, `Obs` and `Step`, with one check for each."""
 
 import math
 from collections.abc import Mapping
 from enum import IntEnum
+from operator import index as as_int
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +16,7 @@ from marl.types import EnvSpec, Obs, Step, rounded_bounds
 
 
 class Promise(IntEnum):
-    """What is checked; the number leads every message."""
+    """Promises of the contract. The number starts every message."""
 
     SPEC = 1
     OBSERVATION = 2
@@ -38,15 +39,18 @@ class Promise(IntEnum):
 
 
 def fail(promise: Promise, where: str, text: str) -> NoReturn:
+    """Raise EnvironmentContractError for a broken promise."""
     title = promise.name.lower().replace("_", " ")
     raise EnvironmentContractError(f"[{int(promise):02d} {title}] {where}: {text}")
 
 
 def named(error: Exception) -> str:
+    """Return the error with its class name."""
     return f"{type(error).__name__}: {error}"
 
 
 def check_spec(env: Env | VectorEnv) -> str:
+    """Check `env.spec` and return a line that describes it."""
     spec = env.spec
     where = f"{getattr(spec, 'name', type(env).__name__)}, spec"
     if not isinstance(spec, EnvSpec):
@@ -85,7 +89,7 @@ def check_spec(env: Env | VectorEnv) -> str:
 
 
 def _check_team(where: str, spec: EnvSpec) -> None:
-    """The spaces of a mixed team."""
+    """Check the action spaces of a mixed team."""
     for index, space in enumerate(spec.action_spaces):
         _check_space(where, f"action_space[{index}]", space, (spaces.Discrete, spaces.Box))
     own: Any = spec.action_spaces
@@ -95,7 +99,7 @@ def _check_team(where: str, spec: EnvSpec) -> None:
 
 
 def described(space: Any) -> str:
-    """A space in short: one of text would print its whole alphabet."""
+    """Return a short description of a space. The repr of a Text space would print its whole alphabet."""
     if isinstance(space, spaces.Text):
         return f"Text(up to {space.max_length} of {len(space.character_set)} characters)"
     return str(space)
@@ -120,6 +124,7 @@ def _check_sizes(where: str, field: str, sizes: tuple[int, ...], count: int, lea
 
 
 def check_array(promise: Promise, where: str, field: str, value: Any, shape: tuple[int, ...], dtype: type) -> None:
+    """Check type, shape and dtype of an array, and that floats are finite."""
     expected = f"expected an array of shape {shape} and dtype {np.dtype(dtype)}"
     if not isinstance(value, np.ndarray):
         fail(promise, where, f"{field} is {value!r} ({type(value).__name__}); {expected}")
@@ -145,6 +150,7 @@ def _check_bounds(promise: Promise, where: str, field: str, value: np.ndarray, b
 
 
 def check_obs(spec: EnvSpec, obs: Any, where: str) -> None:
+    """Check every field of an observation against the spec."""
     if not isinstance(obs, Obs):
         fail(Promise.OBSERVATION, where, f"the observation is a {type(obs).__name__}; expected marl.types.Obs")
     count = spec.num_agents
@@ -180,7 +186,7 @@ def _check_texts(where: str, field: str, texts: Any, count: int | None) -> None:
 
 
 def _check_text(where: str, field: str, text: str, space: Any) -> None:
-    """Whether a text is one of the space, and if not, why."""
+    """Check length and characters of a text against its space."""
     if not space.min_length <= len(text) <= space.max_length:
         expected = f"expected {space.min_length}..{space.max_length}, the space's bounds"
         fail(Promise.OBSERVATION, where, f"{field} has {len(text)} characters; {expected}")
@@ -222,6 +228,7 @@ def _check_mask(spec: EnvSpec, obs: Obs, where: str) -> None:
 
 
 def check_step(spec: EnvSpec, step: Any, where: str) -> None:
+    """Check every field of a step against the spec."""
     if not isinstance(step, Step):
         fail(Promise.ENDING, where, f"step returned a {type(step).__name__}; expected marl.types.Step")
     check_obs(spec, step.obs, where)
@@ -233,14 +240,24 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
     check_agent_cuts(spec, step, where)
     if not isinstance(step.restarted, bool | np.bool_) or (step.restarted and not step.truncated):
         fail(Promise.ENDING, where, f"restarted is {step.restarted!r}; expected a bool, True only where truncated is")
-    if not isinstance(step.duration, int | np.integer) or step.duration < 1:
-        expected = "expected a whole number of primitive steps, 1 or more"
-        fail(Promise.DURATION, where, f"duration is {step.duration!r}; {expected}")
+    read_duration(step.duration, where)
     check_info(step.info, where)
 
 
+def read_duration(duration: Any, where: str) -> int:
+    """Return a duration as an int. Like training, accept any whole number of 1 or more, a 0-d integer array too."""
+    try:
+        steps = as_int(duration)
+    except TypeError:
+        steps = 0
+    if steps < 1:
+        expected = "expected a whole number of primitive steps, 1 or more"
+        fail(Promise.DURATION, where, f"duration is {duration!r}; {expected}")
+    return steps
+
+
 def check_agent_cuts(spec: EnvSpec, step: Step, where: str) -> None:
-    """Whether agents that are cut off alone have a last observation, and agree with it."""
+    """Check that agents truncated alone have a final observation that agrees with `agent_truncated`."""
     cut, final = step.agent_truncated, step.final
     if cut is not None:
         check_array(Promise.ENDING, where, "agent_truncated", cut, (spec.num_agents,), np.bool_)
@@ -261,24 +278,27 @@ def check_agent_cuts(spec: EnvSpec, step: Step, where: str) -> None:
 
 
 def check_cut_agents(cut: np.ndarray, obs: Obs, final: Obs, where: str) -> None:
+    """Check that every truncated agent is alive in `final` and dead in `obs`."""
     for agent in np.flatnonzero(cut & (obs.alive | ~final.alive)):
         text = f"agent_truncated[{agent}] is True; expected the agent to be alive in the final observation, not in obs"
         fail(Promise.ENDING, where, text)
 
 
 def check_reward(spec: EnvSpec, reward: Any, where: str) -> None:
+    """Check a reward (N,) float32, which is equal for all agents if the team shares it."""
     check_array(Promise.REWARD, where, "reward", reward, (spec.num_agents,), np.float32)
     if spec.team_reward:
         _check_entries(Promise.REWARD, where, "reward", reward, reward == reward[0], f"{reward[0]}, the team's reward")
 
 
 def check_ending(terminated: bool, truncated: bool, where: str) -> None:
+    """Check that an episode is not both terminated and truncated."""
     if terminated and truncated:
         fail(Promise.ENDING, where, "terminated and truncated are both True; expected one: a true end is terminated")
 
 
 def check_time(spec: EnvSpec, elapsed: int, terminated: bool, truncated: bool, where: str) -> None:
-    """`elapsed` counts primitive steps."""
+    """Check truncation at `max_steps`. `elapsed` counts primitive steps."""
     if spec.max_steps is None:
         return
     if elapsed >= spec.max_steps and not terminated and not truncated:
@@ -288,6 +308,7 @@ def check_time(spec: EnvSpec, elapsed: int, terminated: bool, truncated: bool, w
 
 
 def check_info(info: Any, where: str) -> None:
+    """Check that an info maps strings to finite numbers."""
     if not isinstance(info, Mapping):
         fail(Promise.INFO, where, f"info is a {type(info).__name__}; expected a mapping")
     for name in info:

@@ -1,4 +1,4 @@
-"""The checks of one environment."""
+"""Checks of one environment."""
 
 import copy
 from collections.abc import Callable
@@ -16,35 +16,39 @@ from marl.registry import as_env
 from marl.types import EnvSpec, Obs, Step
 
 FACTORY = "the given factory"
-LONGEST = 2000
-"""Steps after which an episode without an end is left."""
+MAX_STEPS = 2000
+"""Number of steps after which an endless episode is abandoned."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A recorded episode: the first observation, then the T actions and what followed each."""
+    """A recorded episode: the first observation, T actions, and T steps."""
 
     first: Obs
     actions: list[Any]
     steps: list[Step]
 
     def obs(self, index: int) -> Obs:
+        """Return the observation before step `index`."""
         return self.first if index == 0 else self.steps[index - 1].obs
 
     @property
     def duration(self) -> int:
-        return sum(step.duration for step in self.steps)
+        """Length in primitive steps."""
+        return sum(int(step.duration) for step in self.steps)
 
     @property
     def over(self) -> bool:
+        """True once the episode has ended."""
         return bool(self.steps) and (self.steps[-1].terminated or self.steps[-1].truncated)
 
 
 def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -> list[str]:
-    """Play `episodes` random episodes and hold the environment to its contract.
+    """Play `episodes` random episodes and check every promise of the contract. Returns one line for each check.
 
-    Give a factory: with a single instance, calls before the first `reset` and agreement between two
-    instances cannot be checked. The environments are closed. Raises EnvironmentContractError.
+    `make` should be a factory: with a single instance, calls before the first `reset` and agreement between two
+    instances cannot be checked. The environments are closed. Raises EnvironmentContractError at the first broken
+    promise.
     """
     fresh = (lambda: as_env(make(), FACTORY)) if callable(make) else None
     env: Env = fresh() if fresh is not None else as_env(make, "the given object")
@@ -77,9 +81,9 @@ def check_env(make: Callable[[], Env] | Env, episodes: int = 2, seed: int = 0) -
 
 
 def _record(env: Env, episodes: int, seed: int) -> tuple[list[Episode], set[str]]:
-    """Play random episodes, the first from the seed, and check every observation and step on the way.
+    """Play random episodes, the first from the seed, and check every observation and step.
 
-    Returns them, and the fields that the environment overwrote in what it had returned before.
+    Returns the episodes, and the names of fields that the environment overwrote after returning them.
     """
     spec, generator = env.spec, np.random.default_rng(seed)
     record: list[Episode] = []
@@ -97,7 +101,7 @@ def _record(env: Env, episodes: int, seed: int) -> tuple[list[Episode], set[str]
             fail(Promise.ALIVE, f"{where}, reset", "obs.alive is all False; expected at least one living agent")
         episode = Episode(copy.deepcopy(first), [], [])
         shown, kept = first, episode.first
-        while not episode.over and len(episode.steps) < min(spec.max_steps or LONGEST, LONGEST):
+        while not episode.over and len(episode.steps) < min(spec.max_steps or MAX_STEPS, MAX_STEPS):
             action = random_action(spec, episode.obs(len(episode.steps)), generator)
             step = env.step(copy.deepcopy(action))
             reused |= _overwritten(kept, shown)
@@ -106,7 +110,7 @@ def _record(env: Env, episodes: int, seed: int) -> tuple[list[Episode], set[str]
             episode.actions.append(action)
             episode.steps.append(copy.deepcopy(step))
             shown, kept = step, episode.steps[-1]
-            elapsed += step.duration
+            elapsed += int(step.duration)
             check_time(spec, elapsed, bool(step.terminated), bool(step.truncated), at)
         if episode.over:
             must_refuse(env, blank_action(spec), f"{where}, after its end")
@@ -120,6 +124,7 @@ def _overwritten(kept: Obs | Step, shown: Obs | Step) -> set[str]:
 
 
 def must_refuse(env: Env, action: Any, where: str) -> None:
+    """Check that `step` raises RuntimeError."""
     try:
         env.step(action)
     except RuntimeError:
@@ -150,7 +155,7 @@ def _describe_texts(seen: list[Obs]) -> str:
 
 
 def _replay(env: Env, episodes: list[Episode], promise: Promise, label: str) -> None:
-    """Continue with recorded episodes, each after `reset(None)`, and compare."""
+    """Play recorded episodes again, each after `reset(None)`, and compare."""
     for number, episode in enumerate(episodes):
         where = f"{env.spec.name}, {label}, later episode {number}"
         same(promise, f"{where}, reset", episode.first, env.reset(None))
@@ -164,7 +169,7 @@ def _replay_steps(env: Env, episode: Episode, start: int, promise: Promise, wher
 
 
 def _check_determinism(env: Env, twin: Env, record: list[Episode], seed: int) -> None:
-    """The same seed repeats the record, in the same instance (even in mid-episode) and in another one."""
+    """Check that the seed repeats the record in the same instance, even in mid-episode, and in another instance."""
     label = f"reset(seed={seed}) again"
     check_obs(env.spec, env.reset(seed + 1), f"{env.spec.name}, reset(seed={seed + 1})")
     for instance in (env, twin):

@@ -1,4 +1,4 @@
-"""The checks of a batch of environments."""
+"""Checks of a batch of environments."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from marl.protocols import Env, VectorEnv
 from marl.types import Obs, VectorStep
 
 Trace = list[tuple[Any, VectorStep]]
-"""Actions, each with the step that followed."""
+"""Pairs of an action and its step."""
 
 
 def check_vector_env(
@@ -33,11 +33,11 @@ def check_vector_env(
     make_env: Callable[[], Env] | None = None,
     steps: int = 100,
 ) -> list[str]:
-    """Play `steps` random steps in E = len(seeds) environments and hold the batch to its contract.
+    """Play `steps` random steps in E = len(seeds) environments and check every promise of the contract.
 
-    With `make_env`, every environment is also compared, bit for bit, with a single one of the same seed that is
-    reset by `reset(None)` where an episode ends: this is what shows that `final` is the true last observation.
-    Raises EnvironmentContractError.
+    With `make_env`, every environment is compared, bit for bit, with a single one of the same seed, which is reset
+    by `reset(None)` at the end of an episode. This shows that `final` is the true last observation. Returns one line
+    for each check. Raises EnvironmentContractError at the first broken promise.
     """
     vector = make_vector()
     name = vector.spec.name
@@ -69,13 +69,13 @@ def _generators(seeds: list[int]) -> list[np.random.Generator]:
 
 
 def _row(obs: Obs, index: int) -> Obs:
-    """The observation of one environment of a batch."""
+    """Return the observation of one environment of a batch."""
     cut = {f.name: None if (value := getattr(obs, f.name)) is None else value[index] for f in fields(obs)}
     return Obs(**cut)  # pyright: ignore[reportArgumentType] - `alive` is never None
 
 
 def _checked_batch(vector: VectorEnv, obs: Obs, where: str) -> Obs:
-    """A copy of an observation of E environments, after a check of each."""
+    """Check an observation of E environments and return a copy."""
     for f in fields(obs):
         value = getattr(obs, f.name)
         if value is not None and len(value) != vector.num_envs:
@@ -86,7 +86,7 @@ def _checked_batch(vector: VectorEnv, obs: Obs, where: str) -> Obs:
 
 
 def _run_vector(vector: VectorEnv, obs: Obs, generators: list[np.random.Generator], steps: int) -> Trace:
-    """Act at random from `obs` on, and check every step."""
+    """Take random actions from `obs` on and check every step."""
     spec = vector.spec
     elapsed = np.zeros(vector.num_envs, dtype=int)
     trace: Trace = []
@@ -126,8 +126,8 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
     final = step.final
     named = [] if final is None else np.asarray(final.env).tolist()
     if named != ended.tolist() or (final is not None and not named):
-        told = "None" if final is None else f"for environments {named}"
-        fail(Promise.AUTORESET, where, f"final is {told}; expected one for environments {ended.tolist()}, else None")
+        found = "None" if final is None else f"for environments {named}"
+        fail(Promise.AUTORESET, where, f"final is {found}; expected one for environments {ended.tolist()}, else None")
     if final is None:
         return
     if len(final.info) != len(named):
@@ -139,7 +139,7 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
 
 
 def _check_vector_cuts(vector: VectorEnv, step: VectorStep, where: str) -> None:
-    """Agents that are cut off while their episode goes on."""
+    """Check agents that are truncated alone."""
     spec, cut, final = vector.spec, step.agent_truncated, step.agent_final
     named = [] if final is None else np.asarray(final.env).tolist()
     if cut is not None:
@@ -188,7 +188,7 @@ def _check_against_single(env: Env, first: Obs, trace: Trace, index: int, seed: 
 
 
 def _durations(step: VectorStep) -> np.ndarray:
-    """(E,) int64."""
+    """Return the duration of every step, (E,) int64."""
     return np.ones(len(step.terminated), dtype=np.int64) if step.duration is None else step.duration
 
 
@@ -210,7 +210,7 @@ def _check_vector_determinism(vector: VectorEnv, first: Obs, trace: Trace, seeds
 
 
 def _check_vector_independence(vector: VectorEnv, first: Obs, trace: Trace, seeds: list[int]) -> None:
-    """Environment 0 repeats its trace whatever the others do."""
+    """Check that environment 0 repeats its trace beside other seeds."""
     others = [seed + 1000 for seed in seeds[1:]]
     generators = _generators(others)
     obs = vector.reset([seeds[0], *others])
@@ -225,7 +225,7 @@ def _check_vector_independence(vector: VectorEnv, first: Obs, trace: Trace, seed
 
 
 def _check_reset_at(vector: VectorEnv, first: Obs, trace: Trace, seeds: list[int]) -> None:
-    """The last environment starts its seed anew; the others stay where the trace left them."""
+    """Check that `reset_at` restarts the last environment and leaves the others as they are."""
     last = len(seeds) - 1
     obs = vector.reset_at(last, seed=seeds[last])
     where = f"{vector.spec.name}, reset_at({last}, seed={seeds[last]})"

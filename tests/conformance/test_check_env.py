@@ -216,6 +216,11 @@ STEPS = [
         "step 1: duration is 0; expected a whole number",
     ),
     (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration is 1.5; expected a whole"),
+    (
+        from_step(1, lambda s: replace(s, duration=np.array(0))),
+        Promise.DURATION,
+        r"step 0: duration is array\(0\); expected a whole",
+    ),
     (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"`info\['x'\]` must be a scalar, got list"),
     (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info has the key 3; expected a string"),
     (from_step(1, lambda s: replace(s, info=None)), Promise.INFO, "info is a NoneType; expected a mapping"),
@@ -484,6 +489,11 @@ class Talk:
 
     def close(self):
         pass
+
+
+@pytest.mark.parametrize("duration", [1, np.int64(1), np.array(1)])
+def test_durations_that_training_accepts_pass(duration):
+    assert any("max_steps=3 was kept" in line for line in check_env(lambda: Talk(duration=duration)))
 
 
 def test_text_is_checked_too():

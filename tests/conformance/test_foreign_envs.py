@@ -40,6 +40,30 @@ def test_a_gymnasium_team_in_tuple_spaces_is_a_team():
     assert make_gymnasium(f"{HERE}:Foraging-v0", max_steps=3).spec.max_steps == 3
 
 
+class Warehouse(Foraging):
+    """A team that reports its own step limit as termination, as RWARE does, and may truly end at `end`."""
+
+    def __init__(self, end=None):
+        super().__init__()
+        self.end = end
+
+    def step(self, action):
+        observation, reward, _, at_limit, info = super().step(action)
+        return observation, reward, at_limit or self.time == self.end, False, info
+
+
+@pytest.mark.parametrize(("end", "expected"), [(None, (4, False, True)), (3, (3, True, False))])
+def test_an_own_limit_that_is_reported_as_termination_is_truncation(end, expected):
+    env = bridge_gymnasium(Warehouse(end))
+    for _ in range(2):
+        env.reset()
+        steps = [env.step(np.array([1, 1]))]
+        while not (steps[-1].terminated or steps[-1].truncated):
+            steps.append(env.step(np.array([1, 1])))
+        assert (len(steps), steps[-1].terminated, steps[-1].truncated) == expected
+    assert steps[-1].obs.alive.tolist() == [end is None] * 2
+
+
 def test_a_gymnasium_team_may_be_named_by_dict_spaces():
     env = bridge_gymnasium(Foraging("dict"))
     assert env.spec.agents == ("ant", "bee")

@@ -271,7 +271,7 @@ def test_an_action_that_does_not_exist_is_refused(action):
 def test_an_action_of_another_shape_is_refused():
     env = toy.make("climbing")
     env.reset()
-    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\); give \(2,\)"):
         env.step(np.zeros(3, dtype=np.int64))
 
 
