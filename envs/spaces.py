@@ -31,9 +31,7 @@ class ObservationReader:
         self._num_actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else 0
         self._masked = False
         if ignore and not isinstance(space, spaces.Dict):
-            raise ConfigError(
-                f"{where}: ignore={tuple(ignore)}, but the observation is not a Dict: {space}; leave `ignore` out"
-            )
+            raise ConfigError(f"{where}: ignore={tuple(ignore)}, but {space} is not a Dict; leave `ignore` out")
         if isinstance(space, spaces.Dict):
             for name in ignore:
                 if name not in space.spaces:

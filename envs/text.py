@@ -1,13 +1,13 @@
-"""Environments of text from plain functions.
+"""Text environments from plain functions.
 
-A game is three functions over a state of its own, which may be any object:
+A game is three functions over its own state, which may be any object:
 
-    start(random) -> state                      begin an episode
-    prompt(state) -> text                       what the agent reads
-    play(state, action, random) -> Turn         what its words lead to
+    start(random) -> state                      start an episode
+    prompt(state) -> text                       text that the agent reads
+    play(state, action, random) -> TextStep     result of the agent's text
 
-and, where its actions can be listed, `candidates(state) -> texts`; without it any text is an action. `random` is the
-environment's own numpy generator. With several agents, `prompt`, `candidates` and `action` hold one entry for each.
+If actions can be listed, `candidates(state) -> texts` lists them; without it any text is an action. `random` is the
+environment's own numpy generator. With several agents, `prompt`, `candidates` and `action` have one entry for each.
 """
 
 import re
@@ -24,20 +24,20 @@ from marl.errors import ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Obs, Step
 
-REST = "wait"
-"""The one candidate of an agent that has nothing to choose: it is dead, or the episode has ended."""
-LONGEST_PROMPT, LONGEST_ACTION = 20_000, 2_000
-"""Characters that the spaces declare."""
+NOOP = "wait"
+"""The only candidate of a dead agent, and of every agent after the episode."""
+MAX_PROMPT_LENGTH, MAX_ACTION_LENGTH = 20_000, 2_000
+"""Number of characters that the spaces allow."""
 
 Invalid = Literal["error", "ignore"]
 
 
 @dataclass(frozen=True)
 class TextStep:
-    """What an action leads to.
+    """Result of an action.
 
-    `reward`: the team's, or one for each of N agents. `ended`: the game is truly over, with or without `success`.
-    `duration`: primitive steps that a macro action took.
+    `state`: next state. `reward`: of the team, or one for each of N agents. `ended`: the episode terminates, with or
+    without `success`. `duration`: primitive steps that a macro action took.
     """
 
     state: Any
@@ -48,24 +48,24 @@ class TextStep:
 
 
 class TextEnv:
-    """One environment of text, from the functions of a game.
+    """Text environment made of the functions of a game.
 
-    `tools`: functions of a single agent, shown under the prompt; an action that calls one, such as `add(2, 3)`, takes
-    a step, is answered under the next prompt, and does not reach `play`. Calls and answers take `notes_length`
-    characters of a prompt at most: a long one is cut, and older ones are left out. See `marl.envs.tools` for
-    their limits.
-    `alive(state)` -> N booleans (default: all).
-    `max_steps`: primitive steps after which an episode is truncated. `words`: texts that hold the words of the game,
-    for models whose vocabulary is made of them. `characters`: those beyond ASCII in prompts and candidates.
+    `tools`: functions that a single agent can call, listed under the prompt. An action that calls one, such as
+    `add(2, 3)`, takes a step, is answered under the next prompt, and does not reach `play`. Calls and answers take at
+    most `notes_length` characters of a prompt: long ones are cut and older ones left out. Limits: `marl.envs.tools`.
+    `alive`: function of the state that returns N booleans (default: all True).
+    `max_steps`: primitive steps after which an episode is truncated.
+    `words`: texts that contain the words of the game, for models with a word vocabulary.
+    `characters`: characters beyond ASCII that prompts and candidates use.
 
-    `invalid`: what a living agent's action does that is blank or not among its candidates. "error" raises ValueError;
-    "ignore" lets a step pass in which nobody acts, and counts it in `info["invalid"]`. Default: an error where there
-    are candidates; ignored where text is free, since a model may well say nothing.
+    `invalid`: effect of a living agent's action that is blank or not among its candidates. "error" raises ValueError.
+    "ignore" takes a step without effect for all agents and counts it in `info["invalid"]`. Default: "error" with
+    candidates, "ignore" for free text, which a model may leave empty.
 
-    `info` at the end of an episode: `success`; `discounted_return`, with `gamma` for each primitive step, mean over
-    agents; `normalized_return`, its ratio to `optimum` where that is known.
+    `info` at the end of an episode: `success`; `discounted_return`, with `gamma` per primitive step, mean over agents;
+    `normalized_return`, its ratio to `optimum` if that is given.
 
-    The state of an unfinished episode is its actions, played again by `set_state` (and its tools called again).
+    The saved state of an episode is its actions. `set_state` plays them again, tool calls included.
     """
 
     def __init__(
@@ -89,7 +89,9 @@ class TextEnv:
         invalid: Invalid | None = None,
     ) -> None:
         if tools and len(agents) > 1:
-            raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
+            raise ConfigError(
+                f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play` instead"
+            )
         if notes_length < 40:
             raise ConfigError(
                 f"{name}: notes_length={notes_length}, too short for a call and its answer; give 40 or more"
@@ -103,11 +105,11 @@ class TextEnv:
         self.spec = EnvSpec(
             name=name,
             agents=tuple(agents),
-            observation_space=spaces.Text(LONGEST_PROMPT, charset=charset),
-            action_space=spaces.Text(LONGEST_ACTION, charset=charset),
+            observation_space=spaces.Text(MAX_PROMPT_LENGTH, charset=charset),
+            action_space=spaces.Text(MAX_ACTION_LENGTH, charset=charset),
             max_steps=max_steps,
             team_reward=team_reward,
-            words=words_of(*words, REST, self.toolbox.manual()),
+            words=words_of(*words, NOOP, self.toolbox.manual()),
         )
         self._random = np.random.default_rng()
         self._actions: list[list[str]] | None = None
@@ -115,6 +117,7 @@ class TextEnv:
         self.over = True
 
     def reset(self, seed: int | None = None) -> Obs:
+        """Start an episode. A seed restarts the random stream."""
         if seed is not None:
             self._random = np.random.default_rng(seed)
         self._began = self._random.bit_generator.state
@@ -127,24 +130,28 @@ class TextEnv:
         return self._obs
 
     def step(self, action: Any) -> Step:
+        """Act with N strings.
+
+        Raises RuntimeError without a running episode, ValueError for an invalid action unless these are ignored.
+        """
         if self.over or self._actions is None:
             raise RuntimeError(f"{self.spec.name}: step without a running episode; call reset first")
         texts = self._checked(action)
         self._actions.append([str(text) for text in action])
-        turn = self._advance(texts)
-        reward = np.full(self.spec.num_agents, turn.reward, np.float32)
-        self.discounted += self.gamma**self.elapsed * float(np.mean(turn.reward))
-        self.state = turn.state
-        self.elapsed += turn.duration
-        self._ended = turn.ended
-        truncated = not turn.ended and self.spec.max_steps is not None and self.elapsed >= self.spec.max_steps
-        self.over = turn.ended or truncated
-        info = self._summary(turn.success) if self.over else {}
+        result = self._advance(texts)
+        reward = np.full(self.spec.num_agents, result.reward, np.float32)
+        self.discounted += self.gamma**self.elapsed * float(np.mean(result.reward))
+        self.state = result.state
+        self.elapsed += result.duration
+        self._ended = result.ended
+        truncated = not result.ended and self.spec.max_steps is not None and self.elapsed >= self.spec.max_steps
+        self.over = result.ended or truncated
+        info = self._summary(result.success) if self.over else {}
         self._obs = self._observe()
-        return Step(self._obs, reward, turn.ended, truncated, info, turn.duration)
+        return Step(self._obs, reward, result.ended, truncated, info, result.duration)
 
     def _advance(self, texts: list[str] | None) -> TextStep:
-        """What the actions of N agents lead to; None are those that are ignored."""
+        """Return the result of the actions of N agents, or of a step without effect for None."""
         if texts is None:
             self.ignored += 1
             return TextStep(self.state)
@@ -153,17 +160,17 @@ class TextEnv:
         if answer is not None:
             self.notes.append(self._note(call + answer))
             return TextStep(self.state)
-        return self.turn(texts[0] if self.spec.num_agents == 1 else tuple(texts))
+        return self.play(texts[0] if self.spec.num_agents == 1 else tuple(texts))
 
-    def turn(self, action: Any) -> TextStep:
-        """Play an action that is valid."""
+    def play(self, action: Any) -> TextStep:
+        """Return the result of a valid action: a string, or N strings of a team."""
         return self._play(self.state, action, self._random)
 
     def _checked(self, action: Any) -> list[str] | None:
-        """N strings, those of the dead empty; None where they are to be ignored. Raises ValueError otherwise."""
+        """Return N strings, empty for dead agents, or None to ignore the action. Raises ValueError if it is invalid."""
         name, count = self.spec.name, self.spec.num_agents
         if isinstance(action, str) or len(action) != count or not all(isinstance(text, str) for text in action):
-            raise ValueError(f"{name}: the action {action!r:.200}; expected {count} strings, one for each agent")
+            raise ValueError(f"{name}: action is {action!r:.200}; give {count} strings, one for each agent")
         obs = self._obs
         for agent in np.flatnonzero(obs.alive):
             text = action[agent]
@@ -172,10 +179,10 @@ class TextEnv:
                 continue
             if self.invalid == "ignore":
                 return None
-            wanted = "some text" if allowed is None else f"one of {list(allowed)}"
+            wanted = "a text" if allowed is None else f"one of {list(allowed)}"
             raise ValueError(
-                f"{name}: agent {agent} cannot do {text!r:.200}; expected {wanted}. "
-                "invalid='ignore' lets such actions pass without effect"
+                f"{name}: agent {agent} cannot take the action {text!r:.200}; give {wanted}, or set "
+                "invalid='ignore' to take a step without effect"
             )
         return [text if living else "" for text, living in zip(action, obs.alive, strict=True)]
 
@@ -193,12 +200,12 @@ class TextEnv:
         prompt = self._prompt(self.state)
         if not are_texts([prompt] if count == 1 else prompt):
             wanted = "a text" if count == 1 else f"{count} texts"
-            raise EnvironmentContractError(f"{self.spec.name}: the prompt is {prompt!r:.200}; expected {wanted}")
+            raise EnvironmentContractError(f"{self.spec.name}: the prompt is {prompt!r:.200}; return {wanted}")
         prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
         return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
 
     def _note(self, text: str) -> str:
-        """A call and its answer as they stand in a prompt: characters that it must not hold are escape sequences."""
+        """Return a call and its answer for the prompt. Characters outside the charset become escape sequences."""
         spelt = (c if c in self._charset else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
         return shortened("".join(spelt), self.notes_length)
 
@@ -216,7 +223,7 @@ class TextEnv:
         if self._candidates is None:
             return None
         if self._ended:
-            return ((REST,),) * self.spec.num_agents
+            return ((NOOP,),) * self.spec.num_agents
         given = self._candidates(self.state)
         rows: list[Any] = [given] if self.spec.num_agents == 1 else given
         rows = [row if isinstance(row, str) else tuple(row) for row in rows]
@@ -224,13 +231,14 @@ class TextEnv:
             row = rows[agent]
             if not row or not are_texts(row) or len(set(row)) < len(row):
                 raise EnvironmentContractError(
-                    f"{self.spec.name}: agent {agent} is offered {row!r:.200}; expected a list of distinct texts"
+                    f"{self.spec.name}: agent {agent} has the candidates {row!r:.200}; return a list of distinct texts"
                 )
-        return tuple(row if living else (REST,) for row, living in zip(rows, alive, strict=True))
+        return tuple(row if living else (NOOP,) for row, living in zip(rows, alive, strict=True))
 
     def render(self) -> str:
+        """Return prompts and candidates."""
         if self._actions is None:
-            return f"{self.spec.name}: no episode has begun"
+            return f"{self.spec.name}: no episode has started"
         obs = self._obs
         lines = [f"{self.spec.name}, step {self.elapsed} of {self.spec.max_steps or 'any number'}"]
         for agent, name in enumerate(self.spec.agents):
@@ -241,11 +249,13 @@ class TextEnv:
         return "\n".join(lines)
 
     def get_state(self) -> State:
+        """Return the random stream at the start of the episode and the actions since."""
         if self._actions is None:
             raise RuntimeError(f"{self.spec.name}: get_state before the first reset; call reset first")
         return {"random": self._began, "actions": [list(texts) for texts in self._actions]}
 
     def set_state(self, state: State) -> Obs:
+        """Continue from `get_state`: play its actions again."""
         self._random.bit_generator.state = state["random"]
         obs = self.reset()
         for action in state["actions"]:
@@ -253,14 +263,14 @@ class TextEnv:
         return obs
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources."""
 
 
 def are_texts(row: Any) -> bool:
-    """Whether these are strings, and not one string by itself."""
+    """Return True for a collection of strings, False for a single string."""
     return not isinstance(row, str) and all(isinstance(text, str) for text in row)
 
 
 def words_of(*texts: str) -> tuple[str, ...]:
-    """The distinct words, digits and marks of texts, sorted."""
+    """Return the distinct words, digits and punctuation marks of texts, sorted."""
     return tuple(sorted({piece for text in texts for piece in re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)}))

@@ -155,7 +155,7 @@ def summarize(rows: Sequence[EpisodeRow], prefix: str = "eval") -> dict[str, flo
 def is_episode_metric(name: str) -> bool:
     """Return True if an entry of an episode's final info describes the team and the whole episode.
 
-    Excludes reward terms of the last step, entries of one agent (AGENT/NAME), and returns and lengths that wrappers add.
+    Excludes reward terms of the last step, entries of one agent (AGENT/NAME), and the totals that wrappers add.
     """
     if "reward" in name or "penalty" in name or "/" in name:
         return False

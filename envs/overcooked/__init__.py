@@ -1,9 +1,9 @@
-"""Overcooked for one cook, in text and macro actions: salads are chopped, put in a bowl and served.
+"""Overcooked for one cook, in text and macro actions: chop salads, put them in a bowl, and serve them.
 
-The grid, its primitive dynamics, the macro actions and the rewards are those that TWOSOME (Tan et al., "True Knowledge
-Comes from Practice", ICLR 2024) and POAD (Wen et al., "Reinforcing Language Agents via Policy Optimization with Action
-Decomposition", NeurIPS 2024) play; the words are our own. A macro action takes a number of primitive steps
-(`Step.duration`), and its reward is theirs, discounted by 0.99 for each.
+Grid, primitive dynamics, macro actions and rewards follow TWOSOME (Tan et al., "True Knowledge Comes from Practice",
+ICLR 2024) and POAD (Wen et al., "Reinforcing Language Agents via Policy Optimization with Action Decomposition",
+NeurIPS 2024). The texts are our own. A macro action takes a number of primitive steps (`Step.duration`). Its reward is
+the sum of their rewards, each discounted by 0.99 per step.
 """
 
 from dataclasses import dataclass
@@ -21,55 +21,56 @@ from marl.registry import register_env, unknown_name_message
 
 @dataclass(frozen=True)
 class OvercookedOptions:
-    """Options of the kitchen."""
+    """Options of Overcooked."""
 
     max_steps: int = 200
     """Primitive steps after which an episode is truncated."""
     reproduce_upstream_bugs: bool = False
-    """What the published code does: food that was wasted pays for being chopped again, a macro action runs on past the
-    time limit, and chopping is offered where it does nothing."""
+    """Reproduce three bugs of the published code: wasted food rewards chopping again, a macro action continues after
+    the time limit, and chopping is offered where it has no effect."""
     invalid: Invalid = "error"
-    """What an action that is not offered does: an error, or nothing."""
+    """Effect of an action that is not offered: an error, or a step without effect."""
 
 
 class Overcooked(TextEnv):
-    """One dish to cook, as text; see `OvercookedOptions`. The state is a `Kitchen`."""
+    """Text environment of one dish; see `OvercookedOptions`. Its state is a `Kitchen`."""
 
     def __init__(
         self, dish: Dish, max_steps: int = 200, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error"
     ) -> None:
         if max_steps < 1:
             raise ConfigError(f"overcooked: max_steps={max_steps}; give 1 or more")
-        rules = Rules(dish, farming=reproduce_upstream_bugs)
-        self.cook, self.prose = Cook(rules), TextRenderer(rules, hopeful=reproduce_upstream_bugs)
+        rules = Rules(dish, repay_chop=reproduce_upstream_bugs)
+        self.cook, self.renderer = Cook(rules), TextRenderer(rules, offer_useless_chop=reproduce_upstream_bugs)
         self.reproduce_upstream_bugs = reproduce_upstream_bugs
         super().__init__(
             f"overcooked/{dish.task}",
             lambda _: rules.start(),
-            self.prose.prompt,
+            self.renderer.prompt,
             self._cook,
-            lambda kitchen: [self.prose.label(kitchen, macro) for macro in self.cook.macros],
+            lambda kitchen: [self.renderer.label(kitchen, macro) for macro in self.cook.macros],
             max_steps=max_steps,
             gamma=GAMMA,
             optimum=dish.optimum,
-            words=self.prose.words,
+            words=self.renderer.words,
             invalid=invalid,
         )
 
     def _cook(self, kitchen: Kitchen, action: str, _: Generator) -> TextStep:
-        macro = next(macro for macro in self.cook.macros if self.prose.label(kitchen, macro) == action)
+        macro = next(macro for macro in self.cook.macros if self.renderer.label(kitchen, macro) == action)
         assert self.spec.max_steps is not None
         limit = None if self.reproduce_upstream_bugs else self.spec.max_steps - self.elapsed
         outcome = self.cook.perform(kitchen, macro, limit)
         return TextStep(outcome.kitchen, outcome.reward, outcome.served, outcome.served, outcome.duration)
 
     def render(self) -> str:
+        """Return prompt, candidates and a map of the kitchen."""
         text = super().render()
-        return text if self.state is None else f"{text}\n\n{picture(self.prose.rules, self.state)}"
+        return text if self.state is None else f"{text}\n\n{picture(self.renderer.rules, self.state)}"
 
 
 def picture(rules: Rules, kitchen: Kitchen) -> str:
-    """The kitchen from above: C cook, B boards, D delivery, # counters, o bowl, foods by their first letter."""
+    """Return a map of the kitchen: C cook, B board, D delivery, # counter, o bowl, foods by their first letter."""
     layout = rules.layout
     rows = [["#"] * layout.size for _ in range(layout.size)]
     marks = [*((cell, ".") for cell in rules.floor), *((cell, "B") for cell in layout.boards), (layout.delivery, "D")]
@@ -85,6 +86,7 @@ def picture(rules: Rules, kitchen: Kitchen) -> str:
 def make(
     task: str, max_steps: int = 200, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error"
 ) -> Overcooked:
+    """Return the environment of a dish. Raises UnknownNameError for an unknown one."""
     if task not in DISHES:
         raise UnknownNameError(unknown_name_message("task of overcooked", task, DISHES))
     return Overcooked(DISHES[task], max_steps, reproduce_upstream_bugs, invalid)

@@ -1,4 +1,4 @@
-"""Cells of a grid and the shortest ways between them."""
+"""Cells of a grid and shortest paths between them."""
 
 import heapq
 from collections.abc import Container
@@ -12,19 +12,21 @@ MOVES = (RIGHT, LEFT, DOWN, UP)
 
 
 def beside(cell: Cell, move: Cell) -> Cell:
+    """Return the cell after a move."""
     return cell[0] + move[0], cell[1] + move[1]
 
 
 def distance(a: Cell, b: Cell) -> int:
+    """Return the Manhattan distance."""
     return abs(a[0] - b[0]) + abs(a[1] - b[1])
 
 
 @dataclass(frozen=True)
 class Path:
-    """A way from the start: its first move, where it leads, its steps, and how long it is to the goal at least.
+    """Path from the start: a lower bound of its length to the goal, its steps, its last cell, and its first move.
 
-    Of two equal bounds each counts as the lower one. Together with the order of `MOVES` this decides, inside the heap,
-    between equally short ways, and as the published code does.
+    Paths with equal bounds compare as lower in both directions. With the order of `MOVES`, this breaks ties in the heap
+    as the published code does.
     """
 
     bound: int
@@ -37,9 +39,9 @@ class Path:
 
 
 def next_move(start: Cell, goal: Cell, floor: Container[Cell]) -> Cell | None:
-    """The first move of a shortest way to the goal over floor alone (the goal itself may be anything), by A*.
+    """Return the first move of a shortest path over `floor` to `goal`, by A*. The goal itself need not be floor.
 
-    None where there is no way, or nowhere to go.
+    Returns None if there is no path, or if the start is the goal.
     """
     frontier = [Path(distance(start, goal), 0, start, None)]
     reached = {start}

@@ -1,4 +1,4 @@
-"""What one primitive step does in the kitchen."""
+"""Primitive dynamics and rewards of the kitchen."""
 
 from dataclasses import dataclass, replace
 
@@ -7,15 +7,15 @@ from marl.envs.overcooked.layouts import Dish
 
 BOWL = "bowl"
 CHOPS = 3
-"""Strokes that chop a food."""
+"""Number of chop steps until a food is chopped."""
 STEP_REWARD, CHOP_REWARD, SERVE_REWARD, WASTE_REWARD = -0.001, 0.2, 1.0, -0.1
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A food or the bowl. What is carried is where the cook is, what is in the bowl where the bowl is.
+    """A food or the bowl. A carried thing has the cook's cell, a food in the bowl has the bowl's cell.
 
-    `paid`: chopping it has been rewarded and is not again.
+    `paid`: chopping it was rewarded and is not rewarded again.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Thing:
 
     @property
     def chopped(self) -> bool:
+        """True for a food that is fully chopped."""
         return self.chops == CHOPS
 
 
@@ -32,18 +33,20 @@ class Thing:
 class Kitchen:
     """The cook's cell, and the things: foods in the layout's order, then the bowl.
 
-    The published cook goes by where it saw a thing last. One that is alone always knows where things are: they move by
-    its own hands, or back to their first cells, where it takes those to be that it does not find.
+    The published cook remembers where it last saw each thing. A single cook is always right about that: things move
+    only by its own actions, or back to their first cells, where it looks for things that it does not find.
     """
 
     cook: Cell
     things: tuple[Thing, ...]
 
     def at(self, cell: Cell) -> tuple[Thing, ...]:
+        """Return the things in a cell."""
         return tuple(thing for thing in self.things if thing.cell == cell)
 
     @property
     def carried(self) -> tuple[Thing, ...]:
+        """Things that the cook carries."""
         return self.at(self.cook)
 
     def __getitem__(self, name: str) -> Thing:
@@ -51,21 +54,22 @@ class Kitchen:
 
 
 class Rules:
-    """The primitive dynamics of one dish. With `farming`, a food that was wasted pays for its chopping again."""
+    """Primitive dynamics of one dish. With `repay_chop`, chopping a wasted food again is rewarded again."""
 
-    def __init__(self, dish: Dish, farming: bool = False) -> None:
+    def __init__(self, dish: Dish, repay_chop: bool = False) -> None:
         layout = dish.layout
-        self.dish, self.layout, self.repay_chop = dish, layout, farming
+        self.dish, self.layout, self.repay_chop = dish, layout, repay_chop
         self.starts: tuple[tuple[str, Cell], ...] = (*layout.foods, (BOWL, layout.bowl))
         inside = range(1, layout.size - 1)
         taken = {*layout.counters, *layout.boards, layout.delivery, *(cell for _, cell in self.starts)}
         self.floor = frozenset((row, column) for row in inside for column in inside) - taken
 
     def start(self) -> Kitchen:
+        """Return the kitchen at the start of an episode."""
         return Kitchen(self.layout.cook, tuple(Thing(name, cell) for name, cell in self.starts))
 
     def step(self, kitchen: Kitchen, move: Cell) -> tuple[Kitchen, float, bool]:
-        """The kitchen after a move, its reward, and whether the dish was served."""
+        """Return the kitchen after a move, the reward, and True if the dish was served."""
         target = beside(kitchen.cook, move)
         served = False
         if move == NOOP:
@@ -79,7 +83,7 @@ class Rules:
         return after, reward + STEP_REWARD, served
 
     def _deliver(self, kitchen: Kitchen) -> tuple[Kitchen, float, bool]:
-        """Serve what is carried; anything but the dish is wasted, and is back where it was at first, fresh."""
+        """Deliver the carried things. Anything but the dish is wasted and returns, unchopped, to its first cell."""
         names = sorted(thing.name for thing in kitchen.carried)
         if not names:
             return kitchen, 0.0, False
@@ -95,7 +99,7 @@ class Rules:
         return replace(kitchen, things=things), WASTE_REWARD, False
 
     def _handle(self, kitchen: Kitchen, target: Cell) -> tuple[Kitchen, float]:
-        """Use a counter or a board: chop, pick up, put down, or bring food and bowl together."""
+        """Use a counter or a board: chop, pick up, put down, or put food into the bowl."""
         there, carried = kitchen.at(target), kitchen.carried
         on_board = target in self.layout.boards
         if not there:
@@ -120,16 +124,17 @@ class Rules:
 
 
 def has_bowl(things: tuple[Thing, ...]) -> bool:
+    """Return True if the bowl is among the things."""
     return any(thing.name == BOWL for thing in things)
 
 
 def is_raw(things: tuple[Thing, ...]) -> bool:
-    """Whether they are one food that is not chopped."""
+    """Return True for a single food that is not chopped."""
     return bool(things) and not has_bowl(things) and not things[0].chopped
 
 
 def is_chopped(things: tuple[Thing, ...]) -> bool:
-    """Whether they are one chopped food, outside the bowl."""
+    """Return True for a single chopped food outside the bowl."""
     return bool(things) and not has_bowl(things) and things[0].chopped
 
 

@@ -1,4 +1,4 @@
-"""Kitchens and dishes, as data. A cell is (row, column)."""
+"""Data of kitchens and dishes. A cell is (row, column)."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from marl.envs.overcooked.grid import Cell
 
 @dataclass(frozen=True)
 class Layout:
-    """A square kitchen with the first cells of all that is in it; its border and `counters` are work tops.
+    """A square kitchen with the first cell of everything in it. Its border and `counters` hold things.
 
-    `foods` are the raw ingredients, by name.
+    `foods`: name and cell of the raw ingredients.
     """
 
     cook: Cell
@@ -23,9 +23,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dish:
-    """What is to be served, the chopped foods that it is made of, and the kitchen.
+    """A dish: its recipe of chopped foods, and its kitchen.
 
-    `optimum`: the best return, discounted by 0.99 for each primitive step; found by exhaustive dynamic programming.
+    `optimum`: best return, discounted by 0.99 per primitive step, found by exhaustive dynamic programming.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""What the cook can set out to do, carried out step by step as in the published code."""
+"""Macro actions of the cook, executed in primitive steps as in the published code."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from marl.envs.overcooked.grid import MOVES, NOOP, Cell, beside, distance, next_
 from marl.envs.overcooked.kitchen import BOWL, CHOPS, Kitchen, Rules, is_chopped, is_raw
 
 SIGHT = 2
-"""Cells that the cook sees in each direction, diagonals included."""
+"""View distance of the cook in cells, diagonals included."""
 GAMMA = 0.99
 """Discount of a primitive step."""
 
 
 @dataclass(frozen=True)
 class Macro:
-    """`kind` is get, go, deliver or chop; `name` the thing that get is about, `board` the index that go is about."""
+    """A macro action. `kind`: get, go, deliver or chop. `name`: thing to get. `board`: index of the board to go to."""
 
     kind: str
     name: str = ""
@@ -22,7 +22,7 @@ class Macro:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`reward` is discounted by the primitive steps inside, `duration` their number; `served` ends the episode."""
+    """Result of a macro action: `reward` discounted over its `duration` primitive steps; `served` ends the episode."""
 
     kitchen: Kitchen
     reward: float
@@ -31,11 +31,12 @@ class Outcome:
 
 
 def sees(kitchen: Kitchen, cell: Cell) -> bool:
+    """Return True if the cook sees a cell."""
     return max(abs(cell[0] - kitchen.cook[0]), abs(cell[1] - kitchen.cook[1])) <= SIGHT
 
 
 class Cook:
-    """The macro actions of one dish: get each food and the bowl, go to each board, deliver, chop."""
+    """Macro actions of one dish: get each food and the bowl, go to each board, deliver, chop."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -44,7 +45,7 @@ class Cook:
         self.macros = (*fetched, *boards, Macro("deliver"), Macro("chop"))
 
     def perform(self, kitchen: Kitchen, macro: Macro, limit: int | None = None) -> Outcome:
-        """Act until the macro is finished, the dish is served, or `limit` steps have passed."""
+        """Execute a macro action until it finishes, the dish is served, or `limit` primitive steps have passed."""
         reward, duration, finished, served = 0.0, 0, False, False
         while not (finished or served or duration == limit):
             move, last = self._chop(kitchen, duration) if macro.kind == "chop" else self._walk(kitchen, macro)
@@ -55,9 +56,9 @@ class Cook:
         return Outcome(kitchen, reward, served, duration)
 
     def _chop(self, kitchen: Kitchen, duration: int) -> tuple[Cell, bool]:
-        """The next move, and whether it is the last: strokes at raw food on a board beside the cook, else none.
+        """Return the next move, and True if it is the last: chop a raw food on a board beside the cook, else wait.
 
-        With full hands they are the same number of strokes, and do nothing.
+        A cook that carries something takes the same number of steps, without effect.
         """
         for move in MOVES:
             cell = beside(kitchen.cook, move)
@@ -66,7 +67,7 @@ class Cook:
         return NOOP, True
 
     def _walk(self, kitchen: Kitchen, macro: Macro) -> tuple[Cell, bool]:
-        """The next move towards what the macro is about, and whether it is the last."""
+        """Return the next move towards the goal of the macro action, and True if it is the last."""
         goal, carried = self._goal(kitchen, macro), kitchen.carried
         if self._is_food(macro) and goal == kitchen[BOWL].cell and sees(kitchen, goal):
             return NOOP, True
@@ -76,7 +77,7 @@ class Cook:
         if distance(kitchen.cook, goal) > 1:
             return move, False
         if macro.name == BOWL and is_chopped(carried):
-            return move, False  # the food goes into the bowl, and the bowl is taken next
+            return move, False  # first the food goes into the bowl, then the cook takes the bowl
         keeps_off = (
             (macro.kind == "go" and not carried)
             or (macro.name == BOWL and is_raw(carried))
@@ -85,7 +86,7 @@ class Cook:
         return NOOP if keeps_off else move, True
 
     def _has_arrived(self, kitchen: Kitchen, macro: Macro) -> bool:
-        """Whether the macro is over because the cook stands beside its goal and would not use it."""
+        """Return True if the macro action ends because the cook stands beside its goal and would not use it."""
         if macro.kind == "chop" or distance(kitchen.cook, self._goal(kitchen, macro)) != 1:
             return False
         idle = macro.kind in ("go", "deliver") and not kitchen.carried
@@ -101,7 +102,7 @@ class Cook:
         return macro.kind == "get" and macro.name != BOWL
 
     def _is_raw_on_board(self, kitchen: Kitchen, macro: Macro) -> bool:
-        """Whether the food to be fetched lies on a board, not chopped: using the board would chop it."""
+        """Return True if the food to get is raw and on a board: using the board would chop it."""
         return (
             self._is_food(macro)
             and self._goal(kitchen, macro) in self.rules.layout.boards

@@ -1,4 +1,4 @@
-"""The kitchen in words: what the cook reads, and what it can say."""
+"""Text of the kitchen: prompts and action labels."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ ORDINALS = ("first", "second")
 
 
 class TextRenderer:
-    """Words for one dish. With `hopeful`, chopping is offered for chopped food and full hands too."""
+    """Texts of one dish. With `offer_useless_chop`, chopping is offered for chopped food and with full hands too."""
 
-    def __init__(self, rules: Rules, hopeful: bool = False) -> None:
-        self.rules, self.offer_useless_chop = rules, hopeful
+    def __init__(self, rules: Rules, offer_useless_chop: bool = False) -> None:
+        self.rules, self.offer_useless_chop = rules, offer_useless_chop
         boards = rules.layout.boards
         self.boards = ("the cutting board",) if len(boards) == 1 else tuple(f"the {n} cutting board" for n in ORDINALS)
         room = "one cutting board" if len(boards) == 1 else "two cutting boards"
@@ -28,7 +28,7 @@ class TextRenderer:
         self.words = (WORDS, *(name for name, _ in rules.starts), rules.dish.name)
 
     def prompt(self, kitchen: Kitchen) -> str:
-        """What is seen at its first place, what is on the boards in sight, where the cook is and what it carries."""
+        """Describe visible things at their first cells, things on visible boards, the cook's place, and what it carries."""
         seen = [
             thing
             for thing, (_, start) in zip(kitchen.things, self.rules.starts, strict=True)
@@ -47,7 +47,7 @@ class TextRenderer:
         return " ".join([*parts, self.closing])
 
     def label(self, kitchen: Kitchen, macro: Macro) -> str:
-        """The words for a macro action, as it stands now."""
+        """Return the text of a macro action in the present kitchen."""
         carried = kitchen.carried
         if macro.kind == "get":
             adds = has_bowl(carried) and macro.name != BOWL
@@ -70,24 +70,25 @@ class TextRenderer:
         if index is None:
             return "nothing"
         food = kitchen.at(self.rules.layout.boards[index])
-        hopeful = self.offer_useless_chop and (is_raw(food) or is_chopped(food))
-        offered = hopeful or (is_raw(food) and not kitchen.carried)
+        useless = self.offer_useless_chop and (is_raw(food) or is_chopped(food))
+        offered = useless or (is_raw(food) and not kitchen.carried)
         return f"the {food[0].name}" if offered else "nothing"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a row: a, b and c."""
+    """Join names: a, b and c."""
     return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + [names[-1]])
 
 
 def named(thing: Thing) -> str:
+    """Return a thing with its article and state."""
     if thing.name == BOWL:
         return "a bowl"
     return f"a {'chopped' if thing.chopped else 'raw'} {thing.name}"
 
 
 def bundle(things: tuple[Thing, ...]) -> str:
-    """What lies in one cell: a food, or the bowl with what is in it."""
+    """Describe the things in one cell: a food, or the bowl and its content."""
     if not has_bowl(things):
         return named(things[0])
     inside = [named(thing) for thing in things if thing.name != BOWL]

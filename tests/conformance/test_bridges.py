@@ -313,7 +313,7 @@ def test_a_cut_agent_without_a_last_observation_is_named():
 
     bridge = ParallelBridge(Leaves({"a": (1, "truncated"), "b": (2, "terminated")}))
     bridge.reset()
-    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was cut off"):
+    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was truncated"):
         bridge.step(np.zeros(2, np.int64))
 
 
@@ -367,7 +367,7 @@ def test_agents_must_be_known_and_observed():
         def observe(self, agents):
             return dict.fromkeys(agents[1:])
 
-    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was cut off"):
+    with pytest.raises(EnvironmentContractError, match="no observation to the agent 'a', which acts or was truncated"):
         ParallelBridge(Silent({"a": (2, "truncated")})).reset()
 
 

@@ -137,7 +137,7 @@ def test_text_in_an_observation_is_left_out_when_asked():
         GymnasiumBridge(Grid(), ignore=("missions",))
     with pytest.raises(ConfigError, match="nothing is left"):
         GymnasiumBridge(Grid(), ignore=("mission", "image", "direction"))
-    with pytest.raises(ConfigError, match=r"the observation is no Dict: Box"):
+    with pytest.raises(ConfigError, match=r"but Box.* is not a Dict"):
         make_gymnasium("CartPole-v1", ignore=("mission",))
 
 
@@ -176,9 +176,9 @@ BOX = spaces.Box(0, 1, (2,), np.float32)
         (
             spaces.Tuple([spaces.MultiDiscrete([5, 2])] * 2),
             spaces.Tuple([BOX, BOX]),
-            r"agent 'agent_0': .*declare gymnasium.spaces.Discrete\(10\) for each agent, and translate in `step`: np",
+            r"agent 'agent_0': .*declare gymnasium.spaces.Discrete\(10\) for each agent, and convert in `step`: np",
         ),
-        (spaces.Text(3), BOX, "Translate from a supported space"),
+        (spaces.Text(3), BOX, "Convert from a supported space"),
         (spaces.Discrete(2), None, "declares no `observation_space`"),
         (None, BOX, "declares no `action_space`"),
         (spaces.Discrete(2), [0, 1], r"`observation_space` is \[0, 1\] \(builtins.list\), not a Gymnasium space"),

@@ -29,7 +29,7 @@ class Graph:
             env.state = state
             self.prompt[state] = env._prompt(state)
             self.candidates[state] = () if ended else tuple(env._candidates(state))
-            self.turns[state] = {action: env.turn(action) for action in self.candidates[state]}
+            self.turns[state] = {action: env.play(action) for action in self.candidates[state]}
             for turn in self.turns[state].values():
                 if turn.state not in seen:
                     seen.add(turn.state)

@@ -310,7 +310,7 @@ def test_tasks_keep_the_contract(task, reproduce_upstream_bugs):
 
 def test_render_shows_prompt_actions_and_kitchen():
     env = overcooked.make("tomato-salad")
-    assert env.render() == "overcooked/tomato-salad: no episode has begun"
+    assert env.render() == "overcooked/tomato-salad: no episode has started"
     env.reset(0)
     text = env.render()
     assert "A raw tomato is on the counter." in text

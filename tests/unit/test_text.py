@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from marl.envs.testing import check_env, check_vector_env
-from marl.envs.text import REST, TextEnv, TextStep, words_of
+from marl.envs.text import NOOP, TextEnv, TextStep, words_of
 from marl.envs.tools import Toolbox
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.vector import SyncVector
@@ -128,24 +128,24 @@ def test_rewards_of_each_agent_and_the_silence_of_the_dead():
     step = env.step(["yes", "no"])
     assert step.reward.tolist() == [1, 0]
     assert step.obs.alive.tolist() == [True, False]
-    assert step.obs.candidates == (("yes", "no"), (REST,))
+    assert step.obs.candidates == (("yes", "no"), (NOOP,))
     env.step(["no", "anything at all"])
     last = env.step(["yes", ""])
     assert last.info["discounted_return"] == pytest.approx((1 + 0.25) / 2)
-    assert last.obs.candidates == ((REST,), (REST,))
+    assert last.obs.candidates == ((NOOP,), (NOOP,))
 
 
 INVALID = [
     (
         counter,
         ["yes", "maybe"],
-        r"counter: agent 1 cannot do 'maybe'; expected one of \['yes', 'no'\]. invalid='ignore'",
+        r"counter: agent 1 cannot take the action 'maybe'; give one of \['yes', 'no'\], or set invalid='ignore'",
     ),
-    (counter, ["", "yes"], "agent 0 cannot do ''"),
-    (counter, ["yes"], r"the action \['yes'\]; expected 2 strings, one for each agent"),
-    (counter, ["yes", 1], "expected 2 strings"),
-    (counter, "no", "the action 'no'; expected 2 strings"),
-    (lambda: sums(invalid="error"), [" \n"], r"agent 0 cannot do ' \\n'; expected some text"),
+    (counter, ["", "yes"], "agent 0 cannot take the action ''"),
+    (counter, ["yes"], r"action is \['yes'\]; give 2 strings, one for each agent"),
+    (counter, ["yes", 1], "give 2 strings"),
+    (counter, "no", "action is 'no'; give 2 strings"),
+    (lambda: sums(invalid="error"), [" \n"], r"agent 0 cannot take the action ' \\n'; give a text"),
 ]
 
 
@@ -180,13 +180,13 @@ def test_saying_nothing_in_free_text_lets_time_pass():
 @pytest.mark.parametrize("offered", [[], ["a", "a"], "go", [1, 2]])
 def test_a_game_that_offers_nothing_or_the_same_twice_or_no_texts(offered):
     with pytest.raises(
-        EnvironmentContractError, match=r"single: agent 0 is offered .*; expected a list of distinct text"
+        EnvironmentContractError, match=r"single: agent 0 has the candidates .*; return a list of distinct text"
     ):
         single(lambda _: offered).reset(0)
 
 
 @pytest.mark.parametrize(
-    ("agents", "prompt", "expected"), [(("a",), 7, "7; expected a text"), (("a", "b"), "ab", "'ab'; expected 2 texts")]
+    ("agents", "prompt", "expected"), [(("a",), 7, "7; return a text"), (("a", "b"), "ab", "'ab'; return 2 texts")]
 )
 def test_a_game_whose_prompt_is_no_text(agents, prompt, expected):
     env = TextEnv("odd", lambda _: 0, lambda _: prompt, lambda *_: TextStep(0), agents=agents)
@@ -197,9 +197,9 @@ def test_a_game_whose_prompt_is_no_text(agents, prompt, expected):
 def test_an_ended_game_is_asked_for_no_actions():
     env = single(lambda state: [["go"], []][state], TextStep(1, ended=True))
     env.reset(0)
-    assert env.step(["go"]).obs.candidates == ((REST,),)
+    assert env.step(["go"]).obs.candidates == ((NOOP,),)
     with pytest.raises(RuntimeError, match="step without a running episode"):
-        env.step([REST])
+        env.step([NOOP])
 
 
 def test_a_game_cut_off_by_time_still_has_actions():
@@ -219,7 +219,7 @@ def test_non_ascii_text():
 def test_before_the_first_reset():
     with pytest.raises(RuntimeError, match="sums: get_state before the first reset"):
         sums().get_state()
-    assert sums().render() == "sums: no episode has begun"
+    assert sums().render() == "sums: no episode has started"
 
 
 def test_the_random_stream_goes_on_after_a_restored_episode():
@@ -233,7 +233,7 @@ def test_the_random_stream_goes_on_after_a_restored_episode():
 
 def test_words_of_texts_and_of_tools():
     assert words_of("Take 42 plates, Ada!", "Ada's") == ("!", "'", ",", "2", "4", "Ada", "Take", "plates", "s")
-    assert {"add", "left", "numbers", REST} <= set(sums().spec.words)
+    assert {"add", "left", "numbers", NOOP} <= set(sums().spec.words)
 
 
 def test_the_reward_is_of_single_precision_and_the_summary_is_not():

@@ -7,7 +7,7 @@ import pytest
 
 from marl.envs import toy_text
 from marl.envs.testing import check_env, check_vector_env
-from marl.envs.text import REST
+from marl.envs.text import NOOP
 from marl.errors import ConfigError, UnknownNameError
 from marl.vector import SyncVector
 from tests.support.text import Graph
@@ -132,7 +132,7 @@ def test_who_has_gone_home_has_one_candidate_and_is_not_heard():
     assert obs.alive.all()
     obs = env.step(list(toy_text.CHORES[:3])).obs
     assert obs.alive.tolist() == [True, True, False]
-    assert obs.candidates[2] == (REST,)
+    assert obs.candidates[2] == (NOOP,)
     last = env.step([*toy_text.CHORES[:2], "whatever"])
     assert last.info["normalized_return"] == pytest.approx(1.0)
 
