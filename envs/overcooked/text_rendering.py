@@ -28,7 +28,7 @@ class TextRenderer:
         self.words = (WORDS, *(name for name, _ in rules.starts), rules.dish.name)
 
     def prompt(self, kitchen: Kitchen) -> str:
-        """Describe visible things at their first cells, things on visible boards, the cook's place, and what it carries."""
+        """Describe things in view at their first cells or on boards, the cook's place, and what it carries."""
         seen = [
             thing
             for thing, (_, start) in zip(kitchen.things, self.rules.starts, strict=True)
