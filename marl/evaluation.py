@@ -19,7 +19,6 @@ from marl.seeding import Streams
 from marl.stats import mean_interval
 from marl.types import EnvSpec
 
-
 MAX_AGENT_RETURNS = 16
 """Largest team for which the returns of single agents are logged."""
 

@@ -253,7 +253,7 @@ def test_registered_factories_and_the_checker_take_them_too():
 
 def test_what_is_no_single_environment_is_refused():
     for factory, message in (
-        ("nothing", "returned None, which is no environment; return a `marl.protocols.Env`"),
+        ("nothing", "returned None, which is not an environment; return a `marl.protocols.Env`"),
         ("batch", r"returned a batch of environments \(SyncVectorEnv\); return a single one"),
         ("HERE", "cannot import the environment factory"),
     ):
