@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
@@ -26,7 +27,6 @@ from marl.protocols import Env
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.stopping import stop_requests
-from marl.tracking.tensorboard import png
 from marl.transcript import record_transcript
 from marl.trust import external_of_env, require_trust
 from marl.types import EnvSpec, Obs, VectorStep
@@ -328,7 +328,7 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
     """Which tokens earned the advantage, as PNG."""
     with whole_files(path) as (beside,):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(png(picture))
+        Image.fromarray(picture).save(beside)
     print(f"wrote {path}")
 
 

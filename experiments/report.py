@@ -16,6 +16,7 @@ from marl.evaluation import Split
 from marl.files import whole_files
 from marl.run import read_config
 from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
+from marl.tracking.metrics import axis_label
 
 Curve = dict[int, float]
 """Environment steps to the mean over the episodes of that evaluation."""
@@ -252,7 +253,7 @@ def draw(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
         count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         panel.set_title(f"{env}, seeds: {count}", fontsize=10)
         panel.set_xlabel("environment steps")
-        panel.set_ylabel(metric)
+        panel.set_ylabel(axis_label(f"eval/{metric}"))
         panel.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
         panel.grid(alpha=0.3)
         if metric == "success":

@@ -67,8 +67,8 @@ def critic_free_advantages(rollout: Rollout, learn: LearnConfig, group_size: int
     deviation = group_std(score, valid, group_size)
     everywhere = torch.ones_like(deviation, dtype=torch.bool)
     metrics = {
-        "group/spread": mean_over_ranks(deviation, everywhere),
-        "group/silent_fraction": mean_over_ranks(deviation == 0, everywhere),
+        "group/std": mean_over_ranks(deviation, everywhere),
+        "group/zero_variance_fraction": mean_over_ranks(deviation == 0, everywhere),
     }
     return advantage.masked_fill(~exists, 0.0).unsqueeze(-1), metrics
 

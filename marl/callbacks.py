@@ -14,10 +14,10 @@ from marl.checkpoint.store import save
 from marl.config import digest
 from marl.errors import CheckpointError
 from marl.evaluation import Split, paired_seeds, run_episodes, summarize
+from marl.files import RecordFile
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
 from marl.spaces import spec_to_json
-from marl.tracking.tensorboard import RecordFile
 from marl.transcript import record_transcript
 
 LOGGER = logging.getLogger("marl")

@@ -30,8 +30,10 @@ from marl.registry import AGENTS, EnvFactory, find_env
 from marl.run_folder import FolderWatch
 from marl.seeding import Streams, own_globals, seed_everything
 from marl.stopping import StopNow, stop_requests
+from marl.tracking import MultiTracker
 from marl.tracking.console import ConsoleTracker
-from marl.tracking.tensorboard import JsonlTracker, MultiTracker, TensorBoardTracker, drop_lines
+from marl.tracking.jsonl import JsonlTracker, drop_lines
+from marl.tracking.tensorboard import TensorBoardTracker
 from marl.trainer import Trainer
 from marl.trust import external_of_agent, external_of_env, mark_trusted, require_trust
 from marl.vector import make_vector

@@ -100,5 +100,5 @@ def test_the_line_that_continues_a_run_can_be_typed():
 
 def test_more_workers_than_files_may_be_open(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
-    with pytest.raises(ConfigError, match=r"workers is 40, which needs 184 more open files.*ulimit -n"):
+    with pytest.raises(ConfigError, match=r"workers=40 needs 184 more open files.*ulimit -n"):
         ProcessVector([EnvFactory("toy/chain")] * 40, 40)

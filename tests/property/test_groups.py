@@ -164,4 +164,4 @@ def test_credit_of_whole_episodes(agents, coef):
     }.items():
         advantage, metrics = critic_free_advantages(rollout, replace(learn, advantage=name), size)
         torch.testing.assert_close(advantage.squeeze(-1), value.masked_fill(~exists, 0.0))
-        assert metrics["group/spread"] == pytest.approx(float(group_std(returns[0], valid, size).mean()))
+        assert metrics["group/std"] == pytest.approx(float(group_std(returns[0], valid, size).mean()))

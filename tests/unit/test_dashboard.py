@@ -5,6 +5,7 @@ import io
 import math
 import os
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,7 +13,6 @@ from marl.tracking import console as dashboard
 from marl.tracking.console import (
     Board,
     ConsoleTracker,
-    History,
     PipeSafeConsole,
     duration,
     number,
@@ -20,7 +20,7 @@ from marl.tracking.console import (
     sparkline,
     steps,
 )
-from marl.tracking.tensorboard import TAGS
+from marl.tracking.metrics import METRICS
 
 
 @pytest.fixture
@@ -30,7 +30,10 @@ def clock(monkeypatch):
     return now
 
 
-ITERATION = {tag: 0.25 if tag.endswith("fraction") else 4980.3 for tag in TAGS if not tag.startswith("eval/")} | {
+SCALARS = [tag for tag, metric in METRICS.items() if metric.unit not in ("text", "picture")]
+ITERATION = {
+    tag: 0.25 if tag.endswith("fraction") else 4980.3 for tag in SCALARS if tag[:5] not in ("eval/", "test/")
+} | {
     "gradient/norm": math.inf,
     "loss/value": math.nan,
 }
@@ -49,7 +52,7 @@ def test_plain_lines_are_the_first_the_evaluations_the_last_and_one_in_two_secon
         clock[0] += 0.6
     tracker.close()
     lines = out.getvalue().splitlines()
-    assert lines[0] == "mat: 1000 steps"
+    assert lines[0] == "mat: 1.00k steps"
     assert [int(line.split()[0]) for line in lines[1:]] == [10, 40, 80, 100]
     assert "EVALUATION 5234 [5012, 5432]" in lines[2]
     assert "best 5234 at 40" in lines[2]
@@ -87,22 +90,26 @@ def test_color_in_the_environment_does_not_make_a_pipe_a_terminal(monkeypatch, c
     assert "\x1b" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize(("width", "height"), [(60, 20), (80, 24), (200, 50)])
 @pytest.mark.parametrize("values", [{}, ITERATION, EVALUATION, ITERATION | EVALUATION], ids=["none", "i", "e", "both"])
-def test_the_dashboard_fits(width, values):
+def test_the_dashboard_fits(width, height, values):
     board = Board("a title " * 30, 10_000_000)
-    own = {f"prefix{index}/some_long_name": 1.0 for index in range(9)} | {f"p/name{index}": 1e7 for index in range(40)}
-    for step in range(0, 5_000_000, 10_000):
+    own = {f"prefix{index}/some_long_name": 1.0 for index in range(9)} | {f"p/name{index}": 1e7 for index in range(99)}
+    for step in range(0, 5_000_000, 50_000):
         board.update(step, values | own)
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     lines = ["".join(segment.text for segment in line) for line in console.render_lines(board)]
-    assert len(lines) <= 22
-    assert all(len(line.rstrip()) <= min(width, 120) for line in lines)
+    assert len(lines) < height
+    assert all(len(line.rstrip()) <= width for line in lines)
     text = "\n".join(lines)
-    assert ("5234 [5012, 5432]" in text) == ("eval/return" in values)
+    assert ("Evaluation 5234 [5012, 5432]" in text) == ("eval/return" in values)
+    assert ("best 5234 at 4.95M   success 80 %" in text) == ("eval/return" in values)
     assert text.count("none yet") == 2 - ("eval/return" in values) - ("episode/return" in values)
-    assert "4.99M of 10.0M" in text
+    assert "50% 4.95M of 10.00M steps" in text
     assert ("nan" in text) == ("inf" in text) == ("loss/value" in values)
+    for label in ("KL", "entropy", "value loss", "explained var.", "gradient norm"):
+        assert (label in text) == ("loss/value" in values), label
+    assert ("p/name98" in text) == (width == 200)
 
 
 def test_a_terminal_is_drawn_at_most_four_times_a_second(clock):
@@ -113,7 +120,7 @@ def test_a_terminal_is_drawn_at_most_four_times_a_second(clock):
     draws = out.getvalue().count("─ mat ─")
     assert 3 <= draws <= 6
     tracker.close()
-    assert "100 of 1000" in out.getvalue().rpartition("─ mat ─")[2]
+    assert "100 of 1.00k" in out.getvalue().rpartition("─ mat ─")[2]
     assert out.getvalue().endswith("\x1b[?25h")
 
 
@@ -156,7 +163,7 @@ def test_a_line_tells_returns_by_agent_type_and_the_score_on_test_seeds():
     board = Board("run", 100)
     board.update(10, values)
     line = board.line(values)
-    assert "return 27.50 (prey 5, hunter 50)" in line
+    assert "return 27.5 (prey 5, hunter 50)" in line
     assert "EVALUATION 30 (prey 6)" in line
     assert "TEST 28 [20, 36]" in line
 
@@ -178,7 +185,7 @@ def test_a_resumed_run_remembers_its_best_evaluation(tmp_path):
     tracker = ConsoleTracker("mat", 10, PipeSafeConsole(file=out))
     tracker.restore_best(log)
     tracker.log(5, {"eval/return": 4.0})
-    assert "best 9.500 at 1" in out.getvalue()
+    assert "best 9.5 at 1" in out.getvalue()
 
 
 def test_the_time_left_follows_the_recent_pace(clock):
@@ -187,37 +194,24 @@ def test_the_time_left_follows_the_recent_pace(clock):
     assert board.seconds_left() == 4.0
     clock[0] += 10
     board.update(700, {"speed/steps_per_second": 100.0})
-    assert board.seconds_left() == pytest.approx(30.0)
-    clock[0] += 4
-    assert board.seconds_left() == pytest.approx(26.0)
+    clock[0] += 10
+    board.update(800, {"speed/steps_per_second": 100.0})
+    assert board.seconds_left() == pytest.approx(20.0)
     board.update(1010, {})
     assert board.seconds_left() == 0.0
-    assert board.fraction == 1.0
+
+
+def test_an_iteration_beyond_the_requested_steps_is_told_apart():
+    board = Board("x", 100)
+    assert "0 of 100 steps (0 %)" in board.line({})
+    board.update(512, {})
+    assert "512 steps (100 requested) (100 %)" in board.line({})
 
 
 def test_the_time_left_is_unknown_without_a_pace():
     board = Board("x", 1000)
     board.update(0, {})
     assert board.seconds_left() is None
-
-
-def test_a_history_keeps_the_course_in_bounded_memory():
-    history = History()
-    for value in range(100_000):
-        history.add(float(value))
-        history.add(math.nan)
-    points = history.points()
-    assert len(points) <= dashboard.HISTORY_POINTS
-    assert points == sorted(points)
-    assert points[0] < 1000
-    assert points[-1] > 98_000
-
-
-def test_a_short_history_is_exact():
-    history = History()
-    for value in (3.0, 1.0, 2.0):
-        history.add(value)
-    assert history.points() == [3.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -230,17 +224,18 @@ def test_a_short_history_is_exact():
         ([float(value) for value in range(8)], 8, "▁▂▃▄▅▆▇█"),
         ([0.0, 0.0, 1.0, 1.0], 2, "▁█"),
         ([-1e300, 1e300], 2, "▁█"),
+        ([1.0, 2.0], -3, ""),
     ],
 )
 def test_sparkline(values, width, bars):
-    assert sparkline(values, width) == bars
+    assert sparkline(np.array(values), width) == bars
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        *((0.0, "0"), (12.0, "12"), (0.0123449, "0.01234"), (-5234.12, "-5234"), (99.9999, "100.0"), (3e-4, "3.0e-04")),
-        *((2.5e7, "2.5e+07"), (math.nan, "nan"), (-math.inf, "-inf"), (999999.5, "1.0e+06"), (1e-3, "0.001000")),
+        *((0.0, "0"), (12.0, "12"), (0.0123449, "0.01234"), (-5234.12, "-5234"), (99.9999, "100"), (3e-4, "0.0003")),
+        *((2.5e7, "2.5e+07"), (math.nan, "nan"), (-math.inf, "-inf"), (123456.7, "123457"), (1e-6, "1e-06")),
     ],
 )
 def test_number(value, text):
@@ -248,10 +243,10 @@ def test_number(value, text):
 
 
 def test_counts_times_and_fractions():
-    assert [steps(value) for value in (0, 9999, 12_500, 999_000, 4_800_000, 1.2e9)] == [
-        *("0", "9999", "12.5k", "999k", "4.80M", "1.20B")
+    assert [steps(value) for value in (0, 999, 12_500, 999_000, 4_800_000, 1.2e9)] == [
+        *("0", "999", "12.50k", "999.00k", "4.80M", "1.20B")
     ]
     assert [duration(value) for value in (0, 58.9, 3753, 86_400 + 3 * 3600 + 720)] == [
-        *("0:00", "0:58", "1:02:33", "1 d 03:12")
+        *("0:00:00", "0:00:58", "1:02:33", "1 day, 3:12:00")
     ]
     assert [percent(value) for value in (0.0, 0.345, 1.0, math.nan)] == ["0 %", "34 %", "100 %", "nan"]

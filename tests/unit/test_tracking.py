@@ -10,19 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from marl.config import option_names
-from marl.tracking import console as dashboard
-from marl.tracking import tensorboard as tracking
-from marl.tracking.tensorboard import (
-    CHARTS,
-    HPARAM_METRICS,
-    TAGS,
-    JsonlTracker,
-    MultiTracker,
-    RecordFile,
-    TensorBoardTracker,
-)
+from marl import files, run
+from marl.config import default_config, option_names, override
+from marl.errors import ConfigError
+from marl.files import RecordFile
+from marl.tracking import MultiTracker
+from marl.tracking.jsonl import JsonlTracker
+from marl.tracking.metrics import HPARAM_TAGS, LINE_TAGS, METRICS, axis_label, chart_layout, find_metric
+from marl.tracking.tensorboard import TensorBoardTracker
 
 
 class SmallDisk(io.FileIO):
@@ -44,7 +41,7 @@ def disk(monkeypatch):
             return SmallDisk(path, mode.replace("b", ""))
         return open(path, mode, **options)
 
-    monkeypatch.setattr(tracking, "open", open_small, raising=False)
+    monkeypatch.setattr(files, "open", open_small, raising=False)
     monkeypatch.setattr(SmallDisk, "room", 10**9)
     return SmallDisk
 
@@ -68,20 +65,59 @@ def log_steps(path: Path, first: int, last: int, resume_step: int | None = None)
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def test_every_tag_has_a_one_line_meaning():
-    assert all(meaning.endswith(".") and "\n" not in meaning for meaning in TAGS.values())
-    assert all(re.fullmatch(r"[a-z]+/[a-z_]+", tag) for tag in TAGS)
+def test_every_row_of_the_table_is_complete():
+    for tag, metric in METRICS.items():
+        assert re.fullmatch(r"[a-z]+(/([a-z_]+|KIND))?", tag)
+        assert metric.unit
+        assert metric.description.endswith(".")
+        assert metric.shown <= {"line", "hparams"}
+        assert metric.label or "line" not in metric.shown
+    assert "policy/kl" in LINE_TAGS
+    assert set(HPARAM_TAGS) >= {"test/return", "eval/return"}
 
 
-def test_charts_and_dashboard_show_only_known_tags():
-    for charts in CHARTS.values():
-        for kind, patterns in charts.values():
-            for pattern in patterns:
-                matching = [tag for tag in TAGS if tag == pattern or (kind == "Multiline" and re.match(pattern, tag))]
-                of_types = [tag for tag in TAGS if f"{tag}/" == pattern]
-                assert len(matching + of_types) == 1, pattern
-    shown = {tag for column in dashboard.COLUMNS for _, tag in column} | {tag for _, tag in dashboard.LINE}
-    assert shown | {tag for _, tag, _, _ in dashboard.SHARES} | set(HPARAM_METRICS) <= TAGS.keys()
+def test_a_tag_of_an_agent_type_or_a_task_has_the_row_of_its_metric():
+    assert find_metric("eval/return/prey") is METRICS["eval/return"]
+    assert find_metric("own/tag") is None
+    assert axis_label("eval/return/prey") == "eval/return/prey (reward)"
+    assert axis_label("loss/value") == "loss/value"
+
+
+def test_charts_hold_the_tags_that_were_logged_and_no_others():
+    assert chart_layout(["own/tag", "episode/length"]) == {}
+    assert chart_layout(["eval/return", "eval/return_low", "eval/return_high", "policy/kl"]) == {
+        "Return": {
+            "evaluation return (95 % interval)": ("Margin", ["eval/return", "eval/return_low", "eval/return_high"])
+        },
+        "Policy": {"KL divergence": ("Multiline", ["policy/kl$"])},
+    }
+    typed = chart_layout(["episode/return", "episode/return/prey"])["Return"]
+    assert typed == {
+        "training episode return by agent type or task": ("Multiline", ["episode/return/"]),
+        "training episode return": ("Multiline", ["episode/return$"]),
+    }
+
+
+def test_the_page_on_tensorboard_lists_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `([a-z]+(?:/[A-Za-z_]+)?)` \| ([^|]+) \| ([^|]+) \|$", page.partition("## All tags")[2], re.M
+    )
+    assert rows == [(tag, metric.unit, metric.description) for tag, metric in METRICS.items()]
+
+
+AGENTS = [("toy/climbing", "mat"), ("toy/climbing", "mappo"), ("text/chain", "poad"), ("text/chain", "grpo")]
+
+
+@pytest.mark.parametrize(("env", "agent"), AGENTS)
+def test_every_tag_of_a_run_is_in_the_table(env, agent, tmp_path):
+    options = {"steps": 64, "num_envs": 8, "eval_episodes": 2, "runs_dir": str(tmp_path), "name": "run"}
+    options |= {"rollout_steps": 4} if agent != "grpo" else {}
+    run.start(override(default_config(env, agent), options))
+    tags = {tag for line in read_lines(tmp_path / "run" / "metrics.jsonl") for tag in line} - {"step"}
+    assert {"eval/return", "test/return", "policy/kl", "speed/learn_threads"} <= tags
+    assert {tag for tag in tags if find_metric(tag) is None} == set()
+    assert ("group/zero_variance_fraction" in tags) == (agent == "grpo")
 
 
 # -------------------------------------------------------------------------------------------------- JSONL
@@ -150,7 +186,7 @@ def test_a_failed_drop_leaves_the_old_log(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(ConfigError, match="broken"):
         JsonlTracker(path, 2)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -198,7 +234,7 @@ def test_only_whole_lines_stay_and_the_rest_is_counted(tmp_path, disk, capsys, r
 
 
 def test_memory_is_bounded_and_the_newest_are_kept(tmp_path, disk, capsys, monkeypatch):
-    monkeypatch.setattr(tracking, "BUFFERED_RECORDS", 5)
+    monkeypatch.setattr(files, "BUFFERED_RECORDS", 5)
     disk.room = 0
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     for step in range(1, 21):
@@ -265,11 +301,11 @@ def test_scalars_with_descriptions_in_one_run(tmp_path):
     assert scalars(tmp_path, "eval/return") == [(100, 0.5), (200, 1.0), (300, 1.5)]  # on disk before close
     tracker.close()
     accumulator = load(tmp_path)
-    assert accumulator.SummaryMetadata("eval/return").summary_description == TAGS["eval/return"]
+    assert accumulator.SummaryMetadata("eval/return").summary_description == METRICS["eval/return"].description
     assert accumulator.SummaryMetadata("own/tag").summary_description == ""
     assert math.isnan(scalars(tmp_path, "own/tag")[0][1])
     assert accumulator.Tensors("sample")[0].tensor_proto.string_val == [b"hello *world*"]
-    assert accumulator.Tensors("config")[0].tensor_proto.string_val == [b"```yaml\nseed: 1\n```"]
+    assert accumulator.Tensors("run/config")[0].tensor_proto.string_val == [b"```yaml\nseed: 1\n```"]
     (file,) = tmp_path.iterdir()
     assert file.is_file()
 
@@ -281,13 +317,14 @@ def test_the_hyper_parameter_page(tmp_path):
     accumulator = load(tmp_path)
     start = accumulator.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     values = metadata.parse_session_start_info_plugin_data(start).hparams
-    assert values["seed"].number_value == 1
+    assert values["seed"].string_value == "1"  # a number would be shown as 1.0000
+    assert values["clip"].number_value == 0.2
     assert values["gae"].bool_value is True
     assert values["sizes"].string_value == "(64, 64)"
     assert values["limit"].string_value == "None"
     content = accumulator.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
-    assert [info.name.tag for info in experiment.metric_infos] == list(HPARAM_METRICS)
+    assert [info.name.tag for info in experiment.metric_infos] == list(HPARAM_TAGS)
     shown = {info.name: info.differs for info in experiment.hparam_infos}
     assert shown == {
         "seed": True,
@@ -306,13 +343,35 @@ def test_the_hyper_parameter_page_has_the_columns_of_every_agent():
     assert not {"agent_options", "learn"} & set(columns)
 
 
-def test_the_chart_layout_names_every_category(tmp_path):
+def chart_titles(directory: Path) -> list[list[str]]:
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    board_steps(tmp_path, 1, 1).close()
-    (stored,) = load(tmp_path).Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])  # pyright: ignore
-    assert [category.title for category in layout.category] == list(CHARTS)
+    stored = load(directory).Tensors("custom_scalars__config__")
+    layouts = [layout_pb2.Layout.FromString(each.tensor_proto.string_val[0]) for each in stored]  # pyright: ignore
+    return [[chart.title for category in layout.category for chart in category.chart] for layout in layouts]
+
+
+def test_the_page_of_charts_grows_with_the_tags_and_survives_a_restart(tmp_path):
+    tracker = board_steps(tmp_path, 1, 3)
+    tracker.log(400, {"policy/kl": 0.01, "eval/return": 1.0})
+    tracker.close()
+    titles = ["evaluation return (95 % interval)", "KL divergence"]
+    assert chart_titles(tmp_path) == [titles[:1], titles]
+    tracker = TensorBoardTracker(tmp_path, 400)
+    tracker.log(500, {"loss/value": 0.5})
+    tracker.close()
+    assert chart_titles(tmp_path)[-1] == [*titles, "value loss"]
+
+
+def test_the_text_page_has_the_result_and_then_the_configuration(tmp_path):
+    tracker = board_steps(tmp_path, 1, 1)
+    tracker.log(200, {"eval/return": 1.0, "test/return": 2.5, "loss/value": 1.0})
+    tracker.close()
+    (text,) = load(tmp_path).Tensors("result")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[3] == f"| `test/return` | 2.5 | {METRICS['test/return'].description} |"
+    assert len(lines) == 4
+    assert "eval/transcript" < "result" < "run/config"  # the page sorts by tag
 
 
 def test_a_resumed_run_shows_no_step_twice(tmp_path):
@@ -344,12 +403,9 @@ def test_pictures_come_back_pixel_by_pixel(tmp_path):
     tracker.image(30, "eval/credit", picture)
     tracker.close()
     events = EventAccumulator(str(tmp_path)).Reload()
-    image = pytest.importorskip("PIL.Image")
     (shown,) = events.Images("eval/credit")
     assert (shown.step, shown.height, shown.width) == (30, 5, 7)
-    assert np.array_equal(np.asarray(image.open(io.BytesIO(shown.encoded_image_string))), picture)
-    with pytest.raises(ValueError, match=r"got \(5, 7\) float64"):
-        tracking.png(np.zeros((5, 7)))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), picture)
 
 
 def test_a_full_disk_leaves_a_readable_event_file(tmp_path, disk, capsys):
