@@ -242,7 +242,7 @@ def require_run(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: it lacks {group}.safetensors")
     try:
         spec_from_json(checkpoint.data["spec"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MarlError) as error:
+    except Exception as error:  # the data of a run may be anybody's
         raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its spec is unreadable: {error!r}") from error
 
 
@@ -255,8 +255,13 @@ def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool
     names = external_of_agent(data["agent"], data["agent_options"])
     require_trust(checkpoint.path.absolute().parent.parent, names, trust)
     entry = AGENTS.get(data["agent"])
-    options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
-    policy = require_policy(entry.make(spec or spec_from_json(data["spec"]), options), data["agent"])
+    try:
+        options = dacite.from_dict(entry.options, data["agent_options"], dacite.Config(strict=True, cast=[tuple]))
+        policy = require_policy(entry.make(spec or spec_from_json(data["spec"]), options), data["agent"])
+    except MarlError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint.path} holds no agent that can be made: {error!r}") from error
     load_policy_weights(policy, policy.spec, checkpoint)
     policy.eval()
     return policy

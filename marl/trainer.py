@@ -25,7 +25,7 @@ from marl.checkpoint.store import (
 )
 from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
-from marl.errors import CheckpointError, NonFiniteError
+from marl.errors import CheckpointError, MarlError, NonFiniteError
 from marl.evaluation import mean_by_label, return_labels
 from marl.multitask import Task
 from marl.objective import Batch, RowIndex, row_count, unit_sum
@@ -471,7 +471,9 @@ class Trainer:
         load_weights(self.policy, checkpoint.tensors["model"], checkpoint.path)
         try:
             return self.restore(checkpoint)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except MarlError:
+            raise
+        except Exception as error:  # the data of a run may be anybody's
             raise CheckpointError(f"{checkpoint.path} cannot be continued: {error!r}") from error
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:

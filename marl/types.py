@@ -82,6 +82,8 @@ class EnvSpec:
 
     def __post_init__(self) -> None:
         count = len(self.agents)
+        if not count:
+            raise EnvironmentContractError(f"{self.name}: agents is empty; name one agent or more")
         if isinstance(self.action_space, gymnasium.spaces.Tuple):
             self._require_team(self.action_space.spaces)
         if not self.agent_types:

@@ -1,12 +1,17 @@
 """What a loaded policy can be given to act on, and how it answers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from marl.config import default_config
+from marl.callbacks import Checkpoints
+from marl.config import default_config, override
 from marl.envs.toy import make as make_toy
-from marl.policy_io import RUN_FIELDS, LoadedPolicy
+from marl.errors import CheckpointError
+from marl.manifest import manifest_digest
+from marl.policy_io import RUN_FIELDS, LoadedPolicy, load_checkpoint, load_policy
 from marl.registry import AGENTS
 from marl.run import build
 from marl.types import Obs
@@ -123,3 +128,57 @@ def test_every_field_of_a_run_s_state_is_checked_when_it_is_loaded():
     )
     for name, value in trainer.get_state()[1].items():
         assert type(value) is RUN_FIELDS[name], name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A trainer and its only checkpoint."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    config = override(default_config("toy/climbing", "mappo"), {"num_envs": 2, "rollout_steps": 4, "hidden": (8,)})
+    trainer = build(config, make_vector("toy/climbing", {}, 2), torch.device("cpu"), 1)
+    trainer.iterate()
+    Checkpoints(root, 1, 1).save(trainer)
+    return trainer, next(root.iterdir())
+
+
+def reseal(checkpoint, change):
+    """Change the data of a checkpoint as somebody would who knows how it is sealed; return what was there."""
+    file = checkpoint / "manifest.json"
+    before = file.read_text()
+    manifest = json.loads(before)
+    change(manifest["data"])
+    file.write_text(json.dumps(manifest | {"sha256": manifest_digest(manifest)}))
+    return before
+
+
+def numpy_key(data):
+    return data["ranks"][0]["rng"]["items"][1]["global"]["numpy"]["state"]["key"]
+
+
+def use(trainer, checkpoint):
+    trainer.set_state(load_checkpoint(checkpoint.parent, "last"))
+    load_policy(checkpoint)
+
+
+RESEALED = {
+    "random key": lambda data: numpy_key(data).__setitem__(0, -1),
+    "huge random key": lambda data: numpy_key(data).__setitem__(0, 10**40),
+    "optimizer step": lambda data: data["optimizer"]["state"]["items"][2][1].update(step=10**400),
+    "learning rate": lambda data: data["annealing"].update(start=None),
+    "option of another type": lambda data: data["agent_options"].update(agent_id=[[]]),
+    "value that is no choice": lambda data: data["agent_options"].update(parameters_per=-1),
+    "layer that fits in no memory": lambda data: data["agent_options"].update(hidden=[10**17]),
+    "nobody": lambda data: data["spec"].update(agents=[]),
+    "huge space": lambda data: data["spec"].update(action_space={"kind": "discrete", "n": 10**400}),
+}
+
+
+@pytest.mark.parametrize("change", RESEALED)
+def test_a_checkpoint_that_was_resealed_with_wrong_data_is_a_checkpoint_error(saved, change):
+    trainer, checkpoint = saved
+    before = reseal(checkpoint, RESEALED[change])
+    try:
+        with pytest.raises(CheckpointError):
+            use(trainer, checkpoint)
+    finally:
+        (checkpoint / "manifest.json").write_text(before)
