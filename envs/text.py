@@ -89,9 +89,7 @@ class TextEnv:
         invalid: Invalid | None = None,
     ) -> None:
         if tools and len(agents) > 1:
-            raise ConfigError(
-                f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play` instead"
-            )
+            raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
         if notes_length < 40:
             raise ConfigError(
                 f"{name}: notes_length={notes_length}, too short for a call and its answer; give 40 or more"

@@ -1,15 +1,15 @@
 """Plain functions as tools of a language agent, which calls them by writing `name(3, "text")`.
 
-Each call runs in a process of its own, a fork of the environment's, with limits of the system on its CPU time and
-memory. CPU time does not depend on what else the machine computes. A longer limit on wall time ends calls that wait.
-They hold inside a single long operation too, such as `9**9**9` or `"x" * 3_000_000_000`. What they do not hold:
+Each call runs in a forked process with operating-system limits on CPU time and memory. CPU time does not depend on the
+load of the machine. A longer limit on wall time ends calls that wait. The limits also end a single long operation, such
+as `9**9**9` or `"x" * 3_000_000_000`. Restrictions:
 
-- What a tool changes in memory is lost with its process. Keep what must last in the game's own state.
-- Files that a tool writes, and processes that it starts in a session of their own, are its own affair.
-- Memory is limited on Linux alone; elsewhere the time limit has to do.
+- Changes that a tool makes in memory are lost. Keep lasting data in the game's own state.
+- Files that a tool writes, and processes that it starts in their own session, are not cleaned up.
+- Memory is limited on Linux only; elsewhere only the time limits apply.
 - A tool that ends just before its limit on one machine may be stopped on a slower one.
 - CPU time of processes that a tool starts is not counted. The limit on wall time ends the call.
-- The order of a set inside a text that a tool returns may differ from process to process.
+- The order of a set inside a text that a tool returns may differ between processes.
 """
 
 import ast
@@ -31,24 +31,24 @@ from marl.errors import ConfigError
 
 Tool = Callable[..., Any]
 MAX_CALL = 1000
-"""Characters of a call."""
+"""Maximum number of characters of a call."""
 MAX_DEPTH = 20
-"""Brackets inside each other, in a call and in an answer."""
+"""Maximum depth of nested brackets in a call and in an answer."""
 MAX_ITEMS = 100
-"""Items of one collection that an answer shows."""
+"""Maximum number of items of a collection that an answer shows."""
 MAX_BITS = 14_000
-"""Of an integer that is written out, about 4,200 digits; Python itself refuses a few more."""
+"""Maximum size of an integer that is written out, about 4,200 digits, slightly below Python's own limit."""
 MAX_MEMORY = 512 << 20
-"""Bytes that a call may use beside what its process has when it is forked."""
+"""Bytes that a call may allocate on top of the forked process."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Toolbox:
-    """Functions that an action may call, with literals as arguments. Nothing that an agent writes is evaluated.
+    """Functions that an action may call with literal arguments. No text of an agent is evaluated as code.
 
-    `seconds`: CPU time that a call may take. `wall_seconds`: time of the clock, twelve times as long by default.
+    `seconds`: CPU time of a call. `wall_seconds`: wall time of a call, twelve times as long by default.
 
-    Raises ConfigError for a function without a name of its own, a signature or a docstring: agents read its first line.
+    Raises ConfigError for a function without a name, a signature or a docstring: agents read its first line.
     """
 
     def __init__(self, tools: Sequence[Tool], seconds: float = 5.0, wall_seconds: float | None = None) -> None:
@@ -64,37 +64,39 @@ class Toolbox:
             raise ConfigError(f"{len(tools)} tools share the names {', '.join(self.tools)}; rename those that clash")
 
     def manual(self) -> str:
-        """One line for each tool: how it is called, and the first line of its docstring."""
+        """Return one line for each tool: its signature and the first line of its docstring."""
         return "\n".join(
             f"{name}{_parameters(tool)}: {(inspect.getdoc(tool) or '').splitlines()[0]}"
             for name, tool in self.tools.items()
         )
 
-    def call(self, text: str, longest: int = 500) -> str | None:
-        """What the tool that `text` calls returns, as text of at most `longest` characters; a mistake is told in words.
+    def call(self, text: str, max_length: int = 500) -> str | None:
+        """Return the answer of the tool that `text` calls, or the description of a mistake, in `max_length` characters.
 
-        None where `text` is no call of a tool. The answer depends on the call alone, see the module's exceptions.
+        Returns None if `text` does not call a tool. The answer depends on the call only; see the module's restrictions.
         """
         text = text.strip()
         name, mark, _ = text.partition("(")
         if not mark or name.strip() not in self.tools:
             return None
         if len(text) > MAX_CALL:
-            return shortened(f"mistake: the call has {len(text)} characters, at most {MAX_CALL} are read", longest)
-        return self._run_in_fork(self.tools[name.strip()], text, longest)
+            return shortened(f"mistake: the call has {len(text)} characters, at most {MAX_CALL} are read", max_length)
+        return self._run_in_fork(self.tools[name.strip()], text, max_length)
 
-    def _run_in_fork(self, tool: Tool, text: str, longest: int) -> str:
-        """The answer of a call in a child process. What the child leaves running in its process group is killed."""
+    def _run_in_fork(self, tool: Tool, text: str, max_length: int) -> str:
+        """Return the answer of a call in a child process. Kills every process left in its process group."""
         # A file instead of a pipe: a process that the tool leaves behind would keep a pipe open for ever.
         with tempfile.TemporaryFile() as stream:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of forking beside threads: the child runs the tool alone and is timed
+                warnings.simplefilter(
+                    "ignore"
+                )  # about forking beside threads: the child only runs the tool, within limits
                 child = os.fork()
             if not child:
                 try:
                     os.setpgid(0, 0)
                     _limit(self.seconds, self.wall_seconds)
-                    answer = shortened(_answer(tool, text), longest)
+                    answer = shortened(_answer(tool, text), max_length)
                     stream.write(answer.encode(errors="backslashreplace"))
                     stream.flush()
                 finally:
@@ -106,8 +108,8 @@ class Toolbox:
             answer = stream.read().decode(errors="replace")
         limits: dict[int, float] = {signal.SIGPROF: self.seconds, signal.SIGALRM: self.wall_seconds}
         if os.WIFSIGNALED(status) and (limit := limits.get(os.WTERMSIG(status))):
-            return shortened(f"mistake: this takes longer than {limit:g} seconds", longest)
-        return answer or shortened("mistake: the tool broke down without an answer", longest)
+            return shortened(f"mistake: this takes longer than {limit:g} seconds", max_length)
+        return answer or shortened("mistake: the tool broke down without an answer", max_length)
 
 
 def _limit(seconds: float, wall_seconds: float) -> None:
@@ -144,7 +146,7 @@ def _answer(tool: Tool, text: str) -> str:
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """The values of a call's arguments. Raises ValueError or SyntaxError for anything but a call with literals."""
+    """Return the argument values of a call. Raises ValueError or SyntaxError unless it is a call with literals."""
     call = ast.parse(text, mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError("write one call and nothing else")
@@ -165,7 +167,7 @@ def _depth(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """The text of what a tool returned: a text as it is, sets sorted, objects without their address in memory."""
+    """Return a tool's result as text: sets sorted, objects without their memory address."""
     if isinstance(value, (list, tuple, Mapping, AbstractSet, Iterator)) or _is_long(value):
         return _nested(value, 0)
     return ADDRESS.sub("", str(value))
@@ -189,7 +191,7 @@ def _nested(value: Any, depth: int) -> str:
 
 
 def _joined(items: Iterable[str]) -> str:
-    """The first items, whether or not there is an end to them."""
+    """Join the first items of a possibly endless iterable."""
     first = list(islice(items, MAX_ITEMS + 1))
     return ", ".join(first[:MAX_ITEMS] + ["..."] * (len(first) > MAX_ITEMS))
 
@@ -198,16 +200,16 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, int) and value.bit_length() > MAX_BITS
 
 
-def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning and its length where it is longer than that."""
-    if len(text) <= longest:
+def shortened(text: str, max_length: int) -> str:
+    """Return the text, or its beginning and its length if it is longer than `max_length`."""
+    if len(text) <= max_length:
         return text
-    told = f"... ({len(text)} characters)"
-    return text[: max(0, longest - len(told))] + told
+    note = f"... ({len(text)} characters)"
+    return text[: max(0, max_length - len(note))] + note
 
 
 def _parameters(tool: Tool) -> str | None:
-    """The names of its parameters in brackets; None for a function that does not tell them."""
+    """Return the parameter names in brackets, or None for a function without a signature."""
     try:
         return f"({', '.join(inspect.signature(tool).parameters)})"
     except ValueError:

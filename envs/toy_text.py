@@ -1,14 +1,14 @@
-"""Tiny games of text with known optima, for tests, examples and debugging of language agents.
+"""Tiny text games with known optima, for tests, examples and debugging of language agents.
 
-`env.optimum` is the best expected discounted return, with `env.gamma` for each step.
+`env.optimum` is the best expected discounted return, with `env.gamma` per step.
 
-| task | steps | what it probes |
+| task | steps | tests |
 |---|---|---|
-| chain | length | reward at the end of long actions, and a small one for giving up at once |
-| wording | 1 | one choice in long or short words |
-| mdp | endless | a random Markov decision process whose tables are at hand |
+| chain | length | delayed reward after long actions, against a small reward for stopping at once |
+| wording | 1 | one choice between a long and a short action |
+| mdp | unlimited | a random Markov decision process with known tables |
 | bake | up to 5 | the first word of an action decides, the others are forced |
-| chores | length | a team in which no two may do the same |
+| chores | length | a team whose members must take distinct actions |
 | free_text | 1 | free text: repeat some words |
 """
 
@@ -27,7 +27,7 @@ from marl.registry import register_env
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Options of the toy games of text. None is the task's own default; a task refuses what it does not have."""
+    """Options of the toy text games. None is the default of the task. A task refuses an option that it lacks."""
 
     agents: int | None = None
     """Number of agents (chores)."""
@@ -36,7 +36,7 @@ class TextOptions:
     verbosity: int | None = None
     """Words of an action (chain)."""
     consolation: float | None = None
-    """Reward of giving up in the first room; 0 takes the choice away (chain)."""
+    """Reward of stopping in the first room; 0 removes that action (chain)."""
     long: int | None = None
     """Words of the action that earns 1 (wording)."""
     short: int | None = None
@@ -50,18 +50,18 @@ class TextOptions:
     table: int | None = None
     """Seed of the tables of transitions and rewards (mdp)."""
     named: bool | None = None
-    """Tell each agent its name, so that agents who share a policy can differ without seeing each other (chores)."""
+    """Put the agent's name into its prompt, so that agents with a shared policy can differ (chores)."""
     leaves: bool | None = None
-    """The last agent goes home after the first round (chores)."""
+    """Remove the last agent after the first round (chores)."""
     discount: float | None = None
-    """Discount of a step, in the summary and the optimum (chain, wording, mdp, bake)."""
+    """Discount per step in the summary and the optimum (chain, wording, mdp, bake)."""
     invalid: Invalid | None = None
-    """What an action that is not offered does: an error, or nothing (default: error; nothing in free_text)."""
+    """Effect of an action that is not offered: error, or a step without effect (default: error; free_text: ignore)."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many rooms were passed, and through how many wrong doors."""
+    """Number of rooms passed, and of wrong doors."""
 
     room: int = 0
     mistakes: int = 0
@@ -70,12 +70,11 @@ class Progress:
 def chain(
     length: int = 4, verbosity: int = 6, consolation: float = 0.4, discount: float = 0.95, invalid: Invalid = "error"
 ) -> TextEnv:
-    """Rooms with a red and a blue door, of which a sign names the right one; the last room ends the episode and pays
-    the share of right doors.
+    """Return the game of rooms with a red and a blue door. A sign names the right one.
 
-    In the first room one may also stop, for the consolation. Where the discount counts steps, walking is worth
-    discount^(length - 1), and half of that by chance; where it counts the words of actions as well, walking is worth
-    discount^(length * verbosity - 1), which at the defaults is less than stopping.
+    The last room ends the episode and rewards the share of right doors. In the first room the agent may also stop for
+    `consolation`. With a discount per step, walking is worth discount^(length - 1), and half of that by chance. With a
+    discount per word, it is worth discount^(length * verbosity - 1), which at the defaults is less than stopping.
     """
     colors = ("red", "blue")
     _between("chain", "length", length, 1, 9)
@@ -117,10 +116,10 @@ def chain(
 def wording(
     long: int = 3, short: int = 1, inferior: float = 0.95, discount: float = 0.95, invalid: Invalid = "error"
 ) -> TextEnv:
-    """Two ways to a well, one walked and one jumped: walking earns 1, jumping `inferior`.
+    """Return the game of two actions: walking earns 1, jumping `inferior`.
 
-    They are said in as many words as one likes. A discount for each word of an action values walking at
-    discount^(long - 1), and so may turn the choice round; a discount for each step does not.
+    `long` and `short` set their numbers of words. A discount per word values walking at discount^(long - 1) and may so
+    reverse the choice; a discount per step does not.
     """
     walk = _first_words("wording", "long", "walk slowly around the green hill until you reach the well", long)
     jump = _first_words("wording", "short", "jump quickly over the deep ditch until you reach the well", short)
@@ -145,10 +144,10 @@ def wording(
 
 
 class TextMdp(TextEnv):
-    """A random Markov decision process: a place for each of S states, the same A actions everywhere.
+    """A random Markov decision process with S states and A actions.
 
-    `transition` (S, A, S): what is missing to 1 is the chance that the episode ends. `reward` (S, A). `start` (S,).
-    `prompts` (S,) and `actions` (A,) are the texts; no action begins another, and some share their beginnings.
+    `transition` (S, A, S); the missing probability ends the episode. `reward` (S, A). `start` (S,). `prompts` (S,) and
+    `actions` (A,) are the texts. No action is a prefix of another; some share a prefix.
     """
 
     places = ("lake", "hill", "wood", "farm", "mill", "cave", "road", "gate")
@@ -191,7 +190,7 @@ class TextMdp(TextEnv):
 
 @dataclass(frozen=True)
 class Oven:
-    """Whether the oven is open and the bread inside, and the steps that were taken."""
+    """State of the oven and the bread, and the number of steps."""
 
     opened: bool = False
     inside: bool = False
@@ -199,9 +198,9 @@ class Oven:
 
 
 def bake(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
-    """Open the oven, put the bread in and close it, in five steps or lose 1.
+    """Return the game of baking: open the oven, put the bread in, and close it, within five steps or lose 1.
 
-    Where there is a choice, the first word makes it: "open" or "close", the rest is the same.
+    If there is a choice, the first word makes it: "open" or "close"; the other words are the same.
     """
     limit = 5
     both = ("open the oven door", "close the oven door")
@@ -237,7 +236,7 @@ def bake(discount: float = 0.95, invalid: Invalid = "error") -> TextEnv:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many rounds were played, and won."""
+    """Number of rounds played and won."""
 
     played: int = 0
     won: int = 0
@@ -250,10 +249,9 @@ CHORES = ("chop the wood", "fetch the water", "feed the hens", "sweep the yard")
 def chores(
     agents: int = 2, length: int = 1, named: bool = True, leaves: bool = False, invalid: Invalid = "error"
 ) -> TextEnv:
-    """A team of N with N chores: each round in which no two do the same earns 1/length.
+    """Return the game of N agents and N chores. A round in which all chores are distinct earns 1/length.
 
-    Agents who share a policy, are not named and do not see each other's choice win a round with probability
-    n!/n^n at most.
+    Unnamed agents that share a policy and do not see each other's choice win a round with probability n!/n^n at most.
     """
     _between("chores", "agents", agents, 2, len(PEOPLE))
     _between("chores", "length", length, 1, 9)
@@ -265,8 +263,8 @@ def chores(
     def prompt(rounds: Rounds) -> tuple[str, ...]:
         if rounds.played == length:
             return ("The day is over.",) * agents
-        told = f"Round {rounds.played + 1} of {length}. {present(rounds)} are here, each for another chore."
-        return tuple(f"You are {name}. {told}" if named else told for name in people)
+        text = f"Round {rounds.played + 1} of {length}. {present(rounds)} are here, each for another chore."
+        return tuple(f"You are {name}. {text}" if named else text for name in people)
 
     def play(rounds: Rounds, action: tuple[str, ...], _: Generator) -> TextStep:
         done = action[: present(rounds)]
@@ -290,7 +288,7 @@ def chores(
 
 
 def free_text(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
-    """Repeat `length` words, in free text. Pays the share of words in their place, of the longer of both texts."""
+    """Return the game of repeating `length` words. Reward: words in their place / words of the longer text."""
     known = ("apple", "bell", "cloud", "drum", "ember", "frost", "grape", "horn")
     _between("free_text", "length", length, 1, len(known))
 
@@ -325,7 +323,7 @@ TASKS = tuple(GAMES)
 
 @register_env("text", tasks=TASKS, options=TextOptions, summary="tiny games of text with known optima")
 def make(task: str, **options: Any) -> TextEnv:
-    """The game `task`; an option of None is left at the task's default."""
+    """Return the game `task`. An option of None keeps the default of the task."""
     return make_game("text", GAMES, task, options)
 
 

@@ -1,4 +1,4 @@
-"""The environments: a batch with same-step autoreset, and one on its own."""
+"""Environments: a batch with same-step autoreset, and a single one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from marl.types import EnvSpec, Final, Obs, Step, VectorStep
 
 
 def _rows(obs: Obs, rows: np.ndarray) -> Obs:
-    """A copy of some environments' observations."""
+    """Return a copy of the observations of some environments."""
     assert obs.action_mask is not None
     assert obs.state is not None
     return Obs(obs.agents[rows], obs.alive[rows], obs.action_mask[rows], obs.state[rows])
@@ -26,7 +26,7 @@ def _info(outcome: StepResult, index: int) -> dict[str, float]:
 class MamujocoVector:
     """`num_envs` environments of one task; see `marl.protocols.VectorEnv`.
 
-    The info of an ended episode is Gymnasium's of its last step: position, velocity and reward terms.
+    The final info of an episode is Gymnasium's info of its last step: position, velocity and reward terms.
     """
 
     def __init__(self, task: str, num_envs: int, threads: int = 1, options: MamujocoOptions | None = None) -> None:
@@ -85,11 +85,13 @@ class MamujocoVector:
 
     def _check_count(self, what: str, given: Sequence[object]) -> None:
         if len(given) != self.num_envs:
-            raise ConfigError(f"{self.spec.name}: {len(given)} {what} for {self.num_envs} environments; give one each")
+            raise ConfigError(
+                f"{self.spec.name}: {len(given)} {what} for {self.num_envs} environments; give one for each"
+            )
 
 
 class MamujocoEnv:
-    """One environment of a task, a batch of one that waits for `reset`; see `marl.protocols.Env`."""
+    """One environment of a task, without autoreset; see `marl.protocols.Env`."""
 
     def __init__(self, task: str, options: MamujocoOptions | None = None) -> None:
         self._simulation = Simulation(task, 1, 1, options or MamujocoOptions())

@@ -1,4 +1,4 @@
-"""Where each number that an agent sees stands in one table of features, found by asking mamujoco_v1."""
+"""Columns of the feature table that each agent observes, found by probing mamujoco_v1."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from marl.errors import EnvironmentContractError
 
 
 class FeatureTable:
-    """`values` (E, F) float64: the scenario's sources, then its derived features, then a column of zeros.
+    """Features of E environments. `values` (E, F) float64: sources, derived features, and a last column of zeros.
 
     `features` holds a view of each source by name.
     """
@@ -29,7 +29,7 @@ class FeatureTable:
         self._derived = self.values[:, ends[-1] : -1]
 
     def derive(self) -> None:
-        """Bring the derived features up to date with the sources."""
+        """Update the derived features from the sources."""
         blocks = self.scenario.derived(self.features)
         if blocks:
             np.concatenate(blocks, axis=1, out=self._derived)
@@ -37,9 +37,9 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of the table and of the joint action.
+    """Columns of the feature table and of the joint action.
 
-    `observation` (N * D,) and `state` (S,) are columns of the table, padding being its last, which is zero.
+    `observation` (N * D,) and `state` (S,) are columns of the table; padding is its last column, which is zero.
     `control` (actuators,) are columns of the joint action (N * A,). `mask` (N, A) is False at padding.
     """
 
@@ -53,10 +53,10 @@ class Layout:
 
 
 def find_layout(scenario: Scenario, upstream: Any) -> Layout:
-    """Fill one MjData with numbers that are told apart, and look where they come out of `upstream`.
+    """Fill one MjData with distinct numbers and find them in the observations of `upstream`.
 
-    The first fill lies within every clipping range, the second beyond: what agrees in both is the same
-    feature. Raises EnvironmentContractError where upstream shows a number that is no feature of the scenario.
+    The first fill is within every clipping range, the second outside. A column that agrees in both is the same feature.
+    Raises EnvironmentContractError if upstream shows a number that is not a feature of the scenario.
     """
     data = scenario.base.data
     table = FeatureTable(scenario, data, 2)
@@ -79,19 +79,19 @@ def find_layout(scenario: Scenario, upstream: Any) -> Layout:
 
 
 def _columns(name: str, seen: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(D,): the column of `table` (2, F) that equals each number of `seen` (2, D) in both rows."""
+    """Return (D,): the column of `table` (2, F) that equals each number of `seen` (2, D) in both rows."""
     same = (seen[:, :, None] == table[:, None, :]).all(axis=0)
     unknown = np.flatnonzero(~same.any(axis=1)).tolist()
     if unknown:
         raise EnvironmentContractError(
-            f"entries {unknown} of mamujoco_v1's {name} are no known feature; this version of gymnasium-robotics is "
+            f"entries {unknown} of mamujoco_v1's {name} are not known features; this version of gymnasium-robotics is "
             "newer than the adapter: install an older one (1.4 is known to work)"
         )
     return same.argmax(axis=1)
 
 
 def _controls(upstream: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """`control`, `mask` and `action_sizes` of the layout, by mapping numbered actions."""
+    """Return `control`, `mask` and `action_sizes` of the layout, found by mapping numbered actions."""
     sizes = tuple(int(upstream.action_space(agent).shape[0]) for agent in upstream.possible_agents)
     mask = np.arange(max(sizes)) < np.array(sizes)[:, None]
     numbers = np.arange(mask.size).reshape(mask.shape)

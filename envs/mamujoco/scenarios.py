@@ -1,7 +1,7 @@
-"""Features, rewards and ends of the scenarios, for E environments at once.
+"""Features, rewards and terminations of the scenarios, for E environments at once.
 
-The formulas are those of Gymnasium's v5 environments, term by term and in the same order of operations, so
-that they agree to the bit; the weights and ranges are read from the Gymnasium environment.
+The formulas are those of Gymnasium's v5 environments, term by term and in the same order of operations, so that they
+agree to the bit. Weights and ranges are read from the Gymnasium environment.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 Features = dict[str, np.ndarray]
-"""The arrays of MjData that a scenario uses, by name: each (E, size) float64."""
+"""Arrays of MjData that a scenario uses, by name: each (E, size) float64."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """`reward` (E,) float64, `terminated` (E,) bool, and (E,) arrays that describe the step."""
+    """Result of a step: `reward` (E,) float64, `terminated` (E,) bool, and `info` of (E,) arrays."""
 
     reward: np.ndarray
     terminated: np.ndarray
@@ -31,34 +31,34 @@ def _never(features: Features) -> np.ndarray:
 
 
 class Scenario:
-    """`base` is the Gymnasium environment, the source of every constant."""
+    """Rules of one robot. `base` is the Gymnasium environment, the source of every constant."""
 
     contact_forces = False
-    """Whether `cfrc_ext` is used, which MuJoCo computes only on request."""
+    """True if `cfrc_ext` is used, which MuJoCo computes only on request."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
 
     def sources(self, data: Any) -> Features:
-        """Flat views of the arrays of one MjData that the scenario uses, by name."""
+        """Return flat views of the arrays of one MjData that the scenario uses, by name."""
         return {"qpos": data.qpos, "qvel": data.qvel}
 
     def derived(self, features: Features) -> list[np.ndarray]:
-        """Further features, each (E, size), that an agent or the state may see."""
+        """Return derived features that agents or the state may contain, each (E, size)."""
         del features
         return []
 
     def position(self, features: Features) -> np.ndarray:
-        """(E,): the coordinate whose change over a step is the forward velocity, in meters."""
+        """Return the coordinate whose change over a step gives the forward velocity, (E,) in meters."""
         return features["qpos"][:, 0]
 
     def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
-        """Of a step that led to `features` with forward `velocity` (E,) under `action` (E, actuators)."""
+        """Return the result of a step to `features` with forward `velocity` (E,) and `action` (E, actuators)."""
         raise NotImplementedError
 
 
 class ForwardReward(Scenario):
-    """HalfCheetah and Swimmer: run forward, never end."""
+    """HalfCheetah and Swimmer: run forward; never terminates."""
 
     def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         forward = self.base._forward_reward_weight * velocity
@@ -69,12 +69,13 @@ class ForwardReward(Scenario):
 
 
 class Walker(Scenario):
-    """Hopper and Walker2d: run forward, upright."""
+    """Walker2d: run forward; terminates unless upright."""
 
     def derived(self, features: Features) -> list[np.ndarray]:
         return [np.clip(features["qvel"], -10, 10)]
 
     def healthy(self, features: Features) -> np.ndarray:
+        """Return (E,) bool: height and angle are within the healthy range."""
         height, angle = features["qpos"][:, 1], features["qpos"][:, 2]
         (low, high), (left, right) = self.base._healthy_z_range, self.base._healthy_angle_range
         return (low < height) & (height < high) & (left < angle) & (angle < right)
@@ -90,6 +91,8 @@ class Walker(Scenario):
 
 
 class Hopper(Walker):
+    """Hopper: like Walker2d, with bounds on the whole state."""
+
     def healthy(self, features: Features) -> np.ndarray:
         low, high = self.base._healthy_state_range
         rest = np.concatenate((features["qpos"][:, 2:], features["qvel"]), axis=1)
@@ -97,7 +100,7 @@ class Hopper(Walker):
 
 
 class Ant(Scenario):
-    """Run forward at a healthy height, with little contact force."""
+    """Ant: run forward with little contact force; terminates at an unhealthy height."""
 
     contact_forces = True
 
@@ -112,13 +115,14 @@ class Ant(Scenario):
         return features["torso"][:, 0]
 
     def healthy(self, features: Features) -> np.ndarray:
+        """Return (E,) bool: the height is within the healthy range and the state is finite."""
         low, high = self.base._healthy_z_range
         height = features["qpos"][:, 2]
         finite = np.isfinite(features["qpos"]).all(axis=1) & np.isfinite(features["qvel"]).all(axis=1)
         return finite & (low <= height) & (height <= high)
 
     def costs(self, features: Features, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(E,) each: of control and of contact."""
+        """Return the control cost and the contact cost, each (E,)."""
         contact = self.base._contact_cost_weight * _squares(self.derived(features)[0])
         return self.base._ctrl_cost_weight * _squares(action), contact
 
@@ -135,7 +139,7 @@ class Ant(Scenario):
 
 
 class Humanoid(Ant):
-    """Walk forward at a healthy height; the velocity is that of the center of mass."""
+    """Humanoid: walk forward; velocity of the center of mass; terminates at an unhealthy height."""
 
     def sources(self, data: Any) -> Features:
         names = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext", "xipos", "ctrl")
@@ -163,7 +167,7 @@ class Humanoid(Ant):
 
 
 class HumanoidStandup(Humanoid):
-    """Rise; never end."""
+    """HumanoidStandup: rise; never terminates."""
 
     def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity, action
@@ -177,7 +181,7 @@ class HumanoidStandup(Humanoid):
 
 
 class Reacher(Scenario):
-    """Bring the fingertip to the target."""
+    """Reacher: bring the fingertip to the target."""
 
     def sources(self, data: Any) -> Features:
         bodies = {name: data.body(name).xpos for name in ("fingertip", "target")}
@@ -195,7 +199,7 @@ class Reacher(Scenario):
 
 
 class Pusher(Scenario):
-    """Push the object to the goal."""
+    """Pusher: push the object to the goal."""
 
     def sources(self, data: Any) -> Features:
         bodies = {name: data.body(name).xpos for name in ("tips_arm", "object", "goal")}
@@ -212,7 +216,7 @@ class Pusher(Scenario):
 
 
 class InvertedPendulum(Scenario):
-    """Keep the pole within 0.2 rad of upright."""
+    """InvertedPendulum: keep the pole within 0.2 rad of upright."""
 
     def outcome(self, features: Features, velocity: np.ndarray, action: np.ndarray) -> StepResult:
         del velocity, action
@@ -223,7 +227,7 @@ class InvertedPendulum(Scenario):
 
 
 class InvertedDoublePendulum(Scenario):
-    """Keep the tip of the second pole higher than one meter."""
+    """InvertedDoublePendulum: keep the tip of the second pole higher than one meter."""
 
     def sources(self, data: Any) -> Features:
         force = {"qfrc_constraint": data.qfrc_constraint, "tip": data.site_xpos[0]}

@@ -1,6 +1,6 @@
-"""E simulations of one robot: one MjModel, one MjData each, stepped by threads."""
+"""E simulations of one robot: one MjModel, E MjData, stepped by threads."""
 # pyright: reportAttributeAccessIssue=false
-# (mujoco's names come from C++, where the type checker does not see them)
+# (mujoco's names come from C++, so the type checker does not know them)
 
 import itertools
 import warnings
@@ -24,9 +24,9 @@ _FRAME = 480
 
 
 class Simulation:
-    """Physics, features and episode lengths of E environments; it does not reset them by itself.
+    """Physics, features and episode lengths of E environments, without autoreset.
 
-    `running` (E,) bool: an episode is under way. `steps` (E,) int64: its length so far.
+    `running` (E,) bool: an episode is running. `steps` (E,) int64: its length so far.
     """
 
     def __init__(self, name: str, num_envs: int, threads: int, options: Any) -> None:
@@ -66,7 +66,7 @@ class Simulation:
         )
 
     def _allocate(self, num_envs: int) -> None:
-        """Buffers that live as long as this, and the views that link each MjData to its rows."""
+        """Allocate the buffers, and the views that link each MjData to its rows."""
         agents, width = len(self.layout.agents), self.spec.observation_size
         self.datas = [mujoco.MjData(self.model) for _ in range(num_envs)]
         self.table = FeatureTable(self.scenario, self.base.data, num_envs)
@@ -89,7 +89,7 @@ class Simulation:
         self._pool = ThreadPoolExecutor(threads - 1, "mamujoco") if threads > 1 else None
 
     def reset(self, index: int, seed: int | None) -> None:
-        """Start an episode with the draws that Gymnasium makes; call `refresh` before reading `obs`."""
+        """Start an episode with the same random draws as Gymnasium. Call `refresh` before reading `obs`."""
         base = self.base
         base.data, base.np_random = self.datas[index], self._generators[index]
         base.reset(seed=seed)
@@ -99,14 +99,13 @@ class Simulation:
         self.steps[index] = 0
 
     def advance(self, action: np.ndarray) -> StepResult:
-        """Step every environment with (E, N, A) and bring `obs` up to date.
+        """Step every environment with `action` (E, N, A) and update `obs`.
 
-        Raises RuntimeError where an environment has no episode under way, and EnvironmentContractError for
-        another shape.
+        Raises RuntimeError if an environment has no running episode, EnvironmentContractError for another shape.
         """
         if not self.running.all():
             idle = np.flatnonzero(~self.running).tolist()
-            raise RuntimeError(f"{self.spec.name}: no episode is under way in environments {idle}; call reset first")
+            raise RuntimeError(f"{self.spec.name}: no episode is running in environments {idle}; call reset first")
         command = self._command(np.asarray(action, np.float32))
         before = self.scenario.position(self.table.features).copy()
         if self._pool is None:
@@ -122,13 +121,13 @@ class Simulation:
         return self.scenario.outcome(self.table.features, velocity, command)
 
     def _command(self, action: np.ndarray) -> np.ndarray:
-        """Sets the torques; returns them (E, actuators) as mamujoco_v1 gives them to the reward.
+        """Set the controls and return them, (E, actuators), as mamujoco_v1 gives them to the reward.
 
-        Where one agent is the whole robot they stay float32 there, and so do the control costs.
+        If one agent is the whole robot, they stay float32 as upstream, and so do the control costs.
         """
         expected = (len(self.datas), *self.layout.mask.shape)
         if action.shape != expected:
-            raise EnvironmentContractError(f"{self.spec.name}: the action's shape is {action.shape}; give {expected}")
+            raise EnvironmentContractError(f"{self.spec.name}: action has shape {action.shape}; give {expected}")
         command = action.reshape(len(action), -1)[:, self.layout.control]
         if self.disabled is not None:
             command[:, self.disabled] = 0.0
@@ -136,7 +135,7 @@ class Simulation:
         return command if self._whole else self._control
 
     def _run(self, lanes: list[Any]) -> None:
-        """The physics of some environments, and the copy of what the scenario uses into the table."""
+        """Step the physics of some environments and copy the sources of the scenario into the table."""
         step, finish, copy = mujoco.mj_step, mujoco.mj_rnePostConstraint, np.concatenate
         model, frames, contact = self.model, self.base.frame_skip, self.scenario.contact_forces
         for data, target, control, sources, raw in lanes:
@@ -147,14 +146,14 @@ class Simulation:
             copy(sources, out=raw)
 
     def refresh(self) -> None:
-        """Bring `obs` up to date with the table."""
+        """Update `obs` from the table."""
         self.table.derive()
         np.copyto(self._rounded, self.table.values, casting="same_kind")
         np.take(self._rounded, self.layout.observation, axis=1, out=self._seen, mode="clip")
         np.take(self._rounded, self.layout.state, axis=1, out=self._state, mode="clip")
 
     def get_state(self, index: int) -> State:
-        """The physics with the solver's warm start, the features (which lag it by one frame) and the random stream."""
+        """Return physics with the solver's warm start, features (which lag by one frame) and the random stream."""
         physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
         mujoco.mj_getState(self.model, self.datas[index], physics, _PHYSICS)
         return {
@@ -166,13 +165,16 @@ class Simulation:
         }
 
     def set_state(self, index: int, state: State) -> None:
-        """Raises CheckpointError for a state of another task. Call `refresh` before reading `obs`."""
+        """Continue from `get_state`. Call `refresh` before reading `obs`.
+
+        Raises CheckpointError for a state of another task.
+        """
         physics, features = (np.asarray(state[name], np.float64) for name in ("physics", "features"))
         expected = ((mujoco.mj_stateSize(self.model, _PHYSICS),), self.table.raw[index].shape)
         if (physics.shape, features.shape) != expected:
             raise CheckpointError(
                 f"{self.spec.name}: the state's physics and features have the shapes {physics.shape} and "
-                f"{features.shape}, not {expected[0]} and {expected[1]}; it was saved by another task or version"
+                f"{features.shape}, not {expected[0]} and {expected[1]}; give a state that this task and version saved"
             )
         mujoco.mj_setState(self.model, self.datas[index], physics, _PHYSICS)
         self.table.raw[index] = features
@@ -181,17 +183,17 @@ class Simulation:
         self._generators[index].bit_generator.state = state["generator"]
 
     def render(self, index: int) -> np.ndarray:
-        """(480, 480, 3) uint8 of one environment. Raises ConfigError where OpenGL cannot draw off screen."""
+        """Return a frame of one environment, (480, 480, 3) uint8. Raises ConfigError without off-screen OpenGL."""
         if self._renderer is None:
             self._renderer = _open_renderer(self.model)
-        scene = mujoco.MjData(self.model)  # a copy, because drawing needs a forward pass that the episode does not make
+        scene = mujoco.MjData(self.model)  # a copy: drawing needs a forward pass that the episode must not make
         mujoco.mj_setState(self.model, scene, self.get_state(index)["physics"], _PHYSICS)
         mujoco.mj_forward(self.model, scene)
         self._renderer.update_scene(scene, camera=self._camera())
         return self._renderer.render()
 
     def _camera(self) -> Any:
-        """The model's camera that follows the robot, or else Gymnasium's."""
+        """Return the model's tracking camera, or Gymnasium's default camera."""
         if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
             return "track"
         camera = mujoco.MjvCamera()
@@ -204,6 +206,7 @@ class Simulation:
         return camera
 
     def close(self) -> None:
+        """Stop the threads and close the renderer."""
         if self._pool is not None:
             self._pool.shutdown()
         if self._renderer is not None:
@@ -212,14 +215,14 @@ class Simulation:
 
 
 def _actuator(model: Any, joint: int | str | None) -> int | None:
-    """The index of the actuator of a joint, given that index or the joint's name."""
+    """Return the index of a joint's actuator, given that index or the joint's name."""
     names = [model.joint(model.actuator_trnid[index, 0]).name for index in range(model.nu)]
     if isinstance(joint, str):
         if joint not in names:
             raise UnknownNameError(unknown_name_message("disabled_joint", joint, names))
         return names.index(joint)
     if joint is not None and not 0 <= joint < model.nu:
-        raise ConfigError(f"disabled_joint is {joint}; give 0 to {model.nu - 1} or one of {', '.join(names)}")
+        raise ConfigError(f"disabled_joint={joint}; give 0 to {model.nu - 1} or one of {', '.join(names)}")
     return joint
 
 
@@ -227,12 +230,12 @@ _cannot_draw: Exception | None = None
 
 
 def _open_renderer(model: Any) -> Any:
-    """Tries once in a process: after a failure, MuJoCo would abort the process at the second attempt."""
+    """Open a renderer. After a failure no second attempt is made, because MuJoCo would abort the process."""
     global _cannot_draw
     if _cannot_draw is None:
         try:
             with warnings.catch_warnings():
-                # Without a display GLFW warns before it fails; the error below says it all.
+                # Without a display GLFW warns before it fails; the error below covers it.
                 warnings.filterwarnings("ignore", module="glfw")
                 return mujoco.Renderer(model, _FRAME, _FRAME)
         except Exception as error:  # each OpenGL platform fails with its own class

@@ -1,6 +1,6 @@
-"""The names of the tasks, how each shares out its robot, and the upstream environments behind them."""
+"""Task names, partitions of the robots, and the upstream environments behind them."""
 # pyright: reportAttributeAccessIssue=false
-# (mujoco's names come from C++, where the type checker does not see them)
+# (mujoco's names come from C++, so the type checker does not know them)
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
     "Swimmer": ("2x1",),
     "Walker2d": ("2x3", "3x2", "6x1"),
 }
-"""Each scenario's partitions."""
+"""Partitions of each scenario."""
 
 _HUMANOID = (
     "left_shoulder1|left_shoulder2|abdomen_x|abdomen_y|abdomen_z|right_shoulder1|right_shoulder2|right_elbow|"
@@ -47,22 +47,22 @@ REPARTITIONS: dict[tuple[str, str], str] = {
     ("Humanoid", "17x1"): _HUMANOID,
     ("HumanoidStandup", "17x1"): _HUMANOID,
 }
-"""Partitions of the MAT and HAPPO papers that gymnasium-robotics lacks: the joints of each agent, in their order."""
+"""Partitions of the MAT and HAPPO papers that gymnasium-robotics lacks: the joints of each agent in order."""
 
 SEGMENTED = {"ManySegmentAnt": "Ant", "ManySegmentSwimmer": "Swimmer"}
-"""Robots of any length, partitioned `<agents>x<segments of each>`, and the scenario whose rules they follow."""
+"""Robots of any length, with partition `<agents>x<segments of each>`, and the scenario whose rules they follow."""
 
 TASKS: tuple[str, ...] = (
     *(f"{scenario}-{partition}" for scenario, names in PARTITIONS.items() for partition in names),
     *PARTITIONS,
     *("ManySegmentAnt-2x3", "ManySegmentAnt-3x2", "ManySegmentSwimmer-10x2", "ManySegmentSwimmer-6x1"),
 )
-"""The tasks that can be listed; ManySegmentAnt-AxB and ManySegmentSwimmer-AxB exist for any A and B."""
+"""Listed tasks. ManySegmentAnt-AxB and ManySegmentSwimmer-AxB exist for any A and B."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A scenario, its partition (None for one agent) and the scenario whose rules it follows."""
+    """A scenario, its partition (None for one agent), and the scenario whose rules it follows."""
 
     scenario: str
     partition: str | None
@@ -70,7 +70,10 @@ class Task:
 
 
 def parse_task(name: str) -> Task:
-    """Raises UnknownNameError with the closest tasks, and ConfigError for a task that upstream cannot run."""
+    """Parse a task name.
+
+    Raises UnknownNameError with the closest tasks, ConfigError for a task that upstream cannot run.
+    """
     scenario, _, partition = name.partition("-")
     if scenario == "CoupledHalfCheetah":
         raise ConfigError(
@@ -92,7 +95,7 @@ def parse_task(name: str) -> Task:
 
 @contextlib.contextmanager
 def _known_deprecations_ignored() -> Iterator[None]:
-    """Drop MuJoCo's notice that half_cheetah.xml uses `settotalmass`: only upstream can change that file.
+    """Drop MuJoCo's notice that half_cheetah.xml uses `settotalmass`, which only upstream can change.
 
     MuJoCo would print it and append it to MUJOCO_LOG.TXT in the working folder. Other notices become warnings.
     """
@@ -111,14 +114,14 @@ def _known_deprecations_ignored() -> Iterator[None]:
 
 
 def _import_upstream() -> Any:
-    # On import the package prints a notice about its Adroit hand tasks, which have no part in this.
+    # On import the package prints a notice about its Adroit hand tasks, which are not used here.
     with contextlib.redirect_stderr(io.StringIO()):
         from gymnasium_robotics.envs.multiagent_mujoco import mujoco_multi
     return mujoco_multi
 
 
 def single_agent_env(task: Task) -> Any:
-    """The task's Gymnasium `MujocoEnv`, unwrapped: it holds the model, the constants and the reset distribution."""
+    """Return the unwrapped Gymnasium environment with the model, the constants and the reset distribution."""
     upstream = _import_upstream()
     with tempfile.TemporaryDirectory() as folder, _known_deprecations_ignored():
         options: dict[str, Any] = {}
@@ -134,17 +137,17 @@ def single_agent_env(task: Task) -> Any:
 
 
 def default_max_steps(task: Task) -> int:
-    """The length at which Gymnasium truncates an episode of the scenario."""
+    """Return the number of steps at which Gymnasium truncates an episode of the scenario."""
     limit = gymnasium.spec(f"{task.rules}-v5").max_episode_steps
     assert limit is not None
     return limit
 
 
 def factorization(task: Task) -> dict[str, Any] | None:
-    """mamujoco_v1's `agent_factorization`: the partition, the robot's graph and its root; None for one agent.
+    """Return mamujoco_v1's `agent_factorization`: partition, graph and root of the robot; None for one agent.
 
-    Upstream sorts what an agent sees by joint label, and gives three joints of Pusher the same one, so that
-    their order would change from process to process; here their index is added to it.
+    Upstream sorts an agent's observation by joint label, and three joints of Pusher share a label, so their order would
+    change from process to process. Here their index is appended to the label.
     """
     if task.partition is None:
         return None
@@ -161,7 +164,7 @@ def factorization(task: Task) -> dict[str, Any] | None:
 
 
 def multi_agent_env(task: Task, agent_obsk: int | None, single: Any) -> Any:
-    """`mamujoco_v1.parallel_env` of the task around `single`: it defines what each agent sees and moves."""
+    """Return `mamujoco_v1.parallel_env` of the task around `single`. It defines observations and actions."""
     return _import_upstream().parallel_env(
         task.scenario, task.partition, agent_obsk, agent_factorization=factorization(task), gym_env=single
     )

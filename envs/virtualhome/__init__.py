@@ -1,9 +1,9 @@
-"""Household tasks in text, after VirtualHome: food preparation, six errands that differ in their nouns, entertainment.
+"""Household tasks in text, after VirtualHome: food preparation, six tasks with other nouns, and entertainment.
 
-The finite state machines, offered actions and rewards are those that remain of VirtualHome's simulator behind the text
-of TWOSOME (Tan et al., "True Knowledge Comes from Practice", ICLR 2024) and POAD (Wen et al., "Reinforcing Language
-Agents via Policy Optimization with Action Decomposition", NeurIPS 2024); the words are our own. Success earns 1, and an
-episode of k steps is worth 0.95^(k-1).
+State machines, offered actions and rewards follow the text versions of VirtualHome in TWOSOME (Tan et al., "True
+Knowledge Comes from Practice", ICLR 2024) and POAD (Wen et al., "Reinforcing Language Agents via Policy Optimization
+with Action Decomposition", NeurIPS 2024). The texts are our own. Success is rewarded with 1, so the discounted return
+of an episode of k steps is 0.95^(k-1).
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,25 @@ GAMMA = 0.95
 
 @dataclass(frozen=True)
 class VirtualHomeOptions:
-    """Options of the home."""
+    """Options of VirtualHome."""
 
     max_steps: int = 50
     """Steps after which an episode is truncated."""
     reproduce_upstream_bugs: bool = False
-    """What the published code does: walking to what one holds leads astray, and who sits down too early stays there."""
+    """Reproduce bugs of the published code: walking to a held thing moves the agent to another room, and an agent that
+    sits down too early never stands up."""
     invalid: Invalid = "error"
-    """What an action that is not offered does: an error, or nothing."""
+    """Effect of an action that is not offered: an error, or a step without effect."""
 
 
 @register_env(
     "virtualhome", tasks=TASKS, options=VirtualHomeOptions, summary="household tasks in text, one agent, sparse reward"
 )
 def make(task: str, max_steps: int = 50, reproduce_upstream_bugs: bool = False, invalid: Invalid = "error") -> TextEnv:
-    """The task; its state is a `Home` or an `Evening`."""
+    """Return the task. Its state is a `Home` or an `EntertainmentState`.
+
+    Raises UnknownNameError for an unknown task.
+    """
     if task not in TASKS:
         raise UnknownNameError(unknown_name_message("task of virtualhome", task, TASKS))
     if max_steps < 1:

@@ -1,4 +1,4 @@
-"""Put a thing into an appliance of the kitchen and close it: food preparation, and the errands that are like it."""
+"""Fetch-and-place tasks: put a thing into a kitchen appliance and close it."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ HOME = "This home has four rooms: kitchen, living room, bathroom and bedroom."
 
 @dataclass(frozen=True)
 class TaskWords:
-    """The words in which the errands differ; nothing else does. `plural`: the thing is several."""
+    """Words in which the tasks differ. `plural`: the thing is a plural noun."""
 
     thing: str
     appliance: str
@@ -33,9 +33,9 @@ APPLIANCE_TASKS = {
 
 @dataclass(frozen=True)
 class Home:
-    """`near_thing` and `near_appliance`: within reach; a thing that is held always is.
+    """State of a task. `near_thing` and `near_appliance`: within reach, as a held thing always is.
 
-    `trail`: the first other room that the thing was carried to, where the published fault is asked for.
+    `upstream_room`: with the upstream bugs, the first other room that the thing was carried to.
     """
 
     room: str = "kitchen"
@@ -50,9 +50,9 @@ class Home:
 class ApplianceTask:
     """Rules and texts of a fetch-and-place task.
 
-    Walking to the thing in one's hands does nothing. With `reproduce_upstream_bugs` it does as the published code:
-    the agent leaves the appliance and is moved to the first other room that the thing was carried to, if there is one.
-    Opening the appliance is then offered once the thing is in it, although the appliance is open.
+    Walking to a held thing has no effect. With `reproduce_upstream_bugs` it has the effect of the published code: the
+    agent leaves the appliance and moves to the first other room that the thing was carried to, if any. Opening the
+    appliance is then offered once the thing is inside, although it is open.
     """
 
     best_steps = 6
@@ -72,9 +72,11 @@ class ApplianceTask:
         )
 
     def start(self, _: Generator) -> Home:
+        """Return the state at the start of an episode."""
         return Home()
 
     def prompt(self, home: Home) -> str:
+        """Describe the state and the task."""
         nouns, parts = self.nouns, [HOME, f"You are in the {home.room}."]
         if home.room == "kitchen":
             parts.append(f"Here is a {nouns.appliance}. It is {'open' if home.opened else 'closed'}.")
@@ -88,6 +90,7 @@ class ApplianceTask:
         return " ".join([*parts, f"In order to {nouns.purpose}, your next step is to"])
 
     def candidates(self, home: Home) -> list[str]:
+        """Return the offered actions."""
         rooms = [walk for walk, room in self.walks.items() if room != home.room]
         if home.room != "kitchen":
             return rooms
@@ -101,12 +104,13 @@ class ApplianceTask:
         return [*rooms, self.to_thing, *([self.open, self.close] if home.near_appliance else [self.to_appliance])]
 
     def play(self, home: Home, action: str, _: Generator) -> TextStep:
+        """Return the result of an action: reward 1 at success, which ends the episode."""
         after = self.after(home, action)
         success = after.inside and not after.opened
         return TextStep(after, float(success), success, success)
 
     def after(self, home: Home, action: str) -> Home:
-        """The home after an action; unchanged where the action fails."""
+        """Return the state after an action, unchanged if the action fails."""
         if action in self.walks:
             return self._walked(home, self.walks[action])
         if action == self.to_thing:
@@ -124,6 +128,6 @@ class ApplianceTask:
         return replace(home, opened=action == self.open)
 
     def _walked(self, home: Home, room: str) -> Home:
-        leaves_trail = self.reproduce_upstream_bugs and home.holding and not home.upstream_room and room != "kitchen"
-        trail = room if leaves_trail else home.upstream_room
-        return replace(home, room=room, near_thing=home.holding, near_appliance=False, upstream_room=trail)
+        records_room = self.reproduce_upstream_bugs and home.holding and not home.upstream_room and room != "kitchen"
+        upstream_room = room if records_room else home.upstream_room
+        return replace(home, room=room, near_thing=home.holding, near_appliance=False, upstream_room=upstream_room)

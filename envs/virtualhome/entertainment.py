@@ -1,4 +1,4 @@
-"""Entertainment: watch the TV from the sofa, with chips and milk at hand."""
+"""Entertainment: watch TV from the sofa, with chips and milk."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ SIT, STAND = "sit down on the sofa", "stand up from the sofa"
 
 @dataclass(frozen=True)
 class EntertainmentState:
-    """`near`: what was walked to last in this room, or nothing; what is held is at hand anyway.
+    """State of the task. `near`: the thing that the agent last walked to in this room, or empty.
 
     `chips` and `milk` are in the kitchen, held, or on the table.
     """
@@ -30,24 +30,26 @@ class EntertainmentState:
     sitting: bool = False
 
     def where(self, snack: str) -> str:
+        """Return the place of a snack."""
         return self.chips if snack == "chips" else self.milk
 
     @property
     def held(self) -> list[str]:
+        """Snacks that the agent holds."""
         return [snack for snack in SNACKS if self.where(snack) == HELD]
 
 
 class Entertainment:
-    """The rules of the evening, and its words.
+    """Rules and texts of the entertainment task.
 
-    A seated agent can only stand up. With `reproduce_upstream_bugs` it is as in the published code:
+    A seated agent can only stand up. With `reproduce_upstream_bugs` the rules are those of the published code:
 
-    - Standing up is offered beside the sofa to an agent that stands, while the TV is on. Sitting down too early never
-      ends the episode, and every walk fails from there.
+    - A standing agent beside the sofa is offered to stand up while the TV is on. After sitting down too early, the
+      episode never terminates and every walk fails.
     - Turning the TV off is offered only while it is off.
-    - With empty hands the only way from the coffee table is out of the room.
-    - Beside one snack the other cannot be put down. With one snack on the table, the kitchen offers a walk to that one,
-      which fails.
+    - With empty hands, the coffee table offers only walks out of the room.
+    - A second snack cannot be put beside the first. With one snack on the table, the kitchen offers a walk to that
+      snack, which fails.
     """
 
     best_steps = 11
@@ -67,85 +69,89 @@ class Entertainment:
         )
 
     def start(self, _: Generator) -> EntertainmentState:
+        """Return the state at the start of an episode."""
         return EntertainmentState()
 
-    def prompt(self, evening: EntertainmentState) -> str:
-        if evening.sitting:
+    def prompt(self, state: EntertainmentState) -> str:
+        """Describe the state and the task."""
+        if state.sitting:
             return " ".join([HOME, "You sit on the sofa and watch TV.", PURPOSE])
-        parts = [HOME, f"You are in the {evening.room}."]
-        if evening.room == "kitchen" and (here := [snack for snack in SNACKS if evening.where(snack) == "kitchen"]):
+        parts = [HOME, f"You are in the {state.room}."]
+        if state.room == "kitchen" and (here := [snack for snack in SNACKS if state.where(snack) == "kitchen"]):
             parts.append(f"Here are {_listed(here)}.")
-        if evening.room == "living room":
+        if state.room == "living room":
             parts.append("Here are a coffee table and a sofa and a TV.")
-            parts.append(f"The TV is {'on' if evening.playing else 'off'}.")
-        parts.append(f"You hold {_listed(evening.held)}.")
-        parts.append(f"Within reach: {_listed([evening.near] if evening.near else [])}.")
+            parts.append(f"The TV is {'on' if state.playing else 'off'}.")
+        parts.append(f"You hold {_listed(state.held)}.")
+        parts.append(f"Within reach: {_listed([state.near] if state.near else [])}.")
         return " ".join([*parts, PURPOSE])
 
-    def candidates(self, evening: EntertainmentState) -> list[str]:
-        rooms = [walk for walk, room in self.walks.items() if room != evening.room]
-        if evening.sitting:
+    def candidates(self, state: EntertainmentState) -> list[str]:
+        """Return the offered actions."""
+        rooms = [walk for walk, room in self.walks.items() if room != state.room]
+        if state.sitting:
             return rooms if self.reproduce_upstream_bugs else [STAND]
-        if evening.room == "kitchen":
-            return [*rooms, *self._snacks(evening)]
-        if evening.room == "living room":
-            return [*rooms, *self._furniture(evening), *self._uses(evening)]
+        if state.room == "kitchen":
+            return [*rooms, *self._snacks(state)]
+        if state.room == "living room":
+            return [*rooms, *self._furniture(state), *self._uses(state)]
         return rooms
 
-    def _snacks(self, evening: EntertainmentState) -> list[str]:
-        """What can be done about the snacks in the kitchen."""
+    def _snacks(self, state: EntertainmentState) -> list[str]:
+        """Return the actions on snacks in the kitchen."""
         grabs = {snack: grab for grab, snack in self.grabs.items()}
         walks = {thing: walk for walk, thing in self.approaches.items()}
-        here = [snack for snack in SNACKS if evening.where(snack) == "kitchen"]
-        gone = [snack for snack in SNACKS if evening.where(snack) == TABLE]
+        here = [snack for snack in SNACKS if state.where(snack) == "kitchen"]
+        gone = [snack for snack in SNACKS if state.where(snack) == TABLE]
         if self.reproduce_upstream_bugs and gone:
-            return [grabs[snack] if snack == evening.near else walks[gone[0]] for snack in here]
-        return [grabs[snack] if snack == evening.near else walks[snack] for snack in here]
+            return [grabs[snack] if snack == state.near else walks[gone[0]] for snack in here]
+        return [grabs[snack] if snack == state.near else walks[snack] for snack in here]
 
-    def _furniture(self, evening: EntertainmentState) -> list[str]:
-        """The walks to furniture."""
-        if self.reproduce_upstream_bugs and evening.near == "coffee table" and not evening.held:
+    def _furniture(self, state: EntertainmentState) -> list[str]:
+        """Return the walks to furniture."""
+        if self.reproduce_upstream_bugs and state.near == "coffee table" and not state.held:
             return []
-        return [walk for walk, thing in self.approaches.items() if thing in FURNITURE and thing != evening.near]
+        return [walk for walk, thing in self.approaches.items() if thing in FURNITURE and thing != state.near]
 
-    def _uses(self, evening: EntertainmentState) -> list[str]:
-        """What can be done with the furniture within reach."""
-        if evening.near == "coffee table":
-            if self.reproduce_upstream_bugs and TABLE in (evening.chips, evening.milk):
+    def _uses(self, state: EntertainmentState) -> list[str]:
+        """Return the actions on furniture within reach."""
+        if state.near == "coffee table":
+            if self.reproduce_upstream_bugs and TABLE in (state.chips, state.milk):
                 return []
-            return [put for put, snack in self.puts.items() if snack in evening.held]
-        if evening.near == "TV" and self.reproduce_upstream_bugs:
-            return [] if evening.playing else [TURN_ON, TURN_OFF]
-        if evening.near == "TV":
-            return [TURN_OFF if evening.playing else TURN_ON]
-        if evening.near == "sofa" and evening.playing:
+            return [put for put, snack in self.puts.items() if snack in state.held]
+        if state.near == "TV" and self.reproduce_upstream_bugs:
+            return [] if state.playing else [TURN_ON, TURN_OFF]
+        if state.near == "TV":
+            return [TURN_OFF if state.playing else TURN_ON]
+        if state.near == "sofa" and state.playing:
             return [SIT, STAND] if self.reproduce_upstream_bugs else [SIT]
         return []
 
-    def play(self, evening: EntertainmentState, action: str, _: Generator) -> TextStep:
-        after = self.after(evening, action)
+    def play(self, state: EntertainmentState, action: str, _: Generator) -> TextStep:
+        """Return the result of an action: reward 1 at success, which ends the episode."""
+        after = self.after(state, action)
         success = after.sitting and after.playing and "kitchen" not in (after.chips, after.milk)
         return TextStep(after, float(success), success, success)
 
-    def after(self, evening: EntertainmentState, action: str) -> EntertainmentState:
-        """The evening after an action; unchanged where the action fails."""
-        if evening.sitting:
-            return replace(evening, sitting=action != STAND)
+    def after(self, state: EntertainmentState, action: str) -> EntertainmentState:
+        """Return the state after an action, unchanged if the action fails."""
+        if state.sitting:
+            return replace(state, sitting=action != STAND)
         if action in self.walks:
-            return replace(evening, room=self.walks[action], near="")
+            return replace(state, room=self.walks[action], near="")
         if action in self.approaches:
             thing = self.approaches[action]
-            out_of_sight = thing in SNACKS and evening.where(thing) == TABLE
-            return evening if out_of_sight else replace(evening, near=thing)
+            out_of_sight = thing in SNACKS and state.where(thing) == TABLE
+            return state if out_of_sight else replace(state, near=thing)
         if action in self.grabs:
-            return replace(evening, near="", **{self.grabs[action]: HELD})
+            return replace(state, near="", **{self.grabs[action]: HELD})
         if action in self.puts:
-            return replace(evening, **{self.puts[action]: TABLE})
+            return replace(state, **{self.puts[action]: TABLE})
         if action == TURN_ON:
-            return evening if len(evening.held) == len(SNACKS) else replace(evening, playing=True)
+            return state if len(state.held) == len(SNACKS) else replace(state, playing=True)
         if action == TURN_OFF:
-            return replace(evening, playing=False)
-        return replace(evening, sitting=action == SIT)
+            return replace(state, playing=False)
+        return replace(state, sitting=action == SIT)
 
 
 def _listed(names: list[str]) -> str:

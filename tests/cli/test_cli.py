@@ -128,7 +128,7 @@ WRONG = [
     (["train", ":"], "neither registered nor PACKAGE.MODULE:FUNCTION"),
     (["train", "os:path"], "'os:path' is a module"),
     (["train", "gymnasium:CartPole-v1", "--kwargs", "{a: ["], "is no YAML"),
-    (["train", "gymnasium:CartPole-v1", "--max-steps", "0"], "max_steps is 0"),
+    (["train", "gymnasium:CartPole-v1", "--max-steps", "0"], "max_steps=0"),
     (["train", "toy/agent_death", "--agents", "9" * 20], "too many for a toy"),
     (["eval", "\udcff"], "is not UTF-8"),
     (["eval", "x" * 300], "File name too long"),

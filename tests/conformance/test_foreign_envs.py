@@ -255,7 +255,7 @@ def test_what_is_no_single_environment_is_refused():
     for factory, message in (
         ("nothing", "returned None, which is not an environment; return a `marl.protocols.Env`"),
         ("batch", r"returned a batch of environments \(SyncVectorEnv\); return a single one"),
-        ("HERE", "cannot import the environment factory"),
+        ("HERE", "cannot import environment 'tests.support.foreign:HERE'"),
     ):
         with pytest.raises(ConfigError, match=message):
             EnvFactory(f"{HERE}:{factory}")()

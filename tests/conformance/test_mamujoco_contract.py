@@ -207,9 +207,9 @@ def test_wrong_options_are_refused_with_the_closest():
         make("HalfCheetah-6x1", disabled_joint="bthig")
     with pytest.raises(ConfigError, match="0 to 5"):
         make("HalfCheetah-6x1", disabled_joint=6)
-    with pytest.raises(ConfigError, match="agent_obsk is -1"):
+    with pytest.raises(ConfigError, match="agent_obsk=-1"):
         MamujocoOptions(agent_obsk=-1)
-    with pytest.raises(ConfigError, match="max_steps is 0"):
+    with pytest.raises(ConfigError, match="max_steps=0"):
         MamujocoOptions(max_steps=0)
     with pytest.raises(ConfigError, match="0 environments"):
         batch("Hopper", 0)

@@ -92,7 +92,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("text", "answer"), CALLS, ids=[text[:24] for text, _ in CALLS])
 def test_what_hostile_calls_are_answered(text, answer):
-    assert Toolbox(TOOLS).call(text, longest=80) == answer
+    assert Toolbox(TOOLS).call(text, max_length=80) == answer
 
 
 def test_a_call_that_computes_too_long_is_stopped_wherever_it_is():
@@ -111,7 +111,7 @@ def test_time_in_which_a_call_does_not_compute_is_not_counted():
 
 @pytest.mark.parametrize("nested", ["[" * 10_000, "[" * 300 + "]" * 300, "times(" * 100 + ")" * 100, "{" * 150])
 def test_brackets_without_end_are_a_mistake(nested):
-    answer = Toolbox(TOOLS).call(f"times({nested}, 1)", longest=80)
+    answer = Toolbox(TOOLS).call(f"times({nested}, 1)", max_length=80)
     assert answer.startswith("mistake: ")
     assert len(answer) <= 80
 
