@@ -1,4 +1,4 @@
-"""Looking at an agent: evaluation tables, videos, text."""
+"""`marl eval` and `marl play`: evaluation tables, videos, text and transcripts of an agent."""
 
 import dataclasses
 import importlib
@@ -36,7 +36,7 @@ from marl.vector import make_vector
 
 @dataclasses.dataclass(frozen=True)
 class LoadedAgent:
-    """Who plays what: `folder` is the run's, or None for an untrained agent, which has no checkpoint either."""
+    """An agent and its environment. `folder` and `checkpoint` are None for an untrained agent."""
 
     config: RunConfig
     title: str
@@ -47,16 +47,16 @@ class LoadedAgent:
 
     @property
     def task(self) -> EnvFactory:
-        """The environment to watch, of several the first."""
+        """The environment; the first one of a run on several."""
         return self.config.tasks[0]
 
     def greedy(self, parsed: Any) -> bool:
-        """Whether the most probable actions are taken."""
+        """Return True to take the most probable actions."""
         return parsed.act == "greedy" or (parsed.act == "run" and not self.config.evaluation.eval_stochastic)
 
 
 def resolve(parsed: Any) -> LoadedAgent:
-    """The run, checkpoint or environment that the subject names."""
+    """Load the run, checkpoint or environment that the subject names."""
     subject, agent, which = parsed.subject, parsed.agent, parsed.which
     path = Path(subject)
     if path.is_dir():
@@ -95,14 +95,14 @@ def resolve(parsed: Any) -> LoadedAgent:
 
 
 def elsewhere(config: RunConfig, env: str) -> RunConfig:
-    """The configuration in another environment, with the same options where it is of the same family."""
+    """Return the configuration for another environment, with the same options if it is of the same family."""
     entry = find_family(env)
     kept = config.env_options if entry.name == find_family(config.env).name else entry.options()
     return dataclasses.replace(config, env=env, env_options=kept)
 
 
 def policy_for(subject: LoadedAgent, spec: EnvSpec) -> Policy:
-    """The agent as it plays in one environment."""
+    """Return the policy for one environment."""
     if subject.checkpoint is not None:
         return make_policy(subject.checkpoint, spec, subject.trust)
     made = AGENTS.get(subject.config.agent).make(spec, subject.config.agent_options)
@@ -110,10 +110,10 @@ def policy_for(subject: LoadedAgent, spec: EnvSpec) -> Policy:
 
 
 def print_eval(parsed: Any) -> None:
-    """`marl eval`: the mean return with its interval, and what the episodes ended with."""
+    """Run `marl eval`: print the mean return with its interval, and the means of the final infos."""
     require_episodes("episodes", parsed.episodes)
     if parsed.num_envs < 1:
-        raise ConfigError(f"num_envs is {parsed.num_envs}; give 1 or more")
+        raise ConfigError(f"num_envs={parsed.num_envs}; give 1 or more")
     subject = resolve(parsed)
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
@@ -122,8 +122,8 @@ def print_eval(parsed: Any) -> None:
     with stop_requests(lambda: stopped.append(True)):
         for task in tasks:
             title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
-            table, told = report_task(subject, task, title, parsed, lambda: bool(stopped))
-            lines += told
+            table, rows = report_task(subject, task, title, parsed, lambda: bool(stopped))
+            lines += rows
             if parsed.out is not None:
                 write_whole(parsed.out, "\n".join(lines) + "\n")
             Console().print(table)
@@ -134,7 +134,7 @@ def print_eval(parsed: Any) -> None:
 def report_task(
     subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
 ) -> tuple[Table, list[str]]:
-    """The table of one environment, and a line of JSON for each episode on the test seeds that ended before `stop`."""
+    """Evaluate on the test seeds of one environment. Return a table, and a JSON line for each finished episode."""
     env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
         rows = run_episodes(
@@ -154,9 +154,9 @@ def report_task(
         raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
     count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''} on the test seeds"
     if len(rows) < parsed.episodes:
-        count += f", stopped: {parsed.episodes - len(rows)} more had not ended, which are the longer ones"
+        count += f", stopped: {parsed.episodes - len(rows)} more had not ended; these are the longer ones"
     if cut := sum(row.cut for row in rows):
-        count += f", {cut} left at the step limit (--eval-max-steps)"
+        count += f", {cut} cut at the step limit (--eval-max-steps)"
     how = "" if subject.checkpoint is None else f", {'greedy' if subject.greedy(parsed) else 'sampled'} actions"
     table = Table("", "mean", "95 % interval", "lowest", "highest", title=title, caption=count + how)
     returns, lengths = [row.episode_return for row in rows], [row.length for row in rows]
@@ -173,22 +173,22 @@ def report_task(
 
 
 FPS = 30
-"""Frames a second of videos, where no other number was asked for."""
+"""Default frames per second of videos."""
 
 
 class FrameSource(Protocol):
-    """Moving pictures of an environment, given by its method `film()` where it has one."""
+    """Animation of an environment, returned by its method `film()` if it has one."""
 
     def draw(self, attention: np.ndarray | None = None) -> Iterable[np.ndarray]:
-        """Pictures (height, width, 3) uint8 of what happened since the last reset or step.
+        """Yield frames (height, width, 3) uint8 of the last reset or step.
 
-        `attention` (N, N): how much the row's agent looked at the column's in deciding; None where it is not shown.
+        `attention` (N, N): attention weight of the row's agent on the column's agent, or None to draw none.
         """
         ...
 
 
 class Viewer:
-    """Where an environment is seen: in a video, or on the terminal."""
+    """Output of an environment: a video, or text on the terminal."""
 
     def __init__(self, name: str, env: Env, view: str | None, out: Path, fps: int) -> None:
         self.name, self.env, self.view, self.out, self.fps = name, env, view, out, fps
@@ -199,7 +199,7 @@ class Viewer:
         self.video_only: list[str] = []
 
     def show(self, attention: np.ndarray | None = None) -> None:
-        """Show what happened since the last call."""
+        """Show the last reset or step."""
         if self.film is not None:
             for picture in self.film.draw(attention):
                 self.add(picture)
@@ -216,31 +216,34 @@ class Viewer:
             self.add(shown)
 
     def refuse(self, view: str, drawn: str, absent: str) -> None:
+        """Raise ConfigError if `view` was requested, which the environment does not draw."""
         if self.view == view:
             raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
 
     def refuse_video_options(self) -> None:
-        """Raise ConfigError where an option for videos was given, as text is shown."""
+        """Raise ConfigError if a video option was given although text is shown."""
         if self.video_only:
-            raise ConfigError(f"{self.name} is shown as text, without {self.video_only[0]}; leave that out")
+            raise ConfigError(f"{self.name} is shown as text, so {self.video_only[0]} has no effect; leave it out")
 
     def add(self, picture: np.ndarray) -> None:
+        """Append a frame to the video."""
         self.writer = self.writer or open_video(self.out, self.fps)
         self.writer.append_data(picture)
         self.drawn = True
 
     def end(self) -> None:
-        """Add the last moment of an episode as text where only pictures of it were shown."""
+        """Print the last moment of an episode as text if only frames of it were shown."""
         if self.film is not None and isinstance(text := self.env.render(), str):
             print(text)
 
     def close(self) -> None:
+        """Finish the video."""
         if self.writer is not None:
             self.writer.close()
 
 
 def show(parsed: Any) -> None:
-    """`marl play`: a story, a video beside the run, or text on the terminal."""
+    """Run `marl play`: print a transcript, write a video into the run's folder, or print text."""
     subject = resolve(parsed)
     with named_errors(subject.task.name):
         env = EnvFactory(subject.task.name, drawing_options(subject.task))()
@@ -255,13 +258,13 @@ def show(parsed: Any) -> None:
 
 
 def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
-    """The episodes in pictures or as the text that the environment draws."""
+    """Show episodes as a video or as the text that the environment renders."""
     name = subject.task.name
     if parsed.view == "transcript":
-        raise ConfigError(f"agent {subject.config.agent!r} tells no story; leave out --view transcript")
+        raise ConfigError(f"agent {subject.config.agent!r} has no transcript; leave out --view transcript")
     out = parsed.out or (subject.folder or Path()) / "play.mp4"
     if out.suffix not in (".mp4", ".gif"):
-        raise ConfigError(f"cannot write {out}: the file must end in .mp4 or .gif")
+        raise ConfigError(f"out={str(out)!r} is not a video file; give a name that ends in .mp4 or .gif")
     interrupt = None
     with whole_files(out) as (beside,):
         viewer = Viewer(name, env, parsed.view, beside, parsed.fps or FPS)
@@ -282,7 +285,7 @@ def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
                     attention=parsed.attention,
                 )
         except KeyboardInterrupt as error:
-            interrupt = error  # what was drawn until then is kept
+            interrupt = error  # the video up to here is kept
         finally:
             viewer.close()
     if viewer.writer is not None:
@@ -290,17 +293,19 @@ def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
     if interrupt is not None:
         raise interrupt
     if not viewer.drawn:
-        raise ConfigError(f"{name} draws nothing: its `render` returns None")
+        raise ConfigError(f"{name} draws nothing: its `render` returns None; implement it, or leave out `marl play`")
 
 
 def print_transcript(subject: LoadedAgent, policy: Any, parsed: Any) -> None:
-    """The episodes in the words of a language agent, and a picture of the first one's credit beside the run."""
+    """Print episodes as transcripts, and write an image of the first one's advantages into the run's folder."""
     config = subject.config
     out = parsed.out or (subject.folder or Path()) / "play.png"
     if parsed.fps is not None:
-        raise ConfigError("a story has no frames, so --fps has no effect; leave it out")
+        raise ConfigError("a transcript has no frames, so --fps has no effect; leave it out")
     if out.suffix != ".png":
-        raise ConfigError(f"cannot write {out}: the picture of a language agent's credit must end in .png")
+        raise ConfigError(
+            f"out={str(out)!r} is not a .png file; give a name that ends in .png for the image of advantages"
+        )
     env = make_vector(subject.task.name, subject.task.options, 1)
     console = Console()
     try:
@@ -325,7 +330,7 @@ def print_transcript(subject: LoadedAgent, policy: Any, parsed: Any) -> None:
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Which tokens earned the advantage, as PNG."""
+    """Write an image as PNG."""
     with whole_files(path) as (beside,):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(beside)
@@ -333,6 +338,7 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def check_attention(subject: LoadedAgent, policy: Policy, viewer: Viewer) -> None:
+    """Raise ConfigError unless attention can be drawn."""
     if not policy.has_attention:
         raise ConfigError(
             f"agent {subject.config.agent!r} has no attention to draw; leave out --attention, or play a run of mat"
@@ -344,7 +350,7 @@ def check_attention(subject: LoadedAgent, policy: Policy, viewer: Viewer) -> Non
 
 
 def drawing_options(task: EnvFactory) -> dict[str, Any]:
-    """The environment's options, asking Gymnasium and PettingZoo for pictures."""
+    """Return the environment's options, with a render mode for Gymnasium and PettingZoo."""
     chosen = task.options
     if task.name.partition(":")[0] in ("gymnasium", "pettingzoo"):
         chosen["kwargs"] = {"render_mode": "rgb_array", **chosen["kwargs"]}
@@ -398,10 +404,10 @@ def play_episode(
 
 
 def open_video(path: Path, fps: int) -> Any:
-    """A writer of frames, by the file's suffix."""
+    """Return a writer of frames for the file's suffix. Raises MissingDependencyError without imageio."""
     try:
         if path.suffix == ".mp4":
-            importlib.import_module("imageio_ffmpeg")  # without it imageio would only say that it knows no .mp4
+            importlib.import_module("imageio_ffmpeg")  # without it imageio reports only an unknown format
         import imageio.v2 as imageio
     except ImportError as error:
         raise MissingDependencyError(

@@ -1,4 +1,4 @@
-"""`marl report`: runs of several seeds side by side, as a table, as JSON and as a picture of learning curves."""
+"""`marl report`: comparison of runs of several seeds as a table, as JSON, and as learning curves."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, pr
 from marl.tracking.metrics import axis_label
 
 Curve = dict[int, float]
-"""Environment steps to the mean over the episodes of that evaluation."""
+"""Mean over the episodes of an evaluation, by environment steps."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs of one agent on one environment under the same settings: a curve for each seed.
+    """Runs of one agent on one environment with the same settings: one curve for each seed of a run.
 
-    `name` is the agent's, with the settings behind it where there are groups that differ in nothing else. `curves` are
-    of the validation seeds, `tests` of the test seeds: at the end of a run, and where it was evaluated untrained.
+    `name`: the agent, followed by the settings in which groups of that agent differ. `curves`: scores on the validation
+    seeds. `tests`: scores on the test seeds, at the end of a run and before training if it was evaluated then.
     """
 
     env: str
@@ -36,30 +36,31 @@ class RunGroup:
     tests: dict[int, Curve]
 
     def steps(self) -> list[int]:
-        """Where every seed was evaluated."""
+        """Return the steps at which every run was evaluated."""
         return sorted(set.intersection(*(set(curve) for curve in self.curves.values())))
 
     def at(self, step: int) -> tuple[float, float, float]:
-        """Mean over seeds and its 95 % Student interval, which is NaN for a single seed."""
+        """Return mean over seeds and 95 % Student interval, which is NaN for a single seed."""
         return summary([curve[step] for curve in self.curves.values()])
 
     def tested(self, step: int) -> bool:
-        """Whether every seed was scored on the test seeds there."""
+        """Return True if every run was scored on the test seeds at `step`."""
         return all(step in self.tests[seed] for seed in self.curves)
 
     def scores(self, step: int) -> list[float]:
-        """One score a seed: on the test seeds where all have one, else on the validation seeds."""
+        """Return one score for each run: on the test seeds if all runs have one, else on the validation seeds."""
         return [(self.tests if self.tested(step) else self.curves)[seed][step] for seed in self.curves]
 
 
 def summary(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % Student interval."""
+    """Return mean and 95 % Student interval."""
     return float(np.mean(scores)), *mean_interval(scores)
 
 
 def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
-    """Return the mean of `metric` by step, as `summarise` forms it: an episode that was left at the step limit is no
-    success, and otherwise counts where it has the metric; one whose value is not finite is left out.
+    """Return the mean of `metric` by step, computed as in `marl.evaluation.summarize`.
+
+    A cut episode counts as no success. Episodes whose value is not finite are left out.
 
     Raises CheckpointError if the run was never evaluated, ConfigError if its episodes lack `metric`.
     """
@@ -79,15 +80,15 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
 
 
 def values_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """What an evaluated episode can be compared by, from the fields of its EpisodeRow."""
+    """Return the metrics of an evaluated episode from the fields of its EpisodeRow."""
     by_type = {f"return/{name}": value for name, value in row.get("type_returns", {}).items()}
     return {"return": row["episode_return"], "length": row["length"], **by_type, **row["info"]}
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What each line says; none where there is no file, and without a last line that is still being written.
+    """Yield the JSON lines of a file, without an unfinished last line; nothing if there is no file.
 
-    Raises CheckpointError where it cannot be read.
+    Raises CheckpointError if the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -99,6 +100,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
+    """Return the error for a metric that the episodes lack."""
     return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
 
@@ -110,20 +112,20 @@ NOT_COMPARED = RESUMABLE_FIELDS - {"eval_stochastic"} | {
     "learn_threads",
     "micro_batch",
 }
-"""Fields that do not change what is learned, or that groups and curves tell apart."""
+"""Fields that do not change the result, or that groups and curves distinguish already."""
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """What two runs must have in common to be seeds of one experiment; of pre-training only whether there was one."""
+    """Return the settings that runs of one group share. Of `init_from`, only its presence counts."""
     flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
     steps = {"steps": config.steps} if config.learn.anneal_learning_rate else {}
     return flat | steps | {"init_from": bool(config.init_from)}
 
 
 def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
-    """The runs grouped by environment, agent and settings, in the order of first appearance.
+    """Group runs by environment, agent and settings, in the order of first appearance.
 
-    Raises ConfigError where two runs of a group share a seed.
+    Raises ConfigError if two runs of a group have the same seed.
     """
     found: dict[str, tuple[RunConfig, dict[int, Curve], dict[int, Curve]]] = {}
     for folder in folders:
@@ -145,7 +147,7 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
 
 
 def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
-    """The agent, with the settings in which its groups on the same environment differ."""
+    """Return the agent's name, followed by the settings in which its groups on the same environment differ."""
     mine = settings_of(config)
     rivals = [settings_of(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
     own = [f"{name}={value}" for name, value in mine.items() if any(other.get(name) != value for other in rivals)]
@@ -153,7 +155,7 @@ def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
 
 
 def shown(metric: str, value: float, low: float, high: float) -> str:
-    """The mean with its interval: success in per cent, of which there are no more than a hundred, else four digits."""
+    """Format a mean and its interval: success in per cent, clipped to 0 to 100, other metrics with four digits."""
     if metric == "success":
         interval = "" if np.isnan(low) else f" ({100 * max(low, 0.0):.0f} to {100 * min(high, 1.0):.0f})"
         return f"{100 * value:.0f} %{interval}"
@@ -161,13 +163,13 @@ def shown(metric: str, value: float, low: float, high: float) -> str:
     return f"{value:.4g}{interval}"
 
 
-SEEDS_USED = """at the end: test seeds (*: validation seeds, for want of a test evaluation)
-on the way: validation seeds, so the highest is too high a score"""
-"""Which seeds the table is of."""
+SEEDS_USED = """at the end: test seeds (*: validation seeds, because there is no test evaluation)
+highest on the way: validation seeds, so it is biased upwards"""
+"""Caption of the table: evaluation seeds of its columns."""
 
 
 def table(groups: Sequence[RunGroup], metric: str) -> Table:
-    """One row a group: its score at the end, and the highest evaluation on the way at which every seed was."""
+    """Return a table with one row for each group: final score, and highest evaluation at which every run was scored."""
     names = (Column(name, overflow="fold") for name in ("environment", "agent"))
     made = Table(*names, "seeds", "steps", f"{metric} at the end (95 %)", "highest on the way", "at")
     made.caption = SEEDS_USED
@@ -184,12 +186,11 @@ def table(groups: Sequence[RunGroup], metric: str) -> Table:
 
 
 def overall(groups: Sequence[RunGroup], metric: str) -> Table | None:
-    """Each agent over all environments, up to where every agent was evaluated: interquartile means over seeds and
-    environments with their stratified bootstrap, and the probability of improvement on the first agent (Agarwal et
-    al. 2021, section 4).
+    """Compare agents over all environments, up to the last step at which all were evaluated.
 
-    None where that says nothing: for a metric whose scale differs between environments, for fewer than two of these, or
-    two agents, and where an agent lacks one, or has not as many seeds in each.
+    Shows interquartile means over seeds and environments with stratified bootstrap intervals, and the probability of
+    improvement on the first agent (Agarwal et al. 2021, section 4). Returns None unless the metric is `success`, there
+    are two or more environments and agents, and each agent has the same number of seeds in every environment.
     """
     envs, names = (list(dict.fromkeys(each)) for each in zip(*((g.env, g.name) for g in groups), strict=True))
     found = {(group.env, group.name): group for group in groups}
@@ -217,7 +218,7 @@ def overall(groups: Sequence[RunGroup], metric: str) -> Table | None:
 
 
 def to_json(groups: Sequence[RunGroup], metric: str) -> dict[str, Any]:
-    """Every seed's curve, environment by environment: on the validation seeds, and beside them on the test seeds."""
+    """Return the curves of all runs by environment and group, on the validation and the test seeds."""
     both: dict[str, dict[str, Any]] = {"environments": {}, "test": {}}
     for group in groups:
         for name, curves in (("environments", group.curves), ("test", group.tests)):
@@ -227,7 +228,7 @@ def to_json(groups: Sequence[RunGroup], metric: str) -> dict[str, Any]:
 
 
 def draw(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
-    """The mean curves and faintly those of all seeds, one panel an environment.
+    """Draw the mean curves, and faintly the curves of all runs, with one panel for each environment.
 
     Raises MissingDependencyError without matplotlib.
     """
@@ -267,17 +268,20 @@ def draw(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
 
 
 def plot(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
-    """A line, or a dot where there is but one point, of which a line would show nothing."""
+    """Plot a line, or a dot for a single point."""
     panel.plot(x, y, marker="o" if len(x) == 1 else "", **style)
 
 
 def compare_runs(folders: Sequence[Path], metric: str, out: Path | None) -> None:
-    """Write `out`.json and `out`.png where a path is given; print the tables."""
+    """Print the tables. If `out` is given, write `out`.json and `out`.png.
+
+    Raises ConfigError without folders, or if `out` cannot be written.
+    """
     if not folders:
-        raise ConfigError("report on what? Name one or more folders of runs")
+        raise ConfigError("report needs runs; give one or more folders of runs, such as runs/*")
     if out is not None:
         if out.is_dir():
-            raise ConfigError(f"out is {str(out)!r}, a folder; give the name of a file in it, without .json or .png")
+            raise ConfigError(f"out={str(out)!r} is a folder; give the name of a file in it, without .json or .png")
         if not out.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {out}: its folder does not exist")
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out

@@ -1,6 +1,6 @@
-"""`marl transfer`: what an agent that has learned several tasks makes of an unseen one, with little data or none.
+"""`marl transfer`: few-shot transfer from several tasks to an unseen one.
 
-Everything is a run in a folder of its own, so a command that was stopped goes on where it was when it is given again.
+Every training is a run in its own folder, so a stopped command continues when it is repeated.
 """
 
 import dataclasses
@@ -31,54 +31,54 @@ from marl.vector import make_vector
 FILE = "transfer.json"
 
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]
-"""By agent, beginning (pretrained or scratch), percentage and seed."""
+"""Scores by agent, initialization (pretrained or scratch), percentage and seed."""
 
-actual_steps = dict[str, dict[str, int]]
-"""By agent and percentage: its steps, in whole iterations."""
+ActualSteps = dict[str, dict[str, int]]
+"""Environment steps in whole iterations, by agent and percentage."""
 
-EVERYWHERE = ("return", "length")
-"""What the episodes of every environment have."""
+COMMON_METRICS = ("return", "length")
+"""Metrics of every environment."""
 
 RESERVED = frozenset(
     {"env", "agent", "steps", "seed", "runs_dir", "name", "init_from", "eval_episodes", "eval_interval", "eval_start"}
 )
-"""Settings of runs that belong to the comparison."""
+"""Settings that the comparison sets itself."""
 
 LOCKED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
-"""What a comparison that was begun keeps. Other agents and seeds may follow in it; the table is of those just named."""
+"""Fields that a started comparison keeps. Agents and seeds may change; the table shows those of the last command."""
 
 ON_TARGET = {"eval_start": True, "anneal_learning_rate": False}
-"""A rate that falls to the end of a run would depend on which parts of the data are asked for."""
+"""Settings on the target. An annealed learning rate would depend on the requested percentages."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Pre-train on several tasks at once, then learn an unseen one from a few per cent of the data, beside learning it
-    from scratch (Wen et al. 2022, section 5.3). A stopped command goes on where it was when it is given again."""
+    """Pre-train on several tasks, then learn an unseen task from a few per cent of the data, and compare with learning
+    it from scratch (Wen et al. 2022, section 5.3). A stopped command continues when it is repeated."""
 
     source: Positional[str]
     """Tasks to pre-train on, joined by +, as `marl train` takes them."""
     target: str
-    """The unseen task; the number of agents may be another where agents read entities (SMAC: layout=entities). A task
-    may have options of its own, as mamujoco/HalfCheetah-6x1,disabled_joint=bshin."""
+    """The unseen task. Its number of agents may differ if agents read entities (SMAC: layout=entities). A task may have
+    its own options, as mamujoco/HalfCheetah-6x1,disabled_joint=bshin."""
     agents: tuple[str, ...] = ("mat",)
     """Agents to compare."""
     seeds: tuple[int, ...] = (1,)
-    """Seeds, each with a pre-training of its own."""
+    """Seeds. Each has its own pre-training."""
     percentages: tuple[float, ...] = (0, 1, 5, 10)
-    """Parts of the budget after which to evaluate; 0 is before any learning."""
+    """Percentages of the budget after which to evaluate; 0 is before training."""
     budget: int = 1_000_000
-    """Environment steps that are all the data of the target."""
+    """Environment steps on the target that count as 100 %."""
     pretrain_steps: int = 1_000_000
-    """Environment steps of the pre-training, over all its tasks."""
+    """Environment steps of the pre-training over all its tasks."""
     metric: str = "return"
-    """What to compare: return, length, or a number that the environment reports, such as success."""
+    """Metric to compare: return, length, or a number that the environment reports, such as success."""
     episodes: int = 32
-    """Episodes of an evaluation; the table is of those on the test seeds."""
+    """Episodes of an evaluation; the table shows the scores on the test seeds."""
     runs_dir: Path = Path("runs")
     """Folder that holds the runs."""
     name: str = "transfer"
-    """Folder in it for this comparison, with transfer.json."""
+    """Folder of this comparison below `runs_dir`; it holds transfer.json."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of all runs, on top of the presets, for example '{layout: entities, num_envs: 8}'. Learning rates are
     never annealed on the target."""
@@ -98,31 +98,33 @@ class Transfer:
         require_episodes("episodes", self.episodes)
         for name in ("budget", "pretrain_steps"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+                raise ConfigError(f"{name}={getattr(self, name)}; give 1 or more")
         require_folder_name("name", self.name)
         if not self.steps(self.parts[0]):
             raise ConfigError(f"{self.parts[0]:g} % of the budget, {self.budget}, is less than a step; give more of it")
 
     @property
     def parts(self) -> list[float]:
-        """The percentages after which something has been learned, the smallest first."""
+        """Percentages above 0, in ascending order."""
         return sorted(set(self.percentages) - {0})
 
     @property
     def folder(self) -> Path:
+        """Folder of the comparison."""
         return self.runs_dir / self.name
 
     def steps(self, percentage: float) -> int:
+        """Return the environment steps of a percentage of the budget."""
         return round(self.budget * percentage / 100)
 
     def config(self, env: str, agent: str, seed: int, part: str, **changes: Any) -> RunConfig:
-        """That of a run: the preset, the settings, and what belongs to this comparison."""
+        """Return the configuration of a run: the preset, the settings, and the comparison's own settings."""
         own = {"seed": seed, "runs_dir": str(self.folder), "name": f"{agent}-{seed}-{part}"}
         watch = {"eval_episodes": self.episodes, "eval_interval": 0}
         return override(choose(env, agent)[0], self.settings | own | watch | changes)
 
     def plan(self, agent: str, seed: int) -> tuple[RunConfig, dict[str, list[RunConfig]]]:
-        """The pre-training, and by its beginning each run on the target, once for every part of the data it learns."""
+        """Return the configuration of the pre-training, and by initialization those on the target, one for each part."""
         source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
         targets = {
             beginning: [
@@ -134,69 +136,76 @@ class Transfer:
         return source, targets
 
 
-def transfer(asked: Transfer) -> None:
-    """Run what is missing, print the table and write transfer.json."""
-    require_same(asked)
-    for agent in asked.agents:
-        require_fit(asked, agent)
+def transfer(options: Transfer) -> None:
+    """Run the missing trainings, print the table and write transfer.json."""
+    require_same(options)
+    for agent in options.agents:
+        require_fit(options, agent)
     scores: Scores = {}
-    reached: actual_steps = {}
-    for agent, seed, beginning, folder in learn(asked):
-        curve = read_curve(folder, asked.metric, "test")
-        for percentage in sorted(asked.percentages):
-            step = min((step for step in curve if step >= asked.steps(percentage)), default=None)
+    actual_steps: ActualSteps = {}
+    for agent, seed, beginning, folder in learn(options):
+        curve = read_curve(folder, options.metric, "test")
+        for percentage in sorted(options.percentages):
+            step = min((step for step in curve if step >= options.steps(percentage)), default=None)
             if step is None:
                 raise ConfigError(
                     f"{folder} lacks its last evaluation, which was interrupted; remove it, and run again"
                 )
-            reached.setdefault(agent, {})[f"{percentage:g}"] = step
+            actual_steps.setdefault(agent, {})[f"{percentage:g}"] = step
             found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})
             found[str(seed)] = round(curve[step], 6)
-    write(asked, reached, scores)
-    Console().print(table(asked, reached, scores))
-    print(f"wrote {asked.folder / FILE}")
+    write(options, actual_steps, scores)
+    Console().print(table(options, actual_steps, scores))
+    print(f"wrote {options.folder / FILE}")
 
 
-def write(asked: Transfer, reached: actual_steps, scores: Scores) -> None:
-    """What was asked and what came out of it so far, as FILE in the comparison's folder."""
-    told = {**dataclasses.asdict(asked), "runs_dir": str(asked.runs_dir), "steps": reached, "scores": scores}
-    write_whole(asked.folder / FILE, json.dumps(told, indent=1) + "\n")
+def write(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> None:
+    """Write options and scores so far to FILE in the comparison's folder."""
+    content = {
+        **dataclasses.asdict(options),
+        "runs_dir": str(options.runs_dir),
+        "steps": actual_steps,
+        "scores": scores,
+    }
+    write_whole(options.folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
-def require_same(asked: Transfer) -> None:
-    """Raises ConfigError where the folder holds another comparison, whose runs would be taken for those of this one."""
-    path = asked.folder / FILE
+def require_same(options: Transfer) -> None:
+    """Raise ConfigError if the folder holds a comparison with other settings."""
+    path = options.folder / FILE
     if not path.exists():
         return
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}; give another --name, or remove it") from error
-    wanted = json.loads(json.dumps(dataclasses.asdict(asked), default=str))
-    for told in (begun, wanted):
-        told["percentages"] = sorted(told.get("percentages", ()))
+    wanted = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    for each in (saved, wanted):
+        each["percentages"] = sorted(each.get("percentages", ()))
     for name in LOCKED:
-        if begun.get(name) != wanted[name]:
+        if saved.get(name) != wanted[name]:
             raise ConfigError(
-                f"{asked.folder} was begun with {name} {begun.get(name)}, and {wanted[name]} was asked for; give "
-                "another --name, or remove it"
+                f"{options.folder} was started with {name}={saved.get(name)}, not {wanted[name]}; give another "
+                "--name, or remove the folder"
             )
 
 
-def require_fit(asked: Transfer, agent: str) -> None:
-    """Raises ConfigError, before long work, where a run would be refused, the weights of the sources would not fit the
-    target, or the target lacks the metric."""
+def require_fit(options: Transfer, agent: str) -> None:
+    """Check a comparison before training.
+
+    Raises ConfigError if a run would be refused, the source weights do not fit the target, or it lacks the metric.
+    """
     entry, policies, labels = AGENTS.get(agent), [], []
     if not entry.trains:
         raise ConfigError(f"agent {agent!r} does not learn; leave it out")
-    source, targets = asked.plan(agent, asked.seeds[0])
+    source, targets = options.plan(agent, options.seeds[0])
     first = targets["scratch"][0]
     for config in (source, first):
         if entry.check is not None:
             entry.check(config.agent_options, config.learn)
     if first.steps < first.steps_per_iteration and not first.collect.whole_episodes:
         raise ConfigError(
-            f"{asked.parts[0]:g} % of the budget, {asked.budget}, is {first.steps} steps, less than "
+            f"{options.parts[0]:g} % of the budget, {options.budget}, is {first.steps} steps, less than "
             f"an iteration of {agent} (num_envs {first.collect.num_envs} x rollout_steps {first.collect.rollout_steps})"
             "; give larger percentages or --budget, or smaller ones in --settings"
         )
@@ -208,25 +217,25 @@ def require_fit(asked: Transfer, agent: str) -> None:
         with closing(make_vector(task.name, task.options, 1)) as env:
             policies.append(entry.make(env.spec, source.agent_options))
             labels.append(task.label)
-            if task in unseen and asked.metric not in EVERYWHERE:
+            if task in unseen and options.metric not in COMMON_METRICS:
                 (row,) = run_episodes(policies[-1], env, [0])
-                if asked.metric not in (known := values_of(dataclasses.asdict(row))):
-                    raise no_metric(asked.metric, task.label, known)
+                if options.metric not in (known := values_of(dataclasses.asdict(row))):
+                    raise no_metric(options.metric, task.label, known)
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share_parameters(policy, policies[0], (label, labels[0]))
 
 
-def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
-    """Every run on the target, once it has learned from all the data that it may have.
+def learn(options: Transfer) -> Iterator[tuple[str, int, str, Path]]:
+    """Train every run. Yields agent, seed, initialization and folder of each finished run on the target.
 
-    FILE is there from the end of the first pre-training on, for with other settings its weights would be others.
+    FILE is written after the first pre-training, so that later commands with other settings are refused.
     """
-    for seed in asked.seeds:
-        for agent in asked.agents:
-            source, targets = asked.plan(agent, seed)
+    for seed in options.seeds:
+        for agent in options.agents:
+            source, targets = options.plan(agent, seed)
             train_until(source)
-            if not (asked.folder / FILE).exists():
-                write(asked, {}, {})
+            if not (options.folder / FILE).exists():
+                write(options, {}, {})
             for beginning, configs in targets.items():
                 for config in configs:
                     train_until(config)
@@ -234,45 +243,46 @@ def learn(asked: Transfer) -> Iterator[tuple[str, int, str, Path]]:
 
 
 def folder_of(config: RunConfig) -> Path:
+    """Return the folder of a run."""
     return Path(config.runs_dir) / config.name
 
 
 def train_until(config: RunConfig) -> None:
-    """Train until `config.steps`, from wherever the run stands; at its end it is evaluated and saved.
+    """Train a new or interrupted run until `config.steps`, where it is evaluated and saved.
 
-    Raises ConfigError where the folder holds another run, or this one is interrupted.
+    Raises ConfigError if the folder holds a run with other settings, or if this run is interrupted.
     """
     folder = folder_of(config)
     if (folder / "config.yaml").exists():
         if digest(read_config(folder)) != digest(config):
-            raise ConfigError(f"{folder} was begun with other settings; give another --name, or remove it")
+            raise ConfigError(f"{folder} was started with other settings; give another --name, or remove it")
         if trained_steps(folder) < config.steps:
-            resume(folder, {"steps": config.steps}, trust=True)  # its settings are those of this command
+            resume(folder, {"steps": config.steps}, trust=True)  # its settings equal those of this command
     else:
         start(config)
     if trained_steps(folder) < config.steps:
-        raise ConfigError(f"{folder} was interrupted; the same command goes on from there")
+        raise ConfigError(f"{folder} was interrupted; repeat the command to continue")
 
 
 def trained_steps(folder: Path) -> int:
-    """Steps that a run has learned from."""
+    """Return the environment steps of a run's last checkpoint."""
     return load(folder / "checkpoints").step if has_checkpoint(folder) else 0
 
 
-def table(asked: Transfer, reached: actual_steps, scores: Scores) -> Table:
-    """Two rows an agent, one column a percentage: means over seeds with their 95 % Student intervals."""
+def table(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> Table:
+    """Return a table with two rows for each agent and a column for each percentage: means with 95 % intervals."""
     title = (
-        f"{asked.source} -> {asked.target}\n{asked.metric} of {asked.episodes} episodes on the test seeds, "
-        f"seeds of runs: {len(asked.seeds)}"
+        f"{options.source} -> {options.target}\n{options.metric} of {options.episodes} episodes on the test seeds, "
+        f"seeds of runs: {len(options.seeds)}"
     )
     columns = []
-    for percentage in next(iter(reached.values())):
-        steps = sorted({of_agent[percentage] for of_agent in reached.values()})
+    for percentage in next(iter(actual_steps.values())):
+        steps = sorted({of_agent[percentage] for of_agent in actual_steps.values()})
         columns.append(f"{percentage} %\n{' or '.join(f'{each:,}' for each in steps)} steps")
     made = Table("data", *columns, title=title)
     for agent, beginnings in scores.items():
         for beginning, percentages in beginnings.items():
             found = [list(seeds.values()) for seeds in percentages.values()]
-            cells = (shown(asked.metric, sum(each) / len(each), *mean_interval(each)) for each in found)
+            cells = (shown(options.metric, sum(each) / len(each), *mean_interval(each)) for each in found)
             made.add_row(f"{agent}, {beginning}", *cells)
     return made

@@ -34,13 +34,16 @@ class MamujocoVector:
 
     @property
     def spec(self) -> EnvSpec:
+        """Spec of the task."""
         return self._simulation.spec
 
     @property
     def num_envs(self) -> int:
+        """Number of environments E."""
         return len(self._simulation.datas)
 
     def reset(self, seeds: Sequence[int]) -> Obs:
+        """Start E episodes, one for each seed."""
         self._check_count("seeds", seeds)
         for index, seed in enumerate(seeds):
             self._simulation.reset(index, seed)
@@ -48,11 +51,13 @@ class MamujocoVector:
         return self._simulation.obs
 
     def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        """Start an episode in one environment."""
         self._simulation.reset(index, seed)
         self._simulation.refresh()
         return self._simulation.obs
 
     def step(self, action: np.ndarray) -> VectorStep:
+        """Act with (E, N, A) float32. Resets the environments whose episode ends."""
         simulation = self._simulation
         outcome = simulation.advance(action)
         truncated = (simulation.steps >= simulation.max_steps) & ~outcome.terminated
@@ -68,12 +73,15 @@ class MamujocoVector:
         return VectorStep(simulation.obs, reward, outcome.terminated, truncated, final)
 
     def render(self, index: int = 0) -> np.ndarray:
+        """Return a frame of one environment, (480, 480, 3) uint8."""
         return self._simulation.render(index)
 
     def get_state(self) -> list[State | None]:
+        """Return one state for each environment."""
         return [self._simulation.get_state(index) for index in range(self.num_envs)]
 
     def set_state(self, states: Sequence[State]) -> Obs:
+        """Continue from `get_state`."""
         self._check_count("states", states)
         for index, state in enumerate(states):
             self._simulation.set_state(index, state)
@@ -81,6 +89,7 @@ class MamujocoVector:
         return self._simulation.obs
 
     def close(self) -> None:
+        """Stop the threads and close the renderer."""
         self._simulation.close()
 
     def _check_count(self, what: str, given: Sequence[object]) -> None:
@@ -98,13 +107,16 @@ class MamujocoEnv:
 
     @property
     def spec(self) -> EnvSpec:
+        """Spec of the task."""
         return self._simulation.spec
 
     def reset(self, seed: int | None = None) -> Obs:
+        """Start an episode. A seed restarts the random stream."""
         self._simulation.reset(0, seed)
         return self._observe()
 
     def step(self, action: np.ndarray) -> Step:
+        """Act with (N, A) float32. Raises RuntimeError without a running episode."""
         simulation = self._simulation
         outcome = simulation.advance(np.asarray(action)[None])
         terminated = bool(outcome.terminated[0])
@@ -115,16 +127,20 @@ class MamujocoEnv:
         return Step(self._obs(), reward, terminated, truncated, _info(outcome, 0) if ended else {})
 
     def render(self) -> np.ndarray:
+        """Return a frame, (480, 480, 3) uint8."""
         return self._simulation.render(0)
 
     def get_state(self) -> State:
+        """Return physics, features and random stream."""
         return self._simulation.get_state(0)
 
     def set_state(self, state: State) -> Obs:
+        """Continue from `get_state`."""
         self._simulation.set_state(0, state)
         return self._observe()
 
     def close(self) -> None:
+        """Stop the threads and close the renderer."""
         self._simulation.close()
 
     def _observe(self) -> Obs:

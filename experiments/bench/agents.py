@@ -1,4 +1,4 @@
-"""The parts of `marl bench` that measure policies: acting, and one epoch of an update."""
+"""Parts of `marl bench` that measure policies: acting, and one epoch of an update."""
 
 import ctypes
 import statistics
@@ -22,17 +22,18 @@ from marl.registry import AGENTS
 from marl.types import EnvSpec, Nodes, Obs
 
 HALFCHEETAH, M3, M8, M27 = (6, 15, 1), (3, 30, 9), (8, 80, 14), (27, 285, 36)
-"""Agents, observation, actions of HalfCheetah 6x1, which is continuous, and of 3m, 8m and 27m_vs_30m of SMAC."""
+"""(agents, observation size, actions) of HalfCheetah 6x1, which is continuous, and of SMAC 3m, 8m, 27m_vs_30m."""
 SIZES = tuple(((agents, *M27[1:]), 32) for agents in (8, 27, 64, 128))
-"""Teams that differ in their number alone."""
+"""Teams that differ only in their number of agents."""
 ACT_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 8), *SIZES)
 UPDATE_SHAPES = ((HALFCHEETAH, 40), (M3, 8), (M8, 8), (M8, 32), (M27, 32))
 Shape = tuple[int, int, int]
 REFERENCE_AGENTS = 32
-"""Teams beyond this are not shown to the reference, whose work grows with their square."""
+"""Largest team on which the reference is measured: its work grows with the square of the team."""
 
 
 def policies(shape: Shape) -> Iterator[tuple[str, Any]]:
+    """Yield name and policy of MAPPO and MAT for a shape."""
     agents, observation, actions = shape
     space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
     box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
@@ -44,6 +45,7 @@ def policies(shape: Shape) -> Iterator[tuple[str, Any]]:
 
 
 def observations(shape: Shape, envs: int) -> Obs:
+    """Return random observations of E environments."""
     rng = np.random.default_rng(0)
     agents, observation, actions = shape
     mask = rng.random((envs, agents, actions)) < 0.7
@@ -53,9 +55,9 @@ def observations(shape: Shape, envs: int) -> Obs:
 
 
 def measure(work: dict[str, Callable[[], object]], config: Any) -> dict[str, tuple[float, float]]:
-    """Milliseconds of a call of each function: the median of its CPU time, and the spread of the middle half.
+    """Return the median CPU milliseconds of a call of each function, and the interquartile spread.
 
-    The functions take turns call by call, so that what else the machine does meets them alike.
+    The functions take turns call by call, so that other load on the machine affects all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for function in work.values():
@@ -73,10 +75,10 @@ def measure(work: dict[str, Callable[[], object]], config: Any) -> dict[str, tup
 
 
 def act_part(config: Any) -> Table:
-    """Milliseconds from numpy observations to numpy actions, log-probabilities and values, on one thread.
+    """Measure milliseconds from numpy observations to actions, log-probabilities and values, on one thread.
 
-    Predicted from counting operations and products before it was built: 11 times the reference at 27 agents x 32,
-    6 times at 8 x 8, where what Python costs was underestimated.
+    Predicted from operation counts before implementation: 11 times the reference at 27 agents x 32, and 6 times at
+    8 x 8, where the overhead of Python was underestimated.
     """
     columns = ("agents", "obs.", "agent", "ms", "us an agent", "times ref.", "spread")
     table = Table(*columns, title="acting, CPU time of one thread")
@@ -96,6 +98,8 @@ def act_part(config: Any) -> Table:
 
 
 def actor(policy: Any, obs: Obs) -> Callable[[], object]:
+    """Return a function that acts once."""
+
     def act() -> object:
         with torch.inference_mode():
             return policy.act(policy.encode(obs))
@@ -104,23 +108,24 @@ def actor(policy: Any, obs: Obs) -> Callable[[], object]:
 
 
 def reference_actor(policy: ReferenceMAT, obs: Obs) -> Callable[[], object]:
+    """Return a function with which the reference acts once."""
     mask = None if obs.action_mask is None else obs.action_mask.astype(np.float32)
     return lambda: policy.act(obs.agents, mask)
 
 
 def update_part(config: Any) -> Table:
-    """One epoch over 100 steps of each environment in one minibatch: time, and memory beyond what is there before.
+    """Measure one epoch over 100 steps of each environment in one minibatch: time, and growth of memory.
 
-    Where cores are free, also what their threads gain by the clock.
+    With free cores, also the gain of more threads in wall time.
 
-    Predicted from counting products: 1.9 times the reference at 27 agents x 32, and less than a third of its memory.
-    A batch is cut in three passes or more, but for the smallest, 3 agents x 8: one pass takes .6 to .7 of the
-    reference's memory there, two took .33 and three .26, at 1.9, 1.7 and 1.4 times its speed.
-    Passes of one step fold the weights once, and all layers together: predicted from a pass of ten rows to save 1.3 of
-    the 3.4 ms that a pass costs whatever it holds, and 1.9 were saved.
-    The reference multiplies matrices with the library that PyTorch takes by default. `torch.compile` of the forward
-    pass, tried at 8 agents x 8 and x 32, took 33 to 43 seconds to compile and was then 1.01 to 1.03 times as fast, so
-    there is no such option.
+    Predicted from operation counts: 1.9 times the speed of the reference at 27 agents x 32, and less than a third
+    of its memory. A batch is split into three passes or more, except the smallest, 3 agents x 8: there one pass takes
+    .6 to .7 of the reference's memory, two took .33 and three .26, at 1.9, 1.7 and 1.4 times its speed.
+    The passes of a gradient share fused weights of all layers: predicted to save 1.3 of the 3.4 ms of fixed cost of a
+    pass; 1.9 were saved.
+    The reference multiplies matrices with PyTorch's default library. `torch.compile` of the forward pass, tried at 8
+    agents x 8 and x 32, took 33 to 43 seconds to compile and was then 1.01 to 1.03 times as fast, so there is no such
+    option.
     """
     cores = free_cores()
     columns = ["agents", Column("agent", no_wrap=True), "ms", "times ref.", "MiB", "of ref.", "spread"]
@@ -145,17 +150,19 @@ def update_part(config: Any) -> Table:
 
 
 def random_batch(policy: Any, obs: Obs) -> Batch:
+    """Return a batch of the policy's decisions with random advantages and returns."""
     with torch.inference_mode():
         inputs = policy.encode(obs)
         decision = policy.act(inputs)
     numbers = torch.randn(decision.value.shape)
-    # Tensors made in inference mode take no part in training; a clone made outside does.
+    # Tensors from inference mode cannot be trained on; clones made outside can.
     nodes = Nodes(*(x.clone() for x in (decision.nodes.action, decision.nodes.node_mask, decision.nodes.loss_mask)))
     inputs = {name: x.clone() for name, x in inputs.items()}
     return Batch(inputs, nodes, decision.log_prob.clone(), decision.value.clone(), numbers, numbers)
 
 
 def updater(policy: Any, batch: Batch) -> Callable[[], object]:
+    """Return a function that takes one gradient step on the batch."""
     parameters = list(policy.parameters())
     optimizer = torch.optim.Adam(parameters, lr=1e-6, fused=True)
     objective = ClippedPPO()
@@ -176,6 +183,8 @@ def updater(policy: Any, batch: Batch) -> Callable[[], object]:
 
 
 def in_bf16(function: Callable[[], object]) -> Callable[[], object]:
+    """Return the function under bfloat16 autocast."""
+
     def call() -> object:
         with torch.autocast("cpu", torch.bfloat16):
             return function()
@@ -184,7 +193,7 @@ def in_bf16(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def thread_gain(function: Callable[[], object], threads: int) -> float:
-    """How much faster by the clock a call is with `threads` threads, as a share; the best of three each."""
+    """Return the gain in wall time of a call with `threads` threads, as a fraction; best of three calls each."""
     best = {1: float("inf"), threads: float("inf")}
     for count in (1, threads) * 3:
         torch.set_num_threads(count)
@@ -196,11 +205,11 @@ def thread_gain(function: Callable[[], object], threads: int) -> float:
 
 
 def peak_growth(function: Callable[[], object]) -> float:
-    """MiB by which resident memory rises above its level before, at most, during a call; 0 where it is not told."""
+    """Return the peak growth of resident memory during a call, in MiB; 0 if the system does not report it."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if sys.platform != "linux" or not reset.exists():
         return 0.0
-    # Memory that was freed but not given back would hide what the call takes.
+    # Freed memory that the process still holds would hide the memory of the call.
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     reset.write_text("5")

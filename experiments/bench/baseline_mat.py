@@ -1,8 +1,8 @@
-"""The Multi-Agent Transformer written the way its released code works: what `marl bench` measures ours against.
+"""Speed baseline of `marl bench`: the Multi-Agent Transformer, structured like its released code.
 
-Written from a description of that code, for speed comparisons and as an independent check of ours: the whole decoder
-runs once per agent, on all positions; every agent gets a fresh distribution, validated; masks are applied by boolean
-indexing; keys, queries and values are three maps; rollouts are numpy arrays of every field, copied twice an epoch.
+Written from a description of that code, for speed comparisons and as an independent check. The whole decoder runs once
+per agent on all positions. Every agent gets a new, validated distribution. Masks are applied by boolean indexing. Keys,
+queries and values are three linear maps. Rollouts are numpy arrays of every field, copied twice per epoch.
 
 Shape legend: E environments, T steps, N agents, A actions, D embedding, O observation.
 """
@@ -24,7 +24,7 @@ from marl.protocols import VectorEnv
 
 
 class Attention(nn.Module):
-    """Separate maps, and the causal mask as a buffer."""
+    """Attention with three separate maps and the causal mask as a buffer."""
 
     mask: Tensor
 
@@ -51,6 +51,8 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
+    """Encoder block with post-normalization."""
+
     def __init__(self, ours: Any, agents: int) -> None:
         super().__init__()
         self.attention = Attention(ours.attention, agents, causal=False)
@@ -62,6 +64,8 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
+    """Decoder block with causal self-attention and causal cross-attention."""
+
     def __init__(self, ours: Any, agents: int) -> None:
         super().__init__()
         self.self_attention = Attention(ours.self_attention, agents, causal=True)
@@ -123,7 +127,7 @@ class ReferenceMAT(nn.Module):
     def act(
         self, obs: np.ndarray, available: np.ndarray | None, deterministic: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Actions and log-probabilities (E, N, L), and values (E, N, 1), from observations (E, N, O) and masks."""
+        """Return actions and log-probabilities (E, N, L), and values (E, N, 1), of observations (E, N, O)."""
         representation, value = self.encode(torch.from_numpy(obs))
         mask = None if available is None else torch.from_numpy(available)
         rows, agents, size = len(obs), self.spec.num_agents, self.spec.action_size
@@ -147,7 +151,7 @@ class ReferenceMAT(nn.Module):
         return action.numpy(), log_prob.numpy(), value.numpy()
 
     def evaluate(self, obs: Tensor, action: Tensor, available: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities and entropies (B, N, L), values (B, N, 1), of stored actions (B, N, L)."""
+        """Return log-probabilities and entropies (B, N, L), and values (B, N, 1), of stored actions (B, N, L)."""
         representation, value = self.encode(obs)
         rows, agents, size = len(obs), self.spec.num_agents, self.spec.action_size
         if self.continuous:
@@ -164,9 +168,9 @@ class ReferenceMAT(nn.Module):
 
 
 class ReferenceUpdate:
-    """One epoch over a rollout of T steps of E environments, as the released trainer does it.
+    """One epoch over a rollout of T steps of E environments, as in the released trainer.
 
-    The rollout is made of random numbers, returns and advantages too: what a number is costs nothing.
+    The rollout, its returns and its advantages are random numbers: their values do not change the speed.
     """
 
     def __init__(self, policy: ReferenceMAT, steps: int, envs: int, minibatches: int = 1, seed: int = 0) -> None:
@@ -188,7 +192,7 @@ class ReferenceUpdate:
         self.moments = torch.zeros(3)
 
     def samples(self) -> Iterator[dict[str, np.ndarray]]:
-        """Every field, gathered by a random order of the T E rows, then again a minibatch at a time, flattened."""
+        """Yield minibatches: every field permuted over the T E rows, then gathered and flattened per minibatch."""
         steps, envs, agents = self.shape
         order = torch.randperm(steps * envs).numpy()
         rows = {name: x.reshape(steps * envs, agents, -1)[order] for name, x in self.buffer.items()}
@@ -196,7 +200,7 @@ class ReferenceUpdate:
             yield {name: x[part].reshape(len(part) * agents, -1) for name, x in rows.items()}
 
     def normalize(self, returns: Tensor) -> Tensor:
-        """Returns by moving moments that each minibatch moves first."""
+        """Normalize returns by moving moments, which each minibatch updates first."""
         decay = 0.99999
         batch = torch.stack([returns.mean(), returns.square().mean(), torch.ones(())])
         self.moments.mul_(decay).add_(batch * (1.0 - decay))
@@ -204,6 +208,7 @@ class ReferenceUpdate:
         return (returns - mean) / (square - mean**2).clamp(min=1e-2).sqrt()
 
     def loss(self, sample: dict[str, Tensor]) -> Tensor:
+        """Return the PPO loss of a minibatch."""
         policy, agents = self.policy, self.shape[-1]
         action = sample["action"].view(-1, agents, sample["action"].shape[-1])
         available = sample["available"].view(-1, agents, policy.spec.action_size) if "available" in sample else None
@@ -233,7 +238,7 @@ class ReferenceUpdate:
 
 
 class ReferenceTrainer:
-    """Rollouts of T steps of `env`, and epochs of updates. Returns and advantages are left out: they cost little."""
+    """Rollouts of T steps of `env`, and epochs of updates, without the small cost of returns and advantages."""
 
     def __init__(self, env: VectorEnv, policy: ReferenceMAT, steps: int, epochs: int, minibatches: int) -> None:
         self.env, self.policy, self.steps, self.epochs = env, policy, steps, epochs
@@ -241,7 +246,7 @@ class ReferenceTrainer:
         self.obs = env.reset(list(range(env.num_envs)))
 
     def iterate(self) -> dict[str, float]:
-        """One rollout and the update on it; returns the seconds of each phase."""
+        """Collect a rollout and update on it; return the seconds of each phase."""
         seconds = {"env": 0.0, "act": 0.0}
         buffer, space = self.update.buffer, cast(Any, self.env.spec.action_space)
         for t in range(self.steps):

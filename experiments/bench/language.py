@@ -1,4 +1,4 @@
-"""The part of `marl bench` that measures language agents: rollouts, updates, and what a token costs in storage."""
+"""Part of `marl bench` that measures language agents: rollouts, updates, and bytes per token."""
 
 import statistics
 import subprocess
@@ -18,11 +18,11 @@ from marl.vector import make_vector
 
 TASK = "virtualhome/food-preparation"
 ENVS, STEPS, REFERENCE_STEPS = 8, 16, 2
-"""Environments, steps of a rollout of ours, and of one of the reference, which is slow and costs the same each step."""
+"""Environments, steps of our rollout, and steps of the reference's, which is slow and equally costly at each step."""
 
 
 class Language:
-    """POAD at 8 environments, and the reference with the same weights."""
+    """POAD in 8 environments, and the reference with the same weights."""
 
     def __init__(self, model: str, agent: str = "poad") -> None:
         settings = {"model": model, "num_envs": ENVS, "rollout_steps": STEPS, "epochs": 1, "eval_episodes": 0}
@@ -37,36 +37,37 @@ class Language:
         self.rollout()
 
     def rollout(self) -> int:
-        """A rollout of a policy that has just changed; how many tokens were said."""
+        """Collect a rollout after an update of the policy; return the number of sampled tokens."""
         self.policy.after_update()
         rollout, _ = self.trainer.collector.collect()
         return int(rollout.node_mask.sum())
 
     def update(self) -> int:
-        """One pass over that rollout, with everything that belongs to learning."""
+        """Update once on that rollout; return its number of tokens."""
         rollout = self.trainer.collector.rollout
         assert rollout is not None
         self.trainer.learn(rollout)
         return int(rollout.node_mask.sum())
 
     def reference_rollout(self) -> int:
-        """The same environments from where they stand."""
+        """Collect a rollout of the reference in the same environments; return the number of sampled tokens."""
         tokens = 0
         for _ in range(REFERENCE_STEPS):
             obs = self.trainer.collector.obs
             prompts, candidates = ([row[0] for row in part] for part in (obs.agents, obs.candidates))
-            actions, said = self.reference.act(prompts, candidates)
+            actions, count = self.reference.act(prompts, candidates)
             self.rows = [*self.rows, *zip(prompts, actions, strict=True)][-REFERENCE_STEPS * ENVS :]
             self.trainer.collector.obs = self.env.step([[action] for action in actions]).obs
-            tokens += said
+            tokens += count
         return tokens
 
     def reference_update(self) -> int:
+        """Update the reference once on its rollout; return its number of tokens."""
         return self.reference.update(self.rows)
 
 
-def tokens_a_second(work: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Of each function: the median rate of CPU time, and its spread; they take turns."""
+def tokens_per_second(work: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Return the median rate of each function per second of CPU time, and its spread. The functions take turns."""
     rates: dict[str, list[float]] = {name: [] for name in work}
     for function in work.values():
         function()
@@ -79,14 +80,14 @@ def tokens_a_second(work: dict[str, Callable[[], int]], rounds: int) -> dict[str
 
 
 def peak_mebibytes(model: str, what: str) -> float:
-    """The peak memory of a process that does nothing else."""
+    """Return the peak memory of a process that only rolls out and updates, in MiB."""
     code = f"from marl.experiments.bench.language import alone; alone({model!r}, {what!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def alone(model: str, what: str) -> None:
-    """Print the peak memory, in MiB, of rollouts and updates, ours or the reference's."""
+    """Roll out and update, ours or the reference, and print the peak memory in MiB."""
     torch.set_num_threads(1)
     language = Language(model)
     if what == "reference":
@@ -95,13 +96,13 @@ def alone(model: str, what: str) -> None:
     else:
         language.rollout()
         language.update()
-    # ru_maxrss would begin with what the parent process had.
+    # ru_maxrss would start at the memory of the parent process.
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024)
 
 
 def buffer_bytes(agent: str) -> float:
-    """Bytes that a rollout keeps of each slot of an action, ids and masks included."""
+    """Return the bytes that a rollout stores per slot of an action, ids and masks included."""
     rollout = Language("tiny", agent).trainer.collector.rollout
     assert rollout is not None
     parts = [rollout.action, rollout.node_mask, rollout.loss_mask, rollout.log_prob, rollout.value]
@@ -109,7 +110,7 @@ def buffer_bytes(agent: str) -> float:
 
 
 def language_part(config: Any) -> Table:
-    """Tokens of actions per second of CPU time, one thread, ours and the reference's; peak memory of each alone."""
+    """Measure action tokens per second of CPU time on one thread, and peak memory, of ours and the reference."""
     language = Language(config.model)
     work = {
         "reference, rollout": language.reference_rollout,
@@ -117,7 +118,7 @@ def language_part(config: Any) -> Table:
         "reference, update": language.reference_update,
         "ours, update": language.update,
     }
-    rates = tokens_a_second(work, config.rounds)
+    rates = tokens_per_second(work, config.rounds)
     title = (
         f"{TASK}, {config.model}, poad, {ENVS} environments: tokens of actions per second of CPU time\n"
         f"etpo's rollout keeps {buffer_bytes('etpo'):.0f} bytes a token, ids and masks included"

@@ -1,4 +1,4 @@
-"""`marl bench`: how fast each layer is, as ratios to a baseline measured in the same run."""
+"""`marl bench`: speed of each layer, as ratios to a baseline measured in the same run."""
 
 import contextlib
 import importlib
@@ -29,43 +29,48 @@ Part = Literal["env", "act", "update", "train", "ranks", "smac", "language"]
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed on this machine. Every figure is the median of several rounds that take turns.
+    """Measure speed on this machine. Every figure is the median of several interleaved rounds.
 
     - env: environment steps per second of each layer.
     - act, update: milliseconds of a policy.
-    - train: the whole loop, on `--env` and on two maps of SMAC.
-    - ranks: two processes that learn together, beside one, and beside two that do not.
+    - train: the whole training loop, on `--env` and on two SMAC maps.
+    - ranks: two data-parallel processes against one, and against two independent ones.
     - smac: steps per second of the battle engine on six maps.
     - language: tokens per second of a language agent.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
-    """What to measure."""
+    """Parts to measure."""
     env: str = "mamujoco/HalfCheetah-6x1"
-    """The environment of env, train and ranks."""
+    """Environment of env, train and ranks."""
     num_envs: int = 64
-    """Environments of env."""
+    """Number of environments of env."""
     model: str = "smollm2"
-    """The model of language."""
+    """Model of language."""
     rounds: int = 5
-    """Rounds that are measured of each figure."""
+    """Number of rounds of each figure."""
     seconds: float = 0.5
-    """Length of a round."""
+    """Seconds of a round."""
 
     def __post_init__(self) -> None:
         if self.num_envs < 1 or self.rounds < 1 or not 0 < self.seconds < float("inf"):
-            raise ConfigError("num_envs and rounds must be 1 or more, and seconds positive")
+            raise ConfigError(
+                f"num_envs={self.num_envs}, rounds={self.rounds}, seconds={self.seconds}; give num_envs and "
+                "rounds of 1 or more, and positive seconds"
+            )
         for option, users in (("env", {"env", "train", "ranks"}), ("num_envs", {"env"}), ("model", {"language"})):
             if getattr(self, option) != getattr(Bench, option) and not users & set(self.parts):
-                raise ConfigError(f"{option} has no effect on {', '.join(self.parts)}; leave it out")
+                raise ConfigError(
+                    f"{option}={getattr(self, option)} has no effect on {', '.join(self.parts)}; leave it out"
+                )
 
 
 Row = tuple[str, float, float]
-"""Name, median figure, and its spread (highest less lowest, as a share of the median)."""
+"""Name, median figure, and its spread: (highest - lowest) / median."""
 
 
 def run(config: Bench) -> None:
-    """Measure the parts and print a table each."""
+    """Measure the parts and print one table for each."""
     find_env(config.env)
     console = Console()
     cores = usable_cores()
@@ -78,7 +83,7 @@ def run(config: Bench) -> None:
 
 
 def measure(work: dict[str, Callable[[], int]], config: Bench) -> list[Row]:
-    """Units of work per second. Each function does some units and returns how many; they take turns."""
+    """Return units of work per second. Each function returns its number of units; the functions take turns."""
     rates: dict[str, list[float]] = {name: [] for name in work}
     for function in work.values():
         function()
@@ -92,7 +97,7 @@ def measure(work: dict[str, Callable[[], int]], config: Bench) -> list[Row]:
 
 
 def table_of(title: str, rows: list[Row], unit: str, baseline: str, invert: bool = False) -> Table:
-    """Figures beside their ratio to the row called `baseline`; `invert` shows milliseconds per unit of work."""
+    """Return a table of figures and their ratios to the row `baseline`; `invert` shows milliseconds per unit."""
     table = Table("", unit, f"times {baseline}", "spread", title=title)
     base = next(rate for name, rate, _ in rows if name == baseline)
     for name, rate, spread in rows:
@@ -103,7 +108,7 @@ def table_of(title: str, rows: list[Row], unit: str, baseline: str, invert: bool
 
 
 def env_part(config: Bench) -> Table:
-    """Steps per second from the bare simulator up to worker processes."""
+    """Measure steps per second from the bare simulator up to worker processes."""
     with contextlib.ExitStack() as stack:
         work: dict[str, Callable[[], int]] = {}
         family = config.env.partition("/")[0]
@@ -112,22 +117,22 @@ def env_part(config: Bench) -> Table:
             work |= mujoco_baselines(config)
             baseline = "mamujoco_v1"
         else:
-            work[baseline] = stepper(SyncVector([EnvFactory(config.env)], config.env), stack)
+            work[baseline] = random_stepper(SyncVector([EnvFactory(config.env)], config.env), stack)
         cores = usable_cores()
         batched = find_env(config.env)[0].make_vector is not None
         for threads in sorted({1, cores}) if batched else [1]:
             vector = make_vector(config.env, {}, config.num_envs, threads=threads)
-            work[f"vector of {config.num_envs}, {threads} threads"] = stepper(vector, stack)
+            work[f"vector of {config.num_envs}, {threads} threads"] = random_stepper(vector, stack)
         if batched:
-            work["vector of 1"] = stepper(make_vector(config.env, {}, 1), stack)
+            work["vector of 1"] = random_stepper(make_vector(config.env, {}, 1), stack)
         for workers in sorted({1, cores}):
             vector = ProcessVector([EnvFactory(config.env)] * config.num_envs, workers, name=config.env)
-            work[f"{workers} worker processes"] = stepper(vector, stack)
-        return table_of(f"{config.env}: environment steps a second", measure(work, config), "steps/s", baseline)
+            work[f"{workers} worker processes"] = random_stepper(vector, stack)
+        return table_of(f"{config.env}: environment steps per second", measure(work, config), "steps/s", baseline)
 
 
-def stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
-    """Steps a vector with random actions."""
+def random_stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
+    """Return a function that steps a vector with random actions and returns its number of steps."""
     stack.callback(vector.close)
     rng = np.random.default_rng(0)
     obs = vector.reset(list(range(vector.num_envs)))
@@ -143,6 +148,7 @@ def stepper(vector: Any, stack: contextlib.ExitStack) -> Callable[[], int]:
 
 
 def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarray:
+    """Return random available actions, (E, N) int64 or (E, N, A) float32."""
     if spec.discrete:
         mask = np.ones((*obs.alive.shape, spec.action_size)) if obs.action_mask is None else obs.action_mask
         return random_choice(mask, rng)
@@ -151,7 +157,7 @@ def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarr
 
 
 def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
-    """Bare `mj_step` on as many states, and gymnasium-robotics' environment stepped one by one."""
+    """Return steppers of bare `mj_step` on E states and of gymnasium-robotics' environment."""
     from marl.envs.mamujoco.tasks import multi_agent_env, parse_task, single_agent_env
 
     mujoco: Any = importlib.import_module("mujoco")

@@ -1,4 +1,4 @@
-"""The SMAC part of `marl bench`: battle steps a second of the embedded engine."""
+"""SMAC part of `marl bench`: battle steps per second of the embedded engine."""
 
 import os
 import statistics
@@ -24,12 +24,12 @@ COUNTS = (1, 64, 1024)
 
 
 def random_choice(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(E, N) an available action each."""
+    """Return a random available action of each agent, (E, N)."""
     return (rng.random(mask.shape, dtype=np.float32) * mask).argmax(-1)
 
 
 class Player:
-    """A vector of battles and random play; only the environment's own time counts."""
+    """A vector of battles with random actions; only the environment's own time is measured."""
 
     def __init__(self, task: str, num_envs: int, threads: int) -> None:
         from marl.envs.smac import batch
@@ -39,7 +39,7 @@ class Player:
         self._mask: Any = self.env.reset(list(range(num_envs))).action_mask
 
     def rate(self, seconds: float) -> float:
-        """Steps a second, all of them together, over about so many seconds."""
+        """Return steps per second of all battles, measured for about `seconds`."""
         done, spent = 0, 0.0
         while spent < seconds:
             action = random_choice(self._mask, self._rng)
@@ -52,14 +52,14 @@ class Player:
 
     @property
     def kibibytes(self) -> float:
-        """Memory of one environment."""
+        """Memory of one environment in KiB."""
         battles = self.env._battles
         arrays = [array for part in (battles.battle, battles.view) for array in part]
         return sum(array.nbytes for array in arrays) / self.env.num_envs / 1024
 
 
 def compile_seconds() -> float:
-    """From an empty cache to the end of the first step, in a process of its own."""
+    """Return the seconds from an empty cache to the end of the first step, in a separate process."""
     code = (
         "import os, tempfile, time\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
@@ -77,7 +77,7 @@ def compile_seconds() -> float:
 
 
 def uncompiled_rate() -> float:
-    """Steps a second of the same functions run by Python, one battle on 8m, in a process of its own."""
+    """Return steps per second of one 8m battle without compilation, in a separate process."""
     code = "from marl.experiments.bench.smac import Player; print(Player('8m', 1, 1).rate(3.0))"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -85,9 +85,9 @@ def uncompiled_rate() -> float:
 
 
 def own_milliseconds(task: str) -> float:
-    """What a step with StarCraft II takes beside the game and the socket: orders, parsing, rules and views.
+    """Return the milliseconds of a StarCraft II step outside of game and socket: orders, parsing, rules and views.
 
-    The embedded engine answers once in place of the game; then its answers are at hand.
+    The embedded engine answers once in place of the game; then its recorded answers are replayed.
     """
     from marl.envs.sc2.protos import load
 
@@ -123,12 +123,14 @@ def own_milliseconds(task: str) -> float:
 
 
 def smac_part(config: Any) -> Group:
-    """Battle steps a second with observations, states, masks, rewards and resets: against one battle on one thread, and
-    what further threads gain."""
+    """Measure battle steps per second with observations, states, masks, rewards and resets.
+
+    The ratios are to one battle on one thread, and of all threads to one.
+    """
     cores = usable_cores()
     columns = ["map", "battles", *(f"{n} thread{'s' * (n > 1)}" for n in sorted({1, cores}))]
     columns += ["times one", "gain", "spread", "KiB each"]
-    table = Table(*columns, title="SMAC: thousands of steps a second")
+    table = Table(*columns, title="SMAC: thousands of steps per second")
     table.columns[0].no_wrap = True
     for task in MAPS:
         base = 0.0

@@ -1,4 +1,4 @@
-"""The parts of `marl bench` that measure the whole loop, and data parallelizm."""
+"""Parts of `marl bench` that measure the training loop and data parallelism."""
 
 import json
 import os
@@ -25,7 +25,7 @@ MAPS = ("smac/8m", "smac/27m_vs_30m")
 
 
 class Loop:
-    """A trainer of `settings`, ours with `free` cores or the reference, iterated by turns with others."""
+    """A trainer of `settings`: ours with `free` cores, or the reference. Several loops iterate in turn."""
 
     def __init__(self, settings: RunConfig, free: int, reference: bool = False) -> None:
         self.steps = settings.steps_per_iteration
@@ -33,7 +33,9 @@ class Loop:
         trainer: Any = build(settings, self.env, torch.device("cpu"), free)
         if reference:
             if self.env.spec.mixed:
-                raise ConfigError(f"{settings.env} has mixed actions, which the reference does not know; take another")
+                raise ConfigError(
+                    f"env={settings.env} has mixed actions, which the reference does not support; give another"
+                )
             collect, learn = settings.collect, settings.learn
             policy = ReferenceMAT(trainer.policy)
             trainer = ReferenceTrainer(self.env, policy, collect.rollout_steps, learn.epochs, learn.minibatches)
@@ -42,6 +44,7 @@ class Loop:
         self.shares: list[dict[str, float]] = []
 
     def iterate(self) -> None:
+        """Run one iteration and record its rates and time shares."""
         used, clock = time.process_time(), time.perf_counter()
         figures = self.trainer.iterate()
         seconds = time.perf_counter() - clock
@@ -55,9 +58,9 @@ class Loop:
 
 
 def train_part(config: Any) -> Group:
-    """The whole loop with the tuned preset: steps per second, and where the time goes.
+    """Measure the training loop with the tuned preset: steps per second, and shares of time.
 
-    On one thread, and where cores are free on those too. The reference plays the same environments, and learns in the
+    Runs on one thread, and with free cores on those too. The reference plays the same environments and updates with the
     same epochs and minibatches.
     """
     free = free_cores()
@@ -65,6 +68,7 @@ def train_part(config: Any) -> Group:
 
 
 def train_table(env: str, free: int, rounds: int) -> Table:
+    """Measure the training loop on one environment."""
     settings = {agent: override(choose(env, agent)[0], {"seed": 1}) for agent in ("mat", "mappo")}
     loops = {agent: Loop(each, 1) for agent, each in settings.items()}
     if free > 1:
@@ -95,13 +99,13 @@ RANKS = {"1": (1, "together"), "2": (2, "together"), "2 apart": (2, "apart")}
 
 
 def ranks_part(config: Any) -> Table:
-    """One rank pinned to a core beside two ranks on a core each, with the same environments in all, by turns.
+    """Measure one rank on one core against two ranks on two cores, with the same total number of environments.
 
-    "2 apart" are two processes with half the environments each that do not know of each other: what the machine gives
-    where cores share caches, memory or a clock, and so the most that two ranks can reach.
+    "2 apart" are two independent processes with half the environments each. They show the loss through shared caches,
+    memory and clock, and so the upper bound for two ranks.
     """
     if usable_cores() < 2:
-        raise ConfigError("ranks needs two cores, and this process may use one; leave it out")
+        raise ConfigError("parts has ranks, which needs two cores, and this process may use one; leave it out")
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in RANKS}
     for _ in range(max(1, config.rounds // 2)):
         for name, (world, how) in RANKS.items():
@@ -130,7 +134,7 @@ def ranks_part(config: Any) -> Table:
 
 
 def measure_rank(env: str, how: str, iterations: int = 3) -> None:
-    """What each process under torchrun does; rank 0 prints steps a second of all ranks, by the clock and its CPU."""
+    """Train in one process under torchrun. Rank 0 prints the steps per second of all ranks, in wall and CPU time."""
     rank, world = (int(os.environ[name]) for name in ("LOCAL_RANK", "WORLD_SIZE"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -143,7 +147,7 @@ def measure_rank(env: str, how: str, iterations: int = 3) -> None:
     vector = make_env(settings, settings.tasks[0], 1, count // world, train=True)
     trainer = build(settings, vector, device, 1)
     trainer.iterate()
-    if how == "apart":  # begin together, then know nothing of each other
+    if how == "apart":  # start together, then run independently
         distributed.start("cpu")
         distributed.barrier()
         distributed.stop()
@@ -157,7 +161,7 @@ def measure_rank(env: str, how: str, iterations: int = 3) -> None:
         figures = {"wall": steps / (time.perf_counter() - clock), "cpu": steps / (time.process_time() - used)}
         print(json.dumps(figures), flush=True)
     vector.close()
-    # Gloo's threads abort a process of one core every other time that it takes them down.
+    # Gloo's threads often abort a process on one core during shutdown.
     os._exit(0)
 
 

@@ -161,7 +161,7 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
     assert len(trained) == count == 4 + 2 + 5
     assert "mat, scratch" in capsys.readouterr().out
     for other in ({"settings": SETTINGS | {"epochs": 2}}, {"pretrain_steps": 640}, {"percentages": (0, 10)}):
-        with pytest.raises(ConfigError, match=f"transfer was begun with {next(iter(other))} .* was asked for"):
+        with pytest.raises(ConfigError, match=f"transfer was started with {next(iter(other))}=.*; give another --name"):
             transfer(replace(asked, **other))
     with pytest.raises(ConfigError, match=r"in climbing and .* in copy"):
         transfer(replace(asked, target="toy/copy", name="other"))
