@@ -124,7 +124,7 @@ class Transfer:
         return override(choose(env, agent)[0], self.settings | own | watch | changes)
 
     def plan(self, agent: str, seed: int) -> tuple[RunConfig, dict[str, list[RunConfig]]]:
-        """Return the configuration of the pre-training, and by initialization those on the target, one for each part."""
+        """Return the configuration of the pre-training, and by initialization those on the target, one per part."""
         source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
         targets = {
             beginning: [
