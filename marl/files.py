@@ -63,7 +63,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
 def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of the file `path`, which is created if absent.
 
-    Without `wait`, raises BlockingIOError if another process holds it. Does nothing on a file system without locks.
+    Without `wait`, raises BlockingIOError if another process holds it. On a file system without locks it does nothing.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
@@ -71,8 +71,7 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
     except Timeout as error:
         raise BlockingIOError(f"another process holds {path}") from error
     except (OSError, NotImplementedError):
-        if not path.parent.is_dir():
-            raise
+        pass  # writing without a lock is better than not writing; a folder that cannot be written fails at the write
     try:
         yield
     finally:

@@ -1,8 +1,6 @@
 """A training run: its folder, its parts, how it starts, stops and resumes."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
@@ -21,7 +19,7 @@ from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
 from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError, named_error
 from marl.factories import short_name
-from marl.files import write_whole
+from marl.files import exclusive_lock, write_whole
 from marl.multitask import share_parameters
 from marl.policy import require_policy
 from marl.policy_io import load_checkpoint, load_policy_weights
@@ -178,17 +176,12 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Make the folder and keep other processes from training in it. Raises ConfigError where one does."""
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive_lock(folder / ".lock", wait=False))
         except BlockingIOError:
             raise ConfigError(f"another process trains in {folder}; wait for it, or use another --name") from None
-        except OSError:
-            pass  # some network file systems have no locks
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

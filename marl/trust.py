@@ -5,7 +5,6 @@ factory, a folder of language-model weights) keeps a mark: the names, with an HM
 lies in the folder, so a run may be moved or renamed. The folder of somebody else has no mark under this key.
 """
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -18,7 +17,7 @@ from typing import Any
 
 from marl.config import RunConfig
 from marl.errors import ConfigError
-from marl.files import write_whole
+from marl.files import exclusive_lock, write_whole
 from marl.registry import AGENTS, find_env
 
 MARK = "origin.json"
@@ -89,13 +88,11 @@ def _key(make: bool) -> bytes:
     if not make:
         raise FileNotFoundError(f"no key {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another process may be making it
-        key = file.read()
-        if not key:
-            key = secrets.token_bytes(KEY_BYTES)
-            file.write(key)
-    return _checked(path, key)
+    with exclusive_lock(path.with_suffix(".lock")):  # another process may be making it
+        path.touch(mode=0o600)
+        if not path.read_bytes():
+            path.write_bytes(secrets.token_bytes(KEY_BYTES))
+        return _checked(path, path.read_bytes())
 
 
 def _checked(path: Path, key: bytes) -> bytes:

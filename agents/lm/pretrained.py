@@ -1,6 +1,5 @@
 """Pretrained models from disk: never from the network, a GGUF file converted once."""
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 
 from marl.agents.lm.self_check import WORKS
 from marl.errors import ConfigError, MissingDependencyError
+from marl.files import exclusive_lock
 
 LOGGER = getLogger("marl")
 CONVERSION = 1
@@ -132,7 +132,7 @@ def _converted(file: Path) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent):
+        with exclusive_lock(folder.parent / ".lock"):
             for left in folder.parent.glob(f"*{PARTIAL}"):
                 shutil.rmtree(left)
             if not folder.is_dir():
@@ -153,17 +153,6 @@ def _write(file: Path, folder: Path) -> None:
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back from a process that dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def cache_folder() -> Path:
