@@ -132,7 +132,7 @@ def _converted(file: Path) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder.parent / ".lock"):
+        with exclusive_lock(folder.parent.with_suffix(".lock")):
             for left in folder.parent.glob(f"*{PARTIAL}"):
                 shutil.rmtree(left)
             if not folder.is_dir():
