@@ -263,7 +263,10 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
             ["toy/continuous", "--unequal", "True", "--parameters-per", "group"],
             r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
         ),
-        (["tests.support.broken:choices", "--agent", "mappo"], r"actions MultiDiscrete\(\[2 3\]\) are not supported"),
+        (
+            ["tests.support.faulty_envs:choices", "--agent", "mappo"],
+            r"actions MultiDiscrete\(\[2 3\]\) are not supported",
+        ),
         (["toy/continuous", "--init-std", "0.5"], r"init_std=0\.5 is not between 0"),
     ],
 )
@@ -366,7 +369,7 @@ def test_user_factories_take_keyword_arguments(monkeypatch, capsys, folder):  # 
     monkeypatch.syspath_prepend(os.fspath(ROOT))
     args = [
         "train",
-        "tests.support.broken:make",
+        "tests.support.faulty_envs:make",
         "--kwargs",
         "{what: nothing, at: 3}",
         "--name",

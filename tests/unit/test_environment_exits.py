@@ -10,7 +10,7 @@ from marl.checkpoint.store import load
 from marl.errors import WorkerError
 from marl.experiments import cli
 
-BROKEN = "tests.support.broken:make"
+BROKEN = "tests.support.faulty_envs:make"
 
 
 @pytest.mark.parametrize(

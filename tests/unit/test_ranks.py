@@ -85,7 +85,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_ranks(small, start):
 
 def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeypatch):
     """Rank 1 raises in the third iteration. Rank 0 saves two, which two ranks continue."""
-    config = small("tests.support.broken:on_rank", "mappo", eval_episodes=0, checkpoint_interval=9)
+    config = small("tests.support.faulty_envs:on_rank", "mappo", eval_episodes=0, checkpoint_interval=9)
     config = override(config, {"kwargs": {"what": "raise", "at": 19}})
     (first, mine), (second, theirs) = both_ranks(start(config))
     assert (first, second) == (2, 2)

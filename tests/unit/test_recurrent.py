@@ -233,7 +233,7 @@ def test_whole_episodes_begin_with_nothing():
         assert rollout.inputs["memory"].flatten(1).tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_evaluations_and_stories_remember():
+def test_evaluations_and_transcripts_keep_the_recurrent_state():
     env = SyncVector([chain(5), lambda: TimeLimit(make_toy("chain", length=5), 3)])
     policy = Counter(env.spec)
     run_episodes(policy, env, [1, 2, 3])

@@ -34,7 +34,7 @@ from marl.rollout import iter_minibatches
 from marl.types import Nodes
 from marl.vector import make_vector
 
-BROKEN = "tests.support.broken:make"
+BROKEN = "tests.support.faulty_envs:make"
 
 
 def broken(small, what, at, once="", **changes):

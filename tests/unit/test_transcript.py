@@ -1,4 +1,4 @@
-"""Stories of episodes: what they hold, and where they are told."""
+"""Transcripts of episodes: their advantages, and where they are logged."""
 
 import json
 from dataclasses import replace
@@ -27,9 +27,9 @@ class Macro(EnvWrapper):
         return replace(super().step(action), duration=2)
 
 
-class Teller(MLPPolicy):
+class Describing(MLPPolicy):
     def transcript(self, episode):
-        return "\n\n".join(f"step {i}: reward {turn.reward[0]:.2f}" for i, turn in enumerate(episode))
+        return "\n\n".join(f"step {i}: reward {step.reward[0]:.2f}" for i, step in enumerate(episode))
 
     def picture(self, episode):
         return np.zeros((2, len(episode), 3), dtype=np.uint8)
@@ -48,13 +48,13 @@ def test_an_episode_with_its_credit(task):
     norm.update(torch.tensor([1.0, 3.0]), torch.ones(2, dtype=torch.bool))
     episode = record_transcript(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
     assert len(episode) == env.spec.max_steps
-    values = [norm.denormalize(turn.decision.value[0, :, 0]) for turn in episode]
-    alive = [torch.as_tensor(turn.obs.alive[0]) for turn in episode]
-    for i, turn in enumerate(episode[:-1]):
+    values = [norm.denormalize(step.decision.value[0, :, 0]) for step in episode]
+    alive = [torch.as_tensor(step.obs.alive[0]) for step in episode]
+    for i, step in enumerate(episode[:-1]):
         both = alive[i] & alive[i + 1]
-        expected = torch.as_tensor(turn.reward) + 0.81 * values[i + 1] - values[i]
-        torch.testing.assert_close(turn.advantage[both, 0], expected[both])
-        assert not turn.advantage[~alive[i]].any()
+        expected = torch.as_tensor(step.reward) + 0.81 * values[i + 1] - values[i]
+        torch.testing.assert_close(step.advantage[both, 0], expected[both])
+        assert not step.advantage[~alive[i]].any()
     again = record_transcript(policy, env, 3, Links(gamma=0.9, gae_lambda=0.0), norm)
     assert all(torch.equal(a.advantage, b.advantage) for a, b in zip(episode, again, strict=True))
     last = torch.as_tensor(episode[-1].reward) - values[-1]
@@ -62,26 +62,26 @@ def test_an_episode_with_its_credit(task):
     assert ended == (task == "chain")
 
 
-def test_stories_are_told_at_every_evaluation(small):
-    AGENTS.entries["teller"] = replace(
-        AGENTS.get("ippo"), name="teller", make=lambda spec, options: Teller(spec, options, central=False)
+def test_transcripts_are_logged_at_every_evaluation(small):
+    AGENTS.entries["describing"] = replace(
+        AGENTS.get("ippo"), name="describing", make=lambda spec, options: Describing(spec, options, central=False)
     )
     try:
-        folder = run.start(small(agent="teller"))
+        folder = run.start(small(agent="describing"))
     finally:
-        del AGENTS.entries["teller"]
+        del AGENTS.entries["describing"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    stories = {row["step"]: row["eval/transcript"] for row in rows if "eval/transcript" in row}
-    assert list(stories) == [64, 128, 192]
-    assert stories[64].startswith("step 0: reward 0.00")
+    transcripts = {row["step"]: row["eval/transcript"] for row in rows if "eval/transcript" in row}
+    assert list(transcripts) == [64, 128, 192]
+    assert transcripts[64].startswith("step 0: reward 0.00")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
     assert [image.step for image in events.Images("eval/credit")] == [64, 128, 192]
 
 
-class Speaker(Policy):
-    """Says its last candidate."""
+class LastCandidate(Policy):
+    """A policy that takes the last candidate."""
 
     def encode(self, obs):
         return {"said": obs.candidates, "read": obs.agents}
@@ -93,7 +93,7 @@ class Speaker(Policy):
 
 
 def test_a_loaded_policy_reads_and_says_text():
-    policy = LoadedPolicy(Speaker(EnvSpec("talk", ("a", "b"), Text(99), Text(9), None)), 0)  # type: ignore[arg-type]
+    policy = LoadedPolicy(LastCandidate(EnvSpec("talk", ("a", "b"), Text(99), Text(9), None)), 0)  # type: ignore[arg-type]
     obs = Obs(("you see x", "you see y"), np.ones(2, bool), candidates=(("go", "stay"), ("wait",)))
     assert policy.act(obs).tolist() == ["stay", "wait"]
     two = Obs([obs.agents] * 2, np.ones((2, 2), bool), candidates=[obs.candidates] * 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl.agents.lm import transcript_view as story
+from marl.agents.lm import transcript_view as view
 from marl.agents.lm.transcript_view import BAD, GOOD
 from marl.transcript import TranscriptStep
 from tests.support.language import CANDIDATES, PROMPTS, make_agent, observe, spec_of
@@ -60,8 +60,8 @@ def test_the_picture_has_a_cell_of_the_advantages_color_for_each_token(agent):
     policy = make_agent(agent, spec_of(("Ada", "Bo")))
     picture = policy.picture(episode_of(policy, [2, 2], torch.tensor([[0.7], [-0.7]])))
     assert picture.dtype == np.uint8
-    assert picture.shape[1:] == (story.WIDTH, 3)
-    upper, lower = np.array_split(picture[story.MARGIN + story.LINE :], 2)
+    assert picture.shape[1:] == (view.WIDTH, 3)
+    upper, lower = np.array_split(picture[view.MARGIN + view.LINE :], 2)
     for half, color, other in ((upper, GOOD, BAD), (lower, BAD, GOOD)):
         cell = (half == color).all(-1)
         assert cell.sum() > 1000
@@ -73,14 +73,14 @@ def test_the_picture_has_a_cell_of_the_advantages_color_for_each_token(agent):
 def test_long_stories_are_wrapped_and_cut():
     policy = make_agent("poad", max_action_tokens=400)
     (turn,) = episode_of(policy, [0], torch.zeros(1, 1))
-    many = policy.picture([turn] * (story.MAX_UTTERANCES + 20))
-    assert many.shape[0] == policy.picture([turn] * story.MAX_UTTERANCES).shape[0]
+    many = policy.picture([turn] * (view.MAX_UTTERANCES + 20))
+    assert many.shape[0] == policy.picture([turn] * view.MAX_UTTERANCES).shape[0]
     obs = observe([[0]], free=True)
     inputs = policy.encode(obs)
     with torch.inference_mode():
         decision = policy.act(inputs, torch.Generator().manual_seed(3))
     speech = TranscriptStep(obs, inputs, decision, np.zeros(1), 1, torch.zeros_like(decision.value[0]))
-    assert policy.picture([speech]).shape[0] > policy.picture([turn]).shape[0] + story.CELL
+    assert policy.picture([speech]).shape[0] > policy.picture([turn]).shape[0] + view.CELL
 
 
 def test_without_a_critic_what_comes_is_shown_and_no_value():

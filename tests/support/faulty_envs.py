@@ -1,4 +1,4 @@
-"""Environments that misbehave on request, for `tests.support.broken:make`."""
+"""Environments that misbehave on request, for `tests.support.faulty_envs:make`."""
 
 import os
 import signal
