@@ -146,6 +146,13 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
     ]
 
 
+def find_runs(folder: Path) -> list[Path]:
+    """Return the runs below a folder, sorted, or the folder itself if it is a run or holds none."""
+    if (folder / "config.yaml").exists():
+        return [folder]
+    return sorted(path.parent for path in folder.rglob("config.yaml")) or [folder]
+
+
 def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
     """Return the agent's name, followed by the settings in which its groups on the same environment differ."""
     mine = settings_of(config)
@@ -278,14 +285,14 @@ def compare_runs(folders: Sequence[Path], metric: str, out: Path | None) -> None
     Raises ConfigError without folders, or if `out` cannot be written.
     """
     if not folders:
-        raise ConfigError("report needs runs; give one or more folders of runs, such as runs/*")
+        raise ConfigError("report needs runs; give one or more folders of runs, such as runs")
     if out is not None:
         if out.is_dir():
             raise ConfigError(f"out={str(out)!r} is a folder; give the name of a file in it, without .json or .png")
         if not out.absolute().parent.is_dir():
             raise ConfigError(f"cannot write {out}: its folder does not exist")
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out
-    groups = group_runs(folders, metric)
+    groups = group_runs([run for folder in folders for run in find_runs(folder)], metric)
     tables = [table(groups, metric), overall(groups, metric)]
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")

@@ -324,7 +324,8 @@ def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTrack
     """The trackers of rank 0, and a function that prints a line above the dashboard."""
     if distributed.rank() != 0:
         return MultiTracker([]), lambda text: None  # noqa: ARG005
-    console, log = ConsoleTracker(folder.name, config.steps), folder / "metrics.jsonl"
+    title = folder.name if config.name else "/".join(folder.parts[-3:])
+    console, log = ConsoleTracker(title, config.steps), folder / "metrics.jsonl"
     board = TensorBoardTracker(folder, step or -1, option_names())
     tracker = MultiTracker([JsonlTracker(log, step or -1), board, console])
     if step:
@@ -357,21 +358,23 @@ def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
 
 
 def new_folder(config: RunConfig) -> Path:
-    """runs/environment__agent__seed__time, the same on every rank; numbered where one of that second is there."""
+    """Make and return runs/ENV/AGENT/SEED-TIME, the same folder on every rank. TensorBoard shows the path as the name.
+
+    A number is appended if the folder of this second exists.
+    """
     env, agent = (
         "".join(c if c.isalnum() or c in "-_." else "-" for c in short_name(name))
         for name in (config.env, config.agent)
     )
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name, number = f"{env}__{agent}__{config.seed}__{stamp}", 1
-    runs = Path(config.runs_dir)
-    folder = runs / name
-    with translate_os_errors(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+    parent = Path(config.runs_dir) / env / agent
+    folder = first = parent / f"{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    with translate_os_errors(Path(config.runs_dir)):
+        parent.mkdir(parents=True, exist_ok=True)
         while distributed.rank() == 0:
             with suppress(FileExistsError):
                 folder.mkdir()
                 break
             number += 1
-            folder = runs / f"{name}-{number}"
+            folder = first.with_name(f"{first.name}-{number}")
     return distributed.gather(folder)[0]

@@ -10,7 +10,17 @@ from scipy import stats
 
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
-from marl.experiments.report import RunGroup, compare_runs, draw, group_runs, overall, read_curve, table, to_json
+from marl.experiments.report import (
+    RunGroup,
+    compare_runs,
+    draw,
+    find_runs,
+    group_runs,
+    overall,
+    read_curve,
+    table,
+    to_json,
+)
 
 
 def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
@@ -50,6 +60,16 @@ def test_report_writes_what_it_shows(tmp_path, capsys):
     data = json.loads((tmp_path / "climb.json").read_text())
     assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
     assert (tmp_path / "climb.png").stat().st_size > 10_000
+
+
+def test_a_folder_stands_for_the_runs_below_it(tmp_path):
+    runs = [tmp_path / "toy-climbing" / name / "1" for name in ("mappo", "mat")]
+    for folder in runs:
+        folder.parent.mkdir(parents=True)
+        write_run(folder, 1, {100: 0.25}, folder.parent.name)
+    assert find_runs(tmp_path) == runs
+    assert find_runs(runs[0]) == runs[:1]
+    assert find_runs(tmp_path / "absent") == [tmp_path / "absent"]
 
 
 def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):

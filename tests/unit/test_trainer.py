@@ -366,7 +366,12 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(sm
     with pytest.raises(ConfigError, match="group_size is 3"):
         run.start(override(config, {"group_size": 3}))
     assert not Path(config.runs_dir).exists()
-    assert len({run.new_folder(config), run.start(config), run.new_folder(config)}) == 3
+    folders = {run.new_folder(config), run.start(config), run.new_folder(config)}
+    assert len(folders) == 3
+    for folder in folders:
+        env, agent, seed = folder.relative_to(config.runs_dir).parts
+        assert (env, agent) == ("toy-chain", "mat")
+        assert seed.startswith(f"{config.seed}-")
 
 
 def test_kl_stop_ends_the_epochs(small):
