@@ -26,6 +26,10 @@ MAX_PASS_ROWS = 8192
 """Agent rows beyond which a larger pass is no faster on a CPU."""
 
 
+MIN_INIT_STD = 1e-4
+"""Least initial standard deviation: below it, probabilities of actions overflow in an update."""
+
+
 @dataclass(frozen=True)
 class VectorOptions:
     """Options of all agents that read vector observations."""
@@ -49,9 +53,10 @@ class VectorOptions:
             )
         if not 0.0 < self.max_std < float("inf"):
             raise ConfigError(f"max_std={self.max_std} is not a positive number. Give one, usually .5")
-        if not 0.0 < self.init_std < self.max_std:
+        if not MIN_INIT_STD <= self.init_std < self.max_std:
             raise ConfigError(
-                f"init_std={self.init_std} is not between 0 and max_std={self.max_std}. Give a value between them"
+                f"init_std={self.init_std} is not between {MIN_INIT_STD} and max_std={self.max_std}. Give a value "
+                "between them"
             )
 
 
