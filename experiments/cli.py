@@ -14,6 +14,7 @@ import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,17 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import MAX_EPISODE_STEPS, RESUMABLE_FIELDS, RunConfig, flatten, require_episodes
+from marl.config import (
+    ALGORITHM_REGISTRIES,
+    MAX_EPISODE_STEPS,
+    PARTS,
+    RESUMABLE_FIELDS,
+    LearnConfig,
+    RunConfig,
+    algorithm_options,
+    flatten,
+    require_episodes,
+)
 from marl.errors import ConfigError, MarlError
 from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
 
@@ -36,7 +47,7 @@ USAGE = """usage: marl COMMAND ...
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               several seeds and agents side by side: table, JSON, picture
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
-  list envs | agents | presets                    what there is, and what is missing for it
+  list envs | agents | advantages | ...           what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite
   bench [PART ...]                                measure speed on this machine
 
@@ -144,7 +155,6 @@ def train(args: list[str]) -> None:
             raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
     agent, preset = scan_flag(args, "--agent", "mat"), scan_flag(args, "--preset", "")
     base, source = by_name(preset, env, agent) if preset else choose(env, agent)
-    refuse_others_options(args, base)
     config = parse(base, args)
     start(config, (f"settings: {source}", *algorithm_changes(config, base)))
 
@@ -162,21 +172,26 @@ def algorithm_changes(config: RunConfig, base: RunConfig) -> list[str]:
     return [
         f"{name} is {mine[name]!r}, where {config.agent} has {usual[name]!r}: a variant of it, under the same name"
         for name in (*ESSENTIAL, *(INTRA_STEP_FIELDS if linked else ()))
-        if mine[name] != usual[name]
+        if name in mine and name in usual and mine[name] != usual[name]
     ]
 
 
-def refuse_others_options(args: list[str], base: RunConfig) -> None:
-    """Raises ConfigError for an option that other agents, or other environments, have and these have not."""
-    mine = flatten(base)
+def refuse_others_options(args: list[str], base: RunConfig, names: dict[str, str], chosen: dict[str, Any]) -> None:
+    """Raise ConfigError for an option that other agents, environments, advantages or objectives have.
+
+    `names` are the advantage and the objective of the run, and `chosen` the options of all four.
+    """
+    parts = {name: getattr(base, name) for name in PARTS} | chosen
+    known = {f.name for part in (base, *parts.values()) for f in dataclasses.fields(part)}
+    names = {"agent": base.agent, "env": base.env} | names
     for word in args:
         flag = word.partition("=")[0]
         name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-        if not flag.startswith("--") or name in mine:
+        if not flag.startswith("--") or name in known:
             continue
-        for kind, registry in (("agent", AGENTS), ("env", ENVS)):
+        for kind, registry in (("agent", AGENTS), ("env", ENVS), *ALGORITHM_REGISTRIES.items()):
             if owners := [other for other in registry.names() if has_option(registry.entries[other].options, name)]:
-                raise ConfigError(f"{kind} {mine[kind]!r} has no option {flag}; these have it: {', '.join(owners)}")
+                raise ConfigError(f"{kind} {names[kind]!r} has no option {flag}; these have it: {', '.join(owners)}")
 
 
 def has_option(options: type, name: str) -> bool:
@@ -184,18 +199,40 @@ def has_option(options: type, name: str) -> bool:
 
 
 def parse(base: RunConfig, args: list[str]) -> RunConfig:
-    """The configuration that `args` make of `base`. The options of agent and environment are flat fields too."""
-    parts = {name: type(getattr(base, name)) for name in ("agent_options", "env_options")}
-    fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in parts.items()]
+    """Return the configuration that `args` make of `base`.
+
+    The options of agent, environment, advantage and objective are flat fields too.
+    """
+    names = {kind: scan_flag(args, f"--{kind}", getattr(base.learn, kind)) for kind in ALGORITHM_REGISTRIES}
+    parts = {name: getattr(base, name) for name in ("agent_options", "env_options")}
+    parts |= algorithm_options(base, names)
+    refuse_others_options(args, base, names, parts)
+    fields = [(name, type(part), dataclasses.field(default=part)) for name, part in parts.items()]
+    learn = learn_with_choices()
+    fields.append(("learn", learn, dataclasses.field(default_factory=learn)))
     about = "The preset to start from (see `marl list presets`), or none for the defaults."
     preset = ("preset", Annotated[str, arg(help=about)], dataclasses.field(default=""))
-    typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), frozen=True)
-    default = typed(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    unchecked = {"__post_init__": lambda _: None}  # the parts fit together once they are parsed
+    typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), namespace=unchecked, frozen=True)
+    values: dict[str, Any] = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | parts
+    default = typed(**values | {"learn": learn(**vars(base.learn) | names)})
     flat = (OmitArgPrefixes,)
     parsed = tyro.cli(
         typed, prog="marl train", default=default, args=args, config=flat, description=TRAIN_HELP, registry=KEYWORDS
     )
-    return RunConfig(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)})
+    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)}
+    values["learn"] = LearnConfig(**vars(parsed.learn))
+    return RunConfig(**values)
+
+
+def learn_with_choices() -> type:
+    """Return LearnConfig with the registered advantages and objectives in the help of their options."""
+    fields = []
+    for kind, registry in ALGORITHM_REGISTRIES.items():
+        known = "; ".join(f"{name}: {registry.entries[name].summary}" for name in registry.names())
+        about = arg(help=f"{kind.capitalize()}, or PACKAGE.MODULE:CLASS or FILE.py:CLASS. {known}.", metavar="NAME")
+        fields.append((kind, Annotated[str, about], dataclasses.field(default=getattr(LearnConfig, kind))))
+    return dataclasses.make_dataclass("Learn", fields, bases=(LearnConfig,), frozen=True)
 
 
 KEYWORDS = ConstructorRegistry()
@@ -396,16 +433,19 @@ def list_things(args: list[str]) -> None:
     class List:
         """What there is, and what is missing for it."""
 
-        what: Positional[Literal["envs", "agents", "presets"]]
-        """Environments, agents or presets."""
+        what: Positional[Literal["envs", "agents", "advantages", "objectives", "presets"]]
+        """Environments, agents, advantages, objectives or presets."""
 
     what = tyro.cli(List, prog="marl list", args=args).what
-    Console().print({"envs": env_table, "agents": agent_table, "presets": preset_table}[what]())
+    tables = {"envs": env_table, "agents": agent_table, "presets": preset_table}
+    tables |= {f"{kind}s": partial(algorithm_table, kind) for kind in ALGORITHM_REGISTRIES}
+    Console().print(tables[what]())
     if what == "envs":
         for name in ENVS.names():
             if absent := missing(ENVS.entries[name]):
                 print(f"{name} needs {', '.join(absent)}; install with: {ENVS.entries[name].install}")
-    registry = {"envs": ENVS, "agents": AGENTS}.get(what)
+    registry = {"envs": ENVS, "agents": AGENTS} | {f"{kind}s": each for kind, each in ALGORITHM_REGISTRIES.items()}
+    registry = registry.get(what)
     for name, problem in registry.broken.items() if registry else ():
         print(f"the plug-in {name!r} failed to import: {problem}", file=sys.stderr)
 
@@ -426,6 +466,18 @@ def agent_table() -> Table:
         entry = AGENTS.entries[name]
         settings = "  ".join(f"{name}={value}" for name, value in entry.defaults.items())
         table.add_row(name, entry.summary, "yes" if entry.trains else "no", settings)
+    return table
+
+
+def algorithm_table(kind: str) -> Table:
+    """Return the table of registered advantages or objectives, with their options."""
+    table = Table(kind, "what it is", "options", title=f"{kind.capitalize()}s")
+    for name in ALGORITHM_REGISTRIES[kind].names():
+        entry = ALGORITHM_REGISTRIES[kind].entries[name]
+        table.add_row(
+            name, entry.summary, "  ".join(f"{f.name}={f.default}" for f in dataclasses.fields(entry.options))
+        )
+    table.add_row("FILE.py:CLASS", f"your own {kind}", "")
     return table
 
 

@@ -28,7 +28,7 @@ from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run import read_config
 from marl.stopping import stop_requests
 from marl.transcript import record_transcript
-from marl.trust import external_of_env, require_trust
+from marl.trust import external_of_algorithm, external_of_env, require_trust
 from marl.types import EnvSpec, Obs, VectorStep
 from marl.value_norm import ValueNorm
 from marl.vector import make_vector
@@ -68,7 +68,7 @@ def resolve(parsed: Any) -> LoadedAgent:
         if parsed.env:
             config = elsewhere(config, parsed.env)
             typed = external_of_env(default_config(parsed.env, config.agent))
-        require_trust(folder, external_of_env(config) - typed, parsed.trust)
+        require_trust(folder, (external_of_env(config) - typed) | external_of_algorithm(config), parsed.trust)
         root = path if checkpoint_only else path / "checkpoints"
         checkpoint = load_checkpoint(root, int(which) if re.fullmatch("[0-9]{1,18}", which) else which)
         title = f"{config.agent} on {config.env} after {checkpoint.step} steps ({checkpoint.path.name})"
@@ -314,7 +314,7 @@ def print_transcript(subject: LoadedAgent, policy: Any, parsed: Any) -> None:
                 policy,
                 env,
                 seed,
-                config.learn.links(),
+                config.links(),
                 subject.value_norm,
                 deterministic=subject.greedy(parsed),
                 max_steps=parsed.stop_after,

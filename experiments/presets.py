@@ -99,6 +99,12 @@ KITCHEN: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["overcooked"], "steps": 40_
 # default beta is worth more than these tasks' rewards.
 SOFT: dict[str, Any] = {"steps": 40_000, "beta": 0.02, "gae_lambda": 0.95, "lambda_intra": 1.0}
 
+
+def without_entropy(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings for an objective that has no entropy bonus."""
+    return {name: value for name, value in settings.items() if name != "entropy_coef"}
+
+
 ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
 LANGUAGE = ("twosome", "ntpo", "poad")
@@ -121,8 +127,8 @@ PRESETS |= {(task, agent): {"gamma": discount} for task, discount in DISCOUNTS.i
 PRESETS |= {
     ("virtualhome", "twosome"): HOUSEHOLD | {"steps": 55_000},
     ("overcooked", "twosome"): KITCHEN | {"steps": 55_000},
-    ("virtualhome", "etpo"): HOUSEHOLD | SOFT,
-    ("overcooked", "etpo"): KITCHEN | SOFT,
+    ("virtualhome", "etpo"): without_entropy(HOUSEHOLD) | SOFT,
+    ("overcooked", "etpo"): without_entropy(KITCHEN) | SOFT,
 }
 
 

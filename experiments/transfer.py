@@ -202,7 +202,7 @@ def require_fit(options: Transfer, agent: str) -> None:
     first = targets["scratch"][0]
     for config in (source, first):
         if entry.check is not None:
-            entry.check(config.agent_options, config.learn)
+            entry.check(config)
     if first.steps < first.steps_per_iteration and not first.collect.whole_episodes:
         raise ConfigError(
             f"{options.parts[0]:g} % of the budget, {options.budget}, is {first.steps} steps, less than "

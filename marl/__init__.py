@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from marl.registry import register_agent, register_env
+from marl.registry import register_advantage, register_agent, register_env, register_objective
 
 if TYPE_CHECKING:
     from marl.policy import Policy
     from marl.policy_io import load_policy
 
-__all__ = ["Policy", "load_policy", "register_agent", "register_env"]
+__all__ = ["Policy", "load_policy", "register_advantage", "register_agent", "register_env", "register_objective"]
 
 
 def __getattr__(name: str) -> Any:

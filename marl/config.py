@@ -14,12 +14,23 @@ import dacite
 import yaml
 from tyro.conf import Positional
 
+from marl.advantages import GAE, AdvantageEstimator
 from marl.backup import Axis, Links
 from marl.errors import ConfigError
 from marl.factories import absolute_name
 from marl.files import require_folder_name
-from marl.objective import ClippedPPO, Estimator, RatioLevel, SoftQ
-from marl.registry import AGENTS, ENVS, EnvFactory, NoOptions, find_family, tasks_of, unknown_name_message
+from marl.objective import ClippedPPO, Objective
+from marl.registry import (
+    ADVANTAGES,
+    AGENTS,
+    ENVS,
+    OBJECTIVES,
+    EnvFactory,
+    NoOptions,
+    find_family,
+    tasks_of,
+    unknown_name_message,
+)
 from marl.value_norm import ValueNorm
 
 
@@ -118,38 +129,12 @@ class LearnConfig:
     """Discount between two nodes of a step; None takes gamma."""
     lambda_intra: float | None = 1.0
     """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
-    advantage: Literal["gae", "return", "rloo", "group", "gigpo"] = "gae"
-    """Where advantages come from: gae from a critic; the rest do without one. return: what follows a node, against
-    the whole batch; rloo and group: the score of an episode, against the other episodes of its group; gigpo: that,
-    and what follows a step, against the steps of the group with the same observation."""
-    gigpo_step_weight: float = 1.0
-    """Weight of the steps with the same observation in gigpo."""
-    objective: Literal["ppo", "soft_q"] = "ppo"
-    """What is optimized: the clipped surrogate of PPO, or soft Q values and the policy that they imply."""
-    clip: float = 0.2
-    """PPO clip range of the importance ratio."""
-    clip_high: float | None = None
-    """Upper clip range where it differs from the lower one; None takes clip for both."""
-    is_weight_cap: float = 2.0
-    """Largest weight of a unit that was sampled from another distribution than the policy's."""
-    reference_coef: float = 0.0
-    """Weight in the loss of the divergence from a frozen reference policy, for agents that have one."""
+    advantage: str = "gae"
+    """Advantage estimator: a name of `marl list advantages`, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
+    objective: str = "ppo"
+    """Objective: a name of `marl list objectives`, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
     reference_reward_coef: float = 0.0
-    """Weight of the same divergence in the reward, token by token."""
-    ratio_level: RatioLevel = "agent"
-    """What the importance ratio belongs to: a node (one torque, one token), an agent's action, a whole step."""
-    entropy_coef: float = 0.01
-    """Weight of the entropy bonus, which is the mean over the units of `ratio` of the sum over their nodes."""
-    value_coef: float = 1.0
-    """Weight of the value loss."""
-    value_loss: Literal["huber", "mse"] = "huber"
-    """Form of the value loss."""
-    huber_delta: float = 10.0
-    """Error, in units of the critic, beyond which the Huber loss is linear."""
-    kl_estimator: Estimator = "k3"
-    """Estimate of the KL divergence that is logged and that target_kl looks at."""
-    value_clip: float = 0.0
-    """Range to which a value may move in one update, in units of the critic; 0 leaves it free."""
+    """Weight in the reward of the divergence from a frozen reference policy, node by node, for agents that have one."""
     value_norm_decay: float = 0.99
     """Weight of the past in the return moments that scale the critic, updated once a rollout; 0 is off."""
 
@@ -158,34 +143,20 @@ class LearnConfig:
         _not_negative(
             self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
         )
-        _not_negative(self, "gigpo_step_weight")
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
         ValueNorm(self.value_norm_decay)
         self.links()
-        self.make_objective()
-        if self.objective == "soft_q" and self.value_norm_decay != 0.0:
-            raise ConfigError(f"value_norm_decay is {self.value_norm_decay}; objective 'soft_q' needs it to be 0")
-        if self.advantage != "gae" and self.value_coef != 0.0:
-            raise ConfigError(
-                f"advantage is {self.advantage!r}, which has no critic, but value_coef is {self.value_coef}; give 0"
-            )
-        if self.advantage != "gae" and self.objective != "ppo":
-            raise ConfigError(
-                f"advantage is {self.advantage!r}, and objective {self.objective!r} has no advantages; take 'ppo'"
-            )
+        object.__setattr__(self, "advantage", absolute_name(self.advantage))
+        object.__setattr__(self, "objective", absolute_name(self.objective))
 
-    def links(self) -> Links:
-        """How credit runs; without a critic nothing cuts returns short, whatever the lambdas are."""
+    def links(self, uses_critic: bool = True) -> Links:
+        """Return how credit runs. Without a critic nothing cuts returns short: both lambdas are 1."""
         gamma_intra = self.gamma if self.gamma_intra is None else self.gamma_intra
         weights = (self.gae_lambda, self.gae_lambda if self.lambda_intra is None else self.lambda_intra)
-        over, inside = weights if self.advantage == "gae" else (1.0, 1.0)
+        over, inside = weights if uses_critic else (1.0, 1.0)
         return Links(self.agent_credit, self.token_credit, self.gamma, over, gamma_intra, inside)
-
-    def make_objective(self) -> ClippedPPO | SoftQ:
-        kind = ClippedPPO if self.objective == "ppo" else SoftQ
-        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
 
 
 @dataclass(frozen=True)
@@ -264,6 +235,8 @@ class RunConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    advantage_options: Any = field(default_factory=GAE)
+    objective_options: Any = field(default_factory=ClippedPPO)
     agent_options: Any = field(default_factory=NoOptions)
     env_options: Any = field(default_factory=NoOptions)
 
@@ -272,12 +245,15 @@ class RunConfig:
         object.__setattr__(self, "env", "+".join(map(_absolute_task, self.env.split("+"))))
         object.__setattr__(self, "agent", absolute_name(self.agent))
         _positive(self, "steps")
-        if self.learn.advantage != "gae" and not self.collect.whole_episodes:
-            raise ConfigError(
-                f"advantage is {self.learn.advantage!r}, which needs whole episodes; add --whole-episodes"
-            )
-        if self.learn.advantage in ("rloo", "group", "gigpo") and self.collect.group_size < 2:
-            raise ConfigError(f"advantage is {self.learn.advantage!r}, but group_size is 1; give 2 or more")
+        entries = [registry.get(getattr(self.learn, kind)) for kind, registry in ALGORITHM_REGISTRIES.items()]
+        for (kind, _), entry in zip(ALGORITHM_REGISTRIES.items(), entries, strict=True):
+            if not isinstance(options := getattr(self, f"{kind}_options"), entry.options):
+                raise ConfigError(
+                    f"{kind}_options={options!r}, but {kind}={entry.name!r} takes {entry.options.__name__}; change "
+                    "both together"
+                )
+        if all(entry.options is entry.make for entry in entries):  # a class of the user is imported later
+            self.check_algorithm()
         if self.learn.agent_updates == "sequential" and "+" in self.env:
             raise ConfigError(
                 f"agent_updates is 'sequential', agent by agent, and the tasks of {self.env!r} have agents of their "
@@ -292,6 +268,25 @@ class RunConfig:
                 f"minibatches is {self.learn.minibatches}, more than the {rows} rows of a rollout "
                 f"(num_envs {self.collect.num_envs} x rollout_steps {self.collect.rollout_steps})"
             )
+
+    def make_advantage(self) -> AdvantageEstimator:
+        """Return the advantage estimator. Raises ConfigError for a class of the user that makes anything else."""
+        made = ADVANTAGES.get(self.learn.advantage).create(self.advantage_options)
+        return _require_kind(made, AdvantageEstimator, "advantage", self.learn.advantage)
+
+    def make_objective(self) -> Objective:
+        """Return the objective. Raises ConfigError for a class of the user that makes anything else."""
+        made = OBJECTIVES.get(self.learn.objective).create(self.objective_options)
+        return _require_kind(made, Objective, "objective", self.learn.objective)
+
+    def check_algorithm(self) -> None:
+        """Raise ConfigError if the settings contradict the advantage estimator, the objective or each other."""
+        self.make_advantage().check(self)
+        self.make_objective().check(self)
+
+    def links(self) -> Links:
+        """Return how credit runs for the advantage estimator of this run."""
+        return self.learn.links(self.make_advantage().uses_critic)
 
     @property
     def tasks(self) -> list[EnvFactory]:
@@ -315,7 +310,21 @@ def _absolute_task(task: str) -> str:
     return absolute_name(name) + comma + options
 
 
-PARTS = ("collect", "learn", "evaluation", "compute", "agent_options", "env_options")
+def _require_kind(made: Any, kind: type, option: str, name: str) -> Any:
+    """Return `made`. Raises ConfigError unless it is an instance of `kind`."""
+    if not isinstance(made, kind):
+        raise ConfigError(
+            f"{option}={name!r} made a {type(made).__name__}; give a subclass of {kind.__module__}.{kind.__name__}, as "
+            "docs/add-algorithm.md shows"
+        )
+    return made
+
+
+ALGORITHM_REGISTRIES = {"advantage": ADVANTAGES, "objective": OBJECTIVES}
+"""Settings of LearnConfig that name a registered class, whose options are a part of their own."""
+OPTION_PARTS = ("advantage_options", "objective_options", "agent_options", "env_options")
+"""Parts whose class depends on the names that a run gives."""
+PARTS = ("collect", "learn", "evaluation", "compute", *OPTION_PARTS)
 RESUMABLE_FIELDS = frozenset(
     {"steps", "runs_dir", "name", "workers", "restart_workers", "on_nonfinite", "env_threads"}
     | {f.name for f in dataclasses.fields(EvalConfig)}
@@ -327,20 +336,22 @@ def default_config(env: str, agent: str) -> RunConfig:
     """The defaults for an environment and an agent: the options that both declare, and what defines the agent."""
     entry, known = find_family(env), AGENTS.get(agent)
     config = RunConfig(env=env, agent=agent, agent_options=known.options(), env_options=entry.options())
-    taken: dict[str, str] = {f.name: "the run" for f in dataclasses.fields(config)}
-    for part in PARTS:
-        for f in dataclasses.fields(getattr(config, part)):
-            if f.name in taken:
-                raise ConfigError(f"option {f.name!r} of {part} is one of {taken[f.name]} too; rename it")
-            taken[f.name] = part
     return override(config, known.defaults)
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A copy with flat fields changed, whichever part they belong to; an unknown name is a ConfigError."""
+    """Return a copy with fields changed by their flat names.
+
+    Another advantage estimator or objective keeps the options that it shares with the one before. Raises
+    ConfigError for a name that no part has, or that two parts have.
+    """
+    chosen = {part: getattr(config, part) for part in PARTS} | algorithm_options(config, changes)
     owners = {f.name: "" for f in dataclasses.fields(config) if f.name not in PARTS}
-    for part in PARTS:
-        owners |= {f.name: part for f in dataclasses.fields(getattr(config, part))}
+    for part, value in chosen.items():
+        for f in dataclasses.fields(value):
+            if f.name in owners:
+                raise ConfigError(f"option {f.name!r} of {part} is one of {owners[f.name] or 'the run'} too; rename it")
+            owners[f.name] = part
     grouped: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         if name not in owners:
@@ -351,8 +362,24 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(unknown_name_message(kind, name, owners, listed))
         grouped.setdefault(owners[name], {})[name] = value
     top = grouped.pop("", {})
-    parts = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in grouped.items()}
-    return dataclasses.replace(config, **top, **parts)
+    chosen |= {part: dataclasses.replace(chosen[part], **fields) for part, fields in grouped.items()}
+    return dataclasses.replace(config, **top, **chosen)
+
+
+def algorithm_options(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the advantage estimator and the objective that `changes` name, as parts of a config.
+
+    An option that differs from the default of the present class is kept if the new class has it too.
+    """
+    parts = {}
+    for kind, registry in ALGORITHM_REGISTRIES.items():
+        before = getattr(config, f"{kind}_options")
+        options = registry.get(changes.get(kind, getattr(config.learn, kind))).options
+        names = {f.name for f in dataclasses.fields(options)}
+        usual, given = vars(type(before)()), vars(before)
+        kept = {name: value for name, value in given.items() if name in names and value != usual[name]}
+        parts[f"{kind}_options"] = before if type(before) is options else options(**kept)
+    return parts
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -366,7 +393,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 def option_names() -> list[str]:
     """Return the names of all options of runs: the common ones, and those of every registered agent and environment."""
     parts = [RunConfig, CollectConfig, LearnConfig, EvalConfig, ComputeConfig]
-    for registry in (AGENTS, ENVS):
+    for registry in (*ALGORITHM_REGISTRIES.values(), AGENTS, ENVS):
         parts += [registry.entries[name].options for name in registry.names()]
     names = dict.fromkeys(f.name for part in parts for f in dataclasses.fields(part))
     return [name for name in names if name not in PARTS]
@@ -381,7 +408,7 @@ def digest(config: RunConfig) -> str:
     fixed = {
         name: value
         for name, value in flatten(config).items()
-        if name not in RESUMABLE_FIELDS and (value != usual[name] or name in ("env", "agent"))
+        if name not in RESUMABLE_FIELDS and (name not in usual or value != usual[name] or name in ("env", "agent"))
     }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -415,7 +442,11 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
                 raise ConfigError(f"has no text under {name!r}; it is not the configuration of a run")
         options = {"env_options": find_family(data["env"]).options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
-        usual = dataclasses.asdict(default_config(data["env"], data["agent"]))
+        default = default_config(data["env"], data["agent"])
+        learn = data["learn"] if isinstance(data.get("learn"), dict) else {}
+        parts = algorithm_options(default, {name: str(learn[name]) for name in ALGORITHM_REGISTRIES if name in learn})
+        options |= {name: type(part) for name, part in parts.items()}
+        usual = dataclasses.asdict(default) | {name: dataclasses.asdict(part) for name, part in parts.items()}
         for name in PARTS:
             if isinstance(given := data.get(name) or {}, dict):
                 data[name] = usual[name] | given

@@ -6,16 +6,18 @@ read at the next step. `Policy.evaluate` gets whole chunks: K consecutive steps 
 rows. It takes the memory of the first, and starts anew where `inputs["began"]` (B,) says that an episode began.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from marl.config import RunConfig
 from marl.errors import ConfigError
 from marl.policy import Policy
 from marl.types import Decision, Inputs
+
+if TYPE_CHECKING:
+    from marl.config import RunConfig
 
 
 class RecurrentState:
@@ -64,7 +66,7 @@ class RecurrentState:
         self.state, self.episode_start = data["state"], np.array(data["began"])
 
 
-def segment_steps(config: RunConfig, policy: Policy, envs: int) -> int:
+def segment_steps(config: "RunConfig", policy: Policy, envs: int) -> int:
     """K: how many consecutive steps of an environment stay together in an update; 1 without memory.
 
     Raises ConfigError where a rollout of `envs` environments does not divide into chunks, or there are too few.

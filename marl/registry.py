@@ -76,8 +76,8 @@ class AgentEntry:
 
     `trains` is False for random and scripted agents, and None for a factory of the user, which may make either.
 
-    `defaults` are the settings of a run that define the algorithm, by option name. `check(options, learn)` raises
-    ConfigError for options that contradict the settings of learning.
+    `defaults` are the settings of a run that define the algorithm, by option name. `check(config)` raises
+    ConfigError for options that contradict the other settings of a run.
     """
 
     name: str
@@ -86,9 +86,42 @@ class AgentEntry:
     trains: bool | None = True
     summary: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[Any, Any], None] | None = None
+    check: Callable[[Any], None] | None = None
     external: Callable[[Mapping[str, Any]], list[str]] = nothing_external
     """`external(options)` lists the code and files outside the package that `make` imports, runs or opens."""
+
+
+@dataclass(frozen=True)
+class AlgorithmEntry:
+    """An advantage estimator or an objective.
+
+    A registered class is a frozen dataclass: its fields are the options, and its instance is both the options and what
+    they make. `create(options)` returns the estimator or the objective.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    options: type
+    summary: str = ""
+    create: Callable[[Any], Any] = lambda options: options
+    external: Callable[[Mapping[str, Any]], list[str]] = nothing_external
+    """`external(options)` lists the code and files outside the package that `create` imports, runs or opens."""
+
+
+@dataclass(frozen=True)
+class AdvantageFactoryOptions:
+    """Options of an advantage estimator of your own."""
+
+    advantage_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the advantage estimator."""
+
+
+@dataclass(frozen=True)
+class ObjectiveFactoryOptions:
+    """Options of an objective of your own."""
+
+    objective_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the objective."""
 
 
 @dataclass
@@ -99,6 +132,8 @@ class Registry:
     entry_point_group: str
     from_factory: Callable[[str], Any]
     """Return the entry of a factory of the user by its name."""
+    builtin: tuple[str, ...] = ()
+    """Modules of this package that register entries and that no entry point names."""
     entries: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     loaded: bool = False
@@ -118,6 +153,8 @@ class Registry:
         if self.loaded:
             return
         self.loaded = True
+        for module in self.builtin:
+            importlib.import_module(module)
         for point in entry_points(group=self.entry_point_group):
             try:
                 importlib.import_module(point.value.split(":")[0])
@@ -180,6 +217,33 @@ ENVS = Registry("environment", "marl.envs", _env_from_factory)
 AGENTS = Registry("agent", "marl.agents", _agent_from_factory)
 
 
+def _algorithm_from_factory(name: str, kind: str, options: type) -> AlgorithmEntry:
+    """Return the entry of a class of the user, imported when an instance is made."""
+    option = f"{kind}_kwargs"
+
+    def create(options: Any) -> Any:
+        return call_factory(name, kind, (), vars(options)[option])
+
+    def external(options: Mapping[str, Any]) -> list[str]:
+        return [f"{kind} {name}", *named_kwargs(options, option)]
+
+    return AlgorithmEntry(name, create, options, create=create, external=external)
+
+
+ADVANTAGES = Registry(
+    "advantage",
+    "marl.advantages",
+    lambda name: _algorithm_from_factory(name, "advantage", AdvantageFactoryOptions),
+    ("marl.advantages",),
+)
+OBJECTIVES = Registry(
+    "objective",
+    "marl.objectives",
+    lambda name: _algorithm_from_factory(name, "objective", ObjectiveFactoryOptions),
+    ("marl.objective",),
+)
+
+
 def register_env(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a factory `make(task, **options) -> Env` under `name`; see EnvEntry for the keywords."""
 
@@ -196,6 +260,26 @@ def register_agent(name: str, **entry: Any) -> Callable[[Callable[..., Any]], Ca
     def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
         AGENTS.add(AgentEntry(name=name, make=make, **entry))
         return make
+
+    return decorate
+
+
+def register_advantage(name: str, summary: str = "") -> Callable[[type], Any]:
+    """Register a subclass of `marl.advantages.AdvantageEstimator`, a frozen dataclass, under `name`."""
+
+    def decorate(kind: type) -> type:
+        ADVANTAGES.add(AlgorithmEntry(name, kind, kind, summary))
+        return kind
+
+    return decorate
+
+
+def register_objective(name: str, summary: str = "") -> Callable[[type], Any]:
+    """Register a subclass of `marl.objective.Objective`, a frozen dataclass, under `name`."""
+
+    def decorate(kind: type) -> type:
+        OBJECTIVES.add(AlgorithmEntry(name, kind, kind, summary))
+        return kind
 
     return decorate
 

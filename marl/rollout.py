@@ -107,7 +107,7 @@ class Rollout:
         """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
         return self.node_mask if self.value.shape == self.node_mask.shape else self.node_mask.any(-1, keepdim=True)
 
-    def flat(self, advantage: Tensor, returns: Tensor) -> Batch:
+    def flat(self, advantage: Tensor, returns: Tensor | None) -> Batch:
         """All T x E rows as one batch, nothing stored is copied; with a memory, environment after environment."""
 
         def flat(x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Rollout:
             log_prob=flat(self.log_prob),
             value=flat(self.value),
             advantage=flat(advantage),
-            returns=flat(returns),
+            returns=maybe(returns),
             behavior_log_prob=maybe(self.behavior_log_prob),
             reference_log_prob=maybe(self.reference_log_prob),
         )

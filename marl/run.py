@@ -33,7 +33,7 @@ from marl.tracking.console import ConsoleTracker
 from marl.tracking.jsonl import JsonlTracker, drop_lines
 from marl.tracking.tensorboard import TensorBoardTracker
 from marl.trainer import Trainer
-from marl.trust import external_of_agent, external_of_env, mark_trusted, require_trust
+from marl.trust import external_of_agent, external_of_algorithm, external_of_env, mark_trusted, require_trust
 from marl.vector import make_vector
 
 
@@ -82,7 +82,8 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
 
 def external_names(config: RunConfig) -> set[str]:
     """Names of code and files outside the suite that the run imports, runs or opens."""
-    return external_of_env(config) | external_of_agent(config.agent, asdict(config.agent_options))
+    agent = external_of_agent(config.agent, asdict(config.agent_options))
+    return external_of_env(config) | agent | external_of_algorithm(config)
 
 
 def check_empty(folder: Path) -> None:
@@ -113,7 +114,8 @@ def execute(
 ) -> Path:
     """Build the parts, train in the folder, by default a new one, and leave a checkpoint whatever ends it."""
     if (check := AGENTS.get(config.agent).check) is not None:
-        check(config.agent_options, config.learn)
+        check(config)
+    config.check_algorithm()
     seed_everything(config.seed, distributed.rank())
     torch.set_num_threads(1)
     tune_malloc()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from marl import distributed
-from marl.advantages import critic_free_advantages, gae_advantages
+from marl.advantages import AdvantageContext
 from marl.checkpoint.store import (
     Checkpoint,
     load_weights,
@@ -72,7 +72,7 @@ class Trainer:
             parameter_groups(policy, config.learn), eps=config.learn.adam_epsilon, fused=True
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.links, self.objective = config.learn.links(), config.learn.make_objective()
+        self.links, self.advantage, self.objective = config.links(), config.make_advantage(), config.make_objective()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
@@ -269,18 +269,18 @@ class Trainer:
     def make_batch(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
         """A task's rows to learn from, with their advantages, and what there is to say about them."""
         learn = self.config.learn
-        if learn.advantage == "gae":
-            advantage, returns, metrics = gae_advantages(
-                rollout, self.links, self.tasks[task].value_norm, learn.reference_reward_coef
-            )
-        else:
-            advantage, metrics = critic_free_advantages(rollout, learn, self.config.collect.group_size)
-            returns = rollout.value
-        batch = rollout.flat(advantage, returns)
+        context = AdvantageContext(
+            self.links,
+            self.tasks[task].value_norm,
+            self.config.collect.group_size,
+            rollout.node_reward(learn.reference_reward_coef),
+        )
+        advantages = self.advantage(rollout, context)
+        batch = rollout.flat(advantages.advantage, advantages.returns)
         played = batch.nodes.node_mask.flatten(1).any(-1).view(-1, self.segment_steps).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:
             batch = batch.rows(rows_of(played, self.segment_steps))
-        return batch, metrics
+        return batch, advantages.metrics
 
     def update_sequentially(self, batch: Batch) -> dict[str, float]:
         """Update one agent after another (Kuba et al. 2022, algorithm 4), then the critic, with all passes for each.
@@ -297,7 +297,7 @@ class Trainer:
             reports.append(self.run_epochs(mine))
             weight = weight * self.importance_ratio(mine)
         means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
-        if self.config.learn.value_coef:
+        if self.objective.value_coef:
             critic = self.run_epochs(batch.values_only())
             means |= {"loss/value": critic["loss/value"], "loss/total": means["loss/total"] + critic["loss/total"]}
         return means

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from marl.config import RunConfig
+from marl.config import ALGORITHM_REGISTRIES, RunConfig
 from marl.errors import ConfigError
 from marl.files import exclusive_lock, write_whole
 from marl.registry import AGENTS, find_env
@@ -36,6 +36,14 @@ def external_of_env(config: RunConfig) -> set[str]:
 def external_of_agent(agent: str, options: Mapping[str, Any]) -> set[str]:
     """The same of an agent with these options."""
     return set(AGENTS.get(agent).external(options))
+
+
+def external_of_algorithm(config: RunConfig) -> set[str]:
+    """Return the names of code outside the package that the run's advantage estimator and objective are."""
+    names: set[str] = set()
+    for kind, registry in ALGORITHM_REGISTRIES.items():
+        names |= set(registry.get(getattr(config.learn, kind)).external(vars(getattr(config, f"{kind}_options"))))
+    return names
 
 
 def require_trust(folder: Path, names: set[str], trust: bool) -> None:

@@ -11,7 +11,7 @@ from marl.agents.lm.loading import load_backbone
 from marl.agents.lm.options import LanguageOptions, TokenOptions
 from marl.agents.lm.policy import TokenPolicy
 from marl.agents.lm.twosome import Twosome, TwosomeOptions
-from marl.config import LearnConfig
+from marl.config import RunConfig, flatten
 from marl.errors import ConfigError
 from marl.registry import register_agent
 from marl.types import EnvSpec
@@ -33,7 +33,7 @@ ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "grpo": (
         "whole episodes against others that began alike (Shao et al. 2024)",
-        GROUPS | {"advantage": "group"},
+        GROUPS | {"advantage": "grpo"},
     ),
     "gigpo": (
         "the same, and steps against others with the same prompt (Feng et al. 2025)",
@@ -43,22 +43,23 @@ ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
 """Algorithms over tokens: summary and settings."""
 
 
-def check(options: LanguageOptions, learn: LearnConfig) -> None:
-    """Raise ConfigError for settings of learning that leave some of an agent's options without a meaning."""
-    soft = isinstance(options, ETPOOptions)
+def check(config: RunConfig) -> None:
+    """Raise ConfigError for settings of a run that contradict the options of its agent."""
+    options, learn = config.agent_options, config.learn
+    soft, uses_critic = isinstance(options, ETPOOptions), config.make_advantage().uses_critic
     if (learn.objective == "soft_q") != soft:
         raise ConfigError(f"objective is {learn.objective!r}; 'soft_q' is what agent etpo computes, and it alone")
-    if learn.advantage == "gae" and options.critic_reads == "none":
+    if uses_critic and options.critic_reads == "none":
         raise ConfigError(
-            "critic is 'none', and advantage 'gae' needs one; leave --critic out, or learn from whole episodes: "
-            "--advantage return --whole-episodes --value-coef 0"
+            f"critic is 'none', and advantage {learn.advantage!r} needs one; leave --critic out, or learn from whole "
+            "episodes: --advantage return --whole-episodes --value-coef 0"
         )
-    if learn.advantage == "gae" and learn.value_coef == 0.0:
+    if uses_critic and config.make_objective().value_coef == 0.0:
         raise ConfigError("value_coef is 0, so nothing trains the critic that the advantages come from; give more")
-    if learn.advantage != "gae" and options.critic_reads != "none":
+    if not uses_critic and options.critic_reads != "none":
         raise ConfigError(f"advantage is {learn.advantage!r}, which uses no critic; add --critic none")
     for name in ("reference_coef", "reference_reward_coef"):
-        value = getattr(learn, name)
+        value = flatten(config).get(name, 0.0)
         if value and soft:
             raise ConfigError(f"{name} is {value}, but agent etpo weighs that divergence by --beta; leave it 0")
         if value and not options.reference:

@@ -106,13 +106,13 @@ WRONG = [
     (["train", "toy/climbing", "--agent", "random"], "does not learn"),
     (["train", "toy/climbing", "--preset", "toy+mats"], "'toy+mat'"),
     (["train", "toy/climbing", "--learning-rat", "1"], "--learning-rate"),
-    (["train", "toy/climbing", "--clip", "7"], "clip is 7"),
+    (["train", "toy/climbing", "--clip", "7"], "clip=7"),
     (["train", "toy/climbing", "--steps", "many"], "many"),
     (["train", "no.such.module:make"], "cannot import"),
     (["train", "gymnasium:CartPole-v99"], "CartPole"),
     (["train", "mamujoco/HalfCheetah-5x1"], "HalfCheetah-6x1"),
     (["train", "toy/climbing", "--embedding", "0"], "embedding=0"),
-    (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef is inf"),
+    (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef=inf"),
     (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
     (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
     (["train", "toy/climbing", "--name", "../x"], "name is '../x'"),
@@ -150,7 +150,7 @@ WRONG = [
         "has no option --agent-order; these have it: mat",
     ),
     (["train", "toy/climbing", "--agent", "ippo", "--layout=entities"], "has no option --layout; these have it: smac"),
-    (["train", "toy/climbing", "--advantage", "group", "--value-coef", "1"], "has no critic"),
+    (["train", "toy/climbing", "--advantage", "grpo", "--value-coef", "1"], "has no critic"),
     (["train", "toy/climbing", "--agent", "poad", "--no-agent-id"], "has no option --no-agent-id; these have it"),
     (["train", "toy/climbing", "--agent", "mat", "--agent", "ippo", "--heads", "2"], "no option --heads"),
     (["train", "toy/climbing+"], "no task on one side of a +"),
@@ -341,7 +341,7 @@ def test_yaml_errors_name_file_and_field():
     for bad in ("clip: 7.0", "clipp: 0.2", "clip: [1]"):
         with pytest.raises(ConfigError, match=r"run\.yaml.*clip"):
             from_yaml(good.replace("clip: 0.2", bad, 1), "run.yaml")
-    assert from_yaml(good.replace("clip: 0.2", "clip: 1e-1", 1)).learn.clip == 0.1
+    assert from_yaml(good.replace("clip: 0.2", "clip: 1e-1", 1)).objective_options.clip == 0.1
 
 
 def test_every_option_is_read():

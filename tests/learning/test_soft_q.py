@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl.config import LearnConfig, default_config, override
+from marl.config import default_config, override
 from marl.errors import ConfigError
 from marl.objective import SoftQ
 from marl.tracking import MultiTracker
@@ -87,5 +87,5 @@ def plain(evaluation):
 
 
 def test_values_in_other_units_are_refused():
-    with pytest.raises(ConfigError, match=r"value_norm_decay is 0\.5; objective 'soft_q' needs it to be 0"):
-        LearnConfig(**(SOFT | {"value_norm_decay": 0.5}))
+    with pytest.raises(ConfigError, match=r"value_norm_decay=0\.5, but objective 'soft_q' needs values in units"):
+        override(default_config("toy/chain", "ippo"), SOFT | {"value_norm_decay": 0.5})

@@ -22,7 +22,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("advantage", ["return", "rloo", "group", "gigpo"])
+@pytest.mark.parametrize("advantage", ["return", "rloo", "grpo", "gigpo"])
 def test_a_sequence_is_copied(advantage):
     """One agent repeats three symbols that it sees; by chance it earns 1/3."""
     config = override(default_config("toy/copy", "ippo"), SETTINGS | {"advantage": advantage})

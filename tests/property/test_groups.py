@@ -1,6 +1,5 @@
 """Comparisons inside groups against loops written out, and credit of whole rollouts against sums by hand."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marl.advantages import critic_free_advantages
+from marl.advantages import (
+    EPSILON,
+    GRPO,
+    RLOO,
+    AdvantageContext,
+    GiGPO,
+    Return,
+    gigpo_step_advantages,
+    group_std,
+    grpo_advantages,
+    leave_one_out,
+    observation_keys,
+)
 from marl.config import LearnConfig
-from marl.groups import EPSILON, gigpo_step_advantages, group_std, grpo_advantages, leave_one_out, observation_keys
+from marl.value_norm import ValueNorm
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))  # groups, size, agents
 
@@ -137,13 +148,10 @@ def test_credit_of_whole_episodes(agents, coef):
         gamma=gamma,
         agent_credit=agents,
         token_credit="sequential",
-        value_coef=0.0,
-        advantage="return",
-        reference_reward_coef=coef,
-        gigpo_step_weight=0.5,
     )
+    context = AdvantageContext(learn.links(uses_critic=False), ValueNorm(0.0), size, rollout.node_reward(coef))
     chains = {n: [(m, l) for m in ([n] if agents == "parallel" else range(2)) for l in range(3)] for n in range(2)}
-    advantage = critic_free_advantages(rollout, learn, size)[0]
+    advantage = Return()(rollout, context).advantage
     expected = torch.zeros_like(advantage)
     for t, e, n, l in np.ndindex(expected.shape):
         begin = chains[n].index((n, l))
@@ -157,11 +165,11 @@ def test_credit_of_whole_episodes(agents, coef):
         returns[t, e, n] = future(rollout, t, e, chains[n], gamma, coef)
     exists, valid = rollout.node_mask.any(-1), torch.ones_like(returns[0], dtype=torch.bool)
     steps = gigpo_step_advantages(returns, observation_keys(rollout.inputs, 2), exists, size)
-    for name, value in {
-        "rloo": leave_one_out(returns[0], valid, size).expand_as(returns),
-        "group": grpo_advantages(returns[0], valid, size).expand_as(returns),
-        "gigpo": grpo_advantages(returns[0], valid, size) + 0.5 * steps,
+    for estimator, value in {
+        RLOO(): leave_one_out(returns[0], valid, size).expand_as(returns),
+        GRPO(): grpo_advantages(returns[0], valid, size).expand_as(returns),
+        GiGPO(gigpo_step_weight=0.5): grpo_advantages(returns[0], valid, size) + 0.5 * steps,
     }.items():
-        advantage, metrics = critic_free_advantages(rollout, replace(learn, advantage=name), size)
-        torch.testing.assert_close(advantage.squeeze(-1), value.masked_fill(~exists, 0.0))
-        assert metrics["group/std"] == pytest.approx(float(group_std(returns[0], valid, size).mean()))
+        advantages = estimator(rollout, context)
+        torch.testing.assert_close(advantages.advantage.squeeze(-1), value.masked_fill(~exists, 0.0))
+        assert advantages.metrics["group/std"] == pytest.approx(float(group_std(returns[0], valid, size).mean()))

@@ -88,7 +88,7 @@ def test_behavior_and_reference_are_kept_where_a_policy_gives_them():
     rollout, _ = plain.collect()
     assert rollout.behavior_log_prob is None
     assert rollout.node_reward(0.0) is None
-    with pytest.raises(ConfigError, match="reference_reward_coef is"):
+    with pytest.raises(ConfigError, match="reference_reward_coef="):
         rollout.node_reward(0.5)
     sampling = collector(lambda: make_toy("chain"), kind=Sampler)
     rollout, _ = sampling.collect()
@@ -237,9 +237,9 @@ def test_what_breaks_after_an_episode_does_not_matter():
     [
         ({"group_size": 2}, "add --whole-episodes"),
         ({"group_size": 3, "whole_episodes": True}, "does not divide num_envs, 4"),
-        ({"advantage": "group", "value_coef": 0.0}, "needs whole episodes"),
-        ({"advantage": "rloo", "value_coef": 0.0, "whole_episodes": True}, "group_size is 1; give 2 or more"),
-        ({"advantage": "return", "whole_episodes": True}, r"value_coef is 1\.0; give 0"),
+        ({"advantage": "grpo", "value_coef": 0.0}, "needs whole episodes"),
+        ({"advantage": "rloo", "value_coef": 0.0, "whole_episodes": True}, "group_size=1; set 2 or more"),
+        ({"advantage": "return", "whole_episodes": True}, r"value_coef=1\.0; set it to 0"),
     ],
 )
 def test_settings_of_whole_episodes_that_do_not_fit(small, changes, said):

@@ -283,9 +283,11 @@ def defined():
 
 def test_settings_that_define_an_agent_are_its_defaults(small, defined):
     config = default_config("toy/chain", defined)
-    assert (config.learn.gamma, config.learn.clip, config.agent_options.hidden) == (0.5, 0.3, (8,))
+    assert (config.learn.gamma, config.objective_options.clip, config.agent_options.hidden) == (0.5, 0.3, (8,))
     assert from_yaml(to_yaml(config)) == config
-    assert from_yaml(f"env: toy/chain\nagent: {defined}\nlearn: {{clip: 0.1}}") == override(config, {"clip": 0.1})
+    assert from_yaml(f"env: toy/chain\nagent: {defined}\nobjective_options: {{clip: 0.1}}") == override(
+        config, {"clip": 0.1}
+    )
     # A digest holds what differs from the agent's own defaults.
     assert digest(override(config, {"clip": 0.2})) != digest(config)
     folder = run.start(small(agent=defined, eval_episodes=0))
@@ -419,7 +421,7 @@ def test_passes_change_nothing_whatever_is_read(small, env, agent, changes):
         ({"num_envs": 0}, "num_envs is 0"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"clip": 0.0}, "clip is 0.0"),
+        ({"clip": 0.0}, "clip=0.0"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"device": "cuda:7"}, "sees no GPU"),
