@@ -20,6 +20,7 @@ import resource
 import signal
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from marl.errors import ConfigError
+from marl.seeding import seed_everything
 
 Tool = Callable[..., Any]
 MAX_CALL = 1000
@@ -95,21 +97,29 @@ class Toolbox:
             if not child:
                 try:
                     os.setpgid(0, 0)
+                    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                     _limit(self.seconds, self.wall_seconds)
+                    seed_everything(zlib.crc32(text.encode()))
                     answer = shortened(_answer(tool, text), max_length)
                     stream.write(answer.encode(errors="backslashreplace"))
                     stream.flush()
-                finally:
                     os._exit(0)
-            status = os.waitpid(child, 0)[1]
+                finally:
+                    os._exit(1)
+            status = os.waitpid(child, os.WUNTRACED)[1]
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
+            if os.WIFSTOPPED(status):  # no timer ends a process that is stopped
+                os.kill(child, signal.SIGKILL)
+                status = os.waitpid(child, 0)[1]
             stream.seek(0)
             answer = stream.read().decode(errors="replace")
         limits: dict[int, float] = {signal.SIGPROF: self.seconds, signal.SIGALRM: self.wall_seconds}
         if os.WIFSIGNALED(status) and (limit := limits.get(os.WTERMSIG(status))):
             return shortened(f"mistake: this takes longer than {limit:g} seconds", max_length)
-        return answer or shortened("mistake: the tool broke down without an answer", max_length)
+        if status:
+            return shortened("mistake: the tool broke down without an answer", max_length)
+        return answer
 
 
 def _limit(seconds: float, wall_seconds: float) -> None:
@@ -141,6 +151,10 @@ def _answer(tool: Tool, text: str) -> str:
         return "mistake: this needs too much memory"
     except RecursionError:
         return "mistake: this goes round in circles, or too deep"
+    except SyntaxError as error:
+        return f"mistake: {error.msg}"
+    except KeyError as error:
+        return f"mistake: KeyError: {ADDRESS.sub('', str(error))}"
     except BaseException as error:  # a tool may even want to exit
         return f"mistake: {ADDRESS.sub('', str(error)) or type(error).__name__}"
 
@@ -150,6 +164,8 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     call = ast.parse(text, mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError("write one call and nothing else")
+    if any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("write each named argument as name=value")
     try:
         arguments = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

@@ -89,7 +89,7 @@ CALLS = [
     ("add(2, -3)", "-1"),
     (" add ('a', 'b') ", "ab"),
     ("add([1], [2])", "[1, 2]"),
-    ("broken('x')", "mistake: 'x'"),
+    ("broken('x')", "mistake: KeyError: 'x'"),
     ("add(2)", "mistake: add() missing 1 required positional argument: 'right'"),
     ("add(2, 3) + 1", "mistake: write one call and nothing else"),
     ("5", None),

@@ -2,11 +2,14 @@
 
 import itertools
 import os
+import random
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from marl.envs.text import TextEnv, TextStep
 from marl.envs.tools import MAX_ITEMS, Toolbox
@@ -57,12 +60,22 @@ def crash(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
 
+def read():
+    """Read what is typed."""
+    return open(0, closefd=False).read()
+
+
+def draw():
+    """Draw from the global generators."""
+    return [random.random(), float(np.random.random()), float(torch.rand(()))]  # noqa: NPY002 - as tools may
+
+
 def sleep(seconds):
     """Wait."""
     time.sleep(seconds)
 
 
-TOOLS = [times, power, descend, give, fail, crash, sleep]
+TOOLS = [times, power, descend, give, fail, crash, read, draw, sleep]
 CALLS = [
     ("times('x', 3000000000)", "mistake: this needs too much memory"),
     ("times([0], 1000000000)", "mistake: this needs too much memory"),
@@ -74,6 +87,11 @@ CALLS = [
     ("descend(0)", "mistake: this goes round in circles, or too deep"),
     ("crash()", "mistake: the tool broke down without an answer"),
     ("crash(40)", "mistake: the tool broke down without an answer"),
+    (f"crash({int(signal.SIGSTOP)})", "mistake: the tool broke down without an answer"),
+    ("read()", ""),
+    ("give('nothing')", "mistake: KeyError: 'nothing'"),
+    ("times(1, 2", "mistake: '(' was never closed"),
+    ("times(**{'left': 1}, right=2)", "mistake: write each named argument as name=value"),
     ("give('object')", "<object object>"),
     ("give('inside')", "[<object object>, {1: (2.5,)}, (None, 'a')]"),
     ("give('set')", "{'a', 'b', 'c', 'd'}"),
@@ -114,6 +132,16 @@ def test_brackets_without_end_are_a_mistake(nested):
     answer = Toolbox(TOOLS).call(f"times({nested}, 1)", max_length=80)
     assert answer.startswith("mistake: ")
     assert len(answer) <= 80
+
+
+def test_what_a_tool_draws_depends_on_the_call_only():
+    def drawn(text):
+        return Toolbox([draw, times]).call(text)
+
+    first = drawn("draw()")
+    for generator in (random.random, np.random.random, lambda: torch.rand(())):
+        generator()
+    assert drawn("draw()") == first != drawn("draw( )")
 
 
 def test_endless_and_round_results_come_to_an_end():
