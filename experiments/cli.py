@@ -145,7 +145,7 @@ def dispatch() -> None:
 
 def train(args: list[str]) -> None:
     from marl.experiments.presets import by_name, choose
-    from marl.run import start
+    from marl.run import Extras, start
 
     env = args[0] if args and not args[0].startswith("-") else None
     if env is None:
@@ -156,7 +156,7 @@ def train(args: list[str]) -> None:
     agent, preset = scan_flag(args, "--agent", "mat"), scan_flag(args, "--preset", "")
     base, source = by_name(preset, env, agent) if preset else choose(env, agent)
     config = parse(base, args)
-    start(config, (f"settings: {source}", *algorithm_changes(config, base)))
+    start(config, Extras(notes=(f"settings: {source}", *algorithm_changes(config, base))))
 
 
 ESSENTIAL = ("agent_credit", "token_credit", "agent_updates", "objective", "advantage", "ratio_level")

@@ -25,7 +25,7 @@ from marl.policy import Policy, require_policy
 from marl.policy_io import batch_of_one, load_checkpoint, make_policy
 from marl.protocols import Env
 from marl.registry import AGENTS, EnvFactory, find_family
-from marl.run import read_config
+from marl.run_folder import read_config
 from marl.stopping import stop_requests
 from marl.transcript import record_transcript
 from marl.trust import external_of_algorithm, external_of_env, require_trust
@@ -55,7 +55,7 @@ class LoadedAgent:
         return parsed.act == "greedy" or (parsed.act == "run" and not self.config.evaluation.eval_stochastic)
 
 
-def load_agent(parsed: Any) -> LoadedAgent:
+def resolve(parsed: Any) -> LoadedAgent:
     """Load the run, checkpoint or environment that the subject names."""
     subject, agent, which = parsed.subject, parsed.agent, parsed.which
     path = Path(subject)
@@ -66,7 +66,7 @@ def load_agent(parsed: Any) -> LoadedAgent:
         folder = path.parent.parent if checkpoint_only else path
         config, typed = read_config(folder), set()
         if parsed.env:
-            config = config_for_env(config, parsed.env)
+            config = elsewhere(config, parsed.env)
             typed = external_of_env(default_config(parsed.env, config.agent))
         require_trust(folder, (external_of_env(config) - typed) | external_of_algorithm(config), parsed.trust)
         root = path if checkpoint_only else path / "checkpoints"
@@ -94,7 +94,7 @@ def load_agent(parsed: Any) -> LoadedAgent:
     return LoadedAgent(config, f"{agent} on {subject}", None, ValueNorm(0.0))
 
 
-def config_for_env(config: RunConfig, env: str) -> RunConfig:
+def elsewhere(config: RunConfig, env: str) -> RunConfig:
     """Return the configuration for another environment, with the same options if it is of the same family."""
     entry = find_family(env)
     kept = config.env_options if entry.name == find_family(config.env).name else entry.options()
@@ -114,7 +114,7 @@ def print_eval(parsed: Any) -> None:
     require_episodes("episodes", parsed.episodes)
     if parsed.num_envs < 1:
         raise ConfigError(f"num_envs={parsed.num_envs}; give 1 or more")
-    subject = load_agent(parsed)
+    subject = resolve(parsed)
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
     tasks, lines = subject.config.tasks, []
@@ -122,7 +122,7 @@ def print_eval(parsed: Any) -> None:
     with stop_requests(lambda: stopped.append(True)):
         for task in tasks:
             title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
-            table, rows = evaluate_task(subject, task, title, parsed, lambda: bool(stopped))
+            table, rows = report_task(subject, task, title, parsed, lambda: bool(stopped))
             lines += rows
             if parsed.out is not None:
                 write_whole(parsed.out, "\n".join(lines) + "\n")
@@ -131,7 +131,7 @@ def print_eval(parsed: Any) -> None:
                 break
 
 
-def evaluate_task(
+def report_task(
     subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
 ) -> tuple[Table, list[str]]:
     """Evaluate on the test seeds of one environment. Return a table, and a JSON line for each finished episode."""
@@ -202,20 +202,20 @@ class Viewer:
         """Show the last reset or step."""
         if self.film is not None:
             for picture in self.film.draw(attention):
-                self.add_frame(picture)
+                self.add(picture)
             return
         with named_errors(self.name):
             shown = self.env.render()
         if isinstance(shown, str):
-            self.refuse_view("video", "text", "pictures")
+            self.refuse("video", "text", "pictures")
             self.refuse_video_options()
             print(shown)
             self.drawn = True
         elif shown is not None:
-            self.refuse_view("text", "pictures", "text")
-            self.add_frame(shown)
+            self.refuse("text", "pictures", "text")
+            self.add(shown)
 
-    def refuse_view(self, view: str, drawn: str, absent: str) -> None:
+    def refuse(self, view: str, drawn: str, absent: str) -> None:
         """Raise ConfigError if `view` was requested, which the environment does not draw."""
         if self.view == view:
             raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
@@ -225,13 +225,13 @@ class Viewer:
         if self.video_only:
             raise ConfigError(f"{self.name} is shown as text, so {self.video_only[0]} has no effect; leave it out")
 
-    def add_frame(self, picture: np.ndarray) -> None:
+    def add(self, picture: np.ndarray) -> None:
         """Append a frame to the video."""
         self.writer = self.writer or open_video(self.out, self.fps)
         self.writer.append_data(picture)
         self.drawn = True
 
-    def show_end(self) -> None:
+    def end(self) -> None:
         """Print the last moment of an episode as text if only frames of it were shown."""
         if self.film is not None and isinstance(text := self.env.render(), str):
             print(text)
@@ -244,7 +244,7 @@ class Viewer:
 
 def show(parsed: Any) -> None:
     """Run `marl play`: print a transcript, write a video into the run's folder, or print text."""
-    subject = load_agent(parsed)
+    subject = resolve(parsed)
     with named_errors(subject.task.name):
         env = EnvFactory(subject.task.name, drawing_options(subject.task))()
     try:
@@ -252,12 +252,12 @@ def show(parsed: Any) -> None:
         if parsed.view in (None, "transcript") and policy.has_transcript:
             print_transcript(subject, policy, parsed)
         else:
-            show_frames(subject, policy, env, parsed)
+            draw(subject, policy, env, parsed)
     finally:
         env.close()
 
 
-def show_frames(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
+def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
     """Show episodes as a video or as the text that the environment renders."""
     name = subject.task.name
     if parsed.view == "transcript":
@@ -399,7 +399,7 @@ def play_episode(
             viewer.show(policy.attention(played.inputs, nodes)[0].cpu().numpy() if attention else None)
         if not played.cut[0] and played.ended[0]:
             end = "terminated" if step.terminated[0] else "reached the time limit"
-    viewer.show_end()
+    viewer.end()
     print(f"return {total:.6g} in {length} steps; {end}")
 
 

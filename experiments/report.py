@@ -14,7 +14,7 @@ from marl.config import RESUMABLE_FIELDS, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, MissingDependencyError
 from marl.evaluation import Split
 from marl.files import whole_files
-from marl.run import read_config
+from marl.run_folder import read_config
 from marl.stats import bootstrap_interval, interquartile_mean, mean_interval, probability_of_improvement
 from marl.tracking.metrics import axis_label
 
@@ -35,21 +35,21 @@ class RunGroup:
     curves: dict[int, Curve]
     tests: dict[int, Curve]
 
-    def common_steps(self) -> list[int]:
+    def steps(self) -> list[int]:
         """Return the steps at which every run was evaluated."""
         return sorted(set.intersection(*(set(curve) for curve in self.curves.values())))
 
-    def score_at(self, step: int) -> tuple[float, float, float]:
+    def at(self, step: int) -> tuple[float, float, float]:
         """Return mean over seeds and 95 % Student interval, which is NaN for a single seed."""
         return summary([curve[step] for curve in self.curves.values()])
 
-    def has_test_scores(self, step: int) -> bool:
+    def tested(self, step: int) -> bool:
         """Return True if every run was scored on the test seeds at `step`."""
         return all(step in self.tests[seed] for seed in self.curves)
 
     def scores(self, step: int) -> list[float]:
         """Return one score for each run: on the test seeds if all runs have one, else on the validation seeds."""
-        return [(self.tests if self.has_test_scores(step) else self.curves)[seed][step] for seed in self.curves]
+        return [(self.tests if self.tested(step) else self.curves)[seed][step] for seed in self.curves]
 
 
 def summary(scores: Sequence[float]) -> tuple[float, float, float]:
@@ -67,11 +67,11 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
     scores: dict[int, list[float]] = {}
     rows = list(read_rows(folder / "evaluations.jsonl"))
     for row in rows:
-        known = row_metrics(row)
+        known = values_of(row)
         if row.get("cut") and metric not in known:
             known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
-            raise unknown_metric(metric, folder, known)
+            raise no_metric(metric, folder, known)
         if row.get("split", "validation") == split and np.isfinite(known[metric]):
             scores.setdefault(row["step"], []).append(known[metric])
     if not rows:
@@ -79,7 +79,7 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
     return {step: float(np.mean(values)) for step, values in scores.items()}
 
 
-def row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def values_of(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of an evaluated episode from the fields of its EpisodeRow."""
     by_type = {f"return/{name}": value for name, value in row.get("type_returns", {}).items()}
     return {"return": row["episode_return"], "length": row["length"], **by_type, **row["info"]}
@@ -99,7 +99,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def unknown_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
+def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
     """Return the error for a metric that the episodes lack."""
     return ConfigError(f"the episodes of {whose} have no {metric!r}; give one of {', '.join(sorted(known))}")
 
@@ -115,7 +115,7 @@ NOT_COMPARED = RESUMABLE_FIELDS - {"eval_stochastic"} | {
 """Fields that do not change the result, or that groups and curves distinguish already."""
 
 
-def group_settings(config: RunConfig) -> dict[str, Any]:
+def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return the settings that runs of one group share. Of `init_from`, only its presence counts."""
     flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
     steps = {"steps": config.steps} if config.learn.anneal_learning_rate else {}
@@ -130,7 +130,7 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
     found: dict[str, tuple[RunConfig, dict[int, Curve], dict[int, Curve]]] = {}
     for folder in folders:
         config = read_config(folder)
-        key = json.dumps([config.env, config.agent, group_settings(config)], default=str)
+        key = json.dumps([config.env, config.agent, settings_of(config)], default=str)
         _, curves, tests = found.setdefault(key, (config, {}, {}))
         if config.seed in curves:
             raise ConfigError(
@@ -141,7 +141,7 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
         tests[config.seed] = read_curve(folder, metric, "test")
     configs = [config for config, *_ in found.values()]
     return [
-        RunGroup(config.env, group_name(config, configs), dict(sorted(curves.items())), tests)
+        RunGroup(config.env, name_of(config, configs), dict(sorted(curves.items())), tests)
         for config, curves, tests in found.values()
     ]
 
@@ -153,15 +153,15 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("config.yaml")) or [folder]
 
 
-def group_name(config: RunConfig, others: Iterable[RunConfig]) -> str:
+def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
     """Return the agent's name, followed by the settings in which its groups on the same environment differ."""
-    mine = group_settings(config)
-    rivals = [group_settings(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
+    mine = settings_of(config)
+    rivals = [settings_of(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
     own = [f"{name}={value}" for name, value in mine.items() if any(other.get(name) != value for other in rivals)]
     return " ".join([config.agent, *own])
 
 
-def format_score(metric: str, value: float, low: float, high: float) -> str:
+def shown(metric: str, value: float, low: float, high: float) -> str:
     """Format a mean and its interval: success in per cent, clipped to 0 to 100, other metrics with four digits."""
     if metric == "success":
         interval = "" if np.isnan(low) else f" ({100 * max(low, 0.0):.0f} to {100 * min(high, 1.0):.0f})"
@@ -175,26 +175,24 @@ highest on the way: validation seeds, so it is biased upwards"""
 """Caption of the table: evaluation seeds of its columns."""
 
 
-def group_table(groups: Sequence[RunGroup], metric: str) -> Table:
+def table(groups: Sequence[RunGroup], metric: str) -> Table:
     """Return a table with one row for each group: final score, and highest evaluation at which every run was scored."""
     names = (Column(name, overflow="fold") for name in ("environment", "agent"))
     made = Table(*names, "seeds", "steps", f"{metric} at the end (95 %)", "highest on the way", "at")
     made.caption = SEEDS_USED
     for group in groups:
-        steps = group.common_steps()
+        steps = group.steps()
         if not steps:
             made.add_row(group.env, group.name, str(len(group.curves)), "-", "no common evaluation", "-", "-")
             continue
-        best = max(steps, key=lambda step: group.score_at(step)[0])
-        end = format_score(metric, *summary(group.scores(steps[-1]))) + (
-            "" if group.has_test_scores(steps[-1]) else " *"
-        )
-        cells = f"{steps[-1]:,}", end, format_score(metric, *group.score_at(best)), f"{best:,}"
+        best = max(steps, key=lambda step: group.at(step)[0])
+        end = shown(metric, *summary(group.scores(steps[-1]))) + ("" if group.tested(steps[-1]) else " *")
+        cells = f"{steps[-1]:,}", end, shown(metric, *group.at(best)), f"{best:,}"
         made.add_row(group.env, group.name, str(len(group.curves)), *cells)
     return made
 
 
-def aggregate_table(groups: Sequence[RunGroup], metric: str) -> Table | None:
+def overall(groups: Sequence[RunGroup], metric: str) -> Table | None:
     """Compare agents over all environments, up to the last step at which all were evaluated.
 
     Shows interquartile means over seeds and environments with stratified bootstrap intervals, and the probability of
@@ -207,12 +205,12 @@ def aggregate_table(groups: Sequence[RunGroup], metric: str) -> Table | None:
     whole = len(found) == len(envs) * len(names) and all(len(each) == 1 for each in counts.values())
     if metric != "success" or min(len(envs), len(names)) < 2 or not whole:
         return None
-    steps = {env: sorted(set.intersection(*(set(found[env, name].common_steps()) for name in names))) for env in envs}
+    steps = {env: sorted(set.intersection(*(set(found[env, name].steps()) for name in names))) for env in envs}
     if not all(each and each[-1] for each in steps.values()):
         return None
     made = Table("agent", "at the end (95 %)", "on the way (95 %)", f"P(improvement on {names[0]})")
     made.title = f"{metric} over {len(envs)} environments, interquartile means"
-    untested = any(not found[env, name].has_test_scores(each[-1]) for env, each in steps.items() for name in names)
+    untested = any(not found[env, name].tested(each[-1]) for env, each in steps.items() for name in names)
     made.caption = "the end: " + ", ".join(f"{env} {each[-1]:,}" for env, each in steps.items())
     made.caption += "; validation seeds" if untested else "; test seeds at the end, validation seeds on the way"
     ends: dict[str, np.ndarray] = {}
@@ -220,7 +218,7 @@ def aggregate_table(groups: Sequence[RunGroup], metric: str) -> Table | None:
         curves = [[[curve[step] for step in steps[env]] for curve in found[env, name].curves.values()] for env in envs]
         ends[name] = np.array([found[env, name].scores(steps[env][-1]) for env in envs]).T
         way = np.array([[np.mean(curve) for curve in seeds] for seeds in curves]).T
-        cells = (format_score(metric, interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
+        cells = (shown(metric, interquartile_mean(x), *bootstrap_interval(x)) for x in (ends[name], way))
         better = probability_of_improvement(ends[name], ends[names[0]])
         made.add_row(name, *cells, f"{better:.2f}" if name != names[0] else "-")
     return made
@@ -236,7 +234,7 @@ def to_json(groups: Sequence[RunGroup], metric: str) -> dict[str, Any]:
     return {"metric": metric, **both}
 
 
-def draw_curves(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
+def draw(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
     """Draw the mean curves, and faintly the curves of all runs, with one panel for each environment.
 
     Raises MissingDependencyError without matplotlib.
@@ -255,10 +253,10 @@ def draw_curves(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
     for panel, env in zip(panels, envs, strict=False):
         here = [group for group in groups if group.env == env]
         for group in here:
-            color, steps = f"C{names.index(group.name)}", group.common_steps()
+            color, steps = f"C{names.index(group.name)}", group.steps()
             for curve in group.curves.values():
-                plot_curve(panel, list(curve), list(curve.values()), color=color, alpha=0.3, linewidth=0.7)
-            plot_curve(panel, steps, [group.score_at(step)[0] for step in steps], color=color, linewidth=1.8)
+                plot(panel, list(curve), list(curve.values()), color=color, alpha=0.3, linewidth=0.7)
+            plot(panel, steps, [group.at(step)[0] for step in steps], color=color, linewidth=1.8)
         seeds = sorted({len(group.curves) for group in here})
         count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         panel.set_title(f"{env}, seeds: {count}", fontsize=10)
@@ -276,7 +274,7 @@ def draw_curves(groups: Sequence[RunGroup], metric: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_curve(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
+def plot(panel: Any, x: list[int], y: list[float], **style: Any) -> None:
     """Plot a line, or a dot for a single point."""
     panel.plot(x, y, marker="o" if len(x) == 1 else "", **style)
 
@@ -295,12 +293,12 @@ def compare_runs(folders: Sequence[Path], metric: str, out: Path | None) -> None
             raise ConfigError(f"cannot write {out}: its folder does not exist")
         out = out.with_suffix("") if out.suffix in (".json", ".png") else out
     groups = group_runs([run for folder in folders for run in find_runs(folder)], metric)
-    tables = [group_table(groups, metric), aggregate_table(groups, metric)]
+    tables = [table(groups, metric), overall(groups, metric)]
     if out is not None:
         data, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
         with whole_files(data, picture) as (data_beside, picture_beside):
             data_beside.write_text(json.dumps(to_json(groups, metric), indent=1) + "\n", encoding="utf-8")
-            draw_curves(groups, metric, picture_beside)
+            draw(groups, metric, picture_beside)
     Console().print(*filter(None, tables))
     if out is not None:
         print(f"wrote {out}.json and {out}.png")

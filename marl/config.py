@@ -31,6 +31,7 @@ from marl.registry import (
     tasks_of,
     unknown_name_message,
 )
+from marl.tracking.base import check_tracker_name
 from marl.value_norm import ValueNorm
 
 
@@ -229,6 +230,8 @@ class RunConfig:
     """Folder that holds the runs."""
     name: str = ""
     """Name of this run's folder; empty makes one from environment, agent, seed and time."""
+    trackers: tuple[str, ...] = ()
+    """Trackers besides JSONL and TensorBoard: wandb, mlflow, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
     init_from: str = ""
     """Folder of a run, or of a checkpoint, whose last weights to begin with; empty begins with new ones."""
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -244,6 +247,9 @@ class RunConfig:
         # A run finds the files of its factories from any folder.
         object.__setattr__(self, "env", "+".join(map(_absolute_task, self.env.split("+"))))
         object.__setattr__(self, "agent", absolute_name(self.agent))
+        object.__setattr__(self, "trackers", tuple(map(absolute_name, self.trackers)))
+        for tracker in self.trackers:
+            check_tracker_name(tracker)
         _positive(self, "steps")
         entries = [registry.get(getattr(self.learn, kind)) for kind, registry in ALGORITHM_REGISTRIES.items()]
         for (kind, _), entry in zip(ALGORITHM_REGISTRIES.items(), entries, strict=True):
@@ -326,7 +332,7 @@ OPTION_PARTS = ("advantage_options", "objective_options", "agent_options", "env_
 """Parts whose class depends on the names that a run gives."""
 PARTS = ("collect", "learn", "evaluation", "compute", *OPTION_PARTS)
 RESUMABLE_FIELDS = frozenset(
-    {"steps", "runs_dir", "name", "workers", "restart_workers", "on_nonfinite", "env_threads"}
+    {"steps", "runs_dir", "name", "trackers", "workers", "restart_workers", "on_nonfinite", "env_threads"}
     | {f.name for f in dataclasses.fields(EvalConfig)}
 )
 """Fields that a resumed run may change without changing what it has computed."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from marl import distributed
+from marl.callbacks import Callback
 from marl.config import RunConfig, flatten
 
 LOGGER = logging.getLogger("marl")
@@ -28,14 +29,11 @@ WARMUP_ITERATIONS = 5
 """Iterations in which most actions of an untrained language model may be invalid."""
 
 
-class Diagnostics:
+class Diagnostics(Callback):
     """Warn once of each kind of trouble, with its iteration: in the console, and as text under the tag warning/KIND.
 
     `trainer.warned` holds the kinds that were warned about; checkpoints keep it.
     """
-
-    def on_start(self, trainer: Any) -> None:
-        pass
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         for kind, text in find_symptoms(metrics, trainer.config, trainer.iteration, trainer.steps):
@@ -45,12 +43,6 @@ class Diagnostics:
             if distributed.rank() == 0:
                 LOGGER.warning("iteration %d: %s", trainer.iteration, text)
                 trainer.tracker.text(trainer.steps, f"warning/{kind}", f"iteration {trainer.iteration}: {text}")
-
-    def on_logged(self, trainer: Any) -> None:
-        pass
-
-    def on_stop(self, trainer: Any) -> None:
-        pass
 
 
 def find_symptoms(

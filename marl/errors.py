@@ -49,6 +49,10 @@ class RunFolderError(MarlError):
     """The folder of a run was renamed, replaced or deleted while it trained."""
 
 
+class CallbackError(MarlError):
+    """A callback or a tracker of the user raised an error."""
+
+
 class CheckpointError(MarlError):
     """No usable checkpoint, or one that does not fit the run."""
 

@@ -1,4 +1,4 @@
-"""Factories of the user: `package.module:function`, or `path/to/file.py:function`."""
+"""Code of the user: factories named `package.module:function` or `path/to/file.py:function`, callbacks and trackers."""
 
 import hashlib
 import importlib
@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 import dacite
 
-from marl.errors import ConfigError, UnknownNameError, unknown_name_message
+from marl.errors import CallbackError, ConfigError, UnknownNameError, unknown_name_message
 
 FILE_SUFFIX = ".py"
 
@@ -68,7 +68,7 @@ def import_factory(name: str, kind: str) -> Callable[..., Any]:
         module = _load_file(Path(place)) if place.endswith(FILE_SUFFIX) else importlib.import_module(place)
         factory = getattr(module, attribute)
     except (Exception, SystemExit) as error:
-        where = "" if isinstance(error, ImportError | AttributeError | FileNotFoundError) else _place(error)
+        where = "" if isinstance(error, ImportError | AttributeError | FileNotFoundError) else place_of(error)
         raise ConfigError(
             f"cannot import {kind} {name!r} ({type(error).__name__}{where}: {error}); give PACKAGE.MODULE:FUNCTION of "
             "an installed module or of one in the working folder, or FILE.py:FUNCTION"
@@ -116,12 +116,29 @@ def check_arguments(
         ) from error
 
 
+def call_method(part: Any, kind: str, method: str, *arguments: Any) -> Any:
+    """Call a method of a callback or a tracker, which `kind` says, and return its result.
+
+    Raises CallbackError, with the class and the method, for an error of a class from outside this package.
+    """
+    try:
+        return getattr(part, method)(*arguments)
+    except (Exception, SystemExit) as error:
+        owner = type(part)
+        if owner.__module__.partition(".")[0] == "marl":
+            raise
+        raise CallbackError(
+            f"{kind} {owner.__module__}.{owner.__qualname__} raised {type(error).__name__} in "
+            f"{method}{place_of(error)}: {error}"
+        ) from error
+
+
 def raised_in(error: BaseException, name: str) -> ConfigError:
     """Return an error of the user's code as a ConfigError that names its type and its place."""
-    return ConfigError(f"{name} raised {type(error).__name__}{_place(error)}: {error}; mend the code")
+    return ConfigError(f"{name} raised {type(error).__name__}{place_of(error)}: {error}; mend the code")
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Return " at FILE:LINE" of the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,6 +1,5 @@
 """The interfaces that environments, trackers and callbacks fill."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,35 +74,3 @@ class VectorEnv(Protocol):
     def set_state(self, states: list[State]) -> Obs: ...
 
     def close(self) -> None: ...
-
-
-class Tracker(Protocol):
-    """Where numbers go. `step` is always the number of environment steps."""
-
-    def config(self, text: str, flat: Mapping[str, Any]) -> None: ...
-
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def text(self, step: int, tag: str, value: str) -> None: ...
-
-    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Show a picture (height, width, 3) uint8."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Callback(Protocol):
-    """Called by the trainer; every method may do nothing."""
-
-    def on_start(self, trainer: Any) -> None:
-        """Before the first iteration of this process."""
-        ...
-
-    def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
-        """After an iteration; may add to the metrics that are logged."""
-        ...
-
-    def on_logged(self, trainer: Any) -> None: ...
-
-    def on_stop(self, trainer: Any) -> None: ...

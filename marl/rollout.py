@@ -17,6 +17,7 @@ from marl.policy import Policy
 from marl.protocols import State, VectorEnv
 from marl.recurrent_state import RecurrentState
 from marl.step_checks import Bounds, check_action_mask, non_finite, require_alive, require_ending, require_team_reward
+from marl.transitions import Recorder
 from marl.types import Decision, Inputs, Nodes, Obs, VectorStep
 from marl.value_norm import ValueNorm
 
@@ -181,6 +182,8 @@ class Collector:
         self.total = 0
         self.nonfinite = False
         self.rollout: Rollout | None = None
+        self.recorder: Recorder | None = None
+        """Copies raw steps if a callback reads them."""
         self.seconds = {"env": 0.0, "act": 0.0}
         self.episode_return = np.zeros((env.num_envs, env.spec.num_agents))
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
@@ -215,7 +218,11 @@ class Collector:
             rollout = self.rollout
             rollout.write(t, inputs, decision)
             acted = time.perf_counter()
+            if self.recorder is not None:
+                self.recorder.observe(self.obs)
             step = self.env.step(decision.action)
+            if self.recorder is not None:
+                self.recorder.add(decision.action, step, over)
             self.seconds["env"] += time.perf_counter() - acted
             self.seconds["act"] += acted - clock
             self.total += int((~over).sum())

@@ -1,58 +1,142 @@
-"""A training run: its folder, its parts, how it starts, stops and resumes."""
+"""A training run: how it starts, resumes and ends."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from marl import distributed
-from marl.callbacks import Checkpoints, Evaluate
+from marl.callbacks import Callback, Checkpoints, Evaluate
 from marl.checkpoint.store import Checkpoint
-from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, from_yaml, option_names, override, to_yaml
+from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, option_names, override, to_yaml
 from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
-from marl.errors import CheckpointError, ConfigError, MarlError, RunFolderError, named_error
-from marl.factories import short_name
-from marl.files import exclusive_lock, write_whole
+from marl.emergency import save_on_error
+from marl.errors import CheckpointError, ConfigError, MarlError
 from marl.multitask import share_parameters
 from marl.policy import require_policy
-from marl.policy_io import load_checkpoint, load_policy_weights
+from marl.policy_io import LoadedPolicy, load_checkpoint, load_policy, load_policy_weights
 from marl.protocols import VectorEnv
 from marl.registry import AGENTS, EnvFactory, find_env
-from marl.run_folder import FolderWatch
+from marl.run_folder import (
+    FolderWatch,
+    RunStatus,
+    check_empty,
+    has_checkpoint,
+    new_folder,
+    prepare_folder,
+    read_config,
+    read_scores,
+    read_status,
+    run_lock,
+)
 from marl.seeding import Streams, own_globals, seed_everything
-from marl.stopping import StopNow, stop_requests
-from marl.tracking import MultiTracker
+from marl.stopping import stop_requests
+from marl.tracking.base import MultiTracker, Tracker, make_tracker
 from marl.tracking.console import ConsoleTracker
-from marl.tracking.jsonl import JsonlTracker, drop_lines
+from marl.tracking.jsonl import JsonlTracker
 from marl.tracking.tensorboard import TensorBoardTracker
-from marl.trainer import Trainer
-from marl.trust import external_of_agent, external_of_algorithm, external_of_env, mark_trusted, require_trust
+from marl.trainer import ANOTHER_RANK, INTERRUPTED, Trainer
+from marl.trust import external_names, mark_trusted, require_trust
 from marl.vector import make_vector
 
+IfExists = Literal["error", "skip", "resume"]
+"""Treatment of a run that is there already: refuse, leave a finished one alone, or continue it."""
 
-def start(config: RunConfig, notes: tuple[str, ...] = ()) -> Path:
-    """Train from the beginning; returns the run's folder. Raises MarlError before any long work where it cannot."""
-    device = distributed.start(config.compute.device)
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended."""
+
+    folder: Path
+    stop_reason: str
+    """"finished", or the reason for an early end."""
+    steps: int
+    """Environment steps that were learned from, over all ranks."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Last score of every tag "eval/..." (validation seeds) and "test/..." (test seeds)."""
+        return read_scores(self.folder)
+
+    @property
+    def policy(self) -> LoadedPolicy:
+        """Policy of the best checkpoint."""
+        return load_policy(self.folder)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Parts of a run that its configuration does not name."""
+
+    callbacks: Sequence[Callback] = ()
+    trackers: Sequence[Tracker | str] = ()
+    notes: tuple[str, ...] = ()
+    """Lines to print above the dashboard."""
+
+    def __post_init__(self) -> None:
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise ConfigError(
+                    f"callback={callback!r:.80} is a {type(callback).__name__}; give marl.Callback instances"
+                )
+
+
+def start(config: RunConfig, extras: Extras = Extras(), if_exists: IfExists = "error") -> Result:
+    """Train from the beginning. Raises MarlError, before any long work where it can.
+
+    `if_exists` is for a run of the same name and equal settings: "skip" returns a finished one, "resume" also continues
+    an unfinished one.
+    """
     folder = Path(config.runs_dir) / config.name if config.name else None
+    if folder is not None and if_exists != "error" and has_checkpoint(folder):
+        return start_again(config, folder, extras, if_exists)
+    device = distributed.start(config.compute.device)
     if folder is not None and distributed.rank() == 0:
         check_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
-        notes += (f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained",)
-    return execute(config, folder, device, None, notes)
+        note = f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained"
+        extras = Extras(extras.callbacks, extras.trackers, (*extras.notes, note))
+    return execute(config, folder, device, None, extras)
 
 
-def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
-    """Continue a run from its last usable checkpoint; `changes` may only touch what the past does not depend on.
+def start_again(config: RunConfig, folder: Path, extras: Extras, if_exists: IfExists) -> Result:
+    """Skip or resume the run in `folder`. Raises ConfigError if its settings differ, or to skip an unfinished one."""
+    before = read_config(folder)
+    new, old = flatten(config), flatten(before)
+    differ = [name for name in new if name not in RESUMABLE_FIELDS and new[name] != old.get(name)]
+    if differ:
+        shown = ", ".join(f"{name}={old.get(name)!r} there and {new[name]!r} here" for name in differ[:5])
+        raise ConfigError(f"the run in {folder} has other settings ({shown}); use another --name")
+    status = read_status(folder)
+    ended = status.get("status") == "finished" and before.steps >= config.steps
+    if ended and before.evaluation.stop_return == config.evaluation.stop_return:
+        print(f"{folder} holds this run already, finished after {status['steps']} steps; nothing was trained")
+        return Result(folder, status.get("reason") or "finished", status["steps"])
+    if if_exists == "skip":
+        raise ConfigError(
+            f"the run in {folder} is not finished; continue it with --if-exists resume, or use another --name"
+        )
+    changes = {name: new[name] for name in sorted(RESUMABLE_FIELDS) if name in new and new[name] != old[name]}
+    return resume(folder, changes, extras=extras)
 
-    A run that was killed before its first checkpoint starts from the beginning. `trust` runs the code that the run's
-    configuration names where this user did not make the run; from then on it counts as made by this user.
+
+def resume(
+    folder: Path,
+    changes: Mapping[str, Any],
+    trust: bool = False,
+    extras: Extras = Extras(),
+) -> Result:
+    """Continue a run from its last usable checkpoint, or from the beginning if it was killed before the first.
+
+    `changes` may only set RESUMABLE_FIELDS, on which the past does not depend. `trust` runs the code that the
+    configuration names although this user did not make the run; from then on this user counts as its maker. Raises
+    MarlError if the run cannot continue.
     """
     config = read_config(folder)
     require_trust(folder, external_names(config), trust)
@@ -64,7 +148,10 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
         )
     device = distributed.start(config.compute.device)
     if not has_checkpoint(folder):
-        return execute(override(config, changes), folder, device, None, ("no checkpoint yet: from the beginning",))
+        notes = (*extras.notes, "no checkpoint yet: from the beginning")
+        return execute(
+            override(config, changes), folder, device, None, Extras(extras.callbacks, extras.trackers, notes)
+        )
     checkpoint = load_checkpoint(folder / "checkpoints", "last")
     if checkpoint.data["digest"] != digest(config):
         raise ConfigError(
@@ -77,185 +164,139 @@ def resume(folder: Path, changes: dict[str, Any], trust: bool = False) -> Path:
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
             f"train on with: {distributed.resume_command(folder)} --steps MORE"
         )
-    return execute(changed, folder, device, checkpoint, ())
-
-
-def external_names(config: RunConfig) -> set[str]:
-    """Names of code and files outside the suite that the run imports, runs or opens."""
-    agent = external_of_agent(config.agent, asdict(config.agent_options))
-    return external_of_env(config) | agent | external_of_algorithm(config)
-
-
-def check_empty(folder: Path) -> None:
-    """Raises ConfigError where a run has saved something there."""
-    if has_checkpoint(folder):
-        raise ConfigError(
-            f"{folder} holds a run already; continue it with `{distributed.resume_command(folder)}`, or use another "
-            "--name"
-        )
-
-
-def has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step_*"))
-
-
-def read_config(folder: Path) -> RunConfig:
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml; `ls runs` shows the runs")
-    try:
-        return from_yaml(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    return execute(changed, folder, device, checkpoint, extras)
 
 
 def execute(
-    config: RunConfig, folder: Path | None, device: torch.device, checkpoint: Checkpoint | None, notes: tuple[str, ...]
-) -> Path:
-    """Build the parts, train in the folder, by default a new one, and leave a checkpoint whatever ends it."""
-    if (check := AGENTS.get(config.agent).check) is not None:
-        check(config)
-    config.check_algorithm()
-    seed_everything(config.seed, distributed.rank())
-    torch.set_num_threads(1)
-    tune_malloc()
-    free = max(1, free_cores() // distributed.local_world_size())
-    tasks, envs = config.tasks, []
-    evaluation: Evaluate | None = None
-    stack = ExitStack()
-    try:
-        for number, task in enumerate(tasks):
+    config: RunConfig, folder: Path | None, device: torch.device, checkpoint: Checkpoint | None, extras: Extras
+) -> Result:
+    """Build and train a run in `folder`, by default a new one. A checkpoint is saved however training ends."""
+    with ExitStack() as stack:
+        stack.callback(distributed.stop)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if (check := AGENTS.get(config.agent).check) is not None:
+            check(config)
+        config.check_algorithm()
+        trackers = [make_tracker(each) for each in (*config.trackers, *extras.trackers)]
+        seed_everything(config.seed, distributed.rank())
+        torch.set_num_threads(1)
+        tune_malloc()
+        free = max(1, free_cores() // distributed.local_world_size())
+        envs = []
+        for number, task in enumerate(config.tasks):
             envs.append(make_env(config, task, free, local_share(config), train=True, number=number))
+            stack.callback(envs[-1].close)
         trainer = build(config, envs[0], device, free, *envs[1:])
         if checkpoint is None and config.init_from:
             load_initial_weights(trainer, Path(config.init_from))
-        restored = [] if checkpoint is None else trainer.set_state(checkpoint)
+        notes = [*extras.notes, *([] if checkpoint is None else trainer.set_state(checkpoint))]
         folder = folder or new_folder(config)
         if distributed.rank() == 0:
             stack.enter_context(run_lock(folder))
             if checkpoint is None:
                 check_empty(folder)
             prepare_folder(folder, config, trainer.steps)
-            if untrusted := mark_trusted(folder, external_names(config)):
-                notes += (untrusted,)
+            if (note := mark_trusted(folder, external_names(config))) is not None:
+                notes.append(note)
             trainer.callbacks.append(stack.enter_context(closing(FolderWatch(folder))))
-        trainer.tracker, console = make_tracker(config, folder, trainer.steps)
-        for note in (*notes, *restored):
-            console(note)
-        if config.evaluation.eval_episodes:
-            evaluation = Evaluate(
-                [partial(make_env, config, task, free, train=False) for task in tasks],
-                config.evaluation.eval_episodes,
-                config.evaluation.eval_interval,
-                folder / "evaluations.jsonl",
-                config.evaluation.eval_max_steps,
-            )
-            trainer.callbacks.append(evaluation)
-        trainer.callbacks.append(Diagnostics())
-        saver = Checkpoints(
-            folder / "checkpoints", config.evaluation.checkpoint_interval, config.evaluation.keep_checkpoints
-        )
-        if checkpoint is not None:
-            saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
-        trainer.callbacks.append(saver)
-        with interrupts(trainer, console, folder), closing_tracker(trainer):
-            save_on_error(trainer, saver, folder)
-        if trainer.stop_reason != "finished" and distributed.rank() == 0:
-            print(f"stopped: {trainer.stop_reason}. Continue with: {distributed.resume_command(folder)}")
+        saver = add_callbacks(trainer, folder, free, checkpoint, extras.callbacks, stack)
+        run_trainer(trainer, saver, folder, trackers, notes)
         distributed.barrier()
-    finally:
-        if evaluation is not None:
-            evaluation.close()
-        for env in envs:
-            env.close()
-        stack.close()
-        distributed.stop()
-    return folder
+        return Result(folder, trainer.stop_reason or "", trainer.steps)
 
 
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes from training in it. Raises ConfigError where one does."""
-    with translate_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive_lock(folder / ".lock", wait=False))
-        except BlockingIOError:
-            raise ConfigError(f"another process trains in {folder}; wait for it, or use another --name") from None
-        yield
+def add_callbacks(
+    trainer: Trainer,
+    folder: Path,
+    free: int,
+    checkpoint: Checkpoint | None,
+    callbacks: Sequence[Callback],
+    stack: ExitStack,
+) -> Checkpoints:
+    """Add evaluation, diagnostics, the user's callbacks and checkpoints, in this order; return the last."""
+    config, options = trainer.config, trainer.config.evaluation
+    if options.eval_episodes:
+        evaluation = Evaluate(
+            [partial(make_env, config, task, free, train=False) for task in config.tasks],
+            options.eval_episodes,
+            options.eval_interval,
+            folder / "evaluations.jsonl",
+            options.eval_max_steps,
+        )
+        stack.callback(evaluation.close)
+        trainer.callbacks.append(evaluation)
+    saver = Checkpoints(folder / "checkpoints", options.checkpoint_interval, options.keep_checkpoints)
+    if checkpoint is not None:
+        saver.saved, saver.saved_steps = checkpoint.data["iteration"], checkpoint.step
+    trainer.callbacks += [Diagnostics(), *callbacks, saver]
+    return saver
 
 
-@contextmanager
-def translate_os_errors(folder: Path) -> Iterator[None]:
-    """Raises ConfigError where the system does not let us write."""
+def run_trainer(
+    trainer: Trainer, saver: Checkpoints, folder: Path, trackers: Sequence[Tracker], notes: Sequence[str]
+) -> None:
+    """Train with trackers, the handling of signals, and status.json."""
+    if distributed.rank() != 0:
+        with interrupts(trainer, lambda text: None, folder):  # noqa: ARG005
+            save_on_error(trainer, saver, folder)
+        return
+    status = RunStatus(folder)
     try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot write the folder {folder}: {error}; choose another with --runs-dir") from error
-
-
-def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
-    """Write the configuration; drop what an earlier start logged after `step`."""
-    write_whole(folder / "config.yaml", to_yaml(config))
-    evaluations = folder / "evaluations.jsonl"
-    if evaluations.exists():
-        drop_lines(evaluations, step or -1)  # a run from the beginning logs step 0 again
-
-
-def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
-    """Train; when an error ends it, save what was learned since the last checkpoint and say how to go on.
-
-    Of several ranks, rank 0 saves what all have. The others get a RankError, or their own error, and save nothing.
-    Where the folder is gone, the run continues in another.
-    """
-    try:
-        trainer.train()
-    except StopNow:
+        status.write("running", trainer.steps)
+        with opened_trackers(trainer, folder, trackers) as message:
+            for note in notes:
+                message(note)
+            with interrupts(trainer, message, folder):
+                save_on_error(trainer, saver, folder)
+    except BaseException as error:
+        status.folder = saver.root.parent  # the run may have moved
+        with suppress(MarlError):
+            if isinstance(error, KeyboardInterrupt):
+                status.write("stopped", trainer.steps, "stopped at once")
+            else:
+                status.write("failed", trainer.steps, f"{type(error).__name__}: {error}")
         raise
-    except BaseException as caught:
-        error = (
-            caught if isinstance(caught, Exception) else named_error(caught, "training")
-        )  # an environment may sys.exit
-        if distributed.rank():
-            error.add_note("rank 0 saves what was learned where it can, and says so")
-        else:
-            keep_what_was_learned(trainer, saver, folder, error)
-        raise error from error.__cause__ if error is caught else caught
+    reason = trainer.stop_reason or ""
+    status.write("stopped" if reason in (INTERRUPTED, ANOTHER_RANK) else "finished", trainer.steps, reason)
+    if reason != "finished":
+        print(f"stopped: {reason}. Continue with: {distributed.resume_command(folder)}")
+    print(f"wrote {folder}")
 
 
-def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, error: Exception) -> None:
-    """Save what was learned since the last checkpoint, in another folder where the run's own is gone.
-
-    Notes on the error say what is kept, what is lost and how to go on.
-    """
+@contextmanager
+def opened_trackers(trainer: Trainer, folder: Path, trackers: Sequence[Tracker]) -> Iterator[Any]:
+    """Open JSONL, TensorBoard, the console and further trackers; yield a function that prints above the dashboard."""
+    config, step = trainer.config, trainer.steps
+    log = folder / "metrics.jsonl"
+    console = ConsoleTracker(folder.name if config.name else "/".join(folder.parts[-3:]), config.steps)
+    board = TensorBoardTracker(folder, step or -1, option_names())
+    trainer.tracker = MultiTracker([JsonlTracker(log, step or -1), board, console, *trackers])
     try:
-        if between := isinstance(error, RunFolderError):
-            folder = move_to_refuge(trainer, saver)
-        if trainer.iteration > max(0, saver.saved):
-            saver.save(trainer, environments=between, alone=distributed.world_size() > 1)
-    except MarlError as second:
-        error.add_note(f"what was learned since the last checkpoint could not be saved: {second}")
-    lost = trainer.steps - saver.saved_steps
-    if saver.saved > 0:
-        kept = f"what was learned in {saver.saved_steps} steps is kept"
-        kept += f", and that of the {lost} steps since is lost" if lost else ""
-        error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
-    elif lost:
-        error.add_note(f"what was learned in {lost} steps is lost: there is no checkpoint")
+        if step:
+            console.restore_best(log)
+        trainer.tracker.start(folder, step)
+        flat = flatten(config)
+        # TensorBoard's table of hyper-parameters shows the first few.
+        first = ("agent", "env", "seed", "learning_rate", "steps")
+        trainer.tracker.config(to_yaml(config), {name: flat[name] for name in first} | flat)
+        yield console.message
+    finally:
+        trainer.tracker.close()
 
 
-def move_to_refuge(trainer: Trainer, saver: Checkpoints) -> Path:
-    """Make `saver` write where the run's folder is now, or to a new folder that the run can continue in; return it."""
-    watch = next(callback for callback in trainer.callbacks if isinstance(callback, FolderWatch))
-    with translate_os_errors(watch.folder):
-        folder = watch.refuge()
-        if watch.renamed() is None:
-            prepare_folder(folder, trainer.config, trainer.steps)
-            mark_trusted(folder, external_names(trainer.config))
-            saver.saved, saver.saved_steps = 0, 0
-    saver.root = folder / "checkpoints"
-    return folder
+@contextmanager
+def interrupts(trainer: Trainer, message: Any, folder: Path) -> Iterator[None]:
+    """End the run after its iteration at the first Ctrl-C or SIGTERM, and at once at a second one.
+
+    Outside of the main thread no signal handler is set.
+    """
+
+    def stop() -> None:
+        trainer.interrupted = True
+        message(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")
+
+    with stop_requests(stop):
+        yield
 
 
 def local_share(config: RunConfig) -> int:
@@ -320,63 +361,3 @@ def load_initial_weights(trainer: Trainer, path: Path) -> None:
         if unlike:
             error.add_note(f"agent options there and here: {', '.join(unlike)}")
         raise
-
-
-def make_tracker(config: RunConfig, folder: Path, step: int) -> tuple[MultiTracker, Any]:
-    """The trackers of rank 0, and a function that prints a line above the dashboard."""
-    if distributed.rank() != 0:
-        return MultiTracker([]), lambda text: None  # noqa: ARG005
-    title = folder.name if config.name else "/".join(folder.parts[-3:])
-    console, log = ConsoleTracker(title, config.steps), folder / "metrics.jsonl"
-    board = TensorBoardTracker(folder, step or -1, option_names())
-    tracker = MultiTracker([JsonlTracker(log, step or -1), board, console])
-    if step:
-        console.restore_best(log)
-    flat = flatten(config)
-    # TensorBoard's table of hyper-parameters shows the first few.
-    first = ("agent", "env", "seed", "learning_rate", "steps")
-    tracker.config(to_yaml(config), {name: flat[name] for name in first} | flat)
-    return tracker, console.message
-
-
-@contextmanager
-def closing_tracker(trainer: Trainer) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        trainer.tracker.close()
-
-
-@contextmanager
-def interrupts(trainer: Trainer, console: Any, folder: Path) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after this iteration, with a checkpoint; a later one at once."""
-
-    def stop() -> None:
-        trainer.interrupted = True
-        console(f"finishing this iteration, then saving to {folder}; interrupt again to stop at once")
-
-    with stop_requests(stop):
-        yield
-
-
-def new_folder(config: RunConfig) -> Path:
-    """Make and return runs/ENV/AGENT/SEED-TIME, the same folder on every rank. TensorBoard shows the path as the name.
-
-    A number is appended if the folder of this second exists.
-    """
-    env, agent = (
-        "".join(c if c.isalnum() or c in "-_." else "-" for c in short_name(name))
-        for name in (config.env, config.agent)
-    )
-    parent = Path(config.runs_dir) / env / agent
-    folder = first = parent / f"{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    number = 1
-    with translate_os_errors(Path(config.runs_dir)):
-        parent.mkdir(parents=True, exist_ok=True)
-        while distributed.rank() == 0:
-            with suppress(FileExistsError):
-                folder.mkdir()
-                break
-            number += 1
-            folder = first.with_name(f"{first.name}-{number}")
-    return distributed.gather(folder)[0]

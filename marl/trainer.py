@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marl import distributed
 from marl.advantages import AdvantageContext
+from marl.callbacks import Callback
 from marl.checkpoint.store import (
     Checkpoint,
     load_weights,
@@ -27,16 +28,21 @@ from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, MarlError, NonFiniteError
 from marl.evaluation import mean_by_label, return_labels
+from marl.factories import call_method
 from marl.multitask import Task
 from marl.objective import Batch, RowIndex, row_count, unit_sum
 from marl.optimizer import clip_gradients, parameter_groups
 from marl.policy import Policy
-from marl.protocols import Callback, Tracker, VectorEnv
+from marl.protocols import VectorEnv
 from marl.recurrent_state import segment_steps
 from marl.rollout import Collector, Episodes, Rollout, iter_minibatches, rows_of
 from marl.seeding import Streams
+from marl.tracking.base import Tracker
+from marl.transitions import Recorder
 from marl.value_norm import ValueNorm
 
+INTERRUPTED, ANOTHER_RANK = "interrupted", "another rank was asked to stop"
+"""Reasons for the end of a run that is to be continued."""
 SMALL_UPDATE = 32768
 """Agent rows of a minibatch below which a second thread costs about what it gives (`marl bench update`)."""
 
@@ -134,23 +140,27 @@ class Trainer:
     def train(self) -> str:
         """Iterate until the steps are done or something asks to stop; returns the reason."""
         torch.set_num_threads(self.act_threads)
-        for callback in self.callbacks:
-            callback.on_start(self)
+        if any(type(callback).on_rollout is not Callback.on_rollout for callback in self.callbacks):
+            for task in self.tasks:
+                task.collector.recorder = Recorder()
+        self.notify("on_start")
         stopped = distributed.any_rank(self.finished or self.asked_to_stop, self.device)
         while not stopped:
             metrics = self.iterate()
-            for callback in self.callbacks:
-                callback.on_iteration(self, metrics)
+            self.notify("on_iteration", metrics)
             self.tracker.log(self.steps, metrics)
-            for callback in self.callbacks:
-                callback.on_logged(self)
+            self.notify("on_logged")
             # A signal may come on one rank at any moment, so the ranks vote once an iteration.
             stopped = distributed.any_rank(self.finished or self.asked_to_stop, self.device)
-        asked = "interrupted" if self.interrupted else "another rank was asked to stop"
+        asked = INTERRUPTED if self.interrupted else ANOTHER_RANK
         self.stop_reason = "finished" if self.finished else self.stop_reason or asked
-        for callback in self.callbacks:
-            callback.on_stop(self)
+        self.notify("on_stop")
         return self.stop_reason
+
+    def notify(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of every callback. Raises CallbackError if one of the user's raises."""
+        for callback in self.callbacks:
+            call_method(callback, "callback", hook, self, *arguments)
 
     def iterate(self) -> dict[str, float]:
         """One rollout and the update on it; returns the metrics."""
@@ -163,6 +173,8 @@ class Trainer:
             rollout, ended = task.collector.collect(self.episode_seeds())
             rollouts.append(rollout)
             episodes.append(ended)
+            if task.collector.recorder is not None:
+                self.notify("on_rollout", task.collector.recorder.take(task.name))
         after, count = self.collector_totals()
         steps = distributed.all_reduce(torch.tensor(count - total))
         collected = time.perf_counter()
@@ -171,6 +183,7 @@ class Trainer:
         with onednn_matmul(self.device):
             metrics = self.learn(*rollouts)
         torch.set_num_threads(self.act_threads)
+        self.notify("on_update", metrics)
         end = time.perf_counter()
         self.iteration += 1
         self.steps += int(steps)

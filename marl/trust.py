@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ def external_of_algorithm(config: RunConfig) -> set[str]:
     for kind, registry in ALGORITHM_REGISTRIES.items():
         names |= set(registry.get(getattr(config.learn, kind)).external(vars(getattr(config, f"{kind}_options"))))
     return names
+
+
+def external_names(config: RunConfig) -> set[str]:
+    """Return names of code and files outside the package that a run imports, runs or opens."""
+    trackers = {f"tracker {name}" for name in config.trackers if ":" in name}
+    agent = external_of_agent(config.agent, asdict(config.agent_options))
+    return external_of_env(config) | agent | external_of_algorithm(config) | trackers
 
 
 def require_trust(folder: Path, names: set[str], trust: bool) -> None:

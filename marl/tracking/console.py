@@ -20,6 +20,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from marl.tracking.base import Tracker
 from marl.tracking.metrics import LINE_TAGS, METRICS, Metric
 
 REFRESH_SECONDS = 0.25
@@ -223,7 +224,7 @@ class PipeSafeConsole(Console):
             super().on_broken_pipe()
 
 
-class ConsoleTracker:
+class ConsoleTracker(Tracker):
     """Run on stdout: a dashboard on a terminal, else a plain line every few seconds.
 
     `log` alone draws both, without a thread, so that a worker process can be forked at any time. A full disk behind

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from marl.files import RecordFile, write_whole
+from marl.tracking.base import Tracker
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """One JSON object a line, `{"step": ..., tag: value, ...}`, on disk when `log` returns.
 
     Timing tags come last in a line. A value that is not finite is null. A text is a string under its tag.

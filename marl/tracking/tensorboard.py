@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from marl.files import RecordFile
+from marl.tracking.base import Tracker
 from marl.tracking.metrics import HPARAM_TAGS, METRICS, chart_layout, find_metric
 
 EVENTS = "events.out.tfevents."
 """Beginning of the names of event files."""
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Event file in `directory`, which TensorBoard shows as one run.
 
     Scalars carry the descriptions of the table of metrics. The Custom Scalars page has the charts of the tags that were

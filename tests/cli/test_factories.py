@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import marl
-from marl import factories, run
+from marl import factories, run_folder
 from marl.errors import ConfigError, UnknownNameError
 from marl.experiments import cli
 from marl.registry import AGENTS, ENVS
@@ -75,7 +75,7 @@ def call(monkeypatch, capsys, *args):
 def test_an_agent_and_an_environment_of_ones_own_train_and_load_from_any_folder(monkeypatch, capsys, home):
     args = ["./own_env.py:make", "--agent", "./own_agent.py:make", "--agent-kwargs", "{width: 4}", *QUICK]
     assert call(monkeypatch, capsys, "train", *args)[0] == 0
-    config = run.read_config(home / "runs" / "own")
+    config = run_folder.read_config(home / "runs" / "own")
     assert (config.env, config.agent) == (f"{home}/own_env.py:make", f"{home}/own_agent.py:make")
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / "elsewhere")

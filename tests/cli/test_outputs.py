@@ -72,13 +72,13 @@ print("table")"""
 
 def test_a_report_whose_picture_cannot_be_written_leaves_no_table(tmp_path, monkeypatch, small):
     pytest.importorskip("matplotlib")
-    folder = run.start(small(steps=32))
+    folder = run.start(small(steps=32)).folder
 
     def full(groups, metric, path):  # noqa: ARG001
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("marl.experiments.report.draw_curves", full)
+    monkeypatch.setattr("marl.experiments.report.draw", full)
     with pytest.raises(ConfigError, match=r"cannot write .*out.json and .*out.png: No space left on device"):
         compare_runs([folder], "return", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
@@ -88,7 +88,7 @@ def test_training_with_stdout_closed(monkeypatch, small):
     monkeypatch.setattr(sys, "stdout", None)
     cli.open_closed_streams()
     opened = sys.stdout
-    assert run.start(small(steps=32)).is_dir()
+    assert run.start(small(steps=32)).folder.is_dir()
     opened.close()
 
 

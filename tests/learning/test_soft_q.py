@@ -7,7 +7,7 @@ import torch
 from marl.config import default_config, override
 from marl.errors import ConfigError
 from marl.objective import SoftQ
-from marl.tracking import MultiTracker
+from marl.tracking.base import MultiTracker
 from marl.trainer import Trainer
 from marl.types import Evaluation
 from marl.vector import SyncVector

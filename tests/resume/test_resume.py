@@ -69,10 +69,10 @@ def test_half_and_half_is_the_whole(small, env, agent, changes):
         # The schedule looks at the total, and so do evaluations; the first half must know it: stop it from outside.
         half = replace(half, steps=whole.steps)
         stop_after(half, 3)
-        folder = run.resume(Path(half.runs_dir) / "half", {})
+        folder = run.resume(Path(half.runs_dir) / "half", {}).folder
     else:
         run.start(half)
-        folder = run.resume(Path(half.runs_dir) / "half", {"steps": whole.steps})
+        folder = run.resume(Path(half.runs_dir) / "half", {"steps": whole.steps}).folder
     assert_same_run(Path(whole.runs_dir) / "whole", folder)
 
 
@@ -97,7 +97,7 @@ def test_an_annealed_rate_continues_where_a_run_is_extended(small):
     """From the rate of the last update to zero at the new end, without a jump; and the same after another resume."""
     config = small("toy/climbing", "mappo", eval_episodes=0, anneal_learning_rate=True, learning_rate=1e-3)
     per, count = config.steps_per_iteration, config.iterations
-    folder = run.start(config)
+    folder = run.start(config).folder
     stop_after(folder, count + 2, lambda folder: run.resume(folder, {"steps": per * (count + 5)}))
     run.resume(folder, {})
     rates = [row["policy/learning_rate"] for row in log(folder) if "policy/learning_rate" in row]
@@ -158,7 +158,7 @@ def test_interrupt_saves_and_resumes_exactly(small, tmp_path, number):
 
 def test_damaged_checkpoint_falls_back(small, caplog):
     config = small(eval_episodes=0)
-    folder = run.start(config)
+    folder = run.start(config).folder
     newest = max((folder / "checkpoints").glob("step_*"))
     model = newest / "model.safetensors"
     model.write_bytes(model.read_bytes()[:100])
@@ -170,7 +170,7 @@ def test_damaged_checkpoint_falls_back(small, caplog):
 
 def test_other_settings_are_refused(small):
     config = small()
-    folder = run.start(config)
+    folder = run.start(config).folder
     with pytest.raises(ConfigError, match="clip"):
         run.resume(folder, {"clip": 0.3})
     (folder / "config.yaml").write_text(to_yaml(override(config, {"clip": 0.3})))

@@ -18,4 +18,4 @@ def test_half_and_half_is_the_whole(small, task, agent, changes):
     run.start(whole)
     half = small(f"text/{task}", agent, name="half", eval_interval=3, **changes)
     stop_after(half, 3)
-    assert_same_run(Path(whole.runs_dir) / "whole", run.resume(Path(half.runs_dir) / "half", {}))
+    assert_same_run(Path(whole.runs_dir) / "whole", run.resume(Path(half.runs_dir) / "half", {}).folder)

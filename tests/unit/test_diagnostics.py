@@ -76,7 +76,7 @@ def logged(folder, tag):
 def test_a_run_that_diverges_says_so_once(small, caplog):
     """In the console, in the log and in TensorBoard, and not again after it was resumed."""
     config = small("toy/continuous", "mappo", learning_rate=0.5, eval_episodes=0, max_grad_norm=0.0)
-    folder = run.start(config)
+    folder = run.start(config).folder
     run.resume(folder, {"steps": 2 * config.steps})
     (text,) = logged(folder, "warning/kl")
     assert text in caplog.text
@@ -87,7 +87,7 @@ def test_a_run_that_diverges_says_so_once(small, caplog):
 
 
 def test_steps_without_effect_are_counted(small):
-    folder = run.start(small("tests.unit.test_diagnostics:ignoring", "mappo", steps=256, eval_episodes=0))
+    folder = run.start(small("tests.unit.test_diagnostics:ignoring", "mappo", steps=256, eval_episodes=0)).folder
     assert set(logged(folder, "episode/invalid_fraction")) == {0.75}
     (text,) = logged(folder, "warning/invalid_actions")
     assert text.startswith("iteration 6: episode/invalid_fraction=0.75")

@@ -122,7 +122,7 @@ def test_returns_by_agent_type():
 
 def test_a_run_logs_returns_by_type_and_scores_its_end_on_test_seeds(small):
     config = small(GAME, "mappo", steps=64, eval_interval=1, eval_episodes=2)
-    folder = run.start(config)
+    folder = run.start(config).folder
     first, last = lines(folder, "metrics.jsonl")
     for row in (first, last):
         assert (row["episode/return"], row["episode/return/prey"], row["episode/return/hunter"]) == (55.0, 10.0, 100.0)
@@ -141,7 +141,7 @@ def test_a_signal_in_an_evaluation_ends_it(small, caplog):
     options = {"endless": True, "signal_at": 40}  # a training environment gets no further than 32
     config = override(config, {"kwargs": options, "eval_max_steps": 10**9})
     with caplog.at_level(logging.WARNING, logger="marl"):
-        folder = run.start(config)
+        folder = run.start(config).folder
     assert "the validation evaluation after 32 steps was interrupted" in caplog.text
     assert lines(folder) == []
     assert load(folder / "checkpoints").step == 32
@@ -151,7 +151,7 @@ def test_a_signal_in_an_evaluation_ends_it(small, caplog):
 def test_an_interrupted_evaluation_is_played_when_the_run_is_resumed(small, monkeypatch, steps):
     """The first evaluation, which is the last one too after 32 steps, is interrupted. Then no signal comes any more."""
     config = small(GAME, "mappo", steps=steps, num_envs=2, rollout_steps=16, eval_interval=1, eval_episodes=80)
-    folder = run.start(override(config, {"kwargs": {"signal_at": 40}}))
+    folder = run.start(override(config, {"kwargs": {"signal_at": 40}})).folder
     assert lines(folder) == []
     assert load(folder / "checkpoints").data["evaluation_missing"]
     monkeypatch.setattr(os, "kill", lambda *_: None)

@@ -114,11 +114,11 @@ def test_tasks_of_other_shapes_and_agents_of_their_own_are_refused(small):
 
 
 def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
-    folder = run.start(small(PAIR, "mat", name="first"))
+    folder = run.start(small(PAIR, "mat", name="first")).folder
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"climbing", "penalty"}
     config = small("toy/penalty", "mat", name="second", learning_rate=1e-12, init_from=str(folder))
-    second = load_policy(run.start(config), "last").policy
+    second = load_policy(run.start(config).folder, "last").policy
     first = load_policy(folder, "last").policy
     assert first is not None
     assert second is not None

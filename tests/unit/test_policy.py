@@ -62,7 +62,7 @@ def register(monkeypatch):
 
 def test_an_agent_of_three_methods_trains_and_loads(small, register):
     register(lambda spec, _: Linear(spec))
-    folder = run.start(small("toy/climbing", "own"))
+    folder = run.start(small("toy/climbing", "own")).folder
     policy = marl.load_policy(folder, "last")
     obs = make_toy("climbing").reset(0)
     action = policy.act(Obs(obs.agents, obs.alive, obs.action_mask))

@@ -243,7 +243,7 @@ def test_evaluations_and_transcripts_keep_the_recurrent_state():
     record_transcript(policy, one, 0, Links(), ValueNorm(0.0), max_steps=4)
     assert (policy.told, policy.valued) == ([[0], [1], [2], [3]], [[4]])
     policy = Counter(one.spec)
-    viewer: Any = SimpleNamespace(show=lambda *_: None, show_end=lambda: None)
+    viewer: Any = SimpleNamespace(show=lambda *_: None, end=lambda: None)
     play_episode(make_toy("chain"), policy, viewer, 0, True, max_steps=3)
     assert policy.told == [[0], [1], [2]]
 
@@ -356,7 +356,7 @@ def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, m
 
 
 def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
-    folder = run.start(small("toy/memory", "mappo", bptt_steps=4, eval_episodes=0, length=3))
+    folder = run.start(small("toy/memory", "mappo", bptt_steps=4, eval_episodes=0, length=3)).folder
     assert load(folder / "checkpoints").data["agent_options"]["bptt_steps"] == 4
     loaded, env = load_policy(folder, "last"), make_toy("memory", length=3)
     seeds = [3, 4, 5]

@@ -12,13 +12,13 @@ from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 from marl.experiments.report import (
     RunGroup,
-    aggregate_table,
     compare_runs,
-    draw_curves,
+    draw,
     find_runs,
     group_runs,
-    group_table,
+    overall,
     read_curve,
+    table,
     to_json,
 )
 
@@ -44,13 +44,13 @@ def test_means_and_intervals_over_seeds(tmp_path):
     curves = [{100: 0.2, 200: 0.5}, {100: 0.4, 200: 0.9}, {100: 0.3, 200: 0.7, 300: 1.0}]
     folders = [write_run(tmp_path / f"run{seed}", seed, curve) for seed, curve in enumerate(curves)]
     (group,) = group_runs(folders, "success")
-    assert group.common_steps() == [100, 200]
-    mean, low, high = group.score_at(200)
+    assert group.steps() == [100, 200]
+    mean, low, high = group.at(200)
     expected = stats.ttest_1samp([0.5, 0.9, 0.7], 0.0).confidence_interval()
     assert (mean, low, high) == pytest.approx((0.7, expected.low, expected.high))
     (one,) = group_runs(folders[:1], "return")
-    assert one.score_at(100)[0] == pytest.approx(2.0)
-    assert np.isnan(one.score_at(100)[1])
+    assert one.at(100)[0] == pytest.approx(2.0)
+    assert np.isnan(one.at(100)[1])
 
 
 def test_report_writes_what_it_shows(tmp_path, capsys):
@@ -80,7 +80,7 @@ def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
         write_run(tmp_path / "c", 1, {100: 0.6, 200: 0.4}, "mappo"),
     ]
     groups = group_runs(folders, "success")
-    made = group_table(groups, "success")
+    made = table(groups, "success")
     cells = [[str(cell) for cell in column.cells] for column in made.columns]
     assert cells[3] == ["200", "200"]
     assert [cell.split(" (")[0] for cell in cells[4]] == ["20 %", "40 % *"]
@@ -132,7 +132,7 @@ def test_a_single_evaluation_is_seen(tmp_path):
     drawn = []
     for score in (0.2, 0.8):
         folders = [write_run(tmp_path / f"run{score}-{seed}", seed, {100 + seed: score}) for seed in (1, 2)]
-        draw_curves(group_runs(folders, "success"), "success", tmp_path / "one.png")
+        draw(group_runs(folders, "success"), "success", tmp_path / "one.png")
         drawn.append(imageio.imread(tmp_path / "one.png"))
     assert (drawn[0] != drawn[1]).any()
 
@@ -148,7 +148,7 @@ def test_agents_over_all_environments():
         group("a", "mappo", 0.5, 0.3, steps=(1, 2, 3)),
         group("b", "mappo", 0.8, 0.9, steps=(1, 2, 3)),
     ]
-    made = aggregate_table(groups, "success")
+    made = overall(groups, "success")
     assert made is not None
     agents, end, way, better = ([str(cell) for cell in column.cells] for column in made.columns)
     assert agents == ["mat", "mappo"]
@@ -157,11 +157,11 @@ def test_agents_over_all_environments():
     assert [cell.split(" (")[0] for cell in way] == ["25 %", "0 %"]
     assert better == ["-", "0.00"]
     assert re.fullmatch(r"50 % \(\d+ to \d+\)", end[0])
-    assert aggregate_table(groups, "return") is None
-    assert aggregate_table(groups[:3], "success") is None
-    assert aggregate_table(groups[::2], "success") is None
-    assert aggregate_table([*groups[:3], group("b", "mappo", 0.8)], "success") is None
-    assert aggregate_table([*groups[:3], group("b", "mappo", 0.8, 0.9, steps=(7, 8))], "success") is None
+    assert overall(groups, "return") is None
+    assert overall(groups[:3], "success") is None
+    assert overall(groups[::2], "success") is None
+    assert overall([*groups[:3], group("b", "mappo", 0.8)], "success") is None
+    assert overall([*groups[:3], group("b", "mappo", 0.8, 0.9, steps=(7, 8))], "success") is None
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):

@@ -61,7 +61,7 @@ def test_a_macro_action_is_discounted_in_training(small):
     """A run whose every action takes two primitive steps learns what a run with the squared discount learns."""
     twice = small("tests.unit.test_rollout:slow", "mappo", eval_episodes=0, name="twice", gamma=0.9)
     plain = small("toy/chain", "mappo", eval_episodes=0, name="plain", gamma=0.9**2)
-    models = [load(run.start(config) / "checkpoints").tensors["model"] for config in (twice, plain)]
+    models = [load(run.start(config).folder / "checkpoints").tensors["model"] for config in (twice, plain)]
     for name, x in models[0].items():
         torch.testing.assert_close(x, models[1][name], atol=1e-5, rtol=1e-4)
 

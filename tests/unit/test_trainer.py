@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl import run
+from marl import run, run_folder
 from marl.advantages import explained_variance, standardize
 from marl.agents.mlp import MLPPolicy
 from marl.backup import Links
@@ -64,7 +64,7 @@ def test_nan_is_located_and_what_was_learned_is_kept(small, tmp_path, what):
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_dropped_episodes_are_left_out(small, tmp_path, what):
     config = broken(small, what, at=19, once=tmp_path / "once", on_nonfinite="drop")
-    folder = run.start(config)
+    folder = run.start(config).folder
     dropped = [row.get("episode/dropped", 0) for row in rows(folder)]
     assert dropped == [0, 0, 1, 0, 0, 0]
     assert all(np.isfinite(v) for row in rows(folder) for v in row.values())
@@ -92,7 +92,7 @@ def test_spaces_that_lie_are_named(small, what, said):
 def test_a_step_without_anybody_is_passed_over(small, agent):
     """Once in every environment, in the middle of an episode, of which nothing is decided or learned there."""
     config = override(small(BROKEN, agent, eval_episodes=0, steps=96), {"kwargs": {"what": "nobody", "at": 3}})
-    found = rows(run.start(config))
+    found = rows(run.start(config).folder)
     assert len(found) == 3
     assert all(np.isfinite(value) for row in found for value in row.values())
 
@@ -107,7 +107,7 @@ def test_a_full_disc_at_a_checkpoint_does_not_stop_training(small, monkeypatch, 
         return save(*args, **options)
 
     monkeypatch.setattr("marl.callbacks.save", sometimes)
-    folder = run.start(small(eval_episodes=0))
+    folder = run.start(small(eval_episodes=0)).folder
     assert "no space left" in caplog.text
     assert load(folder / "checkpoints").step == 192
 
@@ -129,7 +129,7 @@ def test_an_error_does_not_replace_the_checkpoint_of_the_same_step(small, tmp_pa
         run.start(config)
     folder = Path(config.runs_dir) / "run"
     run.resume(folder, {})
-    whole = run.start(broken(small, "nothing", at=19, name="whole"))
+    whole = run.start(broken(small, "nothing", at=19, name="whole")).folder
     a, b = (load(f / "checkpoints").tensors["model"] for f in (folder, whole))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -188,9 +188,9 @@ def test_a_module_that_saves_adapters_only(small):
     AGENTS.entries["adapter"] = replace(AGENTS.get("ippo"), name="adapter", make=make)
     try:
         config = small(agent="adapter")
-        folder = run.start(replace(config, steps=config.steps // 2))
+        folder = run.start(replace(config, steps=config.steps // 2)).folder
         run.resume(folder, {"steps": config.steps})
-        whole = run.start(replace(config, name="whole"))
+        whole = run.start(replace(config, name="whole")).folder
         models = [load(f / "checkpoints").tensors["model"] for f in (folder, whole)]
         assert {name.split(".")[0] for name in models[0]} == {"actor"}
         assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -204,7 +204,7 @@ def test_a_module_that_saves_adapters_only(small):
 def test_killed_before_the_first_checkpoint(small):
     """The folder has a configuration and lines of a log, but nothing to continue from: start or resume anew."""
     config = small(eval_episodes=0)
-    folder = run.start(config)
+    folder = run.start(config).folder
     expected = load(folder / "checkpoints").tensors["model"]
     for again in (lambda: run.resume(folder, {}), lambda: run.start(config)):
         shutil.rmtree(folder / "checkpoints")
@@ -236,9 +236,9 @@ def refusing(monkeypatch, limit, error):
 def test_what_does_not_fit_in_memory_is_halved(small, monkeypatch, caplog, error):
     """The same gradients in smaller passes, one message for each halving, and passes stay small after a resume."""
     config = small(agent="mappo", name="small", eval_episodes=0, minibatches=2, epochs=1)
-    whole = load(run.start(override(config, {"name": "whole"})) / "checkpoints").tensors["model"]
+    whole = load(run.start(override(config, {"name": "whole"})).folder / "checkpoints").tensors["model"]
     with refusing(monkeypatch, 5, error) as sizes:
-        folder = run.start(override(config, {"steps": config.steps // 2}))
+        folder = run.start(override(config, {"steps": config.steps // 2})).folder
         assert set(sizes) == {4}
         assert caplog.text.count("out of memory in a forward pass") == 2
         run.resume(folder, {"steps": config.steps})
@@ -260,7 +260,7 @@ def test_other_errors_of_a_forward_pass_are_not_hidden(small, monkeypatch):
 
 def test_the_critic_may_learn_at_its_own_rate(small):
     config = small(agent="mappo", critic_learning_rate=1e-12, learning_rate=1e-2, steps=32, eval_episodes=0)
-    folder = run.start(config)
+    folder = run.start(config).folder
     after = load(folder / "checkpoints").tensors["model"]
     env = make_vector(config.env, {}, 4)
     before = run.build(config, env, torch.device("cpu"), 1).policy.state_dict()
@@ -290,7 +290,7 @@ def test_settings_that_define_an_agent_are_its_defaults(small, defined):
     )
     # A digest holds what differs from the agent's own defaults.
     assert digest(override(config, {"clip": 0.2})) != digest(config)
-    folder = run.start(small(agent=defined, eval_episodes=0))
+    folder = run.start(small(agent=defined, eval_episodes=0)).folder
     run.resume(folder, {"steps": 256})
     assert rows(folder)[-1]["step"] == 256
 
@@ -325,7 +325,7 @@ def test_a_lost_worker_stops_the_run_with_a_checkpoint(small, what, said):
 
 def test_a_lost_worker_is_restarted_on_request(small, tmp_path):
     config = broken(small, "kill", at=19, once=tmp_path / "once", workers=2, restart_workers=True)
-    folder = run.start(config)
+    folder = run.start(config).folder
     assert rows(folder)[-1]["step"] == config.steps
     assert sum(row.get("episode/dropped", 0) for row in rows(folder)) == 2
 
@@ -355,10 +355,10 @@ def test_a_run_that_another_rank_ends_says_so(small, monkeypatch, capsys):
 def test_a_folder_belongs_to_one_run(small):
     config = small(eval_episodes=0, steps=32)
     folder = Path(config.runs_dir) / config.name
-    with run.run_lock(folder), pytest.raises(ConfigError, match=r"another process trains in .*run; wait for it"):
+    with run_folder.run_lock(folder), pytest.raises(ConfigError, match=r"another process trains in .*run; wait for it"):
         run.start(config)
     run.start(config)
-    with run.run_lock(folder), pytest.raises(ConfigError, match="another process trains in"):
+    with run_folder.run_lock(folder), pytest.raises(ConfigError, match="another process trains in"):
         run.resume(folder, {"steps": 64})
     run.resume(folder, {"steps": 64})
 
@@ -368,7 +368,7 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(sm
     with pytest.raises(ConfigError, match="group_size is 3"):
         run.start(override(config, {"group_size": 3}))
     assert not Path(config.runs_dir).exists()
-    folders = {run.new_folder(config), run.start(config), run.new_folder(config)}
+    folders = {run_folder.new_folder(config), run.start(config).folder, run_folder.new_folder(config)}
     assert len(folders) == 3
     for folder in folders:
         env, agent, seed = folder.relative_to(config.runs_dir).parts
@@ -378,19 +378,19 @@ def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(sm
 
 def test_kl_stop_ends_the_epochs(small):
     config = small(target_kl=1e-9, epochs=5, learning_rate=1e-2, eval_episodes=0, steps=64)
-    assert [row["policy/epochs"] for row in rows(run.start(config))] == [1.0, 1.0]
+    assert [row["policy/epochs"] for row in rows(run.start(config).folder)] == [1.0, 1.0]
 
 
 def test_stop_return_ends_the_run(small):
-    folder = run.start(small(stop_return=-1.0))
+    folder = run.start(small(stop_return=-1.0)).folder
     assert rows(folder)[-1]["step"] == 2 * 32
 
 
 def test_micro_batches_and_processes_change_nothing(small):
     """The same weights whatever the forward passes hold, up to rounding, and wherever environments are stepped."""
-    reference = load(run.start(small(name="a", eval_episodes=0)) / "checkpoints").tensors["model"]
+    reference = load(run.start(small(name="a", eval_episodes=0)).folder / "checkpoints").tensors["model"]
     for name, changes, tolerance in (("b", {"micro_batch": 3}, 2e-4), ("c", {"workers": 3}, 0.0)):
-        other = load(run.start(small(name=name, eval_episodes=0, **changes)) / "checkpoints").tensors["model"]
+        other = load(run.start(small(name=name, eval_episodes=0, **changes)).folder / "checkpoints").tensors["model"]
         for key, x in reference.items():
             torch.testing.assert_close(other[key], x, atol=tolerance, rtol=tolerance)
 
@@ -409,7 +409,7 @@ def test_passes_change_nothing_whatever_is_read(small, env, agent, changes):
     weights = []
     for micro_batch in (0, 4):
         config = small(env, agent, name=f"passes_{micro_batch}", eval_episodes=0, micro_batch=micro_batch, **changes)
-        weights.append(load(run.start(config) / "checkpoints").tensors["model"])
+        weights.append(load(run.start(config).folder / "checkpoints").tensors["model"])
     for key, x in weights[0].items():
         torch.testing.assert_close(weights[1][key], x, atol=5e-4, rtol=5e-4)
 

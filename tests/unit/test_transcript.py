@@ -67,7 +67,7 @@ def test_transcripts_are_logged_at_every_evaluation(small):
         AGENTS.get("ippo"), name="describing", make=lambda spec, options: Describing(spec, options, central=False)
     )
     try:
-        folder = run.start(small(agent="describing"))
+        folder = run.start(small(agent="describing")).folder
     finally:
         del AGENTS.entries["describing"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
