@@ -32,6 +32,7 @@ from marl.trust import external_of_algorithm, external_of_env, require_trust
 from marl.types import EnvSpec, Obs, VectorStep
 from marl.value_norm import ValueNorm
 from marl.vector import make_vector
+from marl.vector.shard import close_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +255,7 @@ def show(parsed: Any) -> None:
         else:
             draw(subject, policy, env, parsed)
     finally:
-        env.close()
+        close_env(env, subject.task.name)
 
 
 def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:

@@ -25,6 +25,14 @@ GLOBALS = "worker.globals"
 NO_TEXT: TextFields = (None, None)
 
 
+def close_env(env: Env, name: str) -> None:
+    """Close an environment. An error in it, `sys.exit` included, is logged under `name`."""
+    try:
+        env.close()
+    except (Exception, SystemExit):
+        getLogger("marl").warning("%s: an environment did not close", name, exc_info=True)
+
+
 class ShardReport(NamedTuple):
     """Answer of a shard besides the buffers.
 
@@ -182,10 +190,7 @@ class Shard:
     def close(self) -> None:
         """Close every environment. An error of one is logged, and the others are closed."""
         while self.envs:
-            try:
-                self.envs.pop().close()
-            except (Exception, SystemExit):
-                getLogger("marl").warning("%s: an environment did not close", self.name, exc_info=True)
+            close_env(self.envs.pop(), self.name)
 
     def _where(self, index: int) -> str:
         return f"{self.name}, environment {self.start + index}" if self.name else f"environment {self.start + index}"

@@ -1,6 +1,7 @@
 """An environment that leaves the program fails like one that raises: training is saved and ends with an error."""
 
 import json
+import logging
 import sys
 
 import pytest
@@ -44,6 +45,23 @@ def test_commands_that_only_watch_it_fail_too(monkeypatch, capsys, args, code):
         cli.main()
     assert caught.value.code == code
     assert "raised SystemExit: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), RuntimeError("no")])
+def test_an_environment_that_fails_to_close_changes_nothing_else(monkeypatch, caplog, error):
+    def close(_):
+        raise error
+
+    monkeypatch.setattr("tests.support.faulty_envs.Broken.close", close)
+    play = ["marl", "play", BROKEN, "--view", "text", "--episodes", "1"]
+    monkeypatch.setattr(sys, "argv", play)
+    with caplog.at_level(logging.WARNING, logger="marl"):
+        cli.main()
+    assert "an environment did not close" in caplog.text
+    monkeypatch.setattr(sys, "argv", [*play, "--kwargs", json.dumps({"what": "raise", "at": 2})])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
 
 
 def test_a_module_that_exits_as_it_is_imported(tmp_path, monkeypatch, small):
