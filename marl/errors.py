@@ -29,6 +29,10 @@ class EnvironmentContractError(MarlError):
     """An environment returned something that its own `EnvSpec` forbids."""
 
 
+class AgentContractError(MarlError):
+    """An agent broke a rule of `marl.Policy`."""
+
+
 class WorkerError(MarlError):
     """An environment raised, or its worker process died; the message holds the traceback."""
 
