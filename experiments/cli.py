@@ -49,6 +49,7 @@ USAGE = """usage: marl COMMAND ...
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
   list envs | agents | advantages | ...           what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite
+  check-agent AGENT                               test an agent against the rules of the suite
   bench [PART ...]                                measure speed on this machine
 
 `marl COMMAND --help` shows the options. Example:
@@ -536,6 +537,43 @@ def check(args: list[str]) -> None:
     print(f"{parsed.env} keeps every rule")
 
 
+def check_an_agent(args: list[str]) -> None:
+    """Run `marl check-agent`."""
+    from marl.agents.testing import check_agent
+    from marl.errors import named_error
+
+    @dataclass(frozen=True)
+    class CheckAgent:
+        """Test an agent against the rules of the suite, on toy environments of every kind that it supports."""
+
+        agent: Positional[str]
+        """The agent: a name, package.module:factory, or ./file.py:factory."""
+        kinds: tuple[str, ...] = ()
+        """Kinds of environments: discrete, continuous, mixed, entities, text, free text. By default all supported."""
+        seed: int = 0
+        """Seed of observations and actions."""
+        options: Any = dataclasses.field(default_factory=NoOptions)
+
+    name = args[0] if args and not args[0].startswith("-") else "mat"
+    kind = AGENTS.get(name).options
+    typed = dataclasses.make_dataclass(
+        "CheckAgent", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckAgent,), frozen=True
+    )
+    flat = (OmitArgPrefixes,)
+    parsed = tyro.cli(
+        typed, prog="marl check-agent", args=args, config=flat, description=CheckAgent.__doc__, registry=KEYWORDS
+    )
+    options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
+    try:
+        lines = check_agent(parsed.agent, parsed.kinds or None, options, parsed.seed)
+    except MarlError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise named_error(error, parsed.agent) from error
+    print(*lines, sep="\n")
+    print(f"{parsed.agent} keeps every rule")
+
+
 def bench(args: list[str]) -> None:
     from marl.experiments.bench.main import Bench, run
 
@@ -551,6 +589,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "transfer": transfer,
     "list": list_things,
     "check-env": check,
+    "check-agent": check_an_agent,
     "bench": bench,
 }
 

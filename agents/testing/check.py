@@ -45,8 +45,8 @@ def check_agent(
     """Check an agent on toy environments and return what was checked, one line per kind.
 
     `agent` is a name, as for `marl train --agent`, or a function `make(spec, **options) -> Policy`. `kinds` are names
-    of `KINDS`. By default all are tried, and those for which the agent raises ConfigError are left out. `options` are the
-    agent's options by name.
+    of `KINDS`. By default all are tried, and those for which the agent raises ConfigError are left out. `options` are
+    the agent's options by name.
 
     Raises AgentContractError with the first broken rule, and ConfigError if the agent supports none of the kinds.
     """
@@ -134,7 +134,7 @@ class _Check:
 
     def run(self, trains: bool) -> list[str]:
         """Check all rules, and return their names."""
-        rules = [self.check_inputs, self.check_dead, self.check_determinism]
+        rules = [self.check_determinism, self.check_inputs, self.check_dead]
         if trains:
             rules += [self.check_order, self.check_gradient, self.check_distribution, self.check_saving]
         played = self.play()
