@@ -72,25 +72,6 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("deaths", [True, False])
-@pytest.mark.parametrize("enemies", [2, 6])
-def test_act_and_evaluate_agree(name, deaths, enemies):
-    spec = make_spec(4, enemies)
-    policy = make(name, spec, **CHAINS.get(name, {}))
-    inputs = policy.encode(make_obs(spec, deaths=deaths))
-    with torch.no_grad():
-        decision = policy.act(inputs, torch.Generator().manual_seed(3))
-        evaluation = policy.evaluate(inputs, decision.nodes)
-    mask = decision.nodes.node_mask
-    torch.testing.assert_close(evaluation.log_prob[mask], decision.log_prob[mask], atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(evaluation.value, decision.value, atol=2e-5, rtol=1e-5)
-    assert inputs["action_mask"].gather(-1, decision.nodes.action).all()
-    loss = policy.evaluate(inputs, decision.nodes)
-    (loss.log_prob[mask].sum() + loss.value.sum()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())
-
-
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_decision_follows_those_before_it_only(name):
     spec = make_spec(4, 3)
