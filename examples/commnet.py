@@ -20,6 +20,8 @@ from marl.types import Decision, Evaluation, Nodes
 class CommNet(marl.Policy):
     """`rounds` rounds of messages of `width` numbers. Actor and critic read the last hidden state."""
 
+    identity: torch.Tensor
+
     def __init__(self, spec, rounds=2, width=64):
         super().__init__(spec)
         self.head = make_head(spec, max_std=0.5, init_std=0.3)
