@@ -17,9 +17,9 @@ from rich.table import Table
 
 from marl.checkpoint.store import Checkpoint
 from marl.config import RunConfig, default_config, require_episodes
-from marl.episodes import play_episodes
+from marl.episodes import never_stop, play_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError, named_errors
-from marl.evaluation import paired_seeds, run_episodes, summarize
+from marl.evaluation import EpisodeRow, paired_seeds, run_episodes, summarize
 from marl.files import whole_files, write_whole
 from marl.policy import Policy, require_policy
 from marl.policy_io import batch_of_one, load_checkpoint, make_policy
@@ -132,13 +132,13 @@ def print_eval(parsed: Any) -> None:
                 break
 
 
-def report_task(
-    subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
-) -> tuple[Table, list[str]]:
-    """Evaluate on the test seeds of one environment. Return a table, and a JSON line for each finished episode."""
+def evaluate_task(
+    subject: LoadedAgent, task: EnvFactory, parsed: Any, stop: Callable[[], bool] = never_stop
+) -> list[EpisodeRow]:
+    """Play `parsed.episodes` episodes on the test seeds of one environment; those that ended before `stop()`."""
     env = make_vector(task.name, task.options, min(parsed.episodes, parsed.num_envs))
     try:
-        rows = run_episodes(
+        return run_episodes(
             policy_for(subject, env.spec),
             env,
             paired_seeds(parsed.episodes, "test"),
@@ -148,6 +148,13 @@ def report_task(
         )
     finally:
         env.close()
+
+
+def report_task(
+    subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
+) -> tuple[Table, list[str]]:
+    """Evaluate on the test seeds of one environment. Return a table, and a JSON line for each finished episode."""
+    rows = evaluate_task(subject, task, parsed, stop)
     values = summarize(rows)
     if not rows:
         raise ConfigError(f"{title}: stopped before an episode had ended")

@@ -436,13 +436,33 @@ def _number(value: Any) -> Any:
         return value
 
 
-def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
-    """The inverse of `to_yaml`; what is left out takes the default for the environment and the agent.
+def _check_fields(data: Mapping[str, Any], default: RunConfig, options: Mapping[str, type]) -> None:
+    """Raise ConfigError for a field that does not exist, or that stands in another part."""
+    parts = {name: type(getattr(default, name)) for name in PARTS} | options
+    known = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in parts.items()}
+    known[""] = [f.name for f in dataclasses.fields(default)]
+    for part, fields in known.items():
+        given = data[part] if part else data
+        for field_name in given if isinstance(given, Mapping) else ():
+            if field_name in fields:
+                continue
+            where = f"field of {part}" if part else "field"
+            if owners := [other for other in known if field_name in known[other]]:
+                raise ConfigError(f"{field_name!r} is not a {where}; write it under {owners[0] or 'no part'}")
+            names = fields if part else [name for every in known.values() for name in every]
+            raise ConfigError(unknown_name_message(where, str(field_name), names))
 
-    ConfigError names the file, the field and what is wrong with it.
+
+def from_yaml(text: str, source: str | Path = "configuration", changes: Mapping[str, str] | None = None) -> RunConfig:
+    """Return the configuration of a text that `to_yaml` wrote, or of a part of one.
+
+    Fields that are absent have the defaults of the environment and the agent. `changes` replace "env" and "agent".
+    Raises ConfigError, which names the file and the field; for an unknown field it names the closest one.
     """
     try:
         data = yaml.safe_load(text)
+        if isinstance(data, dict):
+            data |= changes or {}
         for name in ("env", "agent"):
             if not isinstance(data, dict) or not isinstance(data.get(name), str):
                 raise ConfigError(f"has no text under {name!r}; it is not the configuration of a run")
@@ -456,6 +476,7 @@ def from_yaml(text: str, source: str | Path = "configuration") -> RunConfig:
         for name in PARTS:
             if isinstance(given := data.get(name) or {}, dict):
                 data[name] = usual[name] | given
+        _check_fields(data, default, options)
         for name, kind in options.items():
             data[name] = dacite.from_dict(kind, data[name], hooks)
         return dacite.from_dict(RunConfig, usual | data, hooks)

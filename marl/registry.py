@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from marl.errors import ConfigError, MarlError, MissingDependencyError, UnknownNameError, unknown_name_message
-from marl.factories import FILE_SUFFIX, absolute_name, call_factory, check_name, raised_in
+from marl.factories import FILE_SUFFIX, absolute_name, call_factory, check_name, factory_name, raised_in
 
 
 @dataclass(frozen=True)
@@ -377,6 +377,24 @@ def _option(task: str, pair: str) -> tuple[str, Any]:
 def find_family(name: str) -> EnvEntry:
     """Return the entry of an environment's name, or of several joined names, which have it in common."""
     return find_env(tasks_of(name, {})[0].name)[0]
+
+
+def make(name: str | Callable[..., Any], **options: Any) -> Any:
+    """Return a new environment by its name, or by a factory of the user.
+
+    `options` are the fields of the family's options, or the keyword arguments of the factory. Raises UnknownNameError
+    for an unknown name or option, and ConfigError for one that does not fit.
+    """
+    (task,) = tasks_of(factory_name(name), {})
+    kind = find_env(task.name)[0].options
+    if kind is FactoryOptions:
+        return EnvFactory(task.name, {"kwargs": options})()
+    known = [option.name for option in fields(kind)]
+    for given in options:
+        if given not in known:
+            raise UnknownNameError(unknown_name_message(f"option of {name}", given, known))
+    chosen = kind(**{**task.options, **options})
+    return EnvFactory(task.name, {option: getattr(chosen, option) for option in known})()
 
 
 def find_env(name: str) -> tuple[EnvEntry, str]:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -43,8 +43,16 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise CheckpointError(f"{folder} is not a run: it has no config.yaml; `ls runs` shows the runs")
+    return read_config_file(path)
+
+
+def read_config_file(path: Path, changes: Mapping[str, str] | None = None) -> RunConfig:
+    """Return the configuration of a YAML file; `changes` take the place of its "env" and "agent".
+
+    Raises ConfigError if it cannot be read.
+    """
     try:
-        return from_yaml(path.read_text(encoding="utf-8"), path)
+        return from_yaml(path.read_text(encoding="utf-8"), path, changes or {})
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
 

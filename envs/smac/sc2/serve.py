@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import marl
+from marl import errors
 from marl.envs.sc2.server import NOT_SERVED, Handler, Session, listen
 from marl.envs.sc2.server_game import Version
 from marl.envs.smac.maps import TASKS
@@ -47,7 +47,7 @@ def make_install(folder: Path, build: int = BUILD, command: Sequence[str] = COMM
     The executable is a script for a POSIX shell, which runs this Python with `command`. The maps are files that say
     what they are: the engine knows a map by its name.
     """
-    root = Path(marl.__file__).resolve().parents[1]
+    root = Path(errors.__file__).resolve().parents[1]
     run = shlex.join([sys.executable, *command, "-build", str(build)])
     executable = folder / "Versions" / f"Base{build}" / "SC2_x64"
     executable.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,143 @@
+"""The Python interface: what the `marl` command does, as functions. `marl.train` and the others are these."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from marl import run
+from marl.callbacks import Callback
+from marl.config import MAX_EPISODE_STEPS, RunConfig, from_yaml, override, require_episodes, to_yaml
+from marl.errors import ConfigError
+from marl.evaluation import EpisodeRow, summarize
+from marl.experiments.play import evaluate_task, resolve
+from marl.experiments.presets import by_name, choose
+from marl.factories import factory_name
+from marl.registry import find_family
+from marl.run import IfExists, Result
+from marl.run_folder import read_config_file
+from marl.tracking.base import Tracker
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes on the test seeds."""
+
+    scores: dict[str, float]
+    """Means by tag: "test/return", "test/success", ...; of several tasks each has its own, as "test/return/TASK"."""
+    episodes: dict[str, list[EpisodeRow]]
+    """Every episode, by task."""
+
+
+def train(
+    config: RunConfig | str | os.PathLike[str] | None = None,
+    *,
+    env: str | Callable[..., Any] | None = None,
+    agent: str | Callable[..., Any] | None = None,
+    preset: str = "",
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker | str] = (),
+    if_exists: IfExists = "error",
+    **options: Any,
+) -> Result:
+    """Train an agent and return the run's folder, scores and policy.
+
+    Give a configuration (a RunConfig, or the path of a YAML file), or an environment and an agent by name or as a
+    factory; the tuned preset of the two is the start, or `preset`. `options` are those of `marl train --help`, with
+    underscores. The run remembers trackers that are given by name; other trackers, and callbacks, are to be given again
+    when it is resumed. `if_exists` is as in `marl.run.start`. Raises MarlError if the run is refused or fails.
+    """
+    chosen, source = make_config(config, env, agent, preset)
+    if names := tuple(each for each in trackers if isinstance(each, str)):
+        options["trackers"] = (*chosen.trackers, *names)
+    notes = (f"settings: {source}",)
+    objects = tuple(each for each in trackers if not isinstance(each, str))
+    return run.start(with_options(chosen, options), run.Extras(tuple(callbacks), objects, notes), if_exists)
+
+
+def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """Return a copy with options changed by their flat names. Raises ConfigError for a wrong name, type or value."""
+    if not options:
+        return config
+    try:
+        changed = override(config, options)
+    except TypeError as error:
+        raise ConfigError(f"options {dict(options)} hold a value of the wrong type: {error}") from error
+    return from_yaml(to_yaml(changed), "options")  # which checks the types
+
+
+def make_config(
+    config: RunConfig | str | os.PathLike[str] | None,
+    env: str | Callable[..., Any] | None,
+    agent: str | Callable[..., Any] | None,
+    preset: str = "",
+) -> tuple[RunConfig, str]:
+    """Return a configuration, and a note on its source.
+
+    `env` and `agent` take the place of those in a YAML file. Raises ConfigError for other combinations.
+    """
+    names = {kind: factory_name(each) for kind, each in (("env", env), ("agent", agent)) if each is not None}
+    if config is None:
+        if "env" not in names:
+            raise ConfigError("train needs a configuration or an environment; give config=... or env=...")
+        name, agent_name = names["env"], names.get("agent", "mat")
+        return by_name(preset, name, agent_name) if preset else choose(name, agent_name)
+    if preset:
+        raise ConfigError(f"preset={preset!r} beside a configuration, which has all settings; leave one out")
+    if isinstance(config, RunConfig):
+        if names:
+            raise ConfigError(f"{' and '.join(names)} beside a RunConfig, which has its own; leave them out")
+        return config, "the given configuration"
+    return read_config_file(Path(config), names), f"{os.fspath(config)}"
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker | str] = (),
+    trust: bool = False,
+    **changes: Any,
+) -> Result:
+    """Continue a run from its last checkpoint; `changes` are options of `marl resume --help`, such as `steps`."""
+    return run.resume(Path(folder), changes, trust, run.Extras(tuple(callbacks), tuple(trackers)))
+
+
+def evaluate(
+    subject: Result | str | os.PathLike[str],
+    *,
+    env: str = "",
+    agent: str = "",
+    episodes: int = 32,
+    num_envs: int = 16,
+    which: str | int = "best",
+    act: Literal["run", "greedy", "sampled"] = "run",
+    eval_max_steps: int = MAX_EPISODE_STEPS,
+    trust: bool = False,
+    **env_options: Any,
+) -> Evaluation:
+    """Play episodes on the test seeds, which are the same for every agent, and return their scores.
+
+    `subject` is a result, the folder of a run or of a checkpoint, or an environment for an `agent` that needs no
+    training. The other arguments are the options of `marl eval --help`; `env_options` are the environment's.
+    """
+    require_episodes("episodes", episodes)
+    if num_envs < 1:
+        raise ConfigError(f"num_envs={num_envs}; give 1 or more")
+    name = str(subject.folder if isinstance(subject, Result) else os.fspath(subject))
+    chosen = find_family(name).options(**env_options) if env_options else None
+    parsed = SimpleNamespace(
+        subject=name, agent=agent, env=env, which=str(which), act=act, trust=trust, env_options=chosen
+    )
+    parsed.episodes, parsed.num_envs, parsed.eval_max_steps = episodes, num_envs, eval_max_steps
+    loaded = resolve(parsed)
+    rows = {task.label: evaluate_task(loaded, task, parsed) for task in loaded.config.tasks}
+    summaries = {task: summarize(each, "test") for task, each in rows.items()}
+    if len(rows) == 1:
+        return Evaluation(next(iter(summaries.values())), rows)
+    tags = set.intersection(*(set(each) for each in summaries.values()))
+    scores = {tag: sum(each[tag] for each in summaries.values()) / len(rows) for tag in sorted(tags)}
+    scores |= {f"{tag}/{task}": value for task, each in summaries.items() for tag, value in each.items()}
+    return Evaluation(scores, rows)
