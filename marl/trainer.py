@@ -1,10 +1,7 @@
 """collect -> backup -> learn -> callbacks."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +27,15 @@ from marl.errors import CheckpointError, MarlError, NonFiniteError
 from marl.evaluation import mean_by_label, return_labels
 from marl.factories import call_method
 from marl.multitask import Task
-from marl.objective import Batch, RowIndex, row_count, unit_sum
-from marl.optimizer import clip_gradients, parameter_groups
+from marl.objective import Batch
 from marl.policy import Policy
 from marl.protocols import VectorEnv
 from marl.recurrent_state import segment_steps
-from marl.rollout import Collector, Episodes, Rollout, iter_minibatches, rows_of
+from marl.rollout import Collector, Episodes, Rollout, rows_of
 from marl.seeding import Streams
 from marl.tracking.base import Tracker
 from marl.transitions import Recorder
+from marl.update import Updater
 from marl.value_norm import ValueNorm
 
 INTERRUPTED, ANOTHER_RANK = "interrupted", "another rank was asked to stop"
@@ -73,12 +70,7 @@ class Trainer:
         self.streams = Streams(config.seed)
         rank = distributed.rank()
         distributed.broadcast_module(policy)
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            parameter_groups(policy, config.learn), eps=config.learn.adam_epsilon, fused=True
-        )
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.links, self.advantage, self.objective = config.links(), config.make_advantage(), config.make_objective()
+        self.links, self.advantage = config.links(), config.make_advantage()
         self.generators = {
             "policy": self.streams.torch("policy", rank, device=str(self.device)),
             "minibatch": self.streams.torch("minibatch", rank),
@@ -87,12 +79,11 @@ class Trainer:
         self.tasks = [self.make_task(i, task.label, *pair) for i, (task, pair) in enumerate(pairs)]
         self.value_norm, self.collector = self.tasks[0].value_norm, self.tasks[0].collector
         self.segment_steps = segment_steps(config, policy, env.num_envs)
-        self.backoff = policy.backoff
+        self.updater = Updater(
+            config.learn, self.tasks, config.make_objective(), self.generators["minibatch"], self.segment_steps
+        )
         self.iteration = 0
         self.steps = 0
-        self.lr_factor = 1.0
-        self.lr_start = (0, 1.0)
-        """Steps and factor from which learning rates are annealed to zero."""
         self.warned: set[str] = set()
         """Kinds of trouble that this run was warned about, see marl.diagnostics."""
         self.last_score: float | None = None
@@ -100,12 +91,7 @@ class Trainer:
         """The evaluation of these weights was interrupted. A resumed run begins with it."""
         self.stop_reason: str | None = None
         self.interrupted = False
-        self.set_training(False)
-
-    def set_training(self, training: bool) -> None:
-        """Switch dropout, batch normalization and the like to their behavior in an update, or in acting."""
-        for task in self.tasks:
-            task.policy.train(training)
+        self.updater.set_training(False)
 
     def make_task(self, number: int, name: str, env: VectorEnv, policy: Policy) -> Task:
         config = self.config
@@ -252,20 +238,16 @@ class Trainer:
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
         credited = [self.make_batch(rollout, number) for number, rollout in enumerate(rollouts)]
         batches, credit = [batch for batch, _ in credited], self.mean_over_tasks([told for _, told in credited])
-        if learn.anneal_learning_rate:
-            start, factor = self.lr_start
-            self.lr_factor = factor * max(0.0, 1.0 - (self.steps - start) / (self.annealing_steps - start))
-        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = rate * self.lr_factor
-
+        rates = self.updater.set_learning_rates(self.steps, self.annealing_steps)
         try:
-            metrics = (
-                self.update_sequentially(*batches) if learn.agent_updates == "sequential" else self.run_epochs(*batches)
-            )
-        except NonFiniteError:
+            if learn.agent_updates == "sequential":
+                metrics = self.updater.update_sequentially(batches[0], self.agent_order())
+            else:
+                metrics = self.updater.run_epochs(*batches)
+        except NonFiniteError as error:
             for task, before in zip(self.tasks, norms, strict=True):
                 task.value_norm.load_state_dict(before)
-            raise
+            raise NonFiniteError(f"iteration {self.iteration + 1}: {error}") from error
         has_choice = any(bool(batch.nodes.loss_mask.any()) for batch in batches)
         if not distributed.any_rank(has_choice, self.device):
             for name in ("policy/entropy", "policy/kl", "policy/clip_fraction"):
@@ -275,9 +257,7 @@ class Trainer:
             task.policy.update_statistics(batch.inputs, batch.nodes)
             told.append(task.policy.metrics(batch.inputs, batch.nodes))
         metrics |= self.mean_over_tasks(told)
-        if len(self.base_lrs) > 1:
-            metrics["value/learning_rate"] = self.base_lrs[1] * self.lr_factor
-        return metrics | credit | {"policy/learning_rate": self.base_lrs[0] * self.lr_factor}
+        return metrics | credit | rates
 
     def make_batch(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
         """A task's rows to learn from, with their advantages, and what there is to say about them."""
@@ -295,146 +275,10 @@ class Trainer:
             batch = batch.rows(rows_of(played, self.segment_steps))
         return batch, advantages.metrics
 
-    def update_sequentially(self, batch: Batch) -> dict[str, float]:
-        """Update one agent after another (Kuba et al. 2022, algorithm 4), then the critic, with all passes for each.
-
-        Advantages are weighted by the importance ratios of the agents updated before. Returns means over the agents,
-        and the value loss of the critic's passes.
-        """
+    def agent_order(self) -> list[int]:
+        """Return the random order in which the agents are updated in this iteration."""
         generator = torch.Generator().manual_seed(self.streams.integer("agents", self.iteration))
-        weight = torch.ones_like(batch.advantage[:, :1, :1])
-        reports = []
-        for agent in torch.randperm(batch.nodes.node_mask.shape[1], generator=generator).tolist():
-            mine = batch.for_agent(agent, weight)
-            mine = replace(mine, inputs=self.policy.agent_inputs(mine.inputs, agent))
-            reports.append(self.run_epochs(mine))
-            weight = weight * self.importance_ratio(mine)
-        means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
-        if self.objective.value_coef:
-            critic = self.run_epochs(batch.values_only())
-            means |= {"loss/value": critic["loss/value"], "loss/total": means["loss/total"] + critic["loss/total"]}
-        return means
-
-    @torch.no_grad()
-    def importance_ratio(self, batch: Batch) -> Tensor:
-        """(B, 1, 1): how much likelier the trained nodes of a row are now than when they were decided."""
-        ratio = torch.ones_like(batch.advantage[:, :1, :1])
-        for index in self.policy.micro_batches(
-            batch.inputs, batch.nodes, self.config.learn.micro_batch, self.backoff.reduction
-        ):
-            rows = batch.rows(index)
-            change = self.policy.evaluate(rows.inputs, rows.nodes).log_prob - rows.log_prob
-            ratio[index] = unit_sum(change, rows.nodes.loss_mask, "step").clamp(-20.0, 20.0).exp()
-        return ratio
-
-    def run_epochs(self, *batches: Batch) -> dict[str, float]:
-        """Passes over the rollouts of all tasks until they are done or the KL limit ends them; the means of what they
-        report."""
-        learn = self.config.learn
-        sums: dict[str, Tensor] = {}
-        row_counts = [self.objective.row_counts(batch).to(batch.log_prob.dtype) for batch in batches]
-        updates, epochs = 0, 0
-        self.set_training(True)
-        try:
-            while epochs < learn.epochs:
-                epoch_kl = torch.zeros((), device=self.device)
-                for rows, counts in self.iter_minibatches(batches, row_counts):
-                    each_task = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
-                    parts = self.update(each_task, counts, epochs)
-                    epoch_kl += parts["policy/kl"]
-                    for name, part in parts.items():
-                        sums[name] = sums.get(name, torch.zeros_like(part)) + part
-                    updates += 1
-                epochs += 1
-                if learn.target_kl and float(epoch_kl) / learn.minibatches > learn.target_kl:
-                    break
-        finally:
-            self.set_training(False)
-        names = list(sums)
-        means = (torch.stack([sums[name] for name in names]) / updates).tolist()
-        return dict(zip(names, means, strict=True)) | {"policy/epochs": float(epochs)}
-
-    def iter_minibatches(
-        self, batches: Sequence[Batch], row_counts: Sequence[Tensor]
-    ) -> Iterator[tuple[tuple[RowIndex, ...], Tensor]]:
-        """The minibatches of a pass: of each the rows in every task, and the counts (tasks, 2) of the objective.
-
-        The counts are over all ranks, in one message, because ranks wait for each other at every one.
-        """
-        learn, generator = self.config.learn, self.generators["minibatch"]
-        cut = zip(
-            *(iter_minibatches(batch, learn.minibatches, generator, self.segment_steps) for batch in batches),
-            strict=True,
-        )
-        cut = list(cut)
-        counts = [torch.stack([x[rows].sum(0) for x, rows in zip(row_counts, each, strict=True)]) for each in cut]
-        return zip(cut, distributed.all_reduce(torch.stack(counts)), strict=True)
-
-    def update(self, minibatches: Sequence[Batch], counts: Tensor, epoch: int) -> dict[str, Tensor]:
-        """One gradient step on a minibatch of each task; returns the parts of the loss over all ranks, their means over
-        tasks, and the gradient norm.
-
-        `counts` (tasks, 2) are the objective's, over all ranks.
-        """
-        learn = self.config.learn
-        total = self.gradient(minibatches, counts * len(minibatches))
-        reduced = distributed.sum_gradients(self.parameters, torch.stack(list(total.values())))
-        total = dict(zip(total, reduced.unbind(), strict=True))
-        limit = learn.max_grad_norm or float("inf")
-        norm = clip_gradients(self.parameters, limit).to(self.device)
-        if not bool(torch.isfinite(norm + total["loss/total"])):
-            shown = ", ".join(f"{name} {float(part):g}" for name, part in total.items())
-            raise NonFiniteError(
-                f"non-finite loss or gradient in iteration {self.iteration + 1}, epoch {epoch + 1} ({shown}, gradient "
-                f"norm {float(norm):g}); the weights before this step are kept. Lower --learning-rate or "
-                "--max-grad-norm, or look at the observations and rewards"
-            )
-        self.optimizer.step()
-        for task in self.tasks:
-            task.policy.after_update()
-        return total | {"gradient/norm": norm}
-
-    def gradient(self, minibatches: Sequence[Batch], counts: Tensor) -> dict[str, Tensor]:
-        """Fill the gradients of a minibatch of each task; returns the parts of the loss on this rank.
-
-        `counts` (tasks, 2) are those of the objective.
-        """
-
-        def split(divisor: int) -> list[tuple[int, RowIndex]]:
-            rows, found = self.config.learn.micro_batch, enumerate(zip(self.tasks, minibatches, strict=True))
-            return [
-                (i, part)
-                for i, (task, each) in found
-                for part in task.policy.micro_batches(each.inputs, each.nodes, rows, divisor)
-            ]
-
-        def size(part: tuple[int, RowIndex]) -> int:
-            return row_count(part[1])
-
-        return self.backoff.run(
-            split, size, lambda passes: self.accumulate(minibatches, passes, counts), self.segment_steps
-        )
-
-    def accumulate(
-        self, minibatches: Sequence[Batch], passes: Sequence[tuple[int, RowIndex]], counts: Tensor
-    ) -> dict[str, Tensor]:
-        """The gradients of the forward passes, each of some rows of a task, added up, and the parts of their losses."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for number, count in Counter(number for number, _ in passes).items():
-                if count > 1:
-                    stack.enter_context(self.tasks[number].policy.accumulation_context())
-            for number, index in passes:
-                batch = minibatches[number]
-                micro = batch if row_count(index) == len(batch.log_prob) else batch.rows(index)
-                evaluation = self.tasks[number].policy.evaluate(micro.inputs, micro.nodes)
-                loss, parts = self.objective(evaluation, micro, counts[number])
-                if loss.requires_grad:
-                    loss.backward()
-                for name, part in parts.items():
-                    total[name] = total[name] + part if name in total else part
-        return total
+        return torch.randperm(self.env.spec.num_agents, generator=generator).tolist()
 
     def get_state(
         self, environments: bool = True, alone: bool = False
@@ -444,13 +288,13 @@ class Trainer:
         Without `environments` the run continues with new episodes: for a state in the middle of a rollout. `alone`
         leaves out what each rank has for itself, for which the ranks must talk: it continues with new random streams.
         """
-        optimizer_tensors, optimizer_data = pack_optimizer(self.optimizer)
+        optimizer_tensors, optimizer_data = pack_optimizer(self.updater.optimizer)
         environments = environments and not self.config.collect.whole_episodes
         local = {
             "collector": self.collector.get_state(environments),
             "others": [task.collector.get_state(environments) for task in self.tasks[1:]],
             "rng": rng_state(self.generators),
-            "divisor": self.backoff.reduction,
+            "divisor": self.updater.backoff.reduction,
         }
         tensors = {
             "model": dict(self.policy.state_dict()),
@@ -460,7 +304,11 @@ class Trainer:
         }
         data: dict[str, Any] = {
             "iteration": self.iteration,
-            "annealing": {"start": self.lr_start, "factor": self.lr_factor, "steps": self.annealing_steps},
+            "annealing": {
+                "start": self.updater.lr_start,
+                "factor": self.updater.lr_factor,
+                "steps": self.annealing_steps,
+            },
             "warned": sorted(self.warned),
             "evaluation_missing": self.evaluation_missing,
             "optimizer": optimizer_data,
@@ -494,18 +342,18 @@ class Trainer:
         tensors, data = checkpoint.tensors, checkpoint.data
         for i, task in enumerate(self.tasks):
             task.value_norm.load_state_dict(tensors[f"value_norm_{i}" if i else "value_norm"])
-        unpack_optimizer(self.optimizer, tensors["optimizer"], data["optimizer"])
+        unpack_optimizer(self.updater.optimizer, tensors["optimizer"], data["optimizer"])
         self.iteration, self.steps = data["iteration"], checkpoint.step
         notes = []
         self.warned = set(data["warned"])
         self.evaluation_missing = data["evaluation_missing"]
         annealing = data["annealing"]
-        self.lr_start, self.lr_factor = tuple(annealing["start"]), annealing["factor"]
+        self.updater.lr_start, self.updater.lr_factor = tuple(annealing["start"]), annealing["factor"]
         if self.config.learn.anneal_learning_rate and annealing["steps"] != self.annealing_steps:
-            self.lr_start = (self.steps, self.lr_factor)
+            self.updater.lr_start = (self.steps, self.updater.lr_factor)
             notes.append(
-                f"learning rates are annealed from {self.lr_factor:.3g} of their start to 0 at {self.annealing_steps} "
-                "steps; for the full rate, start a new run with --init-from"
+                f"learning rates are annealed from {self.updater.lr_factor:.3g} of their start to 0 at "
+                f"{self.annealing_steps} steps; for the full rate, start a new run with --init-from"
             )
         # The number of threads is part of the arithmetic, so it is kept where the cores are there.
         if data["free_threads"] > usable_cores():
@@ -520,7 +368,7 @@ class Trainer:
             self.begin_episodes([False] * len(self.tasks))
             return [*notes, "saved by rank 0 alone, after an error: new episodes and new random streams begin"]
         local = unpack(tensors[f"rank_{rank}"], data["ranks"][rank])
-        self.backoff.reduction = local.get("divisor", 1)
+        self.updater.backoff.reduction = local.get("divisor", 1)
         collectors = [local["collector"], *local.get("others", ())]
         restored = [task.collector.set_state(state) for task, state in zip(self.tasks, collectors, strict=True)]
         # Last, because environments may draw from the global generators while they are restored.

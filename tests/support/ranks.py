@@ -54,7 +54,7 @@ def main(path: str) -> None:
     scaled = standardize(mine.returns, mine.nodes.node_mask)
     result = {
         "parts": {name: float(x) for name, x in parts.items()},
-        "gradients": torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist(),
+        "gradients": torch.cat([p.grad.flatten() for p in trainer.updater.parameters if p.grad is not None]).tolist(),
         "one by one": one_by_one,
         "remembering": remembering,
         "moments": torch.cat([moments.mean.flatten(), moments.variance.flatten()]).tolist(),
@@ -65,7 +65,8 @@ def main(path: str) -> None:
             mean_over_ranks(mine.value, mine.nodes.node_mask),
         ],
         "drawn": sum(
-            counts for _, counts in trainer.iter_minibatches([mine], [trainer.objective.row_counts(mine)])
+            counts
+            for _, counts in trainer.updater.iter_minibatches([mine], [trainer.updater.objective.row_counts(mine)])
         ).tolist(),
         "sums": sums(rank, world),
         "stop": distributed.any_rank(rank == world - 1, device),
@@ -93,8 +94,8 @@ def sums(rank: int, world: int) -> list[bool]:
 
 def update(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
     """A step on what the ranks have of a minibatch."""
-    counts = distributed.all_reduce(trainer.objective.counts(batch).unsqueeze(0))
-    return trainer.update([batch], counts, 0)
+    counts = distributed.all_reduce(trainer.updater.objective.counts(batch).unsqueeze(0))
+    return trainer.updater.step([batch], counts, 0)
 
 
 def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[float]:
@@ -103,7 +104,7 @@ def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[fl
     config = override(default_config("toy/agent_death", "happo"), settings)
     trainer = build(config, make_vector("toy/agent_death", {}, 2 // world), device, 1)
     for _ in range(2):
-        trainer.update_sequentially(batch)
+        trainer.updater.update_sequentially(batch, trainer.agent_order())
     return torch.cat([p.detach().flatten() for p in trainer.policy.actor.parameters()]).tolist()
 
 
@@ -116,7 +117,7 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
     began = torch.rand(ROWS, generator=g) < 0.3
     batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
     update(trainer, batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)))
-    return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]).tolist()
+    return torch.cat([p.grad.flatten() for p in trainer.updater.parameters if p.grad is not None]).tolist()
 
 
 def leave() -> None:

@@ -69,13 +69,16 @@ def test_forced_steps_train_values_alone(agent):
     nodes = batch.nodes
     assert bool(nodes.node_mask.all())
     assert nodes.loss_mask.sum().item() == ENVS * STEPS
-    assert trainer.objective.counts(batch).tolist() == [ENVS * STEPS, 2 * ENVS * STEPS]
+    assert trainer.updater.objective.counts(batch).tolist() == [ENVS * STEPS, 2 * ENVS * STEPS]
     chosen = batch.advantage[nodes.loss_mask]
     assert float(chosen.mean()) == pytest.approx(0.0, abs=1e-5)
     evaluation = trainer.policy.evaluate(batch.inputs, nodes)
     torch.testing.assert_close(evaluation.log_prob, batch.log_prob)
     spoiled = replace(batch, advantage=batch.advantage.masked_fill(~nodes.loss_mask, float("nan")))
-    losses = [trainer.objective(evaluation, each, trainer.objective.counts(batch))[0] for each in (batch, spoiled)]
+    losses = [
+        trainer.updater.objective(evaluation, each, trainer.updater.objective.counts(batch))[0]
+        for each in (batch, spoiled)
+    ]
     torch.testing.assert_close(*losses)
 
 

@@ -48,10 +48,13 @@ def test_each_agent_minds_what_those_before_it_changed(monkeypatch, memory):
     def epochs(part):
         return disturb(part) if part.nodes.loss_mask.any() else {"loss/value": 3.0, "loss/total": 1.5}
 
-    monkeypatch.setattr(trainer, "run_epochs", epochs)
+    monkeypatch.setattr(trainer.updater, "run_epochs", epochs)
     torch.manual_seed(0)
     agents = batch.nodes.node_mask.shape[1]
-    assert trainer.update_sequentially(batch) == {"loss/total": (agents + 1) / 2 + 1.5, "loss/value": 3.0}
+    assert trainer.updater.update_sequentially(batch, trainer.agent_order()) == {
+        "loss/total": (agents + 1) / 2 + 1.5,
+        "loss/value": 3.0,
+    }
     assert sorted(seen) == list(range(agents))
     assert float((log_probs(trainer, batch) - start).abs().max()) > 0.1
 
@@ -64,11 +67,11 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
         orders[-1] += mine.nodes.loss_mask.any(-1).any(0).nonzero()[:1, 0].tolist()
         return {"loss/value": 0.0, "loss/total": 0.0}
 
-    monkeypatch.setattr(trainer, "run_epochs", note)
+    monkeypatch.setattr(trainer.updater, "run_epochs", note)
     for iteration in (0, 1, 2, 3, 0):
         trainer.iteration = iteration
         orders.append([])
-        trainer.update_sequentially(batch)
+        trainer.updater.update_sequentially(batch, trainer.agent_order())
     assert orders[0] == orders[4]
     assert len({tuple(order) for order in orders}) > 1
 
@@ -82,28 +85,28 @@ def test_parts_without_the_agent_move_no_other(changes):
     nobody = batch.nodes.node_mask.clone()
     nobody[: ROWS // 2] = False
     batch = replace(batch, nodes=replace(batch.nodes, node_mask=nobody, loss_mask=nobody))
-    trainer.update_sequentially(batch)  # leaves momentum in the optimizer
+    trainer.updater.update_sequentially(batch, trainer.agent_order())  # leaves momentum in the optimizer
     before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     ones = torch.ones_like(batch.advantage[:, :1, :1])
     mine = batch.for_agent(1, ones)
-    trainer.run_epochs(replace(mine, inputs=trainer.policy.agent_inputs(mine.inputs, 1)))
+    trainer.updater.run_epochs(replace(mine, inputs=trainer.policy.agent_inputs(mine.inputs, 1)))
     moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     assert moved
     assert all(name.startswith("actor.networks.1.") for name in moved)
     nobody = replace(mine, nodes=replace(mine.nodes, loss_mask=torch.zeros_like(mine.nodes.loss_mask)))
     before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
-    assert trainer.run_epochs(nobody)["gradient/norm"] == 0.0
+    assert trainer.updater.run_epochs(nobody)["gradient/norm"] == 0.0
     assert all(torch.equal(x, before[name]) for name, x in trainer.policy.state_dict().items())
 
 
 @pytest.mark.parametrize("agent", ["mat", "mat-dec"])
 def test_a_pass_without_the_agent_moves_no_other_actor(agent):
     trainer, batch = make_trainer("toy/climbing", agent, minibatches=1, epochs=1, micro_batch=ROWS // 2)
-    trainer.update_sequentially(batch)  # leaves momentum in the optimizer
+    trainer.updater.update_sequentially(batch, trainer.agent_order())  # leaves momentum in the optimizer
     before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
     mine = batch.for_agent(1, torch.ones_like(batch.advantage[:, :1, :1]))
     mine.nodes.loss_mask[: ROWS // 2] = False
-    trainer.run_epochs(mine)
+    trainer.updater.run_epochs(mine)
     moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     assert {name.split(".")[2] for name in moved if name.startswith("actor.networks.")} == {"1"}
 
@@ -121,9 +124,9 @@ def test_an_agent_s_turn_moves_its_actor_alone(env, agent):
     """Momentum of earlier turns, and of the critic's passes, moves nobody who has no gradient."""
     trainer, batch = make_trainer(env, agent, minibatches=1, epochs=1)
     ones = torch.ones_like(batch.advantage[:, :1, :1])
-    trainer.update_sequentially(batch)  # leaves momentum in the optimizer
+    trainer.updater.update_sequentially(batch, trainer.agent_order())  # leaves momentum in the optimizer
     before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
-    trainer.run_epochs(batch.for_agent(1, ones))
+    trainer.updater.run_epochs(batch.for_agent(1, ones))
     moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
     own = {name for name in moved if name.startswith("actor.networks.1.") or name.endswith("log_std.1")}
     assert own
@@ -135,14 +138,14 @@ def test_an_agent_s_turn_moves_its_actor_alone(env, agent):
 def test_the_critic_is_trained_once_an_iteration(changes):
     """As many steps of the optimizer as each actor's, whatever the number of agents, on all values at once."""
     trainer, batch = make_trainer("toy/climbing", **changes)
-    metrics = trainer.update_sequentially(batch)
+    metrics = trainer.updater.update_sequentially(batch, trainer.agent_order())
     learn = trainer.config.learn
     for name, parameter in trainer.policy.named_parameters():
-        assert float(trainer.optimizer.state[parameter]["step"]) == learn.epochs * learn.minibatches, name
+        assert float(trainer.updater.optimizer.state[parameter]["step"]) == learn.epochs * learn.minibatches, name
     assert metrics["loss/value"] > 0.0
     before = trainer.policy.state_dict()
     actors = {name: x.clone() for name, x in before.items() if name.startswith("actor")}
-    trainer.run_epochs(batch.values_only())
+    trainer.updater.run_epochs(batch.values_only())
     assert all(torch.equal(trainer.policy.state_dict()[name], x) for name, x in actors.items())
 
 

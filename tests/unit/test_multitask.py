@@ -50,16 +50,18 @@ def test_every_task_has_the_same_weight_whatever_its_number_of_rows():
     batches[1] = batches[1].rows(slice(0, 8))
     found = []
     for chosen in ([0], [1], [0, 1]):
-        total = torch.zeros(sum(p.numel() for p in trainer.parameters))
-        counts = torch.stack([trainer.objective.counts(batch) for batch in batches])
-        trainer.optimizer.zero_grad()
+        total = torch.zeros(sum(p.numel() for p in trainer.updater.parameters))
+        counts = torch.stack([trainer.updater.objective.counts(batch) for batch in batches])
+        trainer.updater.optimizer.zero_grad()
         if chosen == [0, 1]:
-            trainer.gradient(batches, counts * 2)
+            trainer.updater.gradient(batches, counts * 2)
         else:
             (i,) = chosen
             evaluation = trainer.tasks[i].policy.evaluate(batches[i].inputs, batches[i].nodes)
-            trainer.objective(evaluation, batches[i], counts[i])[0].backward()
-        total = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trainer.parameters])
+            trainer.updater.objective(evaluation, batches[i], counts[i])[0].backward()
+        total = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trainer.updater.parameters]
+        )
         found.append(total)
     assert found[2].abs().max() > 1e-4
     torch.testing.assert_close((found[0] + found[1]) / 2, found[2], atol=1e-6, rtol=1e-5)

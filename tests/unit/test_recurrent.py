@@ -60,7 +60,7 @@ def make_trainer(name, **changes):
     trainer = build(config, SyncVector(ENVS), torch.device("cpu"), 1)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in trainer.parameters:
+        for parameter in trainer.updater.parameters:
             parameter.add_(0.3 * torch.randn_like(parameter))
     return trainer
 
@@ -285,10 +285,10 @@ def test_gradients_do_not_depend_on_the_size_of_forward_passes(name):
     for divisor in (1, 4):
         trainer = make_trainer(name)
         batch = trainer.make_batch(trainer.collector.collect()[0])[0]
-        trainer.backoff.reduction = divisor
-        trainer.gradient([batch], trainer.objective.counts(batch).unsqueeze(0))
+        trainer.updater.backoff.reduction = divisor
+        trainer.updater.gradient([batch], trainer.updater.objective.counts(batch).unsqueeze(0))
         assert len(trainer.policy.micro_batches(batch.inputs, batch.nodes, 0, divisor)) == (1 if divisor == 1 else 5)
-        gradients.append([p.grad for p in trainer.parameters])
+        gradients.append([p.grad for p in trainer.updater.parameters])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-4)
 
@@ -304,7 +304,7 @@ def test_running_out_of_memory_keeps_chunks_whole(monkeypatch):
     monkeypatch.setattr(trainer.policy, "evaluate", greedy)
     batch = trainer.make_batch(trainer.collector.collect()[0])[0]
     with pytest.raises(MemoryLimitError, match="4 rows"):
-        trainer.update([batch], trainer.objective.counts(batch).unsqueeze(0), 0)
+        trainer.updater.step([batch], trainer.updater.objective.counts(batch).unsqueeze(0), 0)
     assert sizes == [36, 12, 8, 4]
 
 

@@ -63,7 +63,7 @@ def test_an_update_that_fails_leaves_evaluation_mode(monkeypatch):
         assert trainer.policy.training
         raise NonFiniteError("infinite")
 
-    monkeypatch.setattr(trainer, "update", fail)
+    monkeypatch.setattr(trainer.updater, "step", fail)
     with pytest.raises(NonFiniteError):
         trainer.learn(rollout)
     assert not trainer.policy.training
