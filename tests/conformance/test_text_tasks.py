@@ -18,7 +18,7 @@ MAKES = [
 
 @pytest.mark.parametrize("make", MAKES)
 def test_tasks_keep_the_contract_in_a_vector(make):
-    check_vector_env(lambda: SyncVector([make] * 3), [5, 6, 7], make, steps=120)
+    check_vector_env(lambda: SyncVector([make] * 3), [5, 6, 7], make, steps=70)
 
 
 def test_tasks_keep_the_contract_in_worker_processes():

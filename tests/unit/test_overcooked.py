@@ -61,7 +61,7 @@ def test_optimum_plan_and_prompts_are_the_published_ones(graphs, reproduce_upstr
 
 def test_chance_does_as_published(graphs):
     """The published mean and deviation of uniform choices, -0.094 and 0.343, are themselves estimates."""
-    mean, deviation = sampled_chance(graphs[True], 8000)
+    mean, deviation = sampled_chance(graphs[True], 4000)
     assert mean == pytest.approx(-0.094, abs=0.012)
     assert deviation == pytest.approx(0.343, abs=0.02)
 

@@ -81,7 +81,7 @@ def test_the_tables_of_the_process_are_what_it_plays():
     counts, ends, starts = np.zeros((3, 3, 3)), np.zeros((3, 3)), np.zeros(3)
     generator = np.random.default_rng(1)
     env.reset(0)
-    for _ in range(4000):
+    for _ in range(1500):
         state = env.prompts.index(env.reset().agents[0])
         starts[state] += 1
         over = False
@@ -96,8 +96,8 @@ def test_the_tables_of_the_process_are_what_it_plays():
                 counts[state, action, following] += 1
                 state = following
     visits = counts.sum(-1) + ends
-    assert np.abs(counts / visits[..., None] - env.transition).max() < 0.04
-    assert np.abs(starts / starts.sum() - env.start).max() < 0.03
+    assert np.abs(counts / visits[..., None] - env.transition).max() < 0.06
+    assert np.abs(starts / starts.sum() - env.start).max() < 0.04
 
 
 def test_no_action_of_the_process_begins_another():
