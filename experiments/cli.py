@@ -8,11 +8,13 @@ if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 import dataclasses
+import errno
 import io
 import logging
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +60,10 @@ USAGE = """usage: marl COMMAND ...
 """
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk. Without a file name they come from a stream that is open already, such as stdout."""
+
+
 def main() -> None:
     """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`.
 
@@ -79,6 +85,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         sys.exit(141)  # as of a program that SIGPIPE has ended
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with suppress(OSError):  # stderr may be the same file
+            notes = getattr(error, "__notes__", [])
+            print(f"marl: cannot write the output: {error.strerror}", *notes, sep="\n", file=sys.stderr)
+        sys.exit(2)
 
 
 def open_closed_streams() -> None:

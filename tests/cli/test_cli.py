@@ -204,6 +204,13 @@ def test_output_that_nobody_reads_is_no_error():
         assert (done.returncode, done.stderr) == (code, "")
 
 
+def test_a_full_disk_behind_stdout_is_one_line():
+    line = [sys.executable, "-m", "marl.experiments.cli", "list", "agents"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "marl: cannot write the output: No space left on device\n")
+
+
 def test_a_broken_pipe_of_an_environment_is_an_error(monkeypatch):
     def broken(args):  # noqa: ARG001
         raise BrokenPipeError("the simulator's")
