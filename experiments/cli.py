@@ -418,22 +418,9 @@ def play(args: list[str]) -> None:
 
 
 def report_runs(args: list[str]) -> None:
-    from marl.experiments.report import compare_runs
+    from marl.experiments.report.command import ReportCommand, compare_runs
 
-    @dataclass(frozen=True)
-    class Report:
-        """Runs of several seeds and agents side by side, with intervals over seeds: scores at the end on test seeds,
-        and on the way on validation seeds; of success in several environments also interquartile means over all."""
-
-        runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
-        """Folders of runs; runs of one agent that differ in settings are told apart by those."""
-        metric: str = "return"
-        """What to compare: return, length, or a number that the environment reports, such as success."""
-        out: Path | None = None
-        """Write OUT.json with every seed's curve, and OUT.png with the curves and their means over seeds."""
-
-    parsed = tyro.cli(Report, prog="marl report", args=args)
-    compare_runs(parsed.runs, parsed.metric, parsed.out)
+    compare_runs(tyro.cli(ReportCommand, prog="marl report", args=args))
 
 
 def transfer(args: list[str]) -> None:

@@ -20,7 +20,8 @@ from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
 from marl.evaluation import run_episodes
 from marl.experiments.presets import choose
-from marl.experiments.report import no_metric, read_curve, shown, values_of
+from marl.experiments.report.runs import no_metric, read_curve, values_of
+from marl.experiments.report.tables import shown
 from marl.files import require_folder_name, write_whole
 from marl.multitask import share_parameters
 from marl.registry import AGENTS

@@ -12,7 +12,7 @@ import pytest
 from marl import distributed, run
 from marl.errors import ConfigError
 from marl.experiments import cli
-from marl.experiments.report import compare_runs
+from marl.experiments.report.command import ReportCommand, compare_runs
 from marl.files import whole_files, write_whole
 from marl.registry import EnvFactory
 from marl.vector import ProcessVector
@@ -74,13 +74,13 @@ def test_a_report_whose_picture_cannot_be_written_leaves_no_table(tmp_path, monk
     pytest.importorskip("matplotlib")
     folder = run.start(small(steps=32)).folder
 
-    def full(groups, metric, path):  # noqa: ARG001
+    def full(report, path, kind, **options):  # noqa: ARG001
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("marl.experiments.report.draw", full)
+    monkeypatch.setattr("marl.experiments.report.command.draw", full)
     with pytest.raises(ConfigError, match=r"cannot write .*out.json and .*out.png: No space left on device"):
-        compare_runs([folder], "return", tmp_path / "out")
+        compare_runs(ReportCommand((folder,), "return", tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 

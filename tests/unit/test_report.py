@@ -1,4 +1,4 @@
-"""Runs side by side: what the table, the JSON and the picture say of known curves."""
+"""Reports on known curves: tables, data files, figures, pages, warnings and errors."""
 
 import json
 import re
@@ -10,17 +10,14 @@ from scipy import stats
 
 from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
-from marl.experiments.report import (
-    RunGroup,
-    compare_runs,
-    draw,
-    find_runs,
-    group_runs,
-    overall,
-    read_curve,
-    table,
-    to_json,
-)
+from marl.experiments.report.analysis import Options, analyze
+from marl.experiments.report.command import ReportCommand, compare_runs, parse_bounds
+from marl.experiments.report.figure import draw
+from marl.experiments.report.page import page
+from marl.experiments.report.published import read_published
+from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
+from marl.experiments.report.runs import RunGroup, find_runs, group_runs, read_curve
+from marl.experiments.report.tables import overall_table, task_table, to_csv, to_latex, to_markdown
 
 
 def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
@@ -40,26 +37,38 @@ def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
     return folder
 
 
+def command(*runs, **options):
+    return compare_runs(ReportCommand(tuple(runs), **options))
+
+
+def column(table, header):
+    return [row[table.headers.index(header)] for row in table.rows]
+
+
+def group(env, name, *ends, steps=(1, 2), tests=None):
+    """A group of runs whose scores are 0 before the last step."""
+    curves = {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)}
+    return RunGroup(env, name, curves, {seed: {} for seed in curves})
+
+
 def test_means_and_intervals_over_seeds(tmp_path):
     curves = [{100: 0.2, 200: 0.5}, {100: 0.4, 200: 0.9}, {100: 0.3, 200: 0.7, 300: 1.0}]
     folders = [write_run(tmp_path / f"run{seed}", seed, curve) for seed, curve in enumerate(curves)]
     (group,) = group_runs(folders, "success")
-    assert group.steps() == [100, 200]
-    mean, low, high = group.at(200)
+    (row,) = analyze([group], Options("success", threshold=0.7, interval="student", at=(50, 150))).rows
     expected = stats.ttest_1samp([0.5, 0.9, 0.7], 0.0).confidence_interval()
-    assert (mean, low, high) == pytest.approx((0.7, expected.low, expected.high))
-    (one,) = group_runs(folders[:1], "return")
-    assert one.at(100)[0] == pytest.approx(2.0)
-    assert np.isnan(one.at(100)[1])
-
-
-def test_report_writes_what_it_shows(tmp_path, capsys):
-    folders = [write_run(tmp_path / name, 1, {100: 0.25, 200: 0.5}, name) for name in ("mat", "mappo")]
-    compare_runs(folders, "success", tmp_path / "climb.png")
-    assert "mappo" in capsys.readouterr().out
-    data = json.loads((tmp_path / "climb.json").read_text())
-    assert data["environments"]["toy/climbing"]["mat"]["1"] == {"100": 0.25, "200": 0.5}
-    assert (tmp_path / "climb.png").stat().st_size > 10_000
+    assert (row.steps, row.mean.tolist()) == ((100, 200), pytest.approx([0.3, 0.7]))
+    assert (row.low[1], row.high[1]) == pytest.approx((expected.low, min(expected.high, 1.0)))
+    assert (row.reached, row.reached_by) == (200, 2)
+    assert row.at[0] is None
+    assert row.at[1].value == pytest.approx(0.3)
+    assert row.on_the_way.value == pytest.approx(0.5)
+    (row,) = analyze([group], Options("success")).rows
+    assert row.final.low == pytest.approx(0.5), "the bootstrap of three seeds reaches the lowest"
+    assert row.final.high == pytest.approx(0.9)
+    (one,) = analyze(group_runs(folders[:1], "return"), Options()).rows
+    assert one.mean[0] == pytest.approx(2.0)
+    assert np.isnan(one.low).all()
 
 
 def test_a_folder_stands_for_the_runs_below_it(tmp_path):
@@ -70,24 +79,6 @@ def test_a_folder_stands_for_the_runs_below_it(tmp_path):
     assert find_runs(tmp_path) == runs
     assert find_runs(runs[0]) == runs[:1]
     assert find_runs(tmp_path / "absent") == [tmp_path / "absent"]
-
-
-def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
-    """The validation seeds have chosen: by luck alone their best is too high."""
-    folders = [
-        write_run(tmp_path / "a", 1, {100: 0.9, 200: 0.5}, tests={200: 0.1}),
-        write_run(tmp_path / "b", 2, {100: 0.7, 200: 0.5}, tests={200: 0.3}),
-        write_run(tmp_path / "c", 1, {100: 0.6, 200: 0.4}, "mappo"),
-    ]
-    groups = group_runs(folders, "success")
-    made = table(groups, "success")
-    cells = [[str(cell) for cell in column.cells] for column in made.columns]
-    assert cells[3] == ["200", "200"]
-    assert [cell.split(" (")[0] for cell in cells[4]] == ["20 %", "40 % *"]
-    assert [cell.split(" (")[0] for cell in cells[5]] == ["80 %", "60 %"]
-    assert "test seeds" in str(made.caption)
-    assert to_json(groups, "success")["test"]["toy/climbing"]["mat"] == {"1": {"200": 0.1}, "2": {"200": 0.3}}
-    assert group_runs(folders[:1], "return/prey")[0].scores(200) == [0.1]
 
 
 def test_episodes_without_an_end_or_a_number_are_left_out(tmp_path):
@@ -103,7 +94,7 @@ def test_episodes_without_an_end_or_a_number_are_left_out(tmp_path):
     assert read_curve(folder, "score") == {100: 3.0, 200: 4.0}
     assert read_curve(folder, "success") == {100: pytest.approx(0.5), 200: 0.5, 300: 0.0}
     assert read_curve(folder, "return")[100] == 4.0
-    compare_runs([folder], "score", None)
+    compare_runs(ReportCommand((folder,), "score"))
 
 
 def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
@@ -127,43 +118,6 @@ def test_runs_that_differ_in_settings_are_told_apart(tmp_path):
     ]
 
 
-def test_a_single_evaluation_is_seen(tmp_path):
-    imageio = pytest.importorskip("imageio.v3")
-    drawn = []
-    for score in (0.2, 0.8):
-        folders = [write_run(tmp_path / f"run{score}-{seed}", seed, {100 + seed: score}) for seed in (1, 2)]
-        draw(group_runs(folders, "success"), "success", tmp_path / "one.png")
-        drawn.append(imageio.imread(tmp_path / "one.png"))
-    assert (drawn[0] != drawn[1]).any()
-
-
-def test_agents_over_all_environments():
-    def group(env, name, *ends, steps=(1, 2)):
-        curves = {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)}
-        return RunGroup(env, name, curves, {seed: {} for seed in curves})
-
-    groups = [
-        group("a", "mat", 0.2, 0.4),
-        group("b", "mat", 0.6, 1.0),
-        group("a", "mappo", 0.5, 0.3, steps=(1, 2, 3)),
-        group("b", "mappo", 0.8, 0.9, steps=(1, 2, 3)),
-    ]
-    made = overall(groups, "success")
-    assert made is not None
-    agents, end, way, better = ([str(cell) for cell in column.cells] for column in made.columns)
-    assert agents == ["mat", "mappo"]
-    # Two quarters of four scores remain; mappo's last step is one that mat never reached.
-    assert [cell.split(" (")[0] for cell in end] == ["50 %", "0 %"]
-    assert [cell.split(" (")[0] for cell in way] == ["25 %", "0 %"]
-    assert better == ["-", "0.00"]
-    assert re.fullmatch(r"50 % \(\d+ to \d+\)", end[0])
-    assert overall(groups, "return") is None
-    assert overall(groups[:3], "success") is None
-    assert overall(groups[::2], "success") is None
-    assert overall([*groups[:3], group("b", "mappo", 0.8)], "success") is None
-    assert overall([*groups[:3], group("b", "mappo", 0.8, 0.9, steps=(7, 8))], "success") is None
-
-
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     folder = write_run(tmp_path / "run", 1, {100: 0.5, 200: 0.7})
     rows = folder / "evaluations.jsonl"
@@ -177,17 +131,125 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
         read_curve(folder, "return")
 
 
+def test_the_score_at_the_end_is_of_the_test_seeds(tmp_path):
+    """The validation seeds have chosen: by luck alone their best is too high."""
+    folders = [
+        write_run(tmp_path / "a", 1, {100: 0.9, 200: 0.5}, tests={200: 0.1}),
+        write_run(tmp_path / "b", 2, {100: 0.7, 200: 0.5}, tests={200: 0.3}),
+        write_run(tmp_path / "c", 1, {100: 0.6, 200: 0.4}, "mappo"),
+    ]
+    groups = group_runs(folders, "success")
+    made = task_table(analyze(groups, Options("success")))
+    assert column(made, "steps") == ["200", "200"]
+    assert [cell.split(" (")[0] for cell in column(made, "success at the end (95 %)")] == ["20 %", "40 % *"]
+    assert column(made, "highest on the way") == ["80 % at 100", "60 % at 100"]
+    assert "test seeds" in made.notes[0]
+    assert to_json(groups, "success")["test"]["toy/climbing"]["mat"] == {"1": {"200": 0.1}, "2": {"200": 0.3}}
+    assert group_runs(folders[:1], "return/prey")[0].scores(200) == [0.1]
+
+
+def test_agents_over_all_environments():
+    groups = [
+        group("a", "mat", 0.2, 0.4),
+        group("b", "mat", 0.6, 1.0),
+        group("a", "mappo", 0.5, 0.3, steps=(1, 2, 3)),
+        group("b", "mappo", 0.8, 0.9, steps=(1, 2, 3)),
+    ]
+
+    def aggregates(groups, metric="success", **options):
+        return analyze(groups, Options(metric, **options)).aggregates
+
+    mat, mappo = aggregates(groups)
+    # Two quarters of four scores remain; mappo's last step is one that mat never reached.
+    assert (mat.iqm.value, mappo.iqm.value) == (pytest.approx(0.5), 0.0)
+    assert mat.on_the_way.value == pytest.approx(0.25)
+    assert (mat.median.value, mat.optimality_gap.value) == (pytest.approx(0.55), pytest.approx(0.45))
+    assert mappo.improvement["mat"].value == 0.0
+    assert mat.iqm.low < 0.5 < mat.iqm.high
+    assert mat.profile[0, [0, 30, 99, 100]] == pytest.approx([1.0, 0.75, 0.25, 0.0])
+    assert mat.efficiency[0, -1] == pytest.approx(0.5)
+    assert mat.efficiency[0, 10] == 0.0
+    assert np.isnan(mat.efficiency[0, 0]), "no evaluation before 5 % of the steps"
+    made = overall_table(analyze(groups, Options("success")))
+    assert column(made, "P(improvement on MAT)") == ["-", "0 (0 to 0)"]
+    assert aggregates(groups, "return") == ()
+    scaled, _ = aggregates(groups, "return", bounds={"": (0.0, 2.0), "b": (-1.0, 1.0)})
+    # A quarter of four scores is dropped at each end: 0.1, 0.2, 0.8, 1.
+    assert scaled.iqm.value == pytest.approx(0.5)
+    assert scaled.mean.value == pytest.approx((0.1 + 0.2 + 0.8 + 1.0) / 4)
+    assert aggregates(groups[:3]) == ()
+    assert aggregates(groups[::2]) == ()
+    assert aggregates([*groups[:3], group("b", "mappo", 0.8)])[0].iqm.value == pytest.approx(0.5)
+    assert aggregates([*groups[:3], group("b", "mappo", 0.8, 0.9, steps=(7, 8))]) == ()
+
+
+def test_what_makes_scores_incomparable_is_said(tmp_path):
+    rows = [
+        write_run(tmp_path / "a", 1, {100: 0.5}, eval_episodes=8),
+        write_run(tmp_path / "b", 1, {100: 0.5}, "mappo", eval_episodes=16),
+        write_run(tmp_path / "c", 1, {100: 0.6}, "ippo", eval_stochastic=True, length=3),
+        write_run(tmp_path / "d", 1, {100: 0.6, 200: 0.6}, "happo"),
+    ]
+    for name, version in (("a", "0.1.0"), ("b", "0.2.0")):
+        folder = tmp_path / name / "checkpoints" / "step_1"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"versions": {"seqmarl": version}}))
+    warnings = "\n".join(analyze(group_runs(rows, "success"), Options("success")).warnings)
+    assert "fewer than 5 seeds" in warnings
+    assert "mixed episodes on toy/climbing" in warnings
+    assert "mat 8, mappo 16" in warnings
+    assert "mixed actions on toy/climbing" in warnings
+    assert "mixed environment options" in warnings
+    assert "mixed version on toy/climbing, so scores are not comparable: mat 0.1.0, mappo 0.2.0" in warnings
+    assert "identical curves on toy/climbing: mat and mappo" in warnings
+    five = [group("a", "mat", 0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert analyze(five, Options("success")).warnings == ()
+
+
+def test_scores_outside_their_bounds_are_named():
+    with pytest.raises(ConfigError, match=r"return=0.9 of mat on a, seed 1, step 2 lies outside its bounds 0 to 0.5"):
+        analyze([group("a", "mat", 0.2, 0.9)], Options("return", bounds={"a": (0.0, 0.5)}))
+    with pytest.raises(ConfigError, match="bounds name 'b', which has no run"):
+        analyze([group("a", "mat", 0.2)], Options("return", bounds={"b": (0.0, 0.5)}))
+    assert parse_bounds(("0:500", "mamujoco/Ant-v5=-1:2e3")) == {"": (0, 500), "mamujoco/Ant-v5": (-1, 2000)}
+    for wrong in ("500", "5:0", "a=b:c", "1:2:3"):
+        with pytest.raises(ConfigError, match="is not LOW:HIGH"):
+            parse_bounds((wrong,))
+
+
+def test_published_scores_are_tabled_with_their_source():
+    assert len({(each.task, each.agent, each.metric, each.source) for each in read_published()}) == len(read_published())
+    assert all(0 <= each.value <= 1 for each in read_published() if each.metric == "success")
+    made = task_table(analyze([group("smac/MMM", "mat", 0.9), group("smac/MMM", "mat-bad", 0.9)], Options("success")))
+    assert column(made, "published") == ["100 % at 2000 k +", "-"]
+    assert "Wen et al. 2022" in made.notes[-1]
+    assert "+: StarCraft II itself" in made.notes[-1]
+
+
 def test_wrong_runs_are_named(tmp_path):
     one = write_run(tmp_path / "one", 1, {100: 0.5})
     with pytest.raises(ConfigError, match=r"two is a second run of mat on toy/climbing with seed 1 and the same"):
         group_runs([one, write_run(tmp_path / "two", 1, {100: 0.5})], "return")
-    with pytest.raises(ConfigError, match=r"no 'wins'; give one of length, return, return/prey, success"):
+    with pytest.raises(ConfigError, match=r"no 'wins': unknown metric 'wins'; known: length, return, return/prey, suc"):
         group_runs([one], "wins")
+    with pytest.raises(ConfigError, match=r"no 'sucess': unknown metric 'sucess'; did you mean 'success'"):
+        group_runs([one], "sucess")
     with pytest.raises(CheckpointError, match="was never evaluated"):
         group_runs([write_run(tmp_path / "none", 1, {})], "return")
     with pytest.raises(CheckpointError, match=r"no config\.yaml"):
         group_runs([tmp_path], "return")
-    with pytest.raises(ConfigError, match="folder does not exist"):
-        compare_runs([one], "return", tmp_path / "no" / "out")
-    with pytest.raises(ConfigError, match="a folder; give the name of a file in it"):
-        compare_runs([one], "return", Path())
+    with pytest.raises(ConfigError, match="report needs runs"):
+        command()
+    for options, message in (
+        ({"out": tmp_path / "no" / "out"}, "folder does not exist"),
+        ({"out": Path()}, "a folder; give the name of a file in it"),
+        ({"out": tmp_path / "x", "format": ("htm",)}, "unknown format 'htm'; did you mean 'html'"),
+        ({"format": ("html",)}, "format=html needs a file; give --out"),
+        ({"out": tmp_path / "x.svg", "x": "time"}, "no training time on record"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            command(one, **options)
+    assert not list(tmp_path.glob("*x.*"))
+    write_run(tmp_path / "runs" / "never", 2, {}) if (tmp_path / "runs").mkdir() is None else None
+    with pytest.raises(ConfigError, match="no run in .* can be reported on: left out, because it was never evaluated"):
+        command(tmp_path / "runs")

@@ -1,0 +1,1 @@
+"""`marl report`: statistics of runs over seeds and tasks, as tables, figures, a web page, and data files."""
