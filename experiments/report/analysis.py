@@ -162,7 +162,7 @@ def make_row(group: RunGroup, options: Options) -> Row:
     best = int(mean.argmax())
     final = summarize(group.scores(steps[-1]), interval)
     reached = None if options.threshold is None else statistics.first_reached(steps, mean, options.threshold)
-    by = 0 if options.threshold is None else int((curves >= options.threshold).any(axis=1).sum())
+    by = 0 if options.threshold is None else int((curves >= options.threshold - 1e-9).any(axis=1).sum())
     before = [max((i for i, step in enumerate(steps) if step <= at), default=None) for at in options.at]
     return Row(
         group,

@@ -18,7 +18,7 @@ WIDTH = 7.0
 """Width of a figure in inches: the text of a page."""
 DPI = 200
 PANEL_HEIGHT = 2.0
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 7.5,

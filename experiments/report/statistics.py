@@ -164,8 +164,8 @@ def improvement_interval(scores: ArrayLike, others: ArrayLike, level: float = 0.
 
 
 def first_reached(steps: Sequence[int], means: ArrayLike, threshold: float) -> int | None:
-    """Return the first of `steps` at which `means` is `threshold` or more; None if none is."""
-    return next((step for step, mean in zip(steps, np.asarray(means), strict=True) if mean >= threshold), None)
+    """Return the first of `steps` at which `means` is `threshold` or more, up to rounding; None if none is."""
+    return next((step for step, mean in zip(steps, np.asarray(means), strict=True) if mean >= threshold - 1e-9), None)
 
 
 def check_scores(scores: ArrayLike) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Reports on known curves: tables, data files, figures, pages, warnings and errors."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,10 @@ from marl.config import default_config, override, to_yaml
 from marl.errors import CheckpointError, ConfigError
 from marl.experiments.report.analysis import Options, analyze
 from marl.experiments.report.command import ReportCommand, compare_runs, parse_bounds
-from marl.experiments.report.figure import draw
-from marl.experiments.report.page import page
 from marl.experiments.report.published import read_published
-from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
+from marl.experiments.report.results_file import to_json
 from marl.experiments.report.runs import RunGroup, find_runs, group_runs, read_curve
-from marl.experiments.report.tables import overall_table, task_table, to_csv, to_latex, to_markdown
+from marl.experiments.report.tables import overall_table, task_table
 
 
 def write_run(folder, seed, scores, agent="mat", tests=None, **settings):
@@ -45,7 +42,7 @@ def column(table, header):
     return [row[table.headers.index(header)] for row in table.rows]
 
 
-def group(env, name, *ends, steps=(1, 2), tests=None):
+def group(env, name, *ends, steps=(1, 2)):
     """A group of runs whose scores are 0 before the last step."""
     curves = {seed: dict.fromkeys(steps, 0.0) | {steps[-1]: end} for seed, end in enumerate(ends)}
     return RunGroup(env, name, curves, {seed: {} for seed in curves})
@@ -218,7 +215,9 @@ def test_scores_outside_their_bounds_are_named():
 
 
 def test_published_scores_are_tabled_with_their_source():
-    assert len({(each.task, each.agent, each.metric, each.source) for each in read_published()}) == len(read_published())
+    assert len({(each.task, each.agent, each.metric, each.source) for each in read_published()}) == len(
+        read_published()
+    )
     assert all(0 <= each.value <= 1 for each in read_published() if each.metric == "success")
     made = task_table(analyze([group("smac/MMM", "mat", 0.9), group("smac/MMM", "mat-bad", 0.9)], Options("success")))
     assert column(made, "published") == ["100 % at 2000 k +", "-"]
@@ -250,6 +249,7 @@ def test_wrong_runs_are_named(tmp_path):
         with pytest.raises(ConfigError, match=message):
             command(one, **options)
     assert not list(tmp_path.glob("*x.*"))
-    write_run(tmp_path / "runs" / "never", 2, {}) if (tmp_path / "runs").mkdir() is None else None
-    with pytest.raises(ConfigError, match="no run in .* can be reported on: left out, because it was never evaluated"):
+    (tmp_path / "runs").mkdir()
+    write_run(tmp_path / "runs" / "never", 2, {})
+    with pytest.raises(ConfigError, match=r"no run in .* can be reported on: left out, because it was never evaluated"):
         command(tmp_path / "runs")
