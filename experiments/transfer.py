@@ -20,8 +20,8 @@ from marl.config import RunConfig, digest, override, require_episodes
 from marl.errors import ConfigError
 from marl.evaluation import run_episodes
 from marl.experiments.presets import choose
-from marl.experiments.report.runs import no_metric, read_curve, values_of
-from marl.experiments.report.tables import shown
+from marl.experiments.report.runs import read_curve, row_metrics, unknown_metric
+from marl.experiments.report.tables import format_score
 from marl.files import require_folder_name, write_whole
 from marl.multitask import share_parameters
 from marl.registry import AGENTS
@@ -49,7 +49,7 @@ RESERVED = frozenset(
 LOCKED = ("source", "target", "percentages", "budget", "pretrain_steps", "episodes", "settings")
 """Fields that a started comparison keeps. Agents and seeds may change; the table shows those of the last command."""
 
-ON_TARGET = {"eval_start": True, "anneal_learning_rate": False}
+TARGET_SETTINGS = {"eval_start": True, "anneal_learning_rate": False}
 """Settings on the target. An annealed learning rate would depend on the requested percentages."""
 
 
@@ -129,23 +129,25 @@ class Transfer:
         """Return the configuration of the pre-training, and by initialization those on the target, one per part."""
         source = self.config(self.source, agent, seed, "source", steps=self.pretrain_steps)
         targets = {
-            beginning: [
-                self.config(self.target, agent, seed, beginning, steps=self.steps(part), init_from=init, **ON_TARGET)
+            initialization: [
+                self.config(
+                    self.target, agent, seed, initialization, steps=self.steps(part), init_from=init, **TARGET_SETTINGS
+                )
                 for part in self.parts
             ]
-            for beginning, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
+            for initialization, init in (("pretrained", str(folder_of(source))), ("scratch", ""))
         }
         return source, targets
 
 
 def transfer(options: Transfer) -> None:
     """Run the missing trainings, print the table and write transfer.json."""
-    require_same(options)
+    require_same_comparison(options)
     for agent in options.agents:
         require_fit(options, agent)
     scores: Scores = {}
     actual_steps: ActualSteps = {}
-    for agent, seed, beginning, folder in learn(options):
+    for agent, seed, initialization, folder in train_runs(options):
         curve = read_curve(folder, options.metric, "test")
         for percentage in sorted(options.percentages):
             step = min((step for step in curve if step >= options.steps(percentage)), default=None)
@@ -154,14 +156,14 @@ def transfer(options: Transfer) -> None:
                     f"{folder} lacks its last evaluation, which was interrupted; remove it, and run again"
                 )
             actual_steps.setdefault(agent, {})[f"{percentage:g}"] = step
-            found = scores.setdefault(agent, {}).setdefault(beginning, {}).setdefault(f"{percentage:g}", {})
+            found = scores.setdefault(agent, {}).setdefault(initialization, {}).setdefault(f"{percentage:g}", {})
             found[str(seed)] = round(curve[step], 6)
-    write(options, actual_steps, scores)
-    Console().print(table(options, actual_steps, scores))
+    write_results(options, actual_steps, scores)
+    Console().print(score_table(options, actual_steps, scores))
     print(f"wrote {options.folder / FILE}")
 
 
-def write(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> None:
+def write_results(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> None:
     """Write options and scores so far to FILE in the comparison's folder."""
     content = {
         **dataclasses.asdict(options),
@@ -172,7 +174,7 @@ def write(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> None:
     write_whole(options.folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
-def require_same(options: Transfer) -> None:
+def require_same_comparison(options: Transfer) -> None:
     """Raise ConfigError if the folder holds a comparison with other settings."""
     path = options.folder / FILE
     if not path.exists():
@@ -221,13 +223,13 @@ def require_fit(options: Transfer, agent: str) -> None:
             labels.append(task.label)
             if task in unseen and options.metric not in COMMON_METRICS:
                 (row,) = run_episodes(policies[-1], env, [0])
-                if options.metric not in (known := values_of(dataclasses.asdict(row))):
-                    raise no_metric(options.metric, task.label, known)
+                if options.metric not in (known := row_metrics(dataclasses.asdict(row))):
+                    raise unknown_metric(options.metric, task.label, known)
     for policy, label in zip(policies[1:], labels[1:], strict=True):
         share_parameters(policy, policies[0], (label, labels[0]))
 
 
-def learn(options: Transfer) -> Iterator[tuple[str, int, str, Path]]:
+def train_runs(options: Transfer) -> Iterator[tuple[str, int, str, Path]]:
     """Train every run. Yields agent, seed, initialization and folder of each finished run on the target.
 
     FILE is written after the first pre-training, so that later commands with other settings are refused.
@@ -237,11 +239,11 @@ def learn(options: Transfer) -> Iterator[tuple[str, int, str, Path]]:
             source, targets = options.plan(agent, seed)
             train_until(source)
             if not (options.folder / FILE).exists():
-                write(options, {}, {})
-            for beginning, configs in targets.items():
+                write_results(options, {}, {})
+            for initialization, configs in targets.items():
                 for config in configs:
                     train_until(config)
-                yield agent, seed, beginning, folder_of(configs[-1])
+                yield agent, seed, initialization, folder_of(configs[-1])
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -271,7 +273,7 @@ def trained_steps(folder: Path) -> int:
     return load(folder / "checkpoints").step if has_checkpoint(folder) else 0
 
 
-def table(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> Table:
+def score_table(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> Table:
     """Return a table with two rows for each agent and a column for each percentage: means with 95 % intervals."""
     title = (
         f"{options.source} -> {options.target}\n{options.metric} of {options.episodes} episodes on the test seeds, "
@@ -281,10 +283,10 @@ def table(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> Table
     for percentage in next(iter(actual_steps.values())):
         steps = sorted({of_agent[percentage] for of_agent in actual_steps.values()})
         columns.append(f"{percentage} %\n{' or '.join(f'{each:,}' for each in steps)} steps")
-    made = Table("data", *columns, title=title)
-    for agent, beginnings in scores.items():
-        for beginning, percentages in beginnings.items():
+    table = Table("data", *columns, title=title)
+    for agent, initializations in scores.items():
+        for initialization, percentages in initializations.items():
             found = [list(seeds.values()) for seeds in percentages.values()]
-            cells = (shown(options.metric, sum(each) / len(each), *mean_interval(each)) for each in found)
-            made.add_row(f"{agent}, {beginning}", *cells)
-    return made
+            cells = (format_score(options.metric, sum(each) / len(each), *mean_interval(each)) for each in found)
+            table.add_row(f"{agent}, {initialization}", *cells)
+    return table

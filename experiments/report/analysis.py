@@ -129,9 +129,9 @@ def analyze(groups: Sequence[RunGroup], options: Options, notes: Iterable[str] =
         raise ConfigError(f"bounds name {unknown[0]!r}, which has no run; give a task of the report")
     for group in groups:
         check_bounds(group, options.bounds_of(group.env), options.metric)
-    rows = tuple(make_row(group, options) for group in groups if group.steps())
+    rows = tuple(make_row(group, options) for group in groups if group.common_steps())
     warnings = [*notes, *find_problems(groups, rows)]
-    warnings += [f"{g.name} on {g.env}: no evaluation is common to its seeds" for g in groups if not g.steps()]
+    warnings += [f"{g.name} on {g.env}: no evaluation is common to its seeds" for g in groups if not g.common_steps()]
     aggregates, ends, tested = aggregate(groups, options, warnings)
     return Report(options, rows, aggregates, ends, tested, tuple(warnings))
 
@@ -154,7 +154,7 @@ def check_bounds(group: RunGroup, bounds: tuple[float, float] | None, metric: st
 
 def make_row(group: RunGroup, options: Options) -> Row:
     """Return the statistics of one agent on one task."""
-    steps, bounds = group.steps(), options.bounds_of(group.env)
+    steps, bounds = group.common_steps(), options.bounds_of(group.env)
     curves = group.table(steps)
     interval = mean_estimator(options.interval, bounds)
     mean = curves.mean(axis=0)
@@ -171,7 +171,7 @@ def make_row(group: RunGroup, options: Options) -> Row:
         low,
         high,
         final,
-        group.tested(steps[-1]),
+        group.has_test_scores(steps[-1]),
         Estimate(float(mean[best]), float(low[best]), float(high[best])),
         steps[best],
         summarize(list(curves.mean(axis=1)), interval),
@@ -212,7 +212,7 @@ def aggregate(
         return (), {}, False
     ends: dict[str, list[int]] = {}
     for env in envs:
-        here = [set(found[env, name].steps()) for name in names if (env, name) in found]
+        here = [set(found[env, name].common_steps()) for name in names if (env, name) in found]
         if len(here) == len(names) and (common := set.intersection(*here) - {0}):
             ends[env] = sorted(common)
     if left_out := [env for env in envs if env not in ends]:
@@ -232,7 +232,7 @@ def aggregate(
         low, high = scale[env] or (0.0, 1.0)
         return np.clip((np.asarray(scores, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
 
-    tested = all(found[env, name].tested(steps[-1]) for env, steps in ends.items() for name in names)
+    tested = all(found[env, name].has_test_scores(steps[-1]) for env, steps in ends.items() for name in names)
     finals, ways, curves = {}, {}, {}
     for name in names:
         mine = {env: scaled(env, found[env, name].table(steps)) for env, steps in ends.items()}

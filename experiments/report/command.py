@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from marl.errors import ConfigError, unknown_name_message
 from marl.experiments.report.analysis import Method, Options, Report, analyze
-from marl.experiments.report.figure import Axis, draw
+from marl.experiments.report.figure import Axis, draw_report
 from marl.experiments.report.page import page
 from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
 from marl.experiments.report.runs import RunGroup, find_runs, group_runs, read_rows
@@ -163,7 +163,7 @@ def write(kind: str, path: Path, report: Report, groups: Sequence[RunGroup], com
     """Write one format to `path`."""
     metric = report.options.metric
     if kind in ("pdf", "svg", "png"):
-        draw(report, path, kind, x=command.x, seeds=command.seeds)
+        draw_report(report, path, kind, x=command.x, seeds=command.seeds)
         return
     text: dict[str, Callable[[], str]] = {
         "html": lambda: page(report, command.x),

@@ -33,7 +33,7 @@ RC: dict[Any, Any] = {
 """Text of 7 to 8 points, embedded in PDF files as outlines that printers accept."""
 
 
-def draw(report: Report, path: Path, kind: str, *, x: Axis = "steps", seeds: bool = False) -> None:
+def draw_report(report: Report, path: Path, kind: str, *, x: Axis = "steps", seeds: bool = False) -> None:
     """Draw the panels of a report to `path` as `kind` (pdf, svg or png), with the curve of every seed if `seeds`.
 
     Raises MissingDependencyError without matplotlib, ConfigError if `x` is "time" and a run has no speed on record.
@@ -100,9 +100,9 @@ def draw_task(panel: Any, report: Report, task: str, styles: dict[str, Any], *, 
         drawn.append(row.mean)
         if seeds:
             for curve in row.group.table(row.steps):
-                plot(panel, where, curve, color=style["color"], alpha=0.35, linewidth=0.6)
+                plot_curve(panel, where, curve, color=style["color"], alpha=0.35, linewidth=0.6)
         panel.fill_between(where, row.low, row.high, color=style["color"], alpha=0.12, linewidth=0)
-        plot(panel, where, row.mean, **style)
+        plot_curve(panel, where, row.mean, **style)
         for each in row.published:
             panel.axhline(each.value, color=style["color"], linewidth=0.7, linestyle=":", alpha=0.9)
     counts = sorted({len(row.group.curves) for row in rows})
@@ -138,6 +138,6 @@ def draw_efficiency(panel: Any, report: Report, styles: dict[str, Any]) -> None:
     panel.grid(alpha=0.25, linewidth=0.5)
 
 
-def plot(panel: Any, x: Sequence[float], y: Any, **style: Any) -> None:
+def plot_curve(panel: Any, x: Sequence[float], y: Any, **style: Any) -> None:
     """Draw a line, or a dot if there is only one point."""
     panel.plot(x, y, marker="o" if len(x) == 1 else "", markersize=3, **style)

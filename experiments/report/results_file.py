@@ -83,7 +83,7 @@ def to_marl_eval(groups: Sequence[RunGroup], metric: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for env in dict.fromkeys(group.env for group in groups):
         here = [group for group in groups if group.env == env]
-        steps = sorted(set.intersection(*(set(group.steps()) for group in here)))
+        steps = sorted(set.intersection(*(set(group.common_steps()) for group in here)))
         if not steps:
             raise ConfigError(f"the runs on {env} share no evaluation step, which marl-eval requires; leave some out")
         family, _, task = env.partition("/")

@@ -14,7 +14,7 @@ from marl.config import RESUMABLE_FIELDS, RunConfig, flatten
 from marl.errors import CheckpointError, ConfigError, unknown_name_message
 from marl.evaluation import Split
 from marl.manifest import MANIFEST
-from marl.run import read_config
+from marl.run_folder import read_config, read_status
 
 Curve = dict[int, float]
 """Mean over the episodes of an evaluation, by environment steps."""
@@ -55,7 +55,7 @@ class RunGroup:
         """Name of the agent without settings."""
         return self.name.partition(" ")[0]
 
-    def steps(self) -> list[int]:
+    def common_steps(self) -> list[int]:
         """Return the steps at which every run was evaluated."""
         return sorted(set.intersection(*(set(curve) for curve in self.curves.values())))
 
@@ -69,13 +69,13 @@ class RunGroup:
             return None
         return [float(np.mean([at_step(clock, step) for clock in self.clocks.values()])) for step in steps]
 
-    def tested(self, step: int) -> bool:
+    def has_test_scores(self, step: int) -> bool:
         """Return True if every run was scored on the test seeds at `step`."""
         return all(step in self.tests.get(seed, {}) for seed in self.curves)
 
     def scores(self, step: int) -> list[float]:
         """Return one score for each run: on the test seeds if all runs have one, else on the validation seeds."""
-        return [(self.tests if self.tested(step) else self.curves)[seed][step] for seed in self.curves]
+        return [(self.tests if self.has_test_scores(step) else self.curves)[seed][step] for seed in self.curves]
 
 
 def at_step(clock: Curve, step: int) -> float:
@@ -104,11 +104,11 @@ def mean_curve(rows: Sequence[Mapping[str, Any]], metric: str, split: Split, fol
     """Return the curve of `read_curve` from the rows of evaluations.jsonl."""
     scores: dict[int, list[float]] = {}
     for row in rows:
-        known = values_of(row)
+        known = row_metrics(row)
         if row.get("cut") and metric not in known:
             known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
-            raise no_metric(metric, folder, known)
+            raise unknown_metric(metric, folder, known)
         if row.get("split", "validation") == split and np.isfinite(known[metric]):
             scores.setdefault(row["step"], []).append(known[metric])
     if not rows:
@@ -116,7 +116,7 @@ def mean_curve(rows: Sequence[Mapping[str, Any]], metric: str, split: Split, fol
     return {step: float(np.mean(values)) for step, values in scores.items()}
 
 
-def values_of(row: Mapping[str, Any]) -> dict[str, float]:
+def row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of an evaluated episode from the fields of its EpisodeRow."""
     by_type = {f"return/{name}": value for name, value in row.get("type_returns", {}).items()}
     return {"return": row["episode_return"], "length": row["length"], **by_type, **row["info"]}
@@ -153,12 +153,12 @@ def read_clock(folder: Path) -> Curve:
     return clock
 
 
-def no_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
+def unknown_metric(metric: str, whose: object, known: Iterable[str]) -> ConfigError:
     """Return the error for a metric that the episodes lack, with the closest names."""
     return ConfigError(f"the episodes of {whose} have no {metric!r}: {unknown_name_message('metric', metric, known)}")
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
+def group_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that runs of one group share. Of `init_from`, only its presence counts."""
     flat = {name: value for name, value in flatten(config).items() if name not in NOT_COMPARED}
     steps = {"steps": config.steps} if config.learn.anneal_learning_rate else {}
@@ -176,13 +176,19 @@ def protocol_of(folder: Path, config: RunConfig, rows: Sequence[Mapping[str, Any
         "eval_max_steps": str(config.evaluation.eval_max_steps),
         "episode seeds": digest,
         "environment options": options or "default",
-        "version": version_of(folder),
+        "version": code_version(folder),
     }
     return {name: {value} for name, value in facts.items() if value}
 
 
-def version_of(folder: Path) -> str:
-    """Return the version of seqmarl that wrote the newest checkpoint of a run; empty if none can be read."""
+def code_version(folder: Path) -> str:
+    """Return the version of seqmarl and the git commit of a run: of its status, else of its newest checkpoint.
+
+    Empty if neither can be read.
+    """
+    status = read_status(folder)
+    if status.get("version"):
+        return " ".join(str(status[name]) for name in ("version", "git_commit") if status.get(name))
     for manifest in sorted(folder.glob(f"checkpoints/*/{MANIFEST}"), reverse=True):
         try:
             return str(json.loads(manifest.read_bytes())["versions"]["seqmarl"])
@@ -199,7 +205,7 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
     found: dict[str, tuple[RunConfig, RunGroup]] = {}
     for folder in folders:
         config = read_config(folder)
-        key = json.dumps([config.env, config.agent, settings_of(config)], default=str)
+        key = json.dumps([config.env, config.agent, group_settings(config)], default=str)
         _, group = found.setdefault(key, (config, RunGroup(config.env, config.agent, {}, {})))
         if config.seed in group.curves:
             raise ConfigError(
@@ -214,14 +220,14 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
             group.protocol.setdefault(name, set()).update(values)
     configs = [config for config, _ in found.values()]
     return [
-        RunGroup(config.env, name_of(config, configs), dict(sorted(g.curves.items())), g.tests, g.clocks, g.protocol)
+        RunGroup(config.env, group_name(config, configs), dict(sorted(g.curves.items())), g.tests, g.clocks, g.protocol)
         for config, g in found.values()
     ]
 
 
-def name_of(config: RunConfig, others: Iterable[RunConfig]) -> str:
+def group_name(config: RunConfig, others: Iterable[RunConfig]) -> str:
     """Return the agent's name, followed by the settings in which its groups on the same environment differ."""
-    mine = settings_of(config)
-    rivals = [settings_of(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
+    mine = group_settings(config)
+    rivals = [group_settings(other) for other in others if (other.env, other.agent) == (config.env, config.agent)]
     own = [f"{name}={value}" for name, value in mine.items() if any(other.get(name) != value for other in rivals)]
     return " ".join([config.agent, *own])

@@ -40,7 +40,7 @@ class Table:
     left: int = 2
 
 
-def shown(metric: str, value: float, low: float = float("nan"), high: float = float("nan")) -> str:
+def format_score(metric: str, value: float, low: float = float("nan"), high: float = float("nan")) -> str:
     """Format a mean and its interval: success in per cent, clipped to 0 to 100, other metrics with four digits."""
     if metric in PERCENTAGES:
         interval = "" if np.isnan(low) else f" ({100 * max(low, 0.0):.0f} to {100 * min(high, 1.0):.0f})"
@@ -55,7 +55,7 @@ def number(value: float) -> str:
 
 
 def estimate(metric: str, each: Estimate) -> str:
-    return shown(metric, each.value, each.low, each.high)
+    return format_score(metric, each.value, each.low, each.high)
 
 
 def step_count(steps: int) -> str:
@@ -71,19 +71,19 @@ def task_table(report: Report) -> Table:
     headers = ["task", "agent", "seeds", "steps"]
     headers += [f"at {step_count(step)}" for step in options.at]
     if options.threshold is not None:
-        headers.append(f"{shown(metric, options.threshold)} reached after")
+        headers.append(f"{format_score(metric, options.threshold)} reached after")
     headers += [f"{metric} at the end (95 %)", "on the way", "highest on the way"]
     headers += ["published"] if published else []
     rows = []
     for row in report.rows:
         cells = [task_label(row.group.env, tasks), label(row.group.name), str(len(row.group.curves))]
         cells.append(step_count(row.steps[-1]))
-        cells += ["-" if each is None else shown(metric, each.value) for each in row.at]
+        cells += ["-" if each is None else format_score(metric, each.value) for each in row.at]
         if options.threshold is not None:
             cells.append("-" if row.reached is None else step_count(row.reached))
         mark = "" if row.tested else " *"
-        cells += [estimate(metric, row.final) + mark, shown(metric, row.on_the_way.value)]
-        cells.append(f"{shown(metric, row.best.value)} at {step_count(row.best_step)}")
+        cells += [estimate(metric, row.final) + mark, format_score(metric, row.on_the_way.value)]
+        cells.append(f"{format_score(metric, row.best.value)} at {step_count(row.best_step)}")
         cells += [published_cell(row, metric)] if published else []
         rows.append(tuple(cells))
     return Table(f"{metric} by task", tuple(headers), tuple(rows), tuple(task_notes(report)))
@@ -109,7 +109,7 @@ def published_cell(row: Row, metric: str) -> str:
     for each in row.published:
         about = "about " if each.approximate else ""
         mark = " +" if each.version else ""
-        cells.append(f"{about}{shown(metric, each.value)} at {step_count(each.steps)}{mark}")
+        cells.append(f"{about}{format_score(metric, each.value)} at {step_count(each.steps)}{mark}")
     return ", ".join(cells) or "-"
 
 
@@ -129,7 +129,7 @@ def overall_table(report: Report) -> Table | None:
             estimate(scale, each.mean),
             estimate(scale, each.optimality_gap),
             estimate(scale, each.on_the_way),
-            "-" if each.name == first else shown("", *_rounded(each.improvement[first])),
+            "-" if each.name == first else format_score("", *_rounded(each.improvement[first])),
         )
         for each in report.aggregates
     )
@@ -147,7 +147,10 @@ def improvement_table(report: Report) -> Table | None:
         return None
     names = [each.name for each in report.aggregates]
     rows = tuple(
-        (label(each.name), *("-" if n == each.name else shown("", *_rounded(each.improvement[n])) for n in names))
+        (
+            label(each.name),
+            *("-" if n == each.name else format_score("", *_rounded(each.improvement[n])) for n in names),
+        )
         for each in report.aggregates
     )
     caption = "Probability that a run of the row's agent scores higher than one of the column's"

@@ -78,7 +78,7 @@ def test_a_report_whose_picture_cannot_be_written_leaves_no_table(tmp_path, monk
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("marl.experiments.report.command.draw", full)
+    monkeypatch.setattr("marl.experiments.report.command.draw_report", full)
     with pytest.raises(ConfigError, match=r"cannot write .*out.json and .*out.png: No space left on device"):
         compare_runs(ReportCommand((folder,), "return", tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]

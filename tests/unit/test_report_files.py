@@ -12,7 +12,7 @@ import pytest
 from marl.errors import ConfigError
 from marl.experiments.report.analysis import Options, analyze
 from marl.experiments.report.command import ReportCommand, compare_runs
-from marl.experiments.report.figure import draw
+from marl.experiments.report.figure import draw_report
 from marl.experiments.report.page import page
 from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
 from marl.experiments.report.runs import RunGroup, read_clock
@@ -163,7 +163,7 @@ def test_figures_of_each_kind(tmp_path, kind):
     pytest.importorskip("matplotlib")
     path = tmp_path / f"x.{kind}"
     report = REPORT if kind == "png" else analyze(make_groups(("toy/a",)), Options("success"))
-    draw(report, path, kind, seeds=True, x="time")
+    draw_report(report, path, kind, seeds=True, x="time")
     start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[kind]
     assert path.read_bytes().startswith(start)
 
@@ -176,7 +176,7 @@ def test_a_single_evaluation_and_a_second_equal_curve_are_seen(tmp_path):
         groups = [
             RunGroup("a", n, {1: {1: x, 2: x}} if len(scores) > 1 else {1: {1: x}}, {}) for n, x in scores.items()
         ]
-        draw(analyze(groups, Options("success")), tmp_path / "one.png", "png")
+        draw_report(analyze(groups, Options("success")), tmp_path / "one.png", "png")
         pictures.append(imageio.imread(tmp_path / "one.png")[..., :3])
     assert (pictures[0] != pictures[1]).any()
     for name in ("mat", "mappo"):
