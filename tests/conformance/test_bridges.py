@@ -14,8 +14,9 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 from marl.envs import toy
 from marl.envs.gymnasium import GymnasiumBridge
 from marl.envs.gymnasium import make as make_gymnasium
-from marl.envs.pettingzoo import ParallelBridge, as_parallel_env
+from marl.envs.pettingzoo import ParallelBridge
 from marl.envs.pettingzoo import make as make_pettingzoo
+from marl.envs.pettingzoo_view import as_parallel_env
 from marl.envs.testing import check_env, check_vector_env
 from marl.envs.testing.compare import random_action
 from marl.envs.wrappers import with_bounds

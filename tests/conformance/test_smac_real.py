@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="The old environment creation API", category=DeprecationWarning)
     from pettingzoo.test import parallel_api_test
 
-from marl.envs.pettingzoo import as_parallel_env
+from marl.envs.pettingzoo_view import as_parallel_env
 from marl.envs.sc2.game import GameError
 from marl.envs.sc2.install import find_install
 from marl.envs.smac import TASKS, SmacOptions, batch, make
