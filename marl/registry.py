@@ -412,6 +412,8 @@ def find_env(name: str) -> tuple[EnvEntry, str]:
                 raise MissingDependencyError(
                     f"environment {name!r} needs {', '.join(absent)}; install with: {entry.install}"
                 )
+            if name.endswith(":"):
+                raise UnknownNameError(f"{name!r} names no environment; give its name behind the colon")
             if entry.tasks and not task:
                 raise UnknownNameError(f"{name!r} names no task; give {family}/ and one of {', '.join(entry.tasks)}")
             if entry.tasks and not entry.accepts_other_tasks and task not in entry.tasks:

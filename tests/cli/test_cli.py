@@ -125,6 +125,8 @@ WRONG = [
     (["transfer", "toy/climbing+penalty", "--target", "toy/xor3", "--name", ".."], "name is '..'"),
     (["train", "toy/climbing", "--device", "meta"], "device is 'meta'"),
     (["train", "toy/climbing", "--eval-episodes", "9" * 20], "eval_episodes is 9999"),
+    (["train", "pettingzoo:"], "'pettingzoo:' names no environment"),
+    (["train", "gymnasium:"], "'gymnasium:' names no environment"),
     (["train", ":"], "neither registered nor PACKAGE.MODULE:FUNCTION"),
     (["train", "os:path"], "'os:path' is a module"),
     (["train", "gymnasium:CartPole-v1", "--kwargs", "{a: ["], "is no YAML"),
