@@ -11,28 +11,28 @@ from marl.config import RunConfig, flatten
 LOGGER = logging.getLogger("marl")
 
 MIN_ENTROPY = 0.003
-"""Nats of a decision below which a policy hardly explores."""
+"""Entropy of a decision, in nats, below which a policy hardly explores."""
 EARLY = 0.25
-"""Part of a run in which that is a fault: later the policy may have found what is best."""
+"""Fraction of a run in which low entropy is a fault. Later the policy may have converged."""
 SOLVED = 0.9
-"""Success of the training episodes from which it is none."""
+"""Success rate of the training episodes above which low entropy is no fault."""
 MAX_KL = 1.0
 MAX_CLIP_FRACTION = 0.75
 MAX_VALUE_LOSS = 10.0
-"""In units of the normalized returns: an error of more than four standard deviations."""
+"""In units of normalized returns: an error of more than four standard deviations."""
 MIN_STD = 0.005
-"""Standard deviation of a torque in [-1, 1] below which it hardly explores."""
+"""Standard deviation of an action in [-1, 1] below which it hardly explores."""
 MAX_STD_FRACTION = 0.99
 MAX_REPEATED_TEXT = 0.5
 MAX_INVALID_FRACTION = 0.5
 WARMUP_ITERATIONS = 5
-"""Iterations in which most actions of an untrained language model may be invalid."""
+"""Iterations in which most actions of an untrained language model may be invalid, without a warning."""
 
 
 class Diagnostics(Callback):
-    """Warn once of each kind of trouble, with its iteration: in the console, and as text under the tag warning/KIND.
+    """Warn once about each kind of symptom, in the console and as text under the tag warning/KIND.
 
-    `trainer.warned` holds the kinds that were warned about; checkpoints keep it.
+    `trainer.warned` holds the kinds that were warned about. Checkpoints save it.
     """
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
@@ -48,9 +48,9 @@ class Diagnostics(Callback):
 def find_symptoms(
     metrics: Mapping[str, float], config: RunConfig, iteration: int, steps: int
 ) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each trouble that the metrics of an iteration show, and what it is and what to do.
+    """Yield (kind, text) for each symptom in the metrics of an iteration. The text has the value, cause and remedy.
 
-    `steps` are those of the run up to here.
+    `steps` counts the environment steps of the run so far.
     """
     entropy = metrics.get("policy/entropy")
     early = steps <= EARLY * config.steps and metrics.get("episode/success", 0.0) < SOLVED
@@ -63,7 +63,7 @@ def find_symptoms(
     elif early and "policy/std_min" not in metrics and entropy < MIN_ENTROPY:
         yield (
             "entropy",
-            f"policy/entropy={entropy:.3g} nats, so the policy hardly explores any more. Raise --entropy-coef, or "
+            f"policy/entropy={entropy:.3g} nats, so the policy hardly explores. Raise --entropy-coef, or "
             "lower --learning-rate",
         )
     if (kl := metrics.get("policy/kl", 0.0)) > MAX_KL:
@@ -104,12 +104,12 @@ def _find_std_symptoms(metrics: Mapping[str, float], limit: float | None) -> Ite
     if (lowest := metrics.get("policy/std_min", MIN_STD)) < MIN_STD:
         yield (
             "std_collapse",
-            f"policy/std_min={lowest:.3g}, so a dimension of the actions is hardly explored any more. Raise "
+            f"policy/std_min={lowest:.3g}, so a dimension of the actions is hardly explored. Raise "
             "--entropy-coef, or lower --learning-rate",
         )
     if limit is not None and (highest := metrics.get("policy/std_max", 0.0)) > MAX_STD_FRACTION * limit:
         yield (
             "max_std",
             f"policy/std_max={highest:.3g} has reached max_std={limit:g}, so a dimension of the actions stays noise. "
-            "Lower --entropy-coef or --std-limit",
+            "Lower --entropy-coef or --max-std",
         )

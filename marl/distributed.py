@@ -1,8 +1,9 @@
-"""Data parallelizm under torchrun; every function is a plain no-op in a single process."""
+"""Data parallelism under torchrun. In a single process every function works without communication."""
 
 import ctypes
 import mmap
 import os
+import re
 import shlex
 import signal
 import socket
@@ -21,31 +22,36 @@ from torch import Tensor, nn
 from marl.errors import ConfigError, RankError
 
 TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others: rank 0 evaluates alone."""
+"""Longest time that a rank waits for the others. It is long because rank 0 evaluates alone."""
 SLOT = 1 << 20
-"""Bytes of a rank's part of shared memory; a larger message goes in pieces."""
+"""Bytes of a rank's part of the shared memory. A larger message goes in pieces."""
+CONNECTION_ERROR = re.compile("connection|socket|peer|broken pipe|tim(ed|e) ?out", re.IGNORECASE)
+"""Matches the message of a RuntimeError that gloo or nccl raises because another rank is gone."""
 
 _shared: "SharedMemoryAllReduce | None" = None
 
 
 def start(device: str) -> torch.device:
-    """Join the process group that torchrun announced; returns this rank's device.
+    """Join the process group of torchrun, if there is one, and return this rank's device.
 
-    Ranks talk through nccl on GPUs, on CPUs through gloo, and through shared memory where all are on one machine.
+    `device`: auto, cpu, cuda or cuda:NUMBER. GPUs communicate through nccl, CPUs through gloo, and ranks of one machine
+    through shared memory. Raises ConfigError for an unusable device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r} but this torch sees no GPU; use --device cpu")
+        raise ConfigError(f"device={device!r} needs a GPU, and this torch sees none; use --device cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device is {device!r:.60}; give auto, cpu, cuda or cuda:NUMBER") from error
+        raise ConfigError(f"device={device!r:.60} is unknown; give auto, cpu, cuda or cuda:NUMBER") from error
     if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; give auto, cpu, cuda or cuda:NUMBER")
+        raise ConfigError(f"device={device!r} is not supported; give auto, cpu, cuda or cuda:NUMBER")
+    if chosen.type == "cpu" and chosen.index:
+        raise ConfigError(f"device={device!r} has a number, and there is one CPU device; give cpu")
     count = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise ConfigError(f"device is {device!r}, and there are {count} GPUs; give a smaller number")
+        raise ConfigError(f"device={device!r} does not exist; there are {count} GPUs, give a smaller number")
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return chosen
     if chosen.type == "cuda":
@@ -62,14 +68,14 @@ def start(device: str) -> torch.device:
 
 
 PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h: the signal that a process gets when its parent ends."""
+"""Option of prctl, from linux/prctl.h: set the signal that a process gets when its parent ends."""
 
 
 def end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when torchrun ends, however it ends: this rank then saves and stops.
+    """Ask Linux for SIGTERM when torchrun ends, so that this rank saves and stops.
 
-    Call it before the process group is made. A launcher that ended even before is noticed there, for it keeps the
-    store in which ranks meet. Other launchers may end before their ranks on purpose, and are left alone.
+    Call it before the process group is made. If the launcher ended earlier, joining the group fails, because the
+    launcher holds its store. Does nothing under other launchers, which may end before their ranks on purpose.
     """
     if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -81,22 +87,27 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def comm_errors() -> Iterator[None]:
-    """Raises RankError where another rank is not there to talk to."""
+    """Raise RankError if communication fails because another rank is gone. Other errors pass."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        where = "its own message says why, or the system's log where it was killed"
-        raise RankError(f"another rank has left the run; {where}") from error
+        if isinstance(error, RuntimeError) and not CONNECTION_ERROR.search(str(error)):
+            raise
+        raise RankError(
+            f"another rank has left the run ({str(error).strip().partition(chr(10))[0]}); read its own message, or the "
+            "system's log if it was killed"
+        ) from error
 
 
 def barrier() -> None:
-    """Return once every rank got here: no rank may leave the group while another still talks to it."""
+    """Wait for every rank. No rank may leave the group while another still communicates with it."""
     if dist.is_initialized():
         with comm_errors():
             dist.barrier()
 
 
 def stop() -> None:
+    """Leave the process group."""
     global _shared
     if _shared is not None:
         _shared.close()
@@ -106,15 +117,17 @@ def stop() -> None:
 
 
 def rank() -> int:
+    """Return the number of this process, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """The sum over ranks of contiguous `x`, in place and outside autograd. Raises RankError where a rank has left."""
+    """Sum contiguous `x` over ranks, in place and outside autograd. Raises RankError if a rank has left."""
     if _shared is not None and x.device.type == "cpu":
         _shared.sum(x)
     elif dist.is_initialized():
@@ -124,18 +137,18 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 class SharedMemoryAllReduce:
-    """Sums over the ranks of one machine through memory that they share.
+    """Sums over the ranks of one machine through shared memory.
 
-    A gradient of 84 000 numbers takes a tenth of a millisecond on two ranks, and milliseconds through gloo's sockets.
-    Each rank reads the slots of all, so this is for few.
+    A gradient of 84,000 numbers takes 0.1 ms on two ranks, and milliseconds through gloo's sockets. Each rank reads the
+    slots of all ranks, so this suits few ranks.
 
-    Each rank writes its slot and meets the others at rank 0, then adds all slots in the same order. Two sets of slots
-    take turns: a rank comes back to a set only after a meeting that all others reach when they have read it.
+    Each rank writes its slot, waits for the others, then adds all slots in the same order. Two sets of slots alternate:
+    a rank reuses a set only after a barrier that the others reach when they have read it.
     """
 
     def __init__(self, memory: int, peers: list[socket.socket]) -> None:
-        """`memory`: descriptor of the slots. `peers`: every other rank on rank 0, and rank 0 on the others."""
-        self.peers, self.rank, self.turn = peers, rank(), 0
+        """Map the slots at descriptor `memory`. `peers` are all other ranks on rank 0, and rank 0 on the others."""
+        self.peers, self.rank, self.parity = peers, rank(), 0
         for peer in peers:
             peer.settimeout(TIMEOUT.total_seconds())
         shape = (2, world_size(), SLOT)
@@ -144,12 +157,12 @@ class SharedMemoryAllReduce:
 
     @classmethod
     def join(cls) -> "SharedMemoryAllReduce":
-        """Called by all ranks at once. The memory has no name: nothing is left behind, however a rank ends."""
-        with socket.socket(socket.AF_UNIX) as door:
+        """Connect all ranks. All must call it. The memory has no name, so nothing is left behind when a rank ends."""
+        with socket.socket(socket.AF_UNIX) as listener:
             if rank() == 0:
-                door.bind("")  # an address of the kernel's choice, in no folder
-                door.listen(world_size())
-            (address, *_) = gather(door.getsockname())
+                listener.bind("")  # the kernel chooses an address outside of the file system
+                listener.listen(world_size())
+            (address, *_) = gather(listener.getsockname())
             if rank():
                 peer = socket.socket(socket.AF_UNIX)
                 peer.connect(address)
@@ -158,24 +171,24 @@ class SharedMemoryAllReduce:
             os.ftruncate(memory, 2 * world_size() * SLOT)
             peers: list[socket.socket] = []
             while len(peers) < world_size() - 1:
-                peer, _ = door.accept()
-                # Anyone on the machine may knock at such an address.
+                peer, _ = listener.accept()
+                # Every user of the machine can connect to such an address.
                 if peer_uid(peer) == os.getuid():
                     socket.send_fds(peer, [b"+"], [memory])
                     peers.append(peer)
         return cls(memory, peers)
 
     def sum(self, x: Tensor) -> None:
-        """Adds up contiguous `x` of all ranks in place. Raises RankError as `meet`."""
+        """Sum contiguous `x` over all ranks in place. Raises RankError as `barrier`."""
         for part in x.view(-1).split(SLOT // x.element_size()):
-            slots = self.slots[self.turn, :, : part.numel() * x.element_size()].view(x.dtype)
+            slots = self.slots[self.parity, :, : part.numel() * x.element_size()].view(x.dtype)
             slots[self.rank] = part
             self.barrier()
             torch.sum(slots, 0, out=part)
-            self.turn = 1 - self.turn
+            self.parity = 1 - self.parity
 
     def barrier(self) -> None:
-        """Return once every rank is here. Raises RankError where one has left, or does not come."""
+        """Wait for every rank. Raises RankError if one has left or does not come in time."""
         with comm_errors():
             if self.rank:
                 self.peers[0].send(b"+")
@@ -186,31 +199,31 @@ class SharedMemoryAllReduce:
                     peer.send(b"+")
 
     def close(self) -> None:
-        """Leave; the others then get a RankError if they still add up."""
+        """Leave. The others get a RankError at their next sum."""
         for peer in self.peers:
             peer.close()
 
 
 def peer_uid(peer: socket.socket) -> int:
-    """The user whose process is at the other end."""
+    """Return the user id of the process at the other end."""
     _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return user
 
 
 def local_world_size() -> int:
-    """The ranks on this machine."""
+    """Return the number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
 def resume_command(folder: Path, ranks: int | None = None) -> str:
-    """What a user types to go on with a run on so many ranks of this machine, by default as many as now."""
+    """Return the command that resumes a run on `ranks` ranks of this machine (default: as many as now)."""
     ranks = ranks or world_size()
     start = f"torchrun --nproc-per-node {ranks} -m marl.experiments.cli" if ranks > 1 else "marl"
     return f"{start} resume {shlex.quote(str(folder))}"
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank where it is True on one: the common decision to stop."""
+    """Return True on every rank if `flag` is True on one."""
     if not dist.is_initialized():
         return flag
     return bool(all_reduce(torch.tensor(float(flag), device=device)) > 0)
@@ -225,23 +238,23 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def sum_gradients(parameters: list[nn.Parameter], numbers: Tensor) -> Tensor:
-    """Add up the gradients of all ranks, and `numbers` (K,), in one message; returns the sum of the numbers.
+    """Sum the gradients over all ranks in place, and `numbers` (K,), in one message. Returns the sum of the numbers.
 
-    A parameter that has no gradient on any rank keeps none.
+    A parameter without a gradient on every rank keeps none.
     """
     if not dist.is_initialized():
         return numbers
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    given = torch.tensor([float(p.grad is not None) for p in parameters], device=gradients[0].device)
-    flat = all_reduce(torch.cat([*(gradient.flatten() for gradient in gradients), given, numbers]))
-    *parts, given, numbers = flat.split([*(p.numel() for p in parameters), len(parameters), len(numbers)])
-    for parameter, part, ranks in zip(parameters, parts, given.tolist(), strict=True):
+    has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=gradients[0].device)
+    flat = all_reduce(torch.cat([*(gradient.flatten() for gradient in gradients), has_gradient, numbers]))
+    *parts, has_gradient, numbers = flat.split([*(p.numel() for p in parameters), len(parameters), len(numbers)])
+    for parameter, part, ranks in zip(parameters, parts, has_gradient.tolist(), strict=True):
         parameter.grad = part.view_as(parameter) if ranks else None
     return numbers
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """Return the values of all ranks, in order, on every rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

@@ -14,9 +14,9 @@ LOGGER = logging.getLogger("marl")
 
 
 def read_info(info: Any) -> dict[str, float]:
-    """Copy the flat scalars of an info as floats.
+    """Return the scalars of an info as floats.
 
-    Raises EnvironmentContractError for anything but a mapping of single numbers that a float can hold.
+    Raises EnvironmentContractError unless the info is a mapping of names to single numbers that fit in a float.
     """
     if not isinstance(info, Mapping):
         raise EnvironmentContractError(f"`info` must be a mapping of flat scalars, got {type(info).__name__}")
@@ -31,14 +31,14 @@ def _number(name: Any, value: Any) -> float:
         return float(value)
     except OverflowError:
         raise EnvironmentContractError(
-            f"`info[{name!r}]` is too large for a float, which ends at 1.8e308; give its logarithm, or leave it out"
+            f"`info[{name!r}]` is too large for a float (1.8e308); give its logarithm, or leave it out"
         ) from None
 
 
 def finite_info(info: Mapping[str, float], env: str, warned: set[str]) -> dict[str, float]:
-    """The entries of an info that are finite numbers.
+    """Return the entries of an info that are finite.
 
-    `env` names the environment in the warning about the others, which is given once for each name in `warned`.
+    Warns about every other entry, once for each name; `warned` collects the names. `env` names the environment.
     """
     values = read_info(info)
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its directory must hold, and whether it does."""
+"""Manifest of a checkpoint: the files of its directory, with sizes and digests."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 MAX_NUMBER = 2.0**63
-"""Numbers of a manifest lie below it, so that they can be computed with as floats."""
+"""Bound of the numbers in a manifest. Smaller numbers are safe in floating-point arithmetic."""
 
 
 class NewerFormatError(CheckpointError):
@@ -48,7 +48,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def ill_formed(manifest: Mapping[str, Any]) -> str | None:
-    """Return the first field of a manifest that has no usable value, as text, or None where all have one."""
+    """Return the first unusable field of a manifest as text, or None if all are usable."""
     score, files = manifest.get("score", ""), manifest.get("files")
     usable = {
         "format": _is_count(manifest.get("format")),
@@ -71,7 +71,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_file(name: str, expected: Any) -> bool:
-    """Whether an entry names a file of the directory itself, with its size and digest."""
+    """Return True if an entry names a file of the directory itself, with its size and digest."""
     return (
         name.endswith(SUFFIX)
         and Path(name).name == name
@@ -82,18 +82,19 @@ def _is_file(name: str, expected: Any) -> bool:
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """Return the sha256 of everything but the field `sha256`; it is formed alike in every format."""
+    """Return the sha256 of all other fields. Every format uses the same rule."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(path: Path, what: str) -> CheckpointError:
-    """Return the error for a damaged, or absent, checkpoint directory."""
+    """Return the error for a damaged or absent checkpoint directory."""
     if not path.is_dir():
         return CheckpointError(f"there is no checkpoint directory {path}")
     return CheckpointError(f"checkpoint {path} is damaged: {what}")

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C and SIGTERM."""
+"""Stop requests: Ctrl-C and SIGTERM."""
 
 import signal
 import threading
@@ -9,21 +9,21 @@ from typing import Any
 
 
 class StopNow(KeyboardInterrupt):
-    """The user asked twice to stop."""
+    """A second stop request, which aborts immediately."""
 
 
 @contextmanager
 def stop_requests(on_first: Callable[[], None]) -> Iterator[None]:
-    """Call `on_first` at the first SIGINT or SIGTERM. A second, one second or more later, raises StopNow.
+    """Call `on_first` at the first SIGINT or SIGTERM. A second signal, one second or more later, raises StopNow.
 
-    Outside of the main thread nothing is caught.
+    Does nothing outside of the main thread.
     """
     first = float("-inf")
 
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001
         nonlocal first
         now = time.monotonic()
-        # Programs that end a job often signal both the process and its group.
+        # Schedulers often signal both the process and its group.
         if first < now < first + 1.0:
             return
         if first > 0:

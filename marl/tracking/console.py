@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.columns import Columns
@@ -248,9 +247,6 @@ class ConsoleTracker(Tracker):
             if row.get("eval/return") is not None:
                 self._board.update_best(row["step"], row["eval/return"])
 
-    def config(self, text: str, flat: Mapping[str, Any]) -> None:
-        """Do nothing: the title names the run."""
-
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Draw the dashboard, or print a line, if one is due."""
         self._board.update(step, values)
@@ -259,12 +255,6 @@ class ConsoleTracker(Tracker):
                 self._draw(self._live)
             else:
                 self._print_line(values)
-
-    def text(self, step: int, tag: str, value: str) -> None:
-        """Do nothing: texts are in TensorBoard and the log."""
-
-    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Do nothing: pictures are in TensorBoard."""
 
     def message(self, text: str) -> None:
         """Print a line, above the dashboard if there is one. A signal handler may call it."""

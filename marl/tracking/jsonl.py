@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from marl.files import RecordFile, write_whole
 from marl.tracking.base import Tracker
 
@@ -27,9 +25,6 @@ class JsonlTracker(Tracker):
             drop_lines(path, math.inf if resume_step is None else resume_step)
         self._file = RecordFile(path)
 
-    def config(self, text: str, flat: Mapping[str, Any]) -> None:
-        """Do nothing: `config.yaml` holds the configuration."""
-
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers by tag."""
         timing_last = sorted(values, key=lambda tag: tag.startswith("speed/"))
@@ -38,9 +33,6 @@ class JsonlTracker(Tracker):
     def text(self, step: int, tag: str, value: str) -> None:
         """Write a text."""
         self._write(step, {tag: value})
-
-    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Do nothing: the log holds no pictures."""
 
     def close(self) -> None:
         """Write what is held, if the disk allows it."""

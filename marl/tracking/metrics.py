@@ -46,8 +46,14 @@ METRICS = _read(Path(__file__).with_suffix(".csv"))
 LINE_TAGS = tuple(tag for tag, metric in METRICS.items() if "line" in metric.shown)
 """Tags of the console's plain lines."""
 
-HPARAM_TAGS = tuple(tag for tag, metric in METRICS.items() if "hparams" in metric.shown)
-"""Tags by which the HParams page compares runs."""
+HPARAM_TAGS = tuple(
+    sorted(
+        (tag for tag, metric in METRICS.items() if "hparams" in metric.shown),
+        key=lambda tag: tag.partition("/")[0],
+        reverse=True,
+    )
+)
+"""Tags by which the HParams page compares runs, the final score first."""
 
 
 def find_metric(tag: str) -> Metric | None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from marl import run
+from marl import distributed, run
 from marl.checkpoint.store import load
 from marl.config import to_yaml
-from marl.errors import CheckpointError
+from marl.errors import CheckpointError, RankError
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +52,24 @@ def test_gradients_and_statistics_do_not_depend_on_the_number_of_ranks(tmp_path)
     assert one["drawn"] == two[0]["drawn"]
     assert all(two[0]["sums"] + two[1]["sums"])
     assert two[0]["stop"] is True
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ConnectionError("a rank closed its socket"), True),
+        (TimeoutError("timed out"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2133"), True),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
+        (RuntimeError("Tensors must be contiguous"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("no number"), False),
+    ],
+)
+def test_a_lost_rank_is_told_apart_from_other_errors(error, lost):
+    with pytest.raises(RankError if lost else type(error)) as caught, distributed.comm_errors():
+        raise error
+    assert ("another rank has left the run" in str(caught.value)) == lost
 
 
 def test_a_rank_that_ends_ends_the_others():
