@@ -23,7 +23,8 @@ from marl.agents.lm.backbone import Backbone
 from marl.agents.lm.candidate_trie import pick, segment_sum
 from marl.agents.lm.options import LanguageOptions
 from marl.agents.lm.output_head import OutputMatrix
-from marl.agents.lm.policy import ActionEvaluation, EncodedBatch, TokenPolicy
+from marl.agents.lm.policy import TokenPolicy
+from marl.agents.lm.token_model import ActionEvaluation, EncodedBatch
 from marl.errors import ConfigError
 from marl.types import EnvSpec
 
@@ -98,46 +99,48 @@ class ETPOPolicy(TokenPolicy):
         self.decay = 1.0  # the slow copy is the original's, and moves with it, once an update
 
     @torch.no_grad()
-    def values(self, grove: EncodedBatch) -> Tensor:
+    def values(self, batch: EncodedBatch) -> Tensor:
         """(S,): the soft value of every state; a target, so without gradients."""
-        expected, divergence, _ = self.expectations(grove, self.critic_target)
+        expected, divergence, _ = self.expectations(batch, self.critic_target)
         return expected - self.beta * divergence
 
     def evaluate_actions(
-        self, grove: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
+        self, batch: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
     ) -> ActionEvaluation:
-        edges, mask = grove.forest.rows(tree, candidate, self.slots)
+        edges, mask = batch.tries.rows(tree, candidate, self.slots)
         if acting:
-            judged = super().evaluate_actions(grove, tree, candidate, acting)
-            assert grove.frozen is not None
-            reference = self.distribution(self.backbone.reference_output, grove.frozen, grove.forest)[0][edges]
-            return replace(judged, node_reward=(self.beta * (reference - judged.log_prob)).masked_fill(~mask, 0.0))
-        expected, divergence, q = self.expectations(grove, self.critic)
-        loss = (self.beta * divergence - expected)[grove.forest.source[edges]]
-        judged = self.action_evaluation(grove, tree, candidate, acting, q)
-        return replace(judged, policy_loss=loss.masked_fill(~mask, 0.0))
+            evaluated = super().evaluate_actions(batch, tree, candidate, acting)
+            assert batch.frozen is not None
+            reference = self.distribution(self.backbone.reference_output, batch.frozen, batch.tries)[0][edges]
+            return replace(
+                evaluated, node_reward=(self.beta * (reference - evaluated.log_prob)).masked_fill(~mask, 0.0)
+            )
+        expected, divergence, q = self.expectations(batch, self.critic)
+        loss = (self.beta * divergence - expected)[batch.tries.source[edges]]
+        evaluated = self.action_evaluation(batch, tree, candidate, acting, q)
+        return replace(evaluated, policy_loss=loss.masked_fill(~mask, 0.0))
 
-    def expectations(self, grove: EncodedBatch, head: QHead) -> tuple[Tensor, Tensor, Tensor]:
+    def expectations(self, batch: EncodedBatch, head: QHead) -> tuple[Tensor, Tensor, Tensor]:
         """Under the policy, at every state: the mean of Q (S,), which is constant to Q's weights, and the divergence
         from the reference (S,). And the Q of every edge (M,).
         """
-        assert grove.frozen is not None
-        forest = grove.forest
-        log_prob = self.distribution(self.backbone.output, grove.hidden, forest)[0]
-        reference = self.distribution(self.backbone.reference_output, grove.frozen, forest)[0]
-        v, u = head(self.critic_features(grove))
-        q = v[forest.source] + self.q_head.token_logits(pick(u, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
+        assert batch.frozen is not None
+        tries = batch.tries
+        log_prob = self.distribution(self.backbone.output, batch.hidden, tries)[0]
+        reference = self.distribution(self.backbone.reference_output, batch.frozen, tries)[0]
+        v, u = head(self.critic_features(batch))
+        q = v[tries.source] + self.q_head.token_logits(pick(u, tries.source), tries.token.unsqueeze(-1)).squeeze(-1)
 
         def mean(x: Tensor) -> Tensor:
-            return segment_sum(log_prob.exp() * x, forest.source, forest.states)
+            return segment_sum(log_prob.exp() * x, tries.source, tries.states)
 
         expected, divergence = mean(q.detach()), mean(log_prob - reference)
-        if bool(forest.free.any()):
-            free = forest.free.nonzero().squeeze(-1)
+        if bool(tries.free.any()):
+            free = tries.free.nonzero().squeeze(-1)
             size = max(1, CHUNK // self.backbone.output.weight.shape[0])
             parts = [
                 checkpoint(
-                    self.full_vocab_terms, grove.hidden[part], grove.frozen[part], u[part].detach(), use_reentrant=False
+                    self.full_vocab_terms, batch.hidden[part], batch.frozen[part], u[part].detach(), use_reentrant=False
                 )
                 for part in free.split(size)
             ]

@@ -11,8 +11,9 @@ from marl.agents.lm.backbone import Backbone
 from marl.agents.lm.candidate_trie import FlatTries, Tokens, Trie, pick, segment_logsumexp, segment_sum
 from marl.agents.lm.options import LanguageOptions
 from marl.agents.lm.output_head import OutputMatrix
-from marl.agents.lm.policy import ActionEvaluation, EncodedBatch, Key, TokenPolicy
+from marl.agents.lm.policy import TokenPolicy
 from marl.agents.lm.prompt_table import FREE
+from marl.agents.lm.token_model import ActionEvaluation, EncodedBatch, Key
 from marl.errors import ConfigError
 from marl.types import EnvSpec, Inputs, Obs
 
@@ -50,24 +51,24 @@ class Twosome(TokenPolicy):
         return inputs
 
     def evaluate_actions(
-        self, grove: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
+        self, batch: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
     ) -> ActionEvaluation:
-        tries = grove.forest.tries
+        tries = batch.tries.tries
         sizes = np.array([len(trie.paths) for trie in tries])
         owner = torch.from_numpy(np.arange(len(tries)).repeat(sizes)).to(self.device)
         whose = torch.from_numpy(tree).to(self.device)
         row = torch.from_numpy((sizes.cumsum() - sizes)[tree] + candidate).to(self.device)
 
         def log_policy(output: OutputMatrix, hidden: Tensor) -> Tensor:
-            score = self.scores(output, hidden, grove.forest) / self.options.temperature
+            score = self.scores(output, hidden, batch.tries) / self.options.temperature
             return score - segment_logsumexp(score, owner, len(tries))[owner]
 
-        log_prob = log_policy(self.backbone.output, grove.hidden)
+        log_prob = log_policy(self.backbone.output, batch.hidden)
         entropy = -segment_sum(log_prob.exp() * log_prob, owner, len(tries))
         reference = None
         if acting and self.options.reference:
-            assert grove.frozen is not None
-            reference = log_policy(self.backbone.reference_output, grove.frozen)[row, None]
+            assert batch.frozen is not None
+            reference = log_policy(self.backbone.reference_output, batch.frozen)[row, None]
         mask = torch.ones(len(tree), 1, dtype=torch.bool, device=self.device)
         several = torch.from_numpy(sizes[tree] > 1).to(self.device)
         return ActionEvaluation(
@@ -75,28 +76,28 @@ class Twosome(TokenPolicy):
             several.unsqueeze(-1),
             log_prob[row, None],
             entropy[whose, None],
-            self.values(grove)[grove.forest.root[whose], None],
+            self.values(batch)[batch.tries.root[whose], None],
             reference,
         )
 
-    def scores(self, output: OutputMatrix, hidden: Tensor, forest: FlatTries) -> Tensor:
+    def scores(self, output: OutputMatrix, hidden: Tensor, flat: FlatTries) -> Tensor:
         """(C,): the normalized score of every candidate of every trie."""
-        lengths = [len(path) for trie in forest.tries for path in trie.paths]
+        lengths = [len(path) for trie in flat.tries for path in trie.paths]
         edges = np.concatenate(
             [
                 np.array(path) + first
-                for trie, first in zip(forest.tries, forest.first_edge, strict=True)
+                for trie, first in zip(flat.tries, flat.first_edge, strict=True)
                 for path in trie.paths
             ]
         )
         edge = torch.from_numpy(edges).to(self.device)
         candidate = torch.from_numpy(np.arange(len(lengths)).repeat(lengths)).to(self.device)
-        logit = output.token_logits(pick(hidden, forest.source), forest.token.unsqueeze(-1)).squeeze(-1)
-        log_prob = logit - output.moments(hidden)[0][forest.source]
+        logit = output.token_logits(pick(hidden, flat.source), flat.token.unsqueeze(-1)).squeeze(-1)
+        log_prob = logit - output.moments(hidden)[0][flat.source]
         total = segment_sum(log_prob[edge], candidate, len(lengths))
         if self.normalization == "sum":
             return total
-        words = [max(1, len(text.split())) for trie in forest.tries for text in trie.texts]
+        words = [max(1, len(text.split())) for trie in flat.tries for text in trie.texts]
         return total / total.new_tensor(lengths if self.normalization == "token" else words)
 
     def token_texts(self, action: list[int], text: str) -> list[str]:  # noqa: ARG002 - the base's

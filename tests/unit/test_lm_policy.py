@@ -620,7 +620,7 @@ def test_what_is_trained_and_read_by_default(options, rank, reads):
         ("poad", {"critic": "none"}, "critic is 'none', and advantage 'gae' needs one"),
         ("twosome", {"critic": "none"}, "critic is 'none'"),
         ("poad", {"value_coef": 0.0}, "value_coef is 0, so nothing trains the critic"),
-        ("grpo", {"critic": "shared"}, "advantage is 'group', which uses no critic; add --critic none"),
+        ("grpo", {"critic": "shared"}, "advantage is 'grpo', which uses no critic; add --critic none"),
         (
             "reinforce",
             {"reference": False},
