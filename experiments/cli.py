@@ -39,6 +39,7 @@ from marl.config import (
     require_episodes,
 )
 from marl.errors import ConfigError, MarlError
+from marl.experiments.help import print_help, wants_help
 from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
 
 USAGE = """usage: marl COMMAND ...
@@ -65,7 +66,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
-    """Do what was asked, quietly where nobody reads the output to its end, as in `marl list envs | head`.
+    """Run the command line. It ends quietly if nobody reads its output to the end, as in `marl list envs | head`.
 
     Characters that the output's encoding lacks are printed as escape sequences.
     """
@@ -114,7 +115,7 @@ def stdout_closed() -> bool:
 
 
 def dispatch() -> None:
-    """Run the command; an error that the user can act on is one message on stderr and exit status 2."""
+    """Run a command. An error that the user can act on is one message on stderr, and exit status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     args = sys.argv[1:]
     # A factory of the user's own stands in the working folder; behind ours, so that it cannot hide a module.
@@ -159,19 +160,20 @@ def dispatch() -> None:
 
 
 def train(args: list[str]) -> None:
-    from marl.experiments.presets import by_name, choose
+    """Run `marl train`."""
+    from marl.experiments.api import make_config
     from marl.run import Extras, start
 
+    file, preset = scan_flag(args, "--config", ""), scan_flag(args, "--preset", "")
     env = args[0] if args and not args[0].startswith("-") else None
-    if env is None:
-        if set(args) & {"-h", "--help"}:
-            env = "toy/climbing"
-        else:
+    if env is None and not file:
+        if not wants_help(args):
             raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
-    agent, preset = scan_flag(args, "--agent", "mat"), scan_flag(args, "--preset", "")
-    base, source = by_name(preset, env, agent) if preset else choose(env, agent)
+        env = "toy/climbing"
+    base, source = make_config(Path(file) if file else None, env, scan_flag(args, "--agent", "") or None, preset)
     config = parse(base, args)
-    start(config, Extras(notes=(f"settings: {source}", *algorithm_changes(config, base))))
+    notes = (f"settings: {source}", *algorithm_changes(config, base))
+    start(config, Extras(notes=notes), scan_flag(args, "--if-exists", "error"))  # pyright: ignore[reportArgumentType]
 
 
 ESSENTIAL = ("agent_credit", "token_credit", "agent_updates", "objective", "advantage", "ratio_level")
@@ -225,16 +227,15 @@ def parse(base: RunConfig, args: list[str]) -> RunConfig:
     fields = [(name, type(part), dataclasses.field(default=part)) for name, part in parts.items()]
     learn = learn_with_choices()
     fields.append(("learn", learn, dataclasses.field(default_factory=learn)))
-    about = "The preset to start from (see `marl list presets`), or none for the defaults."
-    preset = ("preset", Annotated[str, arg(help=about)], dataclasses.field(default=""))
+    for name, kind, default_value, about in OWN_OPTIONS:
+        fields.append((name, Annotated[kind, arg(help=about)], dataclasses.field(default=default_value)))  # pyright: ignore[reportArgumentType]
     unchecked = {"__post_init__": lambda _: None}  # the parts fit together once they are parsed
-    typed = dataclasses.make_dataclass("Train", [*fields, preset], bases=(RunConfig,), namespace=unchecked, frozen=True)
+    typed = dataclasses.make_dataclass("Train", fields, bases=(RunConfig,), namespace=unchecked, frozen=True)
     values: dict[str, Any] = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | parts
     default = typed(**values | {"learn": learn(**vars(base.learn) | names)})
-    flat = (OmitArgPrefixes,)
-    parsed = tyro.cli(
-        typed, prog="marl train", default=default, args=args, config=flat, description=TRAIN_HELP, registry=KEYWORDS
-    )
+    parsed = parse_args(typed, "marl train", args, default, TRAIN_HELP)
+    if parsed.env != default.env:
+        raise ConfigError(f"environment {parsed.env!r} must come first: marl train {parsed.env} --option value ...")
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)}
     values["learn"] = LearnConfig(**vars(parsed.learn))
     return RunConfig(**values)
@@ -248,6 +249,18 @@ def learn_with_choices() -> type:
         about = arg(help=f"{kind.capitalize()}, or PACKAGE.MODULE:CLASS or FILE.py:CLASS. {known}.", metavar="NAME")
         fields.append((kind, Annotated[str, about], dataclasses.field(default=getattr(LearnConfig, kind))))
     return dataclasses.make_dataclass("Learn", fields, bases=(LearnConfig,), frozen=True)
+
+
+def parse_args(kind: type, prog: str, args: list[str], default: Any = None, about: str = "") -> Any:
+    """Return an instance of the dataclass `kind` made of the arguments, or print its help and exit."""
+    if wants_help(args):
+        print_help(kind, prog, args, default, about)
+        sys.exit(0)
+    defaults = {} if default is None else {"default": default}
+    flat = (OmitArgPrefixes,)
+    return tyro.cli(
+        kind, prog=prog, args=args, config=flat, description=about or kind.__doc__, registry=KEYWORDS, **defaults
+    )
 
 
 KEYWORDS = ConstructorRegistry()
@@ -281,8 +294,15 @@ def keywords(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]
 
 TRAIN_HELP = """Train an agent in an environment.
 
-The defaults shown are those of the tuned preset for this environment and agent, where there is one. A run
-goes to RUNS/NAME: config.yaml, metrics.jsonl, TensorBoard events and checkpoints."""
+The defaults shown are those of the tuned preset of this environment and agent, if there is one. A run's folder holds
+config.yaml, status.json, metrics.jsonl, evaluations.jsonl, TensorBoard events and checkpoints."""
+
+OWN_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("preset", str, "", "Preset to start from (see `marl list presets`), or none for the defaults."),
+    ("config", str, "", "YAML file of settings to start from, such as a run's config.yaml."),
+    ("if_exists", Literal["error", "skip", "resume"], "error", "Treatment of a run of this --name that is there."),
+)
+"""Options of `marl train` that are no settings of the run: name, type, default, help."""
 
 
 def scan_flag(args: list[str], flag: str, default: str) -> str:
@@ -329,7 +349,7 @@ def resume(args: list[str]) -> None:
         trust: bool = False
         """Run the code that the run's files name where somebody else has made it."""
 
-    parsed = tyro.cli(Resume, prog="marl resume", args=args)
+    parsed = parse_args(Resume, "marl resume", args)
     changes = {name: value for name, value in vars(parsed).items() if name in RESUMABLE_FIELDS and value is not None}
     run.resume(parsed.run, changes, parsed.trust)
 
@@ -382,12 +402,11 @@ def parse_play_args(kind: type, prog: str, args: list[str]) -> Any:
     subject = args[0] if args and not args[0].startswith("-") else ""
     is_factory = ":" in subject and not Path(subject).exists()
     if not subject or Path(subject).exists() or (subject.startswith(("runs/", "/")) and not is_factory):
-        return tyro.cli(kind, prog=prog, args=args)
+        return parse_args(kind, prog, args)
     options = find_family(subject).options
     field = ("env_options", options, dataclasses.field(default_factory=options))
     typed = dataclasses.make_dataclass(kind.__name__, [field], bases=(kind,), frozen=True)
-    flat = (OmitArgPrefixes,)
-    return tyro.cli(typed, prog=prog, args=args, config=flat, description=kind.__doc__, registry=KEYWORDS)
+    return parse_args(typed, prog, args, about=kind.__doc__ or "")
 
 
 def play(args: list[str]) -> None:
@@ -420,14 +439,14 @@ def play(args: list[str]) -> None:
 def report_runs(args: list[str]) -> None:
     from marl.experiments.report.command import ReportCommand, compare_runs
 
-    compare_runs(tyro.cli(ReportCommand, prog="marl report", args=args))
+    compare_runs(parse_args(ReportCommand, "marl report", args))
 
 
 def transfer(args: list[str]) -> None:
     from marl.experiments.transfer import Transfer
     from marl.experiments.transfer import transfer as run
 
-    run(tyro.cli(Transfer, prog="marl transfer", args=args, registry=KEYWORDS))
+    run(parse_args(Transfer, "marl transfer", args))
 
 
 def list_things(args: list[str]) -> None:
@@ -438,7 +457,7 @@ def list_things(args: list[str]) -> None:
         what: Positional[Literal["envs", "agents", "advantages", "objectives", "presets"]]
         """Environments, agents, advantages, objectives or presets."""
 
-    what = tyro.cli(List, prog="marl list", args=args).what
+    what = parse_args(List, "marl list", args).what
     tables = {"envs": env_table, "agents": agent_table, "presets": preset_table}
     tables |= {f"{kind}s": partial(algorithm_table, kind) for kind in ALGORITHM_REGISTRIES}
     Console().print(tables[what]())
@@ -522,10 +541,7 @@ def check(args: list[str]) -> None:
     typed = dataclasses.make_dataclass(
         "CheckEnv", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckEnv,), frozen=True
     )
-    flat = (OmitArgPrefixes,)
-    parsed = tyro.cli(
-        typed, prog="marl check-env", args=args, config=flat, description=CheckEnv.__doc__, registry=KEYWORDS
-    )
+    parsed = parse_args(typed, "marl check-env", args, about=CheckEnv.__doc__ or "")
     require_episodes("episodes", parsed.episodes)
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
     try:
@@ -560,10 +576,7 @@ def check_an_agent(args: list[str]) -> None:
     typed = dataclasses.make_dataclass(
         "CheckAgent", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckAgent,), frozen=True
     )
-    flat = (OmitArgPrefixes,)
-    parsed = tyro.cli(
-        typed, prog="marl check-agent", args=args, config=flat, description=CheckAgent.__doc__, registry=KEYWORDS
-    )
+    parsed = parse_args(typed, "marl check-agent", args, about=CheckAgent.__doc__ or "")
     options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
     try:
         lines = check_agent(parsed.agent, parsed.kinds or None, options, parsed.seed)
@@ -578,7 +591,7 @@ def check_an_agent(args: list[str]) -> None:
 def bench(args: list[str]) -> None:
     from marl.experiments.bench.main import Bench, run
 
-    run(tyro.cli(Bench, prog="marl bench", args=args))
+    run(parse_args(Bench, "marl bench", args))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

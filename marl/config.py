@@ -438,7 +438,7 @@ def _number(value: Any) -> Any:
 
 def _check_fields(data: Mapping[str, Any], default: RunConfig, options: Mapping[str, type]) -> None:
     """Raise ConfigError for a field that does not exist, or that stands in another part."""
-    parts = {name: type(getattr(default, name)) for name in PARTS} | options
+    parts = {name: type(getattr(default, name)) for name in PARTS} | dict(options)
     known = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in parts.items()}
     known[""] = [f.name for f in dataclasses.fields(default)]
     for part, fields in known.items():

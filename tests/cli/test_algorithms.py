@@ -131,10 +131,10 @@ def test_two_parts_with_one_option_are_refused(monkeypatch):
 @pytest.mark.usefixtures("plugin")
 def test_the_help_and_the_list_name_what_is_registered(capsys):
     with pytest.raises(SystemExit):
-        parse("toy/chain", "--objective", "damped", "--help")
+        parse("toy/chain", "--objective", "damped", "--help-all")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "damped: damped PPO" in text
-    assert "--damping FLOAT Damping of something. (default: 0.5)" in text
+    assert "--damping 0.5 Damping of something." in text
     cli.list_things(["objectives"])
     assert "damping=0.5" in capsys.readouterr().out.replace("\n", "")
 

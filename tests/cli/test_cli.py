@@ -246,10 +246,10 @@ def test_every_environment_has_options_beside_those_of_the_commands(monkeypatch,
     if subject is None:
         pytest.skip("a bridge to what is named")
     for command in ("train", "eval", "play", "check-env"):
-        code, out, err = call(monkeypatch, capsys, command, subject, "--help")
+        code, out, err = call(monkeypatch, capsys, command, subject, "--help-all")
         assert code == 0, err
         for option in dataclasses.fields(entry.options):
-            assert f"--{option.name.replace('_', '-')}" in out, (command, option.name)
+            assert re.search(rf"[-\]]{option.name.replace('_', '-')} ", out), (command, option.name)
 
 
 def test_eval_and_play_take_the_environment_s_options(monkeypatch, capsys, folder):  # noqa: ARG001
@@ -395,3 +395,19 @@ def test_user_factories_take_keyword_arguments(monkeypatch, capsys, folder):  # 
     assert call(monkeypatch, capsys, *args[:2], "--kwargs", "3")[0] == 2
     assert override(default_config("toy/copy", "mat"), {"symbols": 5}).env_options.symbols == 5
     assert set(AGENTS.names()) >= {"mat", "mappo", "ippo", "random", "scripted"}
+
+
+def test_a_file_of_settings_runs_with_overrides(monkeypatch, capsys, folder):
+    assert call(monkeypatch, capsys, "train", "toy/chain", *QUICK, "--steps", "32", "--name", "a")[0] == 0
+    args = ["train", "--config", "runs/a/config.yaml", "--name", "b", "--epochs", "2"]
+    code, out, _ = call(monkeypatch, capsys, *args)
+    assert code == 0
+    assert "wrote runs/b" in out
+    config = from_yaml((folder / "runs/b/config.yaml").read_text())
+    assert (config.env, config.learn.epochs, config.collect.num_envs) == ("toy/chain", 2, 4)
+    code, out, _ = call(monkeypatch, capsys, *args, "--if-exists", "skip")
+    assert code == 0
+    assert "nothing was trained" in out
+    Path("wrong.yaml").write_text("env: toy/chain\nagent: mat\nlearn: {epoch: 1}\n")
+    assert "did you mean 'epochs'" in call(monkeypatch, capsys, "train", "--config", "wrong.yaml")[2]
+    assert "must come first" in call(monkeypatch, capsys, "train", *args[1:], "toy/copy")[2]
