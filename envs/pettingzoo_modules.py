@@ -33,7 +33,10 @@ def load_factory(task: str) -> Callable[..., Any]:
         return _registered(task)
     factory = getattr(module := _import(task), "parallel_env", None) or getattr(module, "env", None)
     if factory is None:
-        raise ConfigError(f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment")
+        inside = f", such as one of {found} in it" if (found := _modules(task)) else ""
+        raise ConfigError(
+            f"{task!r} has neither `parallel_env` nor `env`; name the module of a PettingZoo environment{inside}"
+        )
     return factory
 
 

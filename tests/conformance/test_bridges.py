@@ -441,6 +441,8 @@ def test_modules_that_hold_nothing_are_named():
         make_pettingzoo("no_such.thing_v3")
     with pytest.raises(ConfigError, match="'json' has neither `parallel_env` nor `env`"):
         make_pettingzoo("json")
+    with pytest.raises(ConfigError, match=r"'mpe2' has neither .* such as one of \[.*'simple_spread_v3'.*\] in it"):
+        make_pettingzoo("mpe2")
     with pytest.raises(ConfigError, match=r"cannot be made with {'color': 'red'}"):
         make_pettingzoo(MODULES[0], {"color": "red"})
 
