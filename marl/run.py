@@ -37,7 +37,7 @@ from marl.run_folder import (
 )
 from marl.seeding import Streams, own_globals, seed_everything
 from marl.stopping import stop_requests
-from marl.tracking.base import MultiTracker, Tracker, make_tracker
+from marl.tracking.base import MultiTracker, Tracker, make_tracker, run_name
 from marl.tracking.console import ConsoleTracker
 from marl.tracking.jsonl import JsonlTracker
 from marl.tracking.tensorboard import TensorBoardTracker
@@ -268,7 +268,7 @@ def opened_trackers(trainer: Trainer, folder: Path, trackers: Sequence[Tracker])
     """Open JSONL, TensorBoard, the console and further trackers; yield a function that prints above the dashboard."""
     config, step = trainer.config, trainer.steps
     log = folder / "metrics.jsonl"
-    console = ConsoleTracker(folder.name if config.name else "/".join(folder.parts[-3:]), config.steps)
+    console = ConsoleTracker(run_name(folder), config.steps)
     board = TensorBoardTracker(folder, step or -1, option_names())
     trainer.tracker = MultiTracker([JsonlTracker(log, step or -1), board, console, *trackers])
     try:

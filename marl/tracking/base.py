@@ -1,5 +1,6 @@
-"""Base class of trackers: where the numbers, texts and pictures of a run go."""
+"""Base class of trackers: receivers of the numbers, texts and pictures of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,11 +40,11 @@ class Tracker:
         """Receive a picture, shape (height, width, 3) uint8."""
 
     def close(self) -> None:
-        """Write what is left. Called however the run ends."""
+        """Write what is left. Every end of a run calls it."""
 
 
 class MultiTracker(Tracker):
-    """Hands every call to each of `trackers`, in order. Raises CallbackError if one of the user's raises."""
+    """Tracker that passes every call to each of `trackers`, in order. Raises CallbackError if one raises."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = tuple(trackers)
@@ -53,23 +54,23 @@ class MultiTracker(Tracker):
         self._call("start", folder, step)
 
     def config(self, text: str, flat: Mapping[str, Any]) -> None:
-        """Hand on the settings."""
+        """Pass on the settings."""
         self._call("config", text, flat)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand on metrics."""
+        """Pass on metrics."""
         self._call("log", step, values)
 
     def text(self, step: int, tag: str, value: str) -> None:
-        """Hand on a text."""
+        """Pass on a text."""
         self._call("text", step, tag, value)
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Hand on a picture."""
+        """Pass on a picture."""
         self._call("image", step, tag, picture)
 
     def close(self) -> None:
-        """Close every tracker, also after one of them raised."""
+        """Close every tracker, even if one raises."""
         with ExitStack() as stack:
             for tracker in reversed(self.trackers):
                 stack.callback(call_method, tracker, "tracker", "close")
@@ -77,6 +78,12 @@ class MultiTracker(Tracker):
     def _call(self, method: str, *arguments: Any) -> None:
         for tracker in self.trackers:
             call_method(tracker, "tracker", method, *arguments)
+
+
+def run_name(folder: Path) -> str:
+    """Return the name of the run in `folder`: ENV/AGENT/SEED-TIME in a default folder, else the folder's name."""
+    default = re.fullmatch(r"\d+-\d{8}-\d{6}(-\d+)?", folder.name)
+    return "/".join(folder.parts[-3:]) if default else folder.name
 
 
 def check_tracker_name(name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from marl.errors import ConfigError, MissingDependencyError
-from marl.tracking.base import Tracker
+from marl.tracking.base import Tracker, run_name
 
 ID_FILE = "mlflow_id"
 MAX_VALUE = 500
@@ -53,7 +53,7 @@ class MLflowTracker(Tracker):
                 return
             found = self.client.get_experiment_by_name(self.experiment)
             number = found.experiment_id if found else self.client.create_experiment(self.experiment)
-            self.run_id = self.client.create_run(number, run_name=folder.name).info.run_id
+            self.run_id = self.client.create_run(number, run_name=run_name(folder)).info.run_id
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(

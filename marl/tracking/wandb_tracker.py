@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marl.errors import ConfigError, MissingDependencyError
-from marl.tracking.base import Tracker
+from marl.tracking.base import Tracker, run_name
 
 INIT_TIMEOUT = 30.0
 """Seconds to wait for the server."""
@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
         path = folder / ID_FILE
         known = path.read_text().strip() if step and path.exists() else None
         settings = self.wandb.Settings(init_timeout=INIT_TIMEOUT, console="off", silent=True)
-        options = {"name": folder.name, "dir": str(folder), "id": known, "resume": "allow", "settings": settings}
+        options = {"name": run_name(folder), "dir": str(folder), "id": known, "resume": "allow", "settings": settings}
         try:
             self.run = self.wandb.init(project=self.project, **(options | self.options))
         except Exception as error:

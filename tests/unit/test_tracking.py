@@ -16,7 +16,7 @@ from marl import files, run
 from marl.config import default_config, option_names, override
 from marl.errors import CallbackError, ConfigError
 from marl.files import RecordFile
-from marl.tracking.base import MultiTracker
+from marl.tracking.base import MultiTracker, run_name
 from marl.tracking.jsonl import JsonlTracker
 from marl.tracking.metrics import HPARAM_TAGS, LINE_TAGS, METRICS, axis_label, chart_layout, find_metric
 from marl.tracking.tensorboard import TensorBoardTracker
@@ -461,3 +461,9 @@ def test_every_tracker_gets_every_call_in_order():
         ("close",),
     ]
     assert calls == [(name, *call) for call in one for name in "ab"]
+
+
+def test_a_run_is_named_by_its_folder_and_a_default_folder_by_environment_and_agent(tmp_path):
+    assert run_name(tmp_path / "toy-chain" / "mat" / "1-20260102-030405") == "toy-chain/mat/1-20260102-030405"
+    assert run_name(tmp_path / "toy-chain" / "mat" / "1-20260102-030405-2") == "toy-chain/mat/1-20260102-030405-2"
+    assert run_name(tmp_path / "toy-chain" / "mine") == "mine"
