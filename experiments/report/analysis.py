@@ -113,10 +113,12 @@ class Report:
 
     @property
     def tasks(self) -> list[str]:
+        """Tasks in order of appearance."""
         return list(dict.fromkeys(row.group.env for row in self.rows))
 
     @property
     def names(self) -> list[str]:
+        """Names of the groups in order of appearance."""
         return list(dict.fromkeys(row.group.name for row in self.rows))
 
 

@@ -55,6 +55,7 @@ def number(value: float) -> str:
 
 
 def estimate(metric: str, each: Estimate) -> str:
+    """Format a statistic and its interval."""
     return format_score(metric, each.value, each.low, each.high)
 
 

@@ -169,7 +169,9 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         transfer(replace(asked, target="toy/copy", name="other"))
     with pytest.raises(ConfigError, match="'random' does not learn"):
         transfer(replace(asked, agents=("mat", "random"), name="other"))
-    with pytest.raises(ConfigError, match=r"episodes of penalty.* have no 'sucess': unknown metric 'sucess'; known: length, return"):
+    with pytest.raises(
+        ConfigError, match=r"penalty.* have no 'sucess': unknown metric 'sucess'; known: length, return"
+    ):
         transfer(replace(asked, metric="sucess", name="other"))
     with pytest.raises(ConfigError, match="settings have seed, which this command sets itself"):
         replace(asked, settings={"seed": 2})
