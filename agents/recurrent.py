@@ -31,10 +31,10 @@ class RecurrentInputs(NamedTuple):
 
 def recurrent_inputs(inputs: Inputs, steps: int, streams: slice = slice(None)) -> RecurrentInputs:
     """Return the inputs of `streams`: one per agent, or one for the team, which is alive while any agent is."""
-    state, alive = inputs["memory"][:, streams], inputs["alive"]
+    state, alive = inputs["recurrent_state"][:, streams], inputs["alive"]
     if state.shape[1] != alive.shape[1]:
         alive = alive.any(-1, keepdim=True)
-    return RecurrentInputs(state, alive, inputs["began"], steps)
+    return RecurrentInputs(state, alive, inputs["episode_start"], steps)
 
 
 class GRULayer(nn.Module):

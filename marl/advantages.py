@@ -248,7 +248,7 @@ def observation_keys(inputs: Inputs, agents: int) -> Tensor:
 
     All inputs of single agents count, (T, E, N, ...), except the recurrent state.
     """
-    own = [x for name, x in inputs.items() if name != "memory" and x.dim() >= 3 and x.shape[2] == agents]
+    own = [x for name, x in inputs.items() if name != "recurrent_state" and x.dim() >= 3 and x.shape[2] == agents]
     shape = own[0].shape[:3]
     rows = torch.cat([x.reshape(*shape, -1).double() for x in own], -1)
     return rows.flatten(0, 2).unique(dim=0, return_inverse=True)[1].view(shape)

@@ -13,12 +13,12 @@ Axis = Literal["parallel", "sequential"]
 
 @dataclass(frozen=True)
 class Links:
-    """How the nodes of a step are chained.
+    """Links between the nodes of a step, and their discounts.
 
-    A parallel axis runs one chain per index through time; the chain threads through a sequential
-    axis before it goes on to the next step. `gamma`, `gae_lambda` weigh the link between two steps,
-    `gamma_intra`, `lambda_intra` a link inside a step. GAE (Schulman et al. 2016, eq. 16) is the case
-    without sequential axes; BAD (Wen et al. 2024, eq. 8) has sequential slots and both intra factors 1.
+    A parallel axis has one chain through time for each index. A chain runs through a sequential axis before it goes on
+    to the next step. `gamma` and `gae_lambda` belong to the link between two steps, `gamma_intra` and `lambda_intra` to
+    a link inside a step. GAE (Schulman et al. 2016, eq. 16) has no sequential axis. BAD (Wen et al. 2024, eq. 8) has
+    sequential slots and both intra factors 1.
     """
 
     agents: Axis = "parallel"
@@ -32,7 +32,7 @@ class Links:
         for name in ("gamma", "gae_lambda", "gamma_intra", "lambda_intra"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}; a discount lies in [0, 1]")
+                raise ConfigError(f"{name}={value} is no discount; set a number from 0 to 1")
 
 
 def backup(
@@ -48,18 +48,18 @@ def backup(
     node_reward: Tensor | None = None,  # (T, E, N, any)
     agent_truncated: Tensor | None = None,  # (T, E, N) bool
 ) -> tuple[Tensor, Tensor]:
-    """Advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
+    """Return advantage and return of every node, both (T, E, N, L), zero where `mask` is False.
 
-    A step's reward arrives on the link that leaves its last existing node; sequential agents share
-    one chain and so their mean reward. After `terminated` nothing follows; after `truncated`, and
-    after the last row, the chain is cut and continues with `bootstrap`, the value of the chain's next
-    node (for sequential agents the entry of agent 0). A step in which a chain has no node is passed
-    over: its reward counts, its discount counts, and the whole link carries one lambda. `order` is
-    the order in which sequential agents decided. `discount` stands for gamma on the link that leaves
-    a step, to the next step or to the bootstrap: gamma ** k after an action of k primitive steps (Sutton, Precup
-    and Singh 1999, section 3). `node_reward` arrives on the link that leaves the node itself; where values belong
-    to whole actions, so do the rewards of their nodes. Where `agent_truncated`, an agent's own chain is cut while the
-    episode goes on, as after `truncated`; sequential agents share one chain, which is cut where any of them is.
+    A step's reward belongs to the link that leaves its last existing node. Sequential agents share one chain, and so
+    their mean reward. The chain ends after `terminated`. After `truncated`, and after the last row, it is cut and
+    continues with `bootstrap`, the value of the chain's next node (the entry of agent 0 for sequential agents).
+
+    A step without a node of the chain is passed over: its reward and its discount count, and the whole link carries one
+    lambda. `order` is the order in which sequential agents decided. `discount` replaces gamma on the link that leaves a
+    step: gamma ** k after an action of k primitive steps (Sutton, Precup and Singh 1999, section 3). `node_reward`
+    belongs to the link that leaves the node itself; it is summed over slots if values belong to whole actions.
+    `agent_truncated` cuts the chain of one agent while the episode goes on. If any of them is cut, so is the shared
+    chain of sequential agents.
     """
     if node_reward is not None and node_reward.shape != value.shape:
         node_reward = node_reward.sum(-1, keepdim=True)
@@ -119,7 +119,7 @@ def backup(
 
 
 def _to_chains(links: Links, x: Tensor) -> Tensor:
-    """(T, E, N, L) to (T, M, *chain): M nodes in sequence, the chain axes behind."""
+    """Reorder (T, E, N, L) to (T, M, *chain): M nodes in sequence, then the axes of the chains."""
     if links.agents == "sequential" and links.slots == "sequential":
         return x.flatten(2).transpose(1, 2)  # (T, N L, E)
     if links.agents == "sequential":
@@ -130,6 +130,7 @@ def _to_chains(links: Links, x: Tensor) -> Tensor:
 
 
 def _from_chains(links: Links, x: Tensor, shape: torch.Size) -> Tensor:
+    """Reorder (T, M, *chain) back to `shape`, (T, E, N, L)."""
     if links.agents == "sequential" and links.slots == "sequential":
         return x.transpose(1, 2).reshape(shape)
     if links.agents == "sequential":

@@ -15,9 +15,9 @@ from marl.config import digest
 from marl.errors import CheckpointError
 from marl.evaluation import EpisodeRow, Split, paired_seeds, run_episodes, summarize
 from marl.files import RecordFile
+from marl.policy_io import spec_to_json
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
-from marl.spaces import spec_to_json
 from marl.transcript import record_transcript
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Several environments learned at once: what each has of its own, and one set of parameters for all."""
+"""Training on several environments at once with one set of parameters."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,9 @@ from marl.value_norm import ValueNorm
 
 @dataclass(frozen=True)
 class Task:
-    """One environment of a run: the policy as it acts there, what collects, and what scales the values.
+    """One environment of a run, with its policy, collector and value normalizer.
 
-    Each task's values have a scale of their own, so that the critic's numbers are of one size whatever a task pays, and
-    a task with large rewards does not drown the others in the value loss.
+    Each task normalizes its own values. Otherwise a task with large rewards would dominate the value loss.
     """
 
     name: str
@@ -24,11 +23,11 @@ class Task:
 
 
 def share_parameters(policy: Policy, original: Policy, names: tuple[str, str]) -> None:
-    """Give `policy` the parameters of `original`, and all that belongs in a checkpoint.
+    """Give `policy` the parameters and buffers of `original` that belong in a checkpoint.
 
-    What is the same for every state, such as the number of agents, stays its own. See also
-    `Policy.share_backbone`. Raises ConfigError, with the `names`
-    of the two environments, where the parameters differ in shape.
+    Buffers that depend on the environment alone, such as the number of agents, stay its own. `Policy.share_backbone`
+    shares weights that are no module parameters. Raises ConfigError, with the `names` of the two environments, if the
+    parameters differ in shape.
     """
     shapes = [{name: list(x.shape) for name, x in each.state_dict().items()} for each in (policy, original)]
     for name in [*shapes[0], *shapes[1]]:
@@ -44,7 +43,7 @@ def share_parameters(policy: Policy, original: Policy, names: tuple[str, str]) -
 
 
 def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
-    """What would give parameters the same shape in both environments."""
+    """Return the advice for parameters of the same shape in both environments."""
     agents = (
         "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
         "ippo and mat-dec also without memory)"

@@ -1,4 +1,4 @@
-"""What does not fit in memory is halved, with a message."""
+"""Smaller forward passes after running out of memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 
 
 class MicroBatchBackoff:
-    """How much smaller forward passes are than they were asked to be: `divisor`, which doubles where memory runs out.
+    """Divisor of the rows of a forward pass. `reduction` doubles each time the memory runs out.
 
-    `advice`: how a user begins with smaller ones.
+    `advice` is the end of the warning: the option that sets smaller passes.
     """
 
     def __init__(self, advice: str) -> None:
@@ -29,9 +29,9 @@ class MicroBatchBackoff:
         work: Callable[[Sequence[Any]], Result],
         least: int = 1,
     ) -> Result:
-        """`work(split(divisor))`, all of it again with smaller passes where memory runs out. `size` counts rows.
+        """Return `work(split(reduction))`, repeated as a whole with smaller passes after running out of memory.
 
-        Raises MemoryLimitError where `least` rows, which cannot be parted, are too much.
+        `size` counts the rows of a pass. Raises MemoryLimitError if `least` rows, the smallest pass, do not fit.
         """
         while True:
             passes = split(self.reduction)
@@ -46,7 +46,7 @@ class MicroBatchBackoff:
             if largest <= least:
                 rows = "one row" if largest == 1 else f"{largest} rows"
                 raise MemoryLimitError(
-                    f"a forward pass of {rows} does not fit in memory ({reason}); take a smaller model, or shorter "
+                    f"a forward pass of {rows} does not fit in memory ({reason}); use a smaller model or shorter "
                     "observations"
                 )
             while max(map(size, split(self.reduction))) >= largest:
@@ -62,5 +62,5 @@ class MicroBatchBackoff:
 
 
 def ran_out_of_memory(error: Any) -> bool:
-    """Whether an allocator, of a GPU or of the CPU, refused."""
+    """Return True for the out-of-memory error of a GPU or the CPU."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -10,13 +10,13 @@ from marl.config import LearnConfig
 from marl.errors import ConfigError
 
 SMALL_GRADIENT = 2**16
-"""Numbers in a gradient up to which copying it is cheaper than a norm of its own."""
+"""Numbers in a gradient up to which copying it is cheaper than computing its own norm."""
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients so that their norm, over all of them, is at most `limit`; returns the norm before.
+    """Scale all gradients so that their joint norm is at most `limit`; return the norm before, 0 without gradients.
 
-    Small ones of a device are joined: a norm of each takes longer. Without any gradient the norm is 0.
+    Small gradients of a device are joined first, because computing a norm of each is slower.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -36,9 +36,9 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
 
 
 def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, Any]]:
-    """What Adam takes: the parameters that learn, those of the critic apart where it has its own rate.
+    """Return Adam's parameter groups: all trainable parameters, or two groups if the critic has its own rate.
 
-    Raises ConfigError where it has one, and there is no critic.
+    The critic's parameters are those whose name begins with "critic". Raises ConfigError if there are none.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not learn.critic_learning_rate:
@@ -46,8 +46,7 @@ def parameter_groups(module: nn.Module, learn: LearnConfig) -> list[dict[str, An
     critic = [p for name, p in named if name.startswith("critic")]
     if not critic:
         raise ConfigError(
-            f"critic_learning_rate is {learn.critic_learning_rate}, but this agent has no parameters of a critic; "
-            "leave it 0"
+            f"critic_learning_rate={learn.critic_learning_rate}, but this agent has no critic parameters; set it to 0"
         )
     others = [p for name, p in named if not name.startswith("critic")]
     return [{"params": others, "lr": learn.learning_rate}, {"params": critic, "lr": learn.critic_learning_rate}]

@@ -11,14 +11,14 @@ import gymnasium
 import numpy as np
 import torch
 
-from marl.checkpoint.store import Checkpoint, load, load_weights
+from marl.checkpoint.codec import load_weights
+from marl.checkpoint.store import Checkpoint, load
 from marl.errors import CheckpointError, MarlError
 from marl.policy import Policy, require_policy
 from marl.recurrent_state import RecurrentState
 from marl.registry import AGENTS
-from marl.spaces import spec_from_json
 from marl.trust import external_of_agent, require_trust
-from marl.types import EnvSpec, Obs
+from marl.types import EntityLayout, EnvSpec, Obs
 
 
 class LoadedPolicy:
@@ -287,3 +287,55 @@ def batch_of_one(obs: Obs) -> Obs:
         return None if x is None else x[None] if isinstance(x, np.ndarray) else [x]
 
     return Obs(**{f.name: lift(getattr(obs, f.name)) for f in dataclasses.fields(obs)})
+
+
+_SPACES = ("observation_space", "action_space", "state_space")
+
+
+def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
+    """Return a spec as JSON data, so that a trained policy loads without its simulator.
+
+    Raises CheckpointError for a space that cannot be saved.
+    """
+    data = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    if spec.entities is not None:
+        data["entities"] = dataclasses.asdict(spec.entities)
+    return data | {name: _space_to_json(data[name]) for name in _SPACES}
+
+
+def spec_from_json(data: dict[str, Any]) -> EnvSpec:
+    """Return the spec of `spec_to_json`. Lists become tuples again."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    if (entities := fields.get("entities")) is not None:
+        blocks = tuple(tuple(block) for block in entities["blocks"])
+        fields["entities"] = EntityLayout(**(entities | {"blocks": blocks}))
+    return EnvSpec(**(fields | {name: _space_from_json(data[name]) for name in _SPACES}))
+
+
+def _space_to_json(space: gymnasium.Space | None) -> dict[str, Any] | None:
+    if space is None:
+        return None
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return {"kind": "discrete", "n": int(space.n)}
+    if isinstance(space, gymnasium.spaces.Box):
+        bounds = {name: [repr(float(x)) for x in getattr(space, name)] for name in ("low", "high")}
+        return {"kind": "box", "dtype": str(space.dtype), **bounds}
+    if isinstance(space, gymnasium.spaces.Text):
+        return {"kind": "text", "max_length": space.max_length, "characters": space.characters}
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return {"kind": "tuple", "spaces": [_space_to_json(each) for each in space.spaces]}
+    raise CheckpointError(f"a {type(space).__name__} space cannot be saved; use Box, Discrete, Text or a Tuple")
+
+
+def _space_from_json(data: dict[str, Any] | None) -> Any:
+    if data is None:
+        return None
+    if data["kind"] == "discrete":
+        return gymnasium.spaces.Discrete(data["n"])
+    if data["kind"] == "box":
+        dtype: Any = np.dtype(data["dtype"]).type
+        low, high = (np.array([float(x) for x in data[name]], dtype=dtype) for name in ("low", "high"))
+        return gymnasium.spaces.Box(low, high, dtype=dtype)
+    if data["kind"] == "tuple":
+        return gymnasium.spaces.Tuple([_space_from_json(each) for each in data["spaces"]])
+    return gymnasium.spaces.Text(data["max_length"], charset=data["characters"])

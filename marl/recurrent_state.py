@@ -1,9 +1,9 @@
-"""What a policy carries from one step of an episode to the next.
+"""Recurrent state of a policy from one step of an episode to the next.
 
-A policy that remembers has `recurrent_shape`, (R, W), and `bptt_steps`, the length of the chunks in which it learns.
-It reads `inputs["memory"]` (E, R, W), zero where an episode begins, and gives in `Decision.memory` what it wants to
-read at the next step. `Policy.evaluate` gets whole chunks: K consecutive steps of one environment as K consecutive
-rows. It takes the memory of the first, and starts anew where `inputs["began"]` (B,) says that an episode began.
+A recurrent policy sets `recurrent_shape`, (R, W), and `bptt_steps`, the length of the segments through which its
+gradient runs. It reads `inputs["recurrent_state"]` (E, R, W), zero at the start of an episode, and returns the next
+state in `Decision.recurrent_state`. `Policy.evaluate` gets whole segments: K consecutive steps of one environment as K
+consecutive rows. It reads the state of the first row, and restarts at zero where `inputs["episode_start"]` (B,) is set.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RecurrentState:
-    """The memory of E environments; nothing for a policy that has none."""
+    """Recurrent state of E environments; empty for a policy without recurrence."""
 
     def __init__(self, policy: Policy, envs: int) -> None:
         self.shape = policy.recurrent_shape
@@ -29,66 +29,70 @@ class RecurrentState:
         self.episode_start = np.ones(envs, dtype=bool)
 
     def add_to(self, inputs: Inputs) -> Inputs:
-        """The inputs of a step and what is remembered. Raises ValueError for another number of environments."""
+        """Return the inputs of a step with the state. Raises ValueError for another number of environments."""
         if self.shape is None:
             return inputs
         alive = inputs["alive"]
         if len(alive) != len(self.episode_start):
             raise ValueError(
-                f"{len(alive)} environments, but {len(self.episode_start)} are remembered; begin with an empty memory"
+                f"the observation is of {len(alive)} environments, but the recurrent state of "
+                f"{len(self.episode_start)}; call reset() first"
             )
-        began = torch.as_tensor(self.episode_start, device=alive.device)
+        start = torch.as_tensor(self.episode_start, device=alive.device)
         if self.state is None:
             state = torch.zeros((len(alive), *self.shape), device=alive.device)
         else:
-            state = self.state.to(alive.device).masked_fill(began[:, None, None], 0.0)
-        return inputs | {"memory": state, "began": began}
+            state = self.state.to(alive.device).masked_fill(start[:, None, None], 0.0)
+        return inputs | {"recurrent_state": state, "episode_start": start}
 
     def update(self, decision: Decision) -> None:
-        """Take what the policy gave for the next step."""
+        """Store the state that a decision returned."""
         self.state, self.episode_start = decision.recurrent_state, np.zeros_like(self.episode_start)
 
     def bootstrap_inputs(self, inputs: Inputs, rows: np.ndarray) -> Inputs:
-        """`inputs` of the observations that followed the last step in environments `rows`, before any new episode."""
+        """Return the inputs of the observations that follow the last step in environments `rows`, with its state."""
         if self.state is None:
             return inputs
         index = torch.as_tensor(rows, device=self.state.device)
-        return inputs | {"memory": self.state[index], "began": torch.zeros_like(index, dtype=torch.bool)}
+        start = torch.zeros_like(index, dtype=torch.bool)
+        return inputs | {"recurrent_state": self.state[index], "episode_start": start}
 
     def reset(self, ended: np.ndarray | bool = True) -> None:
-        """An episode begins where `ended` (E,) is True, or everywhere."""
+        """Start new episodes where `ended` (E,) is True, or everywhere."""
         self.episode_start = self.episode_start | ended
 
     def get_state(self) -> dict[str, Any]:
-        return {"state": self.state, "began": self.episode_start.tolist()}
+        """Return the state for a checkpoint."""
+        return {"state": self.state, "episode_start": self.episode_start.tolist()}
 
     def set_state(self, data: dict[str, Any]) -> None:
-        self.state, self.episode_start = data["state"], np.array(data["began"])
+        """Continue from `get_state`."""
+        self.state, self.episode_start = data["state"], np.array(data["episode_start"])
 
 
 def segment_steps(config: "RunConfig", policy: Policy, envs: int) -> int:
-    """K: how many consecutive steps of an environment stay together in an update; 1 without memory.
+    """Return K, the consecutive steps of an environment that stay together in an update; 1 without recurrence.
 
-    Raises ConfigError where a rollout of `envs` environments does not divide into chunks, or there are too few.
+    Raises ConfigError if a rollout of `envs` environments does not divide into segments, or has too few.
     """
-    chunk = policy.bptt_steps
-    if not chunk:
+    segment = policy.bptt_steps
+    if not segment:
         return 1
     steps, learn = config.collect.rollout_steps, config.learn
-    if steps % chunk:
-        nearest = min((k for k in range(1, steps + 1) if steps % k == 0), key=lambda k: abs(k - chunk))
+    if steps % segment:
+        nearest = min((k for k in range(1, steps + 1) if steps % k == 0), key=lambda k: abs(k - segment))
         raise ConfigError(
-            f"bptt_steps is {chunk}, which does not divide rollout_steps, {steps}; give {nearest}, or change "
+            f"bptt_steps={segment} does not divide rollout_steps={steps}; set bptt_steps to {nearest}, or change "
             "rollout_steps"
         )
-    count = envs * steps // chunk
+    count = envs * steps // segment
     if learn.minibatches > count:
         raise ConfigError(
-            f"minibatches is {learn.minibatches}, more than the {count} chunks of {chunk} steps (bptt_steps) of a "
-            "rollout"
+            f"minibatches={learn.minibatches}, but a rollout has {count} segments of {segment} steps (bptt_steps); set "
+            "fewer"
         )
-    if 0 < learn.micro_batch < chunk:
+    if 0 < learn.micro_batch < segment:
         raise ConfigError(
-            f"micro_batch is {learn.micro_batch}, less than a chunk of {chunk} steps (bptt_steps); give more"
+            f"micro_batch={learn.micro_batch} is less than a segment of {segment} steps (bptt_steps); set more"
         )
-    return chunk
+    return segment

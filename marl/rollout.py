@@ -416,7 +416,7 @@ class Collector:
             "length": self.episode_length.tolist(),
             "total": self.total,
             "envs": states,
-            "memory": self.recurrent_state.get_state(),
+            "recurrent_state": self.recurrent_state.get_state(),
         }
 
     def set_state(self, data: dict[str, Any]) -> bool:
@@ -426,8 +426,7 @@ class Collector:
         if len(states) != self.env.num_envs:
             return False
         self.obs = self.env.set_state(states)
-        if "memory" in data:  # runs saved before agents could remember have none
-            self.recurrent_state.set_state(data["memory"])
+        self.recurrent_state.set_state(data["recurrent_state"])
         self.episode_return[:] = data["return"]
         self.episode_length[:] = data["length"]
         return True

@@ -8,9 +8,9 @@ from marl.types import EnvSpec, Final, Obs, VectorStep, rounded_bounds
 
 
 def check_action_mask(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) -> None:
-    """EnvironmentContractError where an agent has no action to choose from.
+    """Raise EnvironmentContractError if an agent has no available action.
 
-    `taken` (E,): steps of each environment's episode so far; none are where it is not given.
+    `taken` (E,): steps of each environment's episode so far (default: 0).
     """
     if obs.action_mask is not None and not obs.action_mask.any(-1).all():
         index, agent = (int(i) for i in np.argwhere(~obs.action_mask.any(-1))[0])
@@ -22,7 +22,7 @@ def check_action_mask(spec: EnvSpec, obs: Obs, taken: np.ndarray | None = None) 
 
 
 def require_alive(spec: EnvSpec, obs: Obs) -> None:
-    """EnvironmentContractError where nobody is alive at the beginning of an episode."""
+    """Raise EnvironmentContractError if no agent is alive at the start of an episode."""
     if not obs.alive.any(-1).all():
         index = int(np.flatnonzero(~obs.alive.any(-1))[0])
         raise EnvironmentContractError(
@@ -43,7 +43,7 @@ class Bounds:
                 self.box = None
 
     def check(self, obs: Obs, out: np.ndarray | None = None, envs: np.ndarray | None = None) -> None:
-        """EnvironmentContractError where an agent's observation leaves them, except in rows that are `out`.
+        """Raise EnvironmentContractError if an observation is out of bounds, except in rows `out`.
 
         `envs` (K,): the environments of the rows (default: all).
         """
@@ -66,7 +66,7 @@ class Bounds:
 
 
 def non_finite(obs: Obs) -> np.ndarray:
-    """(E, N) bool: agents that see a NaN or an infinity, in their observation or in the state."""
+    """Return the agents whose observation or state holds a NaN or an infinity, shape (E, N) bool."""
     bad = np.zeros(obs.alive.shape, dtype=bool)
     if isinstance(obs.agents, np.ndarray):
         bad |= np.any(~np.isfinite(obs.agents), axis=-1)
@@ -76,7 +76,7 @@ def non_finite(obs: Obs) -> np.ndarray:
 
 
 def require_ending(spec: EnvSpec, step: VectorStep) -> None:
-    """EnvironmentContractError where an episode ends in two ways, or a last observation is missing."""
+    """Raise EnvironmentContractError if an episode is both terminated and truncated, or lacks its last observation."""
     both = step.terminated & step.truncated
     if both.any():
         raise EnvironmentContractError(
@@ -100,7 +100,7 @@ def require_ending(spec: EnvSpec, step: VectorStep) -> None:
 
 
 def _without(ends: np.ndarray, final: Final | None) -> np.ndarray:
-    """(E,) bool: the `ends` (E,) that have no last observation."""
+    """Return the `ends` without a last observation, shape (E,) bool."""
     missing = ends.copy()
     if final is not None:
         missing[final.env] = False
@@ -108,7 +108,7 @@ def _without(ends: np.ndarray, final: Final | None) -> np.ndarray:
 
 
 def require_team_reward(spec: EnvSpec, reward: np.ndarray, out: np.ndarray) -> None:
-    """EnvironmentContractError where a team's agents receive different rewards (E, N), except in rows `out` (E,)."""
+    """Raise EnvironmentContractError for unequal rewards (E, N) of a team, except in rows `out` (E,)."""
     if not spec.team_reward:
         return
     unequal = (reward != reward[:, :1]) & ~out[:, None]

@@ -11,16 +11,8 @@ from torch import Tensor
 from marl import distributed
 from marl.advantages import AdvantageContext
 from marl.callbacks import Callback
-from marl.checkpoint.store import (
-    Checkpoint,
-    load_weights,
-    pack,
-    pack_optimizer,
-    rng_state,
-    set_rng_state,
-    unpack,
-    unpack_optimizer,
-)
+from marl.checkpoint.codec import load_weights, pack, pack_optimizer, rng_state, set_rng_state, unpack, unpack_optimizer
+from marl.checkpoint.store import Checkpoint
 from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, MarlError, NonFiniteError

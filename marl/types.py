@@ -1,4 +1,4 @@
-"""The data that crosses module borders.
+"""Data types shared by environments, agents and the core.
 
 Shape legend, used in every public signature and trailing comment:
 
@@ -20,19 +20,19 @@ from torch import Tensor
 from marl.errors import EnvironmentContractError
 
 Inputs = dict[str, Tensor]
-"""What `Policy.encode` makes of an observation: tensors with leading axis E."""
+"""Result of `Policy.encode`: tensors with leading axis E."""
 
 ROUNDING = 1e-5
-"""How far an observation may leave its bounds, in parts of their size or of 1 where that is larger."""
+"""Tolerance of observation bounds, relative to their size or to 1, whichever is larger."""
 
 
 @dataclass(frozen=True)
 class EntityLayout:
-    """Of what an observation consists where agents see like things in any number, such as units.
+    """Layout of an entity observation with a variable number of entities.
 
-    `blocks`: (name, rows, width) of its parts in their order. Those named "own" tell of the agent itself, the others of
-    one entity a row, all zeros where there is none to see. The last `aimed` actions are aimed at the rows of block
-    `target`, in their order; those of an agent whose own feature number `switch` is set, at the rows of block `other`.
+    `blocks`: (name, rows, width) of its parts in their order. A block named "own" describes the agent itself. The
+    others hold one entity per row, zeros if it is not visible. The last `num_targeted` actions target the rows of block
+    `target`, in their order. If the agent's own feature `healer_flag` is set, they target the rows of `alt_target`.
     """
 
     blocks: tuple[tuple[str, int, int], ...]
@@ -43,28 +43,28 @@ class EntityLayout:
 
     @property
     def width(self) -> int:
-        """That of the whole observation."""
+        """Width of the whole observation."""
         return sum(rows * width for _, rows, width in self.blocks)
 
     def features(self) -> dict[str, int]:
-        """How many there are of an entity, by the name of its blocks."""
+        """Return the number of features of an entity by the name of its blocks."""
         names = dict.fromkeys(name for name, _, _ in self.blocks)
         return {name: sum(width for other, _, width in self.blocks if other == name) for name in names}
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an environment promises; who is alive is data, not structure.
+    """Specification of an environment. The agents are fixed; who is alive is part of each observation.
 
-    `observation_space` is one agent's: a Box (D,) padded to the widest agent, or Text.
-    `action_space` is one agent's: Discrete(A), a Box (A,) padded to the widest agent, or Text. In a mixed team, where
-    some act in Discrete and others in Box spaces, it is the Tuple of all N, each without padding.
-    `observation_sizes` and `action_sizes` (N,) are the widths before padding (defaults: no padding).
-    `state_space` is a Box (S,) or None. `max_steps` primitive steps truncate an episode.
-    `team_reward` says that every agent always receives the same reward.
-    `agent_types` (N,) names each agent's type; agents of one group are interchangeable. `words` are those that
-    an environment of text speaks and understands, for models whose vocabulary is made of them. `entities` says how
-    to read an observation without knowing how many there are, of agents and of what they see.
+    `observation_space` of one agent: a Box (D,) padded to the widest agent, or Text.
+    `action_space` of one agent: Discrete(A), a Box (A,) padded to the widest agent, or Text. A mixed team of Discrete
+    and Box agents has a Tuple of all N spaces, without padding.
+    `observation_sizes` and `action_sizes` (N,): widths before padding (default: no padding).
+    `state_space`: a Box (S,) or None. `max_steps`: primitive steps after which an episode is truncated.
+    `team_reward`: every agent always receives the same reward.
+    `agent_types` (N,): the type of each agent. Agents of one type are interchangeable.
+    `words`: the vocabulary of a text environment, for models built from it.
+    `entities`: layout of observations with any number of entities, or None.
     """
 
     name: str
@@ -100,24 +100,27 @@ class EnvSpec:
 
     @property
     def num_agents(self) -> int:
+        """N."""
         return len(self.agents)
 
     @property
     def discrete(self) -> bool:
+        """Every agent has discrete actions."""
         return isinstance(self.action_space, gymnasium.spaces.Discrete)
 
     @property
     def continuous(self) -> bool:
+        """Every agent has continuous actions."""
         return isinstance(self.action_space, gymnasium.spaces.Box)
 
     @property
     def mixed(self) -> bool:
-        """Whether agents act in spaces of their own, some discrete and some continuous."""
+        """Some agents have discrete actions and others continuous ones."""
         return isinstance(self.action_space, gymnasium.spaces.Tuple)
 
     @property
     def action_spaces(self) -> tuple[gymnasium.Space, ...]:
-        """(N,): each agent's; padded, but in a mixed team."""
+        """Action space of each agent, (N,); padded, except in a mixed team."""
         if isinstance(self.action_space, gymnasium.spaces.Tuple):
             return tuple(self.action_space.spaces)
         return (self.action_space,) * self.num_agents
@@ -148,7 +151,7 @@ class EnvSpec:
 
     @property
     def observation_size(self) -> int:
-        """D: the padded width of one agent's observation."""
+        """D, the padded width of one agent's observation. Raises TypeError for text."""
         if isinstance(self.observation_space, gymnasium.spaces.Box):
             return int(self.observation_space.shape[0])
         raise TypeError(f"{self.name}: a {type(self.observation_space).__name__} observation has no size")
@@ -160,7 +163,7 @@ class EnvSpec:
 
 
 def rounded_bounds(box: gymnasium.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds of a Box, widened by the rounding errors of computing with numbers of their size: 1e-5 of it."""
+    """Return the bounds of a Box, widened by the rounding errors of numbers of their size."""
     low, high = box.low, box.high
     return low - ROUNDING * np.maximum(1.0, np.abs(low)), high + ROUNDING * np.maximum(1.0, np.abs(high))
 
@@ -174,7 +177,7 @@ class Obs:
     agent keeps at least one True. `state`: (S,) float32 or None. `candidates`: per agent, the allowed
     text actions, or None.
 
-    Arrays may be views of an environment's own buffers, valid until its next `step` or `reset`.
+    Arrays may be views of the environment's buffers, valid until its next `step` or `reset`.
     """
 
     agents: Any
@@ -189,18 +192,18 @@ class Step:
     """One transition of one environment: `reward` (N,) float32, flat scalar `info`.
 
     `terminated` and `truncated` are never both True: an episode that truly ends at its time limit is terminated.
-    `duration`: how many primitive steps a macro action took; the link to the next step is discounted
-    that many times (semi-Markov decision process).
+    `duration`: primitive steps of a macro action. The link to the next step is discounted that many times (semi-Markov
+    decision process).
 
-    `agent_truncated` (N,) bool, or None: agents that are cut off in this step while the episode goes on, without having
-    terminated. They are not alive in `obs`. `final` is then the observation of this step in which they still are, from
-    which their future is valued. Where the whole episode ends both are None, and `obs` is the last observation: agents
-    that are cut off are alive in it, terminated ones are not.
+    `agent_truncated` (N,) bool, or None: agents that are truncated in this step while the episode goes on. They are not
+    alive in `obs`. `final` is then the observation of this step in which they are still alive; it bootstraps their
+    value. If the whole episode ends, both are None and `obs` is the last observation: truncated agents are alive in it,
+    terminated ones are not.
 
-    `restarted`: the simulator was lost in this step, which stands for no transition and is not learned from: it is
-    truncated, its reward is zero and `obs` is the observation before it.
+    `restarted`: the simulator was lost in this step. The step is not learned from: it is truncated, its reward is zero
+    and `obs` is the observation before it.
 
-    Everything may be a view of an environment's own buffers, valid until its next `step` or `reset`.
+    All arrays may be views of the environment's buffers, valid until its next `step` or `reset`.
     """
 
     obs: Obs
@@ -216,7 +219,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Final:
-    """The last observation of each of the K episodes that ended in this step, or of agents that were cut off in it.
+    """Last observation of each of the K episodes that ended in this step, or of agents that were truncated in it.
 
     `env`: (K,) indices; `obs`: leading axis K; `info`: K dictionaries of flat scalars.
     """
@@ -230,15 +233,15 @@ class Final:
 class VectorStep:
     """One transition of E environments, reset in the same step where they ended.
 
-    `obs`: leading axis E, already the first observation of the next episode where one ended.
-    `reward`: (E, N) float32. `terminated`, `truncated`: (E,) bool. `final`: None where none ended.
-    `restarted`: (E,) bool, or None: environments whose worker died and was started anew in this
-    step; their transition is a truncation whose final observation is the last one before.
-    `duration`: (E,) int64 primitive steps, or None where every step is one.
-    `agent_truncated`: (E, N) bool, agents that are cut off alone as in `Step`, or None where none is; `agent_final`:
-    the observation in which they still live, for each of these environments, with empty infos.
+    `obs`: leading axis E; the first observation of the next episode if one ended.
+    `reward`: (E, N) float32. `terminated`, `truncated`: (E,) bool. `final`: None if no episode ended.
+    `restarted`: (E,) bool, or None: environments whose worker died and was restarted in this step. Their transition is
+    a truncation whose final observation is the one before it.
+    `duration`: (E,) int64 primitive steps, or None if all are 1.
+    `agent_truncated`: (E, N) bool, agents that are truncated alone as in `Step`, or None. `agent_final`: the
+    observations in which they are still alive, with empty infos.
 
-    Everything may be a view of buffers that the next `step`, `reset` or `reset_at` overwrites.
+    All arrays may be views of buffers that the next `step`, `reset` or `reset_at` overwrites.
     """
 
     obs: Obs
@@ -254,12 +257,12 @@ class VectorStep:
 
 @dataclass(frozen=True)
 class Nodes:
-    """The decisions of one step.
+    """Decisions of one step.
 
-    `action`: (E, N, L), int64 or float32. `mask`: (E, N, L) bool, the node exists (values, backup).
-    `trained`: (E, N, L) bool, the policy had a choice there (loss, entropy, KL, advantage statistics). A node with
-    one available action or token exists and trains its value only. `order`: (E, N) int64, the order in
-    which agents decided, or None for 0..N-1.
+    `action`: (E, N, L), int64 or float32. `node_mask`: (E, N, L) bool, the node exists (values, backup).
+    `loss_mask`: (E, N, L) bool, the policy had a choice (loss, entropy, KL, advantage statistics). A node with a single
+    available action or token exists, and trains only its value. `order`: (E, N) int64, the order in which the agents
+    decided, or None for 0..N-1.
     """
 
     action: Tensor
@@ -270,14 +273,14 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy decided: the environment's `action`, (E, N) int64 or (E, N, A) float32, and its nodes.
+    """Decision of a policy: the environment's `action`, (E, N) int64 or (E, N, A) float32, and its nodes.
 
-    In a mixed team it is (E, N, A) float32 and a discrete agent's entry 0 is the index of its action.
-    `log_prob`: (E, N, L). `value`: (E, N, L) or (E, N, 1) where a value belongs to a whole action,
-    in the critic's own (normalized) units. `behavior_log_prob`: (E, N, L) log-probability under the distribution
-    that sampled; None where that is the policy itself. `reference_log_prob`: (E, N, L) log-probability under a frozen
-    reference policy, or None. `recurrent_state`: (E, R, W) state to read at the next step, see marl.recurrent_state.
-    `node_reward`: (E, N, L) reward of each node that its own Q value does not hold, or None.
+    The action of a mixed team is (E, N, A) float32; entry 0 of a discrete agent is the index of its action.
+    `log_prob`: (E, N, L). `value`: (E, N, L), or (E, N, 1) if a value belongs to a whole action, in the critic's own
+    (normalized) units. `behavior_log_prob`: (E, N, L) log-probability under the sampling distribution; None if that is
+    the policy itself. `reference_log_prob`: (E, N, L) log-probability under a frozen reference policy, or None.
+    `recurrent_state`: (E, R, W) state for the next step, see marl.recurrent_state. `node_reward`: (E, N, L) reward of
+    each node that its Q value does not include, or None.
     """
 
     action: Any
@@ -292,10 +295,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's present view of stored nodes: `log_prob`, `entropy` (E, N, L); `value` as in Decision.
+    """Evaluation of stored nodes under the present policy: `log_prob`, `entropy` (E, N, L); `value` as in Decision.
 
-    `expected`: (E, N, L) a loss of the whole distribution at each node, for objectives that take an
-    expectation over the actions instead of the sampled one; None for the others.
+    `policy_loss`: (E, N, L) expectation over all actions of a node, for objectives that do not use the sampled action;
+    None for all others.
     """
 
     log_prob: Tensor

@@ -268,8 +268,9 @@ def test_a_recurrent_state_that_survives_an_episode_is_named():
     def make(spec):
         policy = make_ippo(spec, MLPOptions(hidden=(8,), bptt_steps=2))
         evaluate = policy.evaluate
-        start = next(name for name in ("began", "episode_start") if name)
-        policy.evaluate = lambda inputs, nodes: evaluate(inputs | {start: torch.zeros_like(inputs[start])}, nodes)
+        policy.evaluate = lambda inputs, nodes: evaluate(
+            inputs | {"episode_start": torch.zeros_like(inputs["episode_start"])}, nodes
+        )
         return policy
 
     with pytest.raises(AgentContractError, match=r"\[12 recurrence\] .* over segments of bptt_steps=2"):

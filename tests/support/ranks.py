@@ -115,7 +115,7 @@ def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int
     g = torch.Generator().manual_seed(1)
     memory = torch.randn((ROWS, *trainer.policy.recurrent_shape), generator=g)
     began = torch.rand(ROWS, generator=g) < 0.3
-    batch = replace(batch, inputs=batch.inputs | {"memory": memory, "began": began})
+    batch = replace(batch, inputs=batch.inputs | {"recurrent_state": memory, "episode_start": began})
     update(trainer, batch.rows(rows_of(torch.arange(rank, ROWS // CHUNK, world), CHUNK)))
     return torch.cat([p.grad.flatten() for p in trainer.updater.parameters if p.grad is not None]).tolist()
 

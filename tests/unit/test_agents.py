@@ -18,7 +18,7 @@ from marl.agents.mat.order import decision_order
 from marl.agents.mlp import MLPOptions
 from marl.agents.parameter_sharing import make_actors
 from marl.agents.scripted import FixedPolicy
-from marl.checkpoint.store import load_weights
+from marl.checkpoint.codec import load_weights
 from marl.errors import CheckpointError, ConfigError, NonFiniteError
 from marl.experiments.bench.baseline_mat import ReferenceMAT
 from marl.registry import AGENTS

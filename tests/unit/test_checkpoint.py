@@ -347,7 +347,7 @@ def test_arguments_that_cannot_be_used_are_named(tmp_path, options, message):
         (torch.zeros(3).to_sparse(), {}, "cannot store group.safetensors"),
         (torch.zeros(3, dtype=torch.complex128), {}, "complex128"),
         (torch.zeros(3, device="meta"), {}, "meta"),
-        (torch.zeros(3), {"array": np.zeros(3)}, "no JSON.*marl.checkpoint.store.pack"),
+        (torch.zeros(3), {"array": np.zeros(3)}, "no JSON.*marl.checkpoint.codec.pack"),
     ],
 )
 def test_what_cannot_be_stored_leaves_nothing(tmp_path, tensor, data, message):

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from marl.checkpoint.store import load, pack, pack_optimizer, rng_state, save, set_rng_state, unpack, unpack_optimizer
+from marl.checkpoint.codec import pack, pack_optimizer, rng_state, set_rng_state, unpack, unpack_optimizer
+from marl.checkpoint.store import load, save
 from marl.errors import CheckpointError
 
 QUICK = settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from marl.agents.entities import split_blocks
-from marl.checkpoint.store import load_weights
+from marl.checkpoint.codec import load_weights
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.multitask import one_shape, share_parameters
+from marl.policy_io import spec_from_json, spec_to_json
 from marl.registry import AGENTS, EnvFactory
-from marl.spaces import spec_from_json, spec_to_json
 from marl.types import EntityLayout, EnvSpec, Obs
 from marl.vector import make_vector
 

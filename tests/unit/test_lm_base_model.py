@@ -9,7 +9,7 @@ import torch
 from marl.agents.lm.generate import generate
 from marl.agents.lm.loading import load_backbone
 from marl.agents.lm.token_tree import Tree
-from marl.checkpoint.store import load_weights
+from marl.checkpoint.codec import load_weights
 from marl.errors import CheckpointError, ConfigError
 from tests.support.lm import CHAT, SPEC, WORDS, save_llama, save_random, save_tokenizer, stir
 

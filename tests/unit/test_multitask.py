@@ -188,13 +188,3 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         with pytest.raises(ConfigError, match=said):
             transfer(replace(asked, **{"name": "other"} | wrong))
     assert not Path(tmp_path / "other").exists()
-
-
-def test_states_saved_before_agents_could_remember_are_read():
-    trainer = build(PAIR)
-    trainer.iterate()
-    collector = trainer.collector
-    state = collector.get_state()
-    del state["memory"]
-    assert collector.set_state(state)
-    collector.collect()

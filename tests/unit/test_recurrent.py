@@ -75,10 +75,12 @@ def test_learning_sees_what_acting_saw(name):
     trainer = make_trainer(name)
     for iteration in range(2):
         rollout, _ = trainer.collector.collect()
-        carried = rollout.inputs["memory"][0].flatten(1).any(-1)
-        assert torch.equal(carried, ~rollout.inputs["began"][0])
+        carried = rollout.inputs["recurrent_state"][0].flatten(1).any(-1)
+        assert torch.equal(carried, ~rollout.inputs["episode_start"][0])
         assert bool(carried.any()) == bool(iteration)
-        assert rollout.inputs["began"].unflatten(0, (-1, CHUNK))[:, 1:].any(), "an episode should begin inside a chunk"
+        assert rollout.inputs["episode_start"].unflatten(0, (-1, CHUNK))[:, 1:].any(), (
+            "an episode should begin inside a chunk"
+        )
         batch = as_batch(rollout)
         with torch.no_grad():
             evaluation = trainer.policy.evaluate(batch.inputs, batch.nodes)
@@ -162,7 +164,7 @@ class Counter(Policy):
         return {"alive": torch.as_tensor(obs.alive)}
 
     def act(self, inputs, generator=None, deterministic=False):  # noqa: ARG002
-        self.told.append(inputs["memory"].flatten().tolist())
+        self.told.append(inputs["recurrent_state"].flatten().tolist())
         action = torch.zeros((*inputs["alive"].shape, 1), dtype=torch.long)
         mask = inputs["alive"].unsqueeze(-1)
         number = action.float()
@@ -171,11 +173,11 @@ class Counter(Policy):
             Nodes(action, mask, mask),
             number,
             number,
-            recurrent_state=inputs["memory"] + 1.0,
+            recurrent_state=inputs["recurrent_state"] + 1.0,
         )
 
     def value(self, inputs):
-        self.valued.append(inputs["memory"].flatten().tolist())
+        self.valued.append(inputs["recurrent_state"].flatten().tolist())
         return torch.zeros(inputs["alive"].shape)
 
 
@@ -208,7 +210,7 @@ def counting(makes, steps, drop=False):
 
 def test_memory_begins_with_each_episode_and_outlives_a_rollout():
     tested = counting([chain(5), lambda: TimeLimit(make_toy("chain", length=5), 3)], 7)
-    told = [tested.collect()[0].inputs["memory"].squeeze(-1).squeeze(-1).T.tolist() for _ in range(2)]
+    told = [tested.collect()[0].inputs["recurrent_state"].squeeze(-1).squeeze(-1).T.tolist() for _ in range(2)]
     assert [row + more for row, more in zip(*told, strict=True)] == [
         [i % 5 for i in range(14)],
         [i % 3 for i in range(14)],
@@ -222,15 +224,15 @@ def test_memory_of_a_dropped_episode_is_dropped():
     tested = counting([lambda: Poisoned(make_toy("chain")), chain(5)], 6, drop=True)
     rollout, episodes = tested.collect()
     assert episodes.dropped == 1
-    assert rollout.inputs["memory"].flatten(1).T.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0]]
-    assert rollout.inputs["began"].T.int().tolist() == [[1, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]]
+    assert rollout.inputs["recurrent_state"].flatten(1).T.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0]]
+    assert rollout.inputs["episode_start"].T.int().tolist() == [[1, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]]
 
 
 def test_whole_episodes_begin_with_nothing():
     tested = counting([chain(5), chain(5)], 3)
     for _ in range(2):
         rollout, _ = tested.collect([1, 2])
-        assert rollout.inputs["memory"].flatten(1).tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert rollout.inputs["recurrent_state"].flatten(1).tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_evaluations_and_transcripts_keep_the_recurrent_state():
@@ -257,7 +259,7 @@ def test_a_loaded_policy_remembers_until_it_is_told_to_forget():
         if ended is not None:
             policy.reset(ended)
     assert policy.policy.told == [[0, 0], [1, 1], [2, 0]]
-    with pytest.raises(ValueError, match="1 environments, but 2 are remembered"):
+    with pytest.raises(ValueError, match="1 environments, but the recurrent state of 2"):
         policy.act(env.reset_at(0).agents[0])
     policy.reset()
     policy.act(obs.agents[0])
@@ -377,12 +379,12 @@ def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
     [
         (
             {"bptt_steps": 10, "rollout_steps": 128},
-            "bptt_steps is 10, which does not divide rollout_steps, 128; give 8",
+            "bptt_steps=10 does not divide rollout_steps=128; set bptt_steps to 8",
         ),
         ({"bptt_steps": 20, "rollout_steps": 8}, "does not divide rollout_steps, 8; give 8"),
         ({"bptt_steps": -1}, "bptt_steps=-1 is negative"),
-        ({"bptt_steps": 8, "rollout_steps": 8, "minibatches": 4}, "more than the 3 chunks of 8 steps"),
-        ({"bptt_steps": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch is 3, less than a chunk of 8 steps"),
+        ({"bptt_steps": 8, "rollout_steps": 8, "minibatches": 4}, "a rollout has 3 segments of 8 steps"),
+        ({"bptt_steps": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch=3 is less than a segment of 8 steps"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, said):
