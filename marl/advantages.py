@@ -90,13 +90,13 @@ class GAE(AdvantageEstimator):
             rollout.reward,
             value,
             mask,
-            rollout.terminated,
-            rollout.truncated,
-            norm.denormalize(rollout.bootstrap),
-            rollout.order,
-            rollout.discount(context.links.gamma),
-            context.node_reward,
-            rollout.agent_cuts(),
+            terminated=rollout.terminated,
+            truncated=rollout.truncated,
+            bootstrap=norm.denormalize(rollout.bootstrap),
+            order=rollout.order,
+            discount=rollout.discount(context.links.gamma),
+            node_reward=context.node_reward,
+            agent_truncated=rollout.agent_cuts(),
         )
         if rollout.node_reward_own is not None:
             returns = returns - rollout.node_reward_own
@@ -276,12 +276,12 @@ def returns_to_go(
         reward,
         torch.zeros_like(mask, dtype=reward.dtype),
         mask,
-        rollout.terminated,
-        rollout.truncated,
-        torch.zeros_like(rollout.bootstrap),
-        rollout.order,
-        rollout.discount(links.gamma),
-        node_reward,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        bootstrap=torch.zeros_like(rollout.bootstrap),
+        order=rollout.order,
+        discount=rollout.discount(links.gamma),
+        node_reward=node_reward,
     )[1]
 
 

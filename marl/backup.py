@@ -40,6 +40,7 @@ def backup(
     reward: Tensor,  # (T, E, N)
     value: Tensor,  # (T, E, N, L)
     mask: Tensor,  # (T, E, N, L) bool
+    *,
     terminated: Tensor,  # (T, E) bool
     truncated: Tensor,  # (T, E) bool
     bootstrap: Tensor,  # (T, E, N)

@@ -1,4 +1,4 @@
-"""A trained policy for use outside training."""
+"""Loading of trained policies, and their specs as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from marl.types import EntityLayout, EnvSpec, Obs
 
 
 class LoadedPolicy:
-    """A frozen policy: `action = policy.act(observation)`, and `policy.reset()` where an episode begins.
+    """A trained policy: call `reset()` at the start of an episode, and `act(observation)` at every step.
 
-    Only an agent that remembers needs the latter; to the others it does nothing.
+    `reset` only matters for recurrent agents.
     """
 
     def __init__(self, policy: Policy, step: int) -> None:
@@ -34,26 +34,27 @@ class LoadedPolicy:
 
     @property
     def spec(self) -> EnvSpec:
+        """Specification of the environment that the policy acts in."""
         return self.policy.spec
 
     def reset(self, ended: np.ndarray | None = None) -> None:
-        """Forget all, or what belongs to the environments where `ended` (E,) is True."""
+        """Reset the recurrent state of all environments, or of those where `ended` (E,) is True."""
         if ended is None:
             self.recurrent_state = None
         elif self.recurrent_state is not None:
             self.recurrent_state.reset(ended)
 
     def act(self, observation: Any, deterministic: bool = True, candidates: Any = None) -> Any:
-        """The actions for one observation of all agents: (N,) int64, (N, A) float32 or N strings.
+        """Return the actions for one observation of all agents: (N,) int64, (N, A) float32 or N strings.
 
-        `observation`: an `Obs`; an array (N, D); N texts; a dictionary of arrays or texts by agent name, in which dead
-        agents are missing; or the text of an agent alone. All but the dictionary and the single text may have a leading
-        axis E, which the actions then have too. A dictionary is answered by one, a text by a text. `candidates`: the
-        texts to choose from, in the form of the observation; without them any text is an action. Without an `Obs`, all
-        agents that are given live and may do everything.
+        `observation`: an `Obs`; an array (N, D); N texts; a dictionary of arrays or texts by agent name, without dead
+        agents; or the text of a single agent. All except the dictionary and the single text may have a leading axis E,
+        which the actions then have too. The actions for a dictionary are a dictionary, for a text a text.
+        `candidates`: the texts to choose from, in the form of the observation; without them any text is an action.
+        All agents of an observation other than an `Obs` are alive, and all their actions are available.
 
-        Raises ValueError for anything else, for `candidates` beside an `Obs`, and where an agent that remembers is
-        given another E than at the step before.
+        Raises ValueError for anything else, for `candidates` with an `Obs`, and if E changes for a recurrent policy
+        without a reset.
         """
         obs = self._obs(observation, candidates)
         single = np.ndim(obs.alive) == 1
@@ -72,7 +73,7 @@ class LoadedPolicy:
     def _obs(self, observation: Any, candidates: Any) -> Obs:
         if isinstance(observation, Obs):
             if candidates is not None:
-                raise ValueError("candidates are given twice; an Obs holds its own, leave the argument out")
+                raise ValueError("candidates are given twice; leave the argument out, because an Obs has its own")
             self._check(observation.agents)
             return observation
         if isinstance(observation, Mapping):
@@ -84,7 +85,7 @@ class LoadedPolicy:
         return self._all_alive(agents, self._leading(agents), candidates)
 
     def _from_names(self, given: Mapping[str, Any], candidates: Any) -> Obs:
-        """The observation of the agents that are named; the others are dead."""
+        """Return the observation in which the named agents are alive and all others dead."""
         spec = self.spec
         unknown = [name for name in given if name not in spec.agents]
         if unknown or not given:
@@ -110,7 +111,7 @@ class LoadedPolicy:
         return replace(self._all_alive(agents, alive.shape, candidates), alive=alive)
 
     def _all_alive(self, agents: Any, shape: tuple[int, ...], candidates: Any) -> Obs:
-        """An observation of living agents (N,) or (E, N) that may do everything. Actors do not read the state."""
+        """Return an observation of living agents, (N,) or (E, N), with all actions available and a zero state."""
         spec, alive = self.spec, np.ones(shape, dtype=bool)
         if self._reads_text:
             self._check_candidates(shape, candidates)
@@ -123,7 +124,7 @@ class LoadedPolicy:
         return Obs(agents, alive, mask, state)
 
     def _own_action(self, action: Any, index: int) -> Any:
-        """One agent's: an integer, an array of its own width, or a text."""
+        """Return the action of one agent: an integer, an array of its own width, or a text."""
         space = self.spec.action_spaces[index]
         if isinstance(space, gymnasium.spaces.Text):
             return action[index]
@@ -136,7 +137,7 @@ class LoadedPolicy:
         return isinstance(self.spec.observation_space, gymnasium.spaces.Text)
 
     def _leading(self, agents: Any) -> tuple[int, ...]:
-        """(N,) or (E, N) of what was checked."""
+        """Return the leading shape of checked observations, (N,) or (E, N)."""
         if isinstance(agents, np.ndarray) and agents.dtype.kind == "f":
             return agents.shape[:-1]
         return (len(agents),) if isinstance(agents[0], str) else (len(agents), self.spec.num_agents)
@@ -150,7 +151,7 @@ class LoadedPolicy:
             ) from error
 
     def _check(self, agents: Any) -> None:
-        """Raise ValueError unless these are the observations of all agents, once or E times."""
+        """Raise ValueError unless `agents` are the observations of all agents, with or without a leading axis E."""
         if self._reads_text:
             rows = [agents] if _are_texts(agents, self.spec.num_agents) else agents
             fits = _is_row(rows) and len(rows) > 0 and all(_are_texts(row, self.spec.num_agents) for row in rows)
@@ -163,7 +164,7 @@ class LoadedPolicy:
             raise ValueError(f"observation {found}; {self._expected}")
 
     def _check_candidates(self, shape: tuple[int, ...], candidates: Any) -> None:
-        """Raise ValueError unless there are texts for each agent, of each environment."""
+        """Raise ValueError unless every agent of every environment has candidates."""
         if candidates is None:
             return
         rows = candidates if len(shape) == 2 else [candidates]
@@ -187,7 +188,7 @@ def _is_row(x: Any) -> bool:
 
 
 def _are_texts(row: Any, count: int | None = None) -> bool:
-    """Whether this is a list of strings, `count` of them or at least one."""
+    """Return True for a list of `count` strings, or of at least one."""
     right = _is_row(row) and (len(row) == count if count is not None else len(row) > 0)
     return right and all(isinstance(text, str) for text in row)
 
@@ -195,12 +196,11 @@ def _are_texts(row: Any, count: int | None = None) -> bool:
 def load_policy(
     path: str | Path, which: str | int = "best", spec: EnvSpec | None = None, trust: bool = False
 ) -> LoadedPolicy:
-    """The policy of a run's folder or of one checkpoint; its simulator need not be installed.
+    """Return the policy of a run's folder or of one checkpoint. Its simulator need not be installed.
 
-    `which` is "best" (by evaluation; the last where none was evaluated), "last", or a step. `spec` is that of the
-    environment to act in, for a policy that acts in others than it has learned in. `trust` opens a folder of
-    language-model weights that is named by a run which this user did not make. Raises CheckpointError where there is no
-    checkpoint, or it does not fit, and ConfigError where trust is missing.
+    `which`: "best" (by evaluation; the last if none was evaluated), "last", or a step. `spec`: the environment to act
+    in, if it is not the one of training. `trust` allows the code and the files outside the package that a run of
+    another user names. Raises CheckpointError if there is no fitting checkpoint, and ConfigError if trust is missing.
     """
     path = Path(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -209,7 +209,7 @@ def load_policy(
 
 
 def load_checkpoint(root: Path, which: Any) -> Checkpoint:
-    """Return a checkpoint of a run. Raises CheckpointError where `root` is no folder, and as `load` does."""
+    """Return a checkpoint of a run. Raises CheckpointError if `root` is no folder, or if there is none."""
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder; give a run's folder, such as runs/NAME, or one checkpoint's")
     return load(root, which=which, check=require_run)
@@ -229,11 +229,11 @@ RUN_FIELDS: dict[str, type] = {
     "agent_options": dict,
     "spec": dict,
 }
-"""Data of a run's checkpoint, by name and type."""
+"""Names and types of the data in a run's checkpoint."""
 
 
 def require_run(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the checkpoint holds what every run saves."""
+    """Raise CheckpointError unless the checkpoint has all data of a run."""
     for name, kind in RUN_FIELDS.items():
         if type(value := checkpoint.data.get(name)) is not kind:
             raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its data has {name}={value!r:.80}")
@@ -247,9 +247,9 @@ def require_run(checkpoint: Checkpoint) -> None:
 
 
 def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool = False) -> Policy:
-    """The policy for the environment that it has learned in, or for another.
+    """Return the policy of a checkpoint for the environment of training, or for `spec`.
 
-    Raises CheckpointError where it does not fit, and ConfigError where trust is missing, see `load_policy`.
+    Raises CheckpointError if it does not fit, and ConfigError if trust is missing, see `load_policy`.
     """
     data = checkpoint.data
     names = external_of_agent(data["agent"], data["agent_options"])
@@ -268,7 +268,7 @@ def make_policy(checkpoint: Checkpoint, spec: EnvSpec | None = None, trust: bool
 
 
 def load_policy_weights(module: torch.nn.Module, spec: EnvSpec, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError, with a note of where they were learned, where the weights do not fit."""
+    """Load the weights of a checkpoint. Raises CheckpointError that names both environments if they do not fit."""
     try:
         load_weights(module, checkpoint.tensors["model"], checkpoint.path)
     except CheckpointError as error:
@@ -281,7 +281,7 @@ def load_policy_weights(module: torch.nn.Module, spec: EnvSpec, checkpoint: Chec
 
 
 def batch_of_one(obs: Obs) -> Obs:
-    """One observation with a leading axis E = 1."""
+    """Return an observation with a leading axis E = 1."""
 
     def lift(x: Any) -> Any:
         return None if x is None else x[None] if isinstance(x, np.ndarray) else [x]

@@ -1,4 +1,4 @@
-"""The interfaces that environments, trackers and callbacks fill."""
+"""Interfaces of environments."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,37 +12,41 @@ State = dict[str, Any]
 
 @runtime_checkable
 class Env(Protocol):
-    """One environment with N agents that act together."""
+    """One environment with N agents that act simultaneously."""
 
     @property
-    def spec(self) -> EnvSpec: ...
+    def spec(self) -> EnvSpec:
+        """Specification of agents, spaces and limits."""
+        ...
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Start an episode. A seed starts the environment's random stream anew; None continues it."""
+        """Start an episode. A seed restarts the environment's random stream; None continues it."""
         ...
 
     def step(self, action: np.ndarray) -> Step:
         """Act with (N,) int64 or (N, A) float32. Entries of dead agents and padded dimensions are ignored.
 
-        A mixed team acts with (N, A) float32, of which a discrete agent's entry 0 is the index of its action.
+        The action of a mixed team is (N, A) float32; entry 0 of a discrete agent is the index of its action.
 
-        Raises RuntimeError before the first `reset` and after an episode's end.
+        Raises RuntimeError before the first `reset` and after the end of an episode.
         """
         ...
 
     def render(self) -> np.ndarray | str | None:
-        """An (height, width, 3) uint8 frame, or text, or None where nothing can be shown."""
+        """Return a frame (height, width, 3) uint8, a text, or None if there is no view."""
         ...
 
     def get_state(self) -> State | None:
-        """Everything that the future depends on, random stream included; None where a simulator cannot."""
+        """Return the complete state, random stream included; None if the simulator cannot."""
         ...
 
     def set_state(self, state: State) -> Obs:
-        """Continue from `get_state`; returns the observation at that point."""
+        """Continue from `get_state`. Returns the observation at that point."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
 
 
 @runtime_checkable
@@ -50,13 +54,17 @@ class VectorEnv(Protocol):
     """E environments stepped together, with same-step autoreset."""
 
     @property
-    def spec(self) -> EnvSpec: ...
+    def spec(self) -> EnvSpec:
+        """Specification of each environment."""
+        ...
 
     @property
-    def num_envs(self) -> int: ...
+    def num_envs(self) -> int:
+        """E."""
+        ...
 
     def reset(self, seeds: list[int]) -> Obs:
-        """Start E episodes, one seed each. Returns leading axis E."""
+        """Start E episodes, one seed each. Returns an observation with leading axis E."""
         ...
 
     def reset_at(self, index: int, seed: int | None = None) -> Obs:
@@ -67,10 +75,18 @@ class VectorEnv(Protocol):
         """Act with (E, N) int64 or (E, N, A) float32."""
         ...
 
-    def render(self, index: int = 0) -> np.ndarray | str | None: ...
+    def render(self, index: int = 0) -> np.ndarray | str | None:
+        """Return the view of one environment, as `Env.render`."""
+        ...
 
-    def get_state(self) -> list[State | None]: ...
+    def get_state(self) -> list[State | None]:
+        """Return the state of each environment, as `Env.get_state`."""
+        ...
 
-    def set_state(self, states: list[State]) -> Obs: ...
+    def set_state(self, states: list[State]) -> Obs:
+        """Continue from `get_state`. Returns the observation of all E at that point."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the simulators."""
+        ...

@@ -1,4 +1,4 @@
-"""Collecting T steps of E environments into preallocated storage."""
+"""Rollouts: T steps of E environments in preallocated storage, and the collector that fills them."""
 
 import copy
 import logging
@@ -27,12 +27,12 @@ LOGGER = logging.getLogger("marl")
 class Rollout:
     """T steps of E environments as a struct of tensors, filled in place.
 
-    `inputs`: (T, E, ...) as the policy encoded them. `action, mask, trained, log_prob`: (T, E, N, L).
+    `inputs`: (T, E, ...) as the policy encoded them. `action, node_mask, loss_mask, log_prob`: (T, E, N, L).
     `value`: (T, E, N, L) or (T, E, N, 1), in the critic's units. `reward`: (T, E, N).
-    `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), critic's units, set only where a chain is
-    cut. `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behavior, reference, earned`:
-    (T, E, N, L), or None where the policy does not give them. `agent_truncated`: (T, E, N), agents that were cut off
-    alone. With a policy that remembers, an environment's steps lie together.
+    `terminated, truncated`: (T, E). `bootstrap`: (T, E, N), in the critic's units, set only where a chain is cut.
+    `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behavior_log_prob, reference_log_prob,
+    node_reward_own`: (T, E, N, L), or None if the policy does not give them. `agent_truncated`: (T, E, N), agents that
+    were truncated alone. The memory layout of a recurrent policy's rollout is (E, T), so that segments are views.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
@@ -62,6 +62,7 @@ class Rollout:
         self.duration = torch.ones((steps, envs), dtype=torch.long, device=device)
 
     def write(self, t: int, inputs: Inputs, decision: Decision) -> None:
+        """Store step `t`."""
         nodes = decision.nodes
         for name, x in inputs.items():
             self.inputs[name][t] = x
@@ -74,7 +75,7 @@ class Rollout:
         if self.node_reward_own is not None and decision.node_reward is not None:
             self.node_reward_own[t] = decision.node_reward
         if nodes.order is not None and self.order is None:
-            # Until some agent died everyone decided in the order 0..N-1.
+            # All steps before this one were decided in the order 0..N-1.
             self.order = (
                 torch.arange(self.node_mask.shape[2], device=self.node_mask.device)
                 .expand(self.node_mask.shape[:3])
@@ -84,18 +85,18 @@ class Rollout:
             self.order[t] = torch.arange(self.node_mask.shape[2]) if nodes.order is None else nodes.order
 
     def discount(self, gamma: float) -> Tensor | None:
-        """(T, E): the discount of each step, None where every step is one primitive step."""
+        """Return the discount of each step, shape (T, E); None if every step is one primitive step."""
         return gamma**self.duration if bool((self.duration != 1).any()) else None
 
     def agent_cuts(self) -> Tensor | None:
-        """(T, E, N) bool: agents that were cut off alone, None where none was."""
+        """Return the agents that were truncated alone, shape (T, E, N) bool; None if there are none."""
         return self.agent_truncated if bool(self.agent_truncated.any()) else None
 
     def node_reward(self, coef: float) -> Tensor | None:
-        """What nodes earn by themselves, and `coef` times the log-ratio of reference to policy at each that is trained:
-        a reward for staying near.
+        """Return the rewards of single nodes, shape (T, E, N, L): the policy's own, plus `coef` times the log-ratio of
+        reference to policy at trained nodes.
 
-        (T, E, N, L), None where there is neither. Raises ConfigError where the policy has no reference.
+        None if there are neither. Raises ConfigError if `coef` is set and the policy has no reference.
         """
         if coef == 0.0:
             return self.node_reward_own
@@ -105,11 +106,11 @@ class Rollout:
         return near if self.node_reward_own is None else near + self.node_reward_own
 
     def value_mask(self) -> Tensor:
-        """(T, E, N, L), or (T, E, N, 1) where a value belongs to a whole action."""
+        """Return the mask of value nodes: (T, E, N, L), or (T, E, N, 1) if a value belongs to a whole action."""
         return self.node_mask if self.value.shape == self.node_mask.shape else self.node_mask.any(-1, keepdim=True)
 
     def flat(self, advantage: Tensor, returns: Tensor | None) -> Batch:
-        """All T x E rows as one batch, nothing stored is copied; with a memory, environment after environment."""
+        """Return all T x E rows as one batch of views. Rows of a recurrent policy are ordered by environment."""
 
         def flat(x: Tensor) -> Tensor:
             return (x.transpose(0, 1) if self.env_major else x).flatten(0, 1)
@@ -130,9 +131,9 @@ class Rollout:
 
 
 def iter_minibatches(batch: Batch, count: int, generator: Generator, chunk: int = 1) -> list[RowIndex]:
-    """The rows of `count` random parts of nearly equal size that together hold every row once; chunks stay whole.
+    """Return the rows of `count` random parts of nearly equal size, which together hold every row once.
 
-    A single part is all rows in their order, which means nothing, so that they are not copied.
+    Segments of `chunk` rows stay whole. A single part is a slice of all rows in their order, which needs no copy.
     """
     if count == 1:
         return [slice(0, batch.log_prob.shape[0])]
@@ -142,14 +143,14 @@ def iter_minibatches(batch: Batch, count: int, generator: Generator, chunk: int 
 
 
 def rows_of(chunks: Tensor, chunk: int) -> Tensor:
-    """The rows of `chunks` (K,), each of which is `chunk` rows."""
+    """Return the rows of the segments `chunks` (K,), which have `chunk` rows each."""
     return (chunks.unsqueeze(-1) * chunk + torch.arange(chunk, device=chunks.device)).flatten()
 
 
 @dataclass
 class Episodes:
     """Episodes that ended during a rollout: team-mean `returns`, `agent_returns` (N,), `lengths`, and the scalars of
-    their last info."""
+    their last info. `dropped` counts the episodes left out of learning."""
 
     returns: list[float] = field(default_factory=list)
     agent_returns: list[np.ndarray] = field(default_factory=list)
@@ -159,10 +160,10 @@ class Episodes:
 
 
 class Collector:
-    """Steps a vector environment with a policy.
+    """Collector of rollouts from a vector environment.
 
-    `drop_nonfinite`: an episode with a NaN or an infinity is left out of learning and its environment
-    reset; otherwise NonFiniteError names environment, agent and step. `one_chain`: the agents are links of one chain.
+    `drop_nonfinite`: an episode with a NaN or an infinity is left out of learning and its environment reset. Otherwise
+    NonFiniteError names environment, agent and step. `sequential_agents`: all agents share one chain.
     """
 
     def __init__(
@@ -172,11 +173,12 @@ class Collector:
         value_norm: ValueNorm,
         steps: int,
         generator: Generator,
+        *,
         seeds: list[int],
         drop_nonfinite: bool = False,
-        one_chain: bool = False,
+        sequential_agents: bool = False,
     ) -> None:
-        self.sequential_agents = one_chain
+        self.sequential_agents = sequential_agents
         self.env, self.policy, self.value_norm = env, policy, value_norm
         self.steps, self.generator, self.drop_nonfinite = steps, generator, drop_nonfinite
         self.total = 0
@@ -197,19 +199,20 @@ class Collector:
         self._require_finite(np.asarray([], dtype=np.int64), non_finite(self.obs))
 
     def collect(self, seeds: list[int] | None = None) -> tuple[Rollout, Episodes]:
-        """The next T steps. The rollout's storage is used again by the next call.
+        """Return the next T steps and the episodes that ended. The next call reuses the rollout's storage.
 
-        With `seeds`, one an environment, each begins an episode, and what follows that episode has no nodes.
+        With `seeds` (E,), each environment starts an episode, and the steps after that episode have no nodes. Raises
+        NonFiniteError for a NaN or an infinity, or if `drop_nonfinite` left no step.
         """
         episodes = Episodes()
-        over = np.zeros(self.env.num_envs, dtype=bool)
+        done = np.zeros(self.env.num_envs, dtype=bool)
         self.nonfinite = False
         if seeds is not None:
             self._begin(seeds)
         for t in range(self.steps):
             clock = time.perf_counter()
             with torch.inference_mode():
-                inputs = self.policy.encode(mask_done(self.obs, over))
+                inputs = self.policy.encode(mask_done(self.obs, done))
                 inputs = self.recurrent_state.add_to(inputs)
                 decision = self.policy.act(inputs, self.generator)
                 self.recurrent_state.update(decision)
@@ -222,34 +225,34 @@ class Collector:
                 self.recorder.observe(self.obs)
             step = self.env.step(decision.action)
             if self.recorder is not None:
-                self.recorder.add(decision.action, step, over)
+                self.recorder.add(decision.action, step, done)
             self.seconds["env"] += time.perf_counter() - acted
             self.seconds["act"] += acted - clock
-            self.total += int((~over).sum())
-            ended = self._store(rollout, t, step, episodes, over, seeds is not None)
+            self.total += int((~done).sum())
+            ended = self._store(rollout, t, step, episodes, done=done, whole=seeds is not None)
             self.recurrent_state.reset(ended)
             if seeds is not None:
-                over = over | ended
-                if over.all():
+                done = done | ended
+                if done.all():
                     self._leave_out(rollout, t + 1)
                     break
         rollout = self.rollout
         assert rollout is not None
         if self.nonfinite and not rollout.node_mask.any():
             raise NonFiniteError(
-                f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers; "
-                "nothing is left to learn from. Mend the environment"
+                f"{self.env.spec.name}: every step of a rollout was dropped for NaN or infinite numbers, so it holds "
+                "no training data; mend the environment"
             )
-        if not over.all():
-            done = rollout.truncated[-1].unsqueeze(-1) | rollout.agent_truncated[-1]
+        if not done.all():
+            ended = rollout.truncated[-1].unsqueeze(-1) | rollout.agent_truncated[-1]
             if self.sequential_agents:
-                done = done.any(-1, keepdim=True)
-            obs = mask_done(self.obs, over)
-            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, done)
+                ended = ended.any(-1, keepdim=True)
+            obs = mask_done(self.obs, done)
+            self._bootstrap_rows(rollout, self.steps - 1, np.arange(self.env.num_envs), obs, ended)
         return rollout, episodes
 
     def _begin(self, seeds: list[int]) -> None:
-        """Start an episode in every environment."""
+        """Start an episode in every environment. Raises NonFiniteError for a NaN or infinite observation."""
         self.obs = self.env.reset(seeds)
         self.recurrent_state.reset()
         check_action_mask(self.env.spec, self.obs)
@@ -262,39 +265,40 @@ class Collector:
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
     def _leave_out(self, rollout: Rollout, t: int) -> None:
-        """Rows `t` and later were not played."""
+        """Clear the rows from `t` on, which were not played."""
         ends = (rollout.terminated, rollout.truncated, rollout.agent_truncated)
         for x in (rollout.node_mask, rollout.loss_mask, rollout.reward, *ends):
             x[t:] = 0
         rollout.duration[t:] = 1
 
     def _store(
-        self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes, over: np.ndarray, whole: bool
+        self, rollout: Rollout, t: int, step: VectorStep, episodes: Episodes, *, done: np.ndarray, whole: bool
     ) -> np.ndarray:
-        """Keep one transition; `self.obs` moves on to the next observation. Returns (E,) bool, where episodes ended.
+        """Store one transition and go on to the next observation. Returns where episodes ended, shape (E,) bool.
 
-        Environments that are `over` play on for nothing, and so do those that end here where episodes are `whole`.
+        Steps of environments that are `done` are ignored. If episodes are `whole`, so are all steps after this one in
+        environments that end here.
         """
         self.obs = step.obs
         require_ending(self.env.spec, step)
         taken = np.where(step.terminated | step.truncated, 0, self.episode_length + 1)
         check_action_mask(self.env.spec, step.obs, taken)
-        unseen = over | step.terminated | step.truncated if whole else over
+        unseen = done | step.terminated | step.truncated if whole else done
         bad = self._bad(step, unseen)
-        if over.any():
-            gone = torch.as_tensor(over, device=rollout.node_mask.device)
+        if done.any():
+            gone = torch.as_tensor(done, device=rollout.node_mask.device)
             rollout.node_mask[t, gone] = False
             rollout.loss_mask[t, gone] = False
-            bad[over] = False
+            bad[done] = False
         lost: np.ndarray = np.any(bad, axis=-1)
-        require_team_reward(self.env.spec, step.reward, over | lost)
+        require_team_reward(self.env.spec, step.reward, done | lost)
         self.bounds.check(step.obs, unseen | lost)
         if step.final is not None:
-            self.bounds.check(step.final.obs, (over | lost)[step.final.env], step.final.env)
+            self.bounds.check(step.final.obs, (done | lost)[step.final.env], step.final.env)
         if step.agent_final is not None:
-            self.bounds.check(step.agent_final.obs, (over | lost)[step.agent_final.env], step.agent_final.env)
+            self.bounds.check(step.agent_final.obs, (done | lost)[step.agent_final.env], step.agent_final.env)
         if lost.any():
-            self._require_finite(np.flatnonzero((step.terminated | step.truncated) & ~over), bad)
+            self._require_finite(np.flatnonzero((step.terminated | step.truncated) & ~done), bad)
             LOGGER.warning(
                 "%s: environment %d: a NaN or infinite observation or reward at step %d; its episode is left out",
                 self.env.spec.name,
@@ -304,9 +308,9 @@ class Collector:
             self.nonfinite = True
             step = copy.deepcopy(step)  # what it shows may be overwritten when an environment is reset
             self._drop(rollout, t, lost, ~(step.terminated | step.truncated), whole)
-        out = over | lost
+        out = done | lost
         reward = np.where(out[:, None], np.float32(0), step.reward)
-        terminated, truncated = step.terminated & ~out, (step.truncated & ~over) | lost
+        terminated, truncated = step.terminated & ~out, (step.truncated & ~done) | lost
         rollout.reward[t] = torch.as_tensor(reward)
         rollout.terminated[t] = torch.as_tensor(terminated)
         rollout.truncated[t] = torch.as_tensor(truncated)
@@ -321,13 +325,13 @@ class Collector:
         if step.agent_truncated is not None:
             self._cut_agents(rollout, t, step, out)
         if step.restarted is not None:
-            self._pass_over(rollout, t, step.restarted & ~over, whole)
+            self._pass_over(rollout, t, step.restarted & ~done, whole)
             lost = lost | step.restarted
         self._count(step, terminated | truncated, lost, episodes)
         return terminated | truncated
 
     def _cut_agents(self, rollout: Rollout, t: int, step: VectorStep, out: np.ndarray) -> None:
-        """Value the last observations of agents that are cut off alone, in environments that are not `out`."""
+        """Bootstrap agents that are truncated alone from their last observations, except in environments `out`."""
         assert step.agent_final is not None
         assert step.agent_truncated is not None
         keep = np.flatnonzero(~out[step.agent_final.env])
@@ -339,9 +343,9 @@ class Collector:
             self._bootstrap_rows(rollout, t, rows, take(step.agent_final.obs, keep))
 
     def _pass_over(self, rollout: Rollout, t: int, restarted: np.ndarray, whole: bool) -> None:
-        """Row t of these environments did not happen: the steps before it lead straight to its observation.
+        """Remove row t of these environments: the step before it leads directly to its observation.
 
-        Of whole episodes nothing is learned, because their return is not known.
+        `whole` episodes are removed completely, because their return is unknown.
         """
         rows, first = torch.as_tensor(restarted, device=rollout.node_mask.device), 0 if whole else t
         rollout.node_mask[first : t + 1, rows] = False
@@ -349,7 +353,7 @@ class Collector:
         rollout.duration[t, rows] = 0
 
     def _count(self, step: VectorStep, ended: np.ndarray, lost: np.ndarray, episodes: Episodes) -> None:
-        """Book the episodes that ended; the lost ones are only counted as dropped."""
+        """Record the episodes that ended. Lost ones are only counted as dropped."""
         if not ended.any():
             return
         episodes.dropped += int((lost & ended).sum())
@@ -364,16 +368,24 @@ class Collector:
             self.episode_length[i] = 0
 
     def _bootstrap_rows(self, rollout: Rollout, t: int, rows: np.ndarray, obs: Obs, done: Tensor | None = None) -> None:
-        """Value the observations that follow row t of environments `rows`; chains already `done` (E, N or 1) keep
-        theirs."""
-        value = bootstrap_value(self.policy, self.value_norm, obs, self.recurrent_state, rows, self.sequential_agents)
+        """Store the bootstrap values of the observations that follow row t of environments `rows`.
+
+        Chains that are already `done` (E, N or 1) keep theirs.
+        """
+        sequential = self.sequential_agents
+        value = bootstrap_value(
+            self.policy, self.value_norm, obs, self.recurrent_state, rows, sequential_agents=sequential
+        )
         index = torch.as_tensor(rows, device=value.device)
         if done is not None:
             value = torch.where(done[index], rollout.bootstrap[t, index], value)
         rollout.bootstrap[t, index] = value
 
     def _bad(self, step: VectorStep, unseen: np.ndarray) -> np.ndarray:
-        """(E, N) bool: a non-finite reward or observation; the next one of environments `unseen` (E,) is not read."""
+        """Return where a reward or observation is not finite, shape (E, N) bool.
+
+        The next observation of environments `unseen` (E,) is never read, so it is not checked.
+        """
         bad = ~np.isfinite(step.reward) | (non_finite(self.obs) & ~unseen[:, None])
         if step.final is not None:
             bad[step.final.env] |= non_finite(step.final.obs)
@@ -393,9 +405,9 @@ class Collector:
         )
 
     def _drop(self, rollout: Rollout, t: int, lost: np.ndarray, running: np.ndarray, whole: bool) -> None:
-        """Leave the present episode of each lost environment out of learning; reset those still running.
+        """Remove the present episode of each lost environment from the rollout, and reset those still running.
 
-        Where episodes are `whole`, nobody reads what follows them.
+        Raises NonFiniteError if the reset observation is not finite, except for `whole` episodes, which end there.
         """
         for i in np.flatnonzero(lost):
             start = max(0, t - int(self.episode_length[i]))
@@ -409,7 +421,7 @@ class Collector:
             raise NonFiniteError(f"{self.env.spec.name}: environment {index}: `reset` returned a NaN or infinity")
 
     def get_state(self, environments: bool = True) -> dict[str, Any]:
-        """Progress of the running episodes, the environments' states and what is remembered; without them, of none."""
+        """Return the running episodes, recurrent state and environment states, left out if `environments=False`."""
         states = self.env.get_state() if environments else [None] * self.env.num_envs
         return {
             "return": self.episode_return.tolist(),
@@ -420,7 +432,7 @@ class Collector:
         }
 
     def set_state(self, data: dict[str, Any]) -> bool:
-        """Continue from `get_state`; False where environments could not be restored and start new episodes."""
+        """Continue from `get_state`. Returns False if the environments cannot be restored and need new episodes."""
         self.total = data["total"]
         states: list[State] = [state for state in data["envs"] if state is not None]
         if len(states) != self.env.num_envs:
@@ -434,30 +446,35 @@ class Collector:
 
 @torch.inference_mode()
 def bootstrap_value(
-    policy: Policy, value_norm: ValueNorm, obs: Obs, memory: RecurrentState, rows: np.ndarray, one_chain: bool = False
+    policy: Policy,
+    value_norm: ValueNorm,
+    obs: Obs,
+    recurrent_state: RecurrentState,
+    rows: np.ndarray,
+    *,
+    sequential_agents: bool = False,
 ) -> Tensor:
-    """(E, N), critic's units: what each agent's chain is worth that is cut before `obs`, of environments `rows`.
+    """Bootstrap value of every chain that was cut before `obs` in environments `rows`, shape (E, N), critic's units.
 
-    Where all are links of one chain it is worth what its next node is, the first living agent's.
+    The value of the chain of sequential agents is that of its next node, the first living agent.
     """
-    value = policy.value(memory.bootstrap_inputs(policy.encode(obs), rows))
+    value = policy.value(recurrent_state.bootstrap_inputs(policy.encode(obs), rows))
     alive = torch.as_tensor(obs.alive).to(value.device)
-    if one_chain:
+    if sequential_agents:
         first = alive.to(torch.uint8).argmax(-1, keepdim=True)
         value, alive = (x.gather(-1, first).expand_as(x) for x in (value, alive))
     elif policy.spec.team_reward:
         mean = value.masked_fill(~alive, 0.0).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp(min=1)
         value = torch.where(alive, value, mean)
-    # Who is dead alone, or with everybody, collects nothing more: zero in reward units.
+    # Dead agents, and teams that are all dead, bootstrap with zero reward.
     someone = alive.any(-1, keepdim=True) if policy.spec.team_reward else alive
     return torch.where(someone, value, value_norm.normalize(torch.zeros_like(value)))
 
 
 def mask_done(obs: Obs, done: np.ndarray) -> Obs:
-    """The observation with nobody alive in the environments that are `over`, so that nobody decides there.
+    """Return the observation with all agents dead in environments that are `done`, so that they have no nodes.
 
-    Numbers are zero there: a NaN of an environment that plays on for nothing would reach the gradient of every weight,
-    even through a row that no loss reads.
+    Numbers are zero there. A NaN would reach the gradient of every weight, even through a row that no loss reads.
     """
 
     if not done.any():
@@ -470,7 +487,7 @@ def mask_done(obs: Obs, done: np.ndarray) -> Obs:
 
 
 def take(obs: Obs, index: np.ndarray) -> Obs:
-    """The rows of a batched observation at `index` (K,)."""
+    """Return the rows of a batched observation at `index` (K,)."""
 
     def rows(x: Any) -> Any:
         return x[index] if isinstance(x, np.ndarray) else [x[i] for i in index]

@@ -1,7 +1,7 @@
-"""One seed to named, independent random streams.
+"""Named, independent random streams from one seed.
 
-A stream is known by its name and any number of indices, `streams.numpy("minibatch", rank)`, and depends on nothing
-else: neither on the order in which streams are asked for nor on how many there are. Adding one changes no other.
+A stream is identified by its name and any number of indices, as in `streams.numpy("minibatch", rank)`. It does not
+depend on other streams, so adding one changes none.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from marl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one run. A rank is an index like any other: give it where ranks must differ.
+    """Random streams of one run. Give the rank as an index if ranks must differ.
 
-    Raises ConfigError for a seed that is not a whole number of 0 or more.
+    Raises ConfigError for a seed that is not an integer of 0 or more.
     """
 
     seed: int
@@ -32,33 +32,33 @@ class Streams:
         object.__setattr__(self, "seed", _require_integer("seed", self.seed))
 
     def numpy(self, name: str, *indices: int) -> np.random.Generator:
-        """A new PCG64 generator at the start of the stream."""
+        """Return a new PCG64 generator at the start of the stream."""
         return np.random.Generator(np.random.PCG64(self._sequence("numpy", name, indices)))
 
     def torch(self, name: str, *indices: int, device: str | torch.device = "cpu") -> torch.Generator:
-        """A new generator at the start of the stream, on the device that will draw from it.
+        """Return a new generator at the start of the stream, on `device`.
 
-        Torch's CPU generator takes 32 bits of seed, so n streams share a start with a chance of about n^2 / 2^33.
+        Torch's CPU generator uses 32 bits of the seed: two of n streams coincide with probability n^2 / 2^33.
         """
         generator = torch.Generator(device)
         generator.manual_seed(int(self._sequence("torch", name, indices).generate_state(1, np.uint64)[0]))
         return generator
 
     def integer(self, name: str, *indices: int) -> int:
-        """A seed in [0, 2^31), for an environment or whatever else takes an integer."""
+        """Return a seed in [0, 2^31), for an environment for example."""
         return int(self._sequence("integer", name, indices).generate_state(1, np.uint32)[0]) >> 1
 
     def _sequence(self, kind: str, name: str, indices: tuple[int, ...]) -> np.random.SeedSequence:
-        """Seeded by the run's seed and a hash of the rest, written so that no two streams read alike."""
+        """Return the sequence of the run's seed and a hash of kind, name and indices."""
         text = json.dumps([kind, name, *(_require_integer(f"index of stream {name!r}", index) for index in indices)])
         digest = hashlib.sha256(text.encode()).digest()
         return np.random.SeedSequence(self.seed, spawn_key=tuple(int(word) for word in np.frombuffer(digest, "<u4")))
 
 
 def seed_everything(seed: int, *indices: int) -> None:
-    """Seed the global generators of python, numpy and torch (all devices), for third-party code that draws from them.
+    """Seed the global generators of Python, NumPy and torch (all devices), for third-party code.
 
-    `indices` tell processes of one run apart. The project's own code draws from `Streams` only.
+    `indices` distinguish the processes of a run. Code of this package draws from `Streams` only.
     """
     streams = Streams(seed)
     random.seed(streams.integer("global python", *indices))
@@ -67,9 +67,9 @@ def seed_everything(seed: int, *indices: int) -> None:
 
 
 def global_state() -> dict[str, Any]:
-    """Positions of the global generators of python, numpy and torch, as JSON values.
+    """Return the states of the global generators of Python, NumPy and torch, as JSON values.
 
-    Of torch these are the CPU's and, once CUDA is in use, each device's, in hexadecimal.
+    Those of torch are hexadecimal: the CPU's and, once CUDA is initialized, each device's.
     """
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - third-party code draws from it
@@ -83,7 +83,7 @@ def global_state() -> dict[str, Any]:
 
 
 def set_global_state(saved: Mapping[str, Any]) -> None:
-    """Set the global generators to what `global_state` saw; CUDA devices that are not here are passed over."""
+    """Set the global generators to a state of `global_state`. CUDA devices that are absent here are skipped."""
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(words), gauss))
     legacy = saved["numpy"]
@@ -98,7 +98,7 @@ def set_global_state(saved: Mapping[str, Any]) -> None:
 
 @contextmanager
 def own_globals(seed: int) -> Iterator[None]:
-    """Draws from the global generators inside start from `seed` and leave those outside as they were."""
+    """Seed the global generators with `seed` inside the context, and restore them at its end."""
     before = global_state()
     seed_everything(seed)
     try:
@@ -113,5 +113,5 @@ def _require_integer(what: str, value: int) -> int:
     except TypeError:
         number = -1
     if number < 0 or isinstance(value, bool):
-        raise ConfigError(f"{what} is {value!r}; give a whole number of 0 or more")
+        raise ConfigError(f"{what}={value!r} is no integer of 0 or more; set one")
     return number

@@ -1,4 +1,4 @@
-"""collect -> backup -> learn -> callbacks."""
+"""Training loop: collect, compute advantages, update, notify callbacks."""
 
 import time
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ from marl.value_norm import ValueNorm
 INTERRUPTED, ANOTHER_RANK = "interrupted", "another rank was asked to stop"
 """Reasons for the end of a run that is to be continued."""
 SMALL_UPDATE = 32768
-"""Agent rows of a minibatch below which a second thread costs about what it gives (`marl bench update`)."""
+"""Agent rows of a minibatch below which a second thread costs as much as it saves (`marl bench update`)."""
 
 
 class Trainer:
-    """One on-policy run: it owns the optimizer, the value normalizer, the random streams and the progress.
+    """One on-policy run: collect rollouts, compute advantages, update, notify callbacks.
 
-    `steps` counts the environment steps that were learned from, over all ranks. `others` are the further tasks that are
-    learned at the same time, with policies that share the parameters of `policy`: every update takes rows of each, and
-    each has the same weight in it, whatever its number of agents.
+    `steps` counts the environment steps that were learned from, over all ranks. `extra_tasks` are further environments
+    that are learned at the same time. Their policies share the parameters of `policy`. Every update takes rows of each
+    task, and each task has the same weight in it, whatever its number of agents.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Trainer:
         env: VectorEnv,
         policy: Policy,
         tracker: Tracker,
+        *,
         callbacks: Sequence[Callback] = (),
         device: torch.device | None = None,
         free_threads: int = 1,
@@ -77,7 +78,7 @@ class Trainer:
         self.iteration = 0
         self.steps = 0
         self.warned: set[str] = set()
-        """Kinds of trouble that this run was warned about, see marl.diagnostics."""
+        """Symptoms that this run was warned about, see marl.diagnostics."""
         self.last_score: float | None = None
         self.evaluation_missing = False
         """The evaluation of these weights was interrupted. A resumed run begins with it."""
@@ -86,6 +87,7 @@ class Trainer:
         self.updater.set_training(False)
 
     def make_task(self, number: int, name: str, env: VectorEnv, policy: Policy) -> Task:
+        """Return the task of an environment, with its value normalizer and its collector."""
         config = self.config
         value_norm = ValueNorm(config.learn.value_norm_decay).to(self.device)
         first = (number * distributed.world_size() + distributed.rank()) * env.num_envs
@@ -95,9 +97,9 @@ class Trainer:
             value_norm,
             config.collect.rollout_steps,
             self.generators["policy"],
-            [self.streams.integer("env", first + i) for i in range(env.num_envs)],
-            config.collect.on_nonfinite == "drop",
-            self.links.agents == "sequential",
+            seeds=[self.streams.integer("env", first + i) for i in range(env.num_envs)],
+            drop_nonfinite=config.collect.on_nonfinite == "drop",
+            sequential_agents=self.links.agents == "sequential",
         )
         return Task(name, policy, value_norm, collector)
 
@@ -108,6 +110,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
+        """All configured steps are done."""
         return self.steps >= self.config.steps
 
     @property
@@ -116,7 +119,7 @@ class Trainer:
         return self.stop_reason is not None or self.interrupted
 
     def train(self) -> str:
-        """Iterate until the steps are done or something asks to stop; returns the reason."""
+        """Iterate until the steps are done or a stop is requested. Returns the reason."""
         torch.set_num_threads(self.act_threads)
         if any(type(callback).on_rollout is not Callback.on_rollout for callback in self.callbacks):
             for task in self.tasks:
@@ -141,9 +144,9 @@ class Trainer:
             call_method(callback, "callback", hook, self, *arguments)
 
     def iterate(self) -> dict[str, float]:
-        """One rollout and the update on it; returns the metrics."""
+        """Collect one rollout and update on it. Returns the metrics."""
         start = time.perf_counter()
-        self.last_score = None  # it was of the weights before
+        self.last_score = None  # it belongs to the weights before this iteration
         seconds, total = self.collector_totals()
         torch.set_num_threads(self.act_threads)
         rollouts, episodes = [], []
@@ -180,13 +183,13 @@ class Trainer:
         )
 
     def collector_totals(self) -> tuple[dict[str, float], int]:
-        """The seconds of collecting by what was done, and the steps collected, on this rank, over all tasks."""
+        """Return the seconds spent in environments and in acting, and the steps collected, on this rank."""
         collectors = [task.collector for task in self.tasks]
         seconds = {name: sum(each.seconds[name] for each in collectors) for name in collectors[0].seconds}
         return seconds, sum(each.total for each in collectors)
 
     def mean_over_tasks(self, metrics: list[dict[str, float]]) -> dict[str, float]:
-        """Means over the tasks that report a metric, and each task's own where there are several."""
+        """Return the means over the tasks that report a metric, and each task's own value if there are several."""
         if len(metrics) == 1:
             return metrics[0]
         found: dict[str, list[float]] = {}
@@ -199,7 +202,7 @@ class Trainer:
         return means
 
     def episode_seeds(self) -> list[int] | None:
-        """The seeds of a rollout of whole episodes, equal inside a group; None where episodes simply go on."""
+        """Return the seeds of a rollout of whole episodes, equal inside a group; None if episodes span rollouts."""
         collect = self.config.collect
         if not collect.whole_episodes:
             return None
@@ -209,11 +212,11 @@ class Trainer:
 
     @property
     def act_threads(self) -> int:
-        """Threads of acting: one, and for a policy that says that it is heavy the free cores."""
+        """Threads of acting: one, or the free cores for a policy with `threaded_acting`."""
         return self.free_threads if self.policy.threaded_acting else 1
 
     def learn_threads(self, *rollouts: Rollout) -> int:
-        """Threads of this update: as configured, else 1 for small passes and the free cores for the others."""
+        """Return the threads of an update: as configured, else 1 for small passes and the free cores for large ones."""
         learn = self.config.learn
         if self.config.compute.learn_threads:
             return self.config.compute.learn_threads
@@ -225,7 +228,10 @@ class Trainer:
         return self.free_threads if rows * agents >= SMALL_UPDATE else 1
 
     def learn(self, *rollouts: Rollout) -> dict[str, float]:
-        """Backup, then epochs over minibatches."""
+        """Compute advantages and update the policy on them. Returns the metrics.
+
+        Raises NonFiniteError if the loss or a gradient is not finite. The value normalizers are then restored.
+        """
         learn = self.config.learn
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
         credited = [self.make_batch(rollout, number) for number, rollout in enumerate(rollouts)]
@@ -252,7 +258,7 @@ class Trainer:
         return metrics | credit | rates
 
     def make_batch(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:
-        """A task's rows to learn from, with their advantages, and what there is to say about them."""
+        """Return the training batch of a task with its advantages, and metrics."""
         learn = self.config.learn
         context = AdvantageContext(
             self.links,
@@ -275,10 +281,10 @@ class Trainer:
     def get_state(
         self, environments: bool = True, alone: bool = False
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Everything that the future depends on, as groups of tensors and JSON data.
+        """Return the complete state of training, as groups of tensors and JSON data.
 
-        Without `environments` the run continues with new episodes: for a state in the middle of a rollout. `alone`
-        leaves out what each rank has for itself, for which the ranks must talk: it continues with new random streams.
+        Without `environments` a resumed run starts new episodes: for a state in the middle of a rollout. `alone` leaves
+        out the state of the single ranks, which needs communication: a resumed run then has new random streams.
         """
         optimizer_tensors, optimizer_data = pack_optimizer(self.updater.optimizer)
         environments = environments and not self.config.collect.whole_episodes
@@ -314,7 +320,10 @@ class Trainer:
         return tensors, data
 
     def set_state(self, checkpoint: Checkpoint) -> list[str]:
-        """Continue from `get_state`; returns notes on what could not be restored exactly."""
+        """Continue from `get_state`. Returns notes on what could not be restored exactly.
+
+        Raises CheckpointError if the checkpoint does not fit this run.
+        """
         data = checkpoint.data
         if data["world_size"] != distributed.world_size():
             raise CheckpointError(
@@ -330,7 +339,7 @@ class Trainer:
             raise CheckpointError(f"{checkpoint.path} cannot be continued: {error!r}") from error
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
-        """Set all but the weights; returns notes on what could not be restored exactly."""
+        """Restore everything except the weights. Returns notes on what could not be restored exactly."""
         tensors, data = checkpoint.tensors, checkpoint.data
         for i, task in enumerate(self.tasks):
             task.value_norm.load_state_dict(tensors[f"value_norm_{i}" if i else "value_norm"])
@@ -371,7 +380,7 @@ class Trainer:
         return [*notes, "the environments' states cannot be restored: new episodes start, the rest continues exactly"]
 
     def begin_episodes(self, restored: Sequence[bool]) -> None:
-        """Begin new episodes in the environments of each task that was not restored."""
+        """Start new episodes in the environments of each task that was not restored."""
         rank = distributed.rank()
         for number, task in enumerate(self.tasks):
             if not restored[number]:
@@ -382,7 +391,7 @@ class Trainer:
 
 
 def episode_metrics(episodes: Episodes, labels: Sequence[str]) -> dict[str, float]:
-    """Means over the episodes that ended in a rollout, over all ranks; without returns where none ended.
+    """Return means over the episodes that ended in a rollout, over all ranks; no returns if none ended.
 
     `labels` (N,) name the agents whose returns are averaged together, see `return_labels`.
     """

@@ -63,7 +63,9 @@ def record_transcript(
         if step.agent_final is not None:
             with torch.inference_mode():
                 obs = step.agent_final.obs
-                value = bootstrap_value(policy, value_norm, obs, recurrent_state, env_index, sequential)
+                value = bootstrap_value(
+                    policy, value_norm, obs, recurrent_state, env_index, sequential_agents=sequential
+                )
             cuts[len(steps)] = torch.as_tensor(step.agent_truncated), value
         duration = 1 if step.duration is None else int(step.duration[0])
         reward, value = step.reward[0].copy(), played.decision.value[0]
@@ -74,7 +76,7 @@ def record_transcript(
     assert last is not None
     assert recurrent_state is not None
     with torch.inference_mode():
-        bootstrap = bootstrap_value(policy, value_norm, last, recurrent_state, env_index, sequential)
+        bootstrap = bootstrap_value(policy, value_norm, last, recurrent_state, env_index, sequential_agents=sequential)
         return with_advantages(steps, links, value_norm, terminated, bootstrap, cuts)
 
 
@@ -118,11 +120,11 @@ def with_advantages(
         reward,
         value_norm.denormalize(value),
         mask,
-        done,
-        ends,
-        values,
-        order,
-        links.gamma**durations,
+        terminated=done,
+        truncated=ends,
+        bootstrap=values,
+        order=order,
+        discount=links.gamma**durations,
         agent_truncated=cut_alone if cuts else None,
     )
     return [replace(step, advantage=each[0]) for step, each in zip(steps, advantage, strict=True)]

@@ -1,4 +1,4 @@
-"""Running moments of observations and of returns, updated once a rollout."""
+"""Running moments of observations and of returns, updated once per rollout."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from marl.errors import ConfigError
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, per agent and feature (N, D), over all ranks.
+    """Mean and variance per agent and feature, (N, D), over all rollouts and ranks (Chan et al. 1979, eq. 1.5).
 
-    Chan et al. 1979, eq. 1.5, in float64. The identity until the first update; `forward` clips
-    to +-10 standard deviations.
+    Sums are float64. `forward` standardizes and clips to +-10 standard deviations. Before the first update it is the
+    identity.
     """
 
     mean: Tensor
@@ -26,7 +26,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor) -> None:
-        """Take in `x` (..., N, D) where `mask` (..., N) is True."""
+        """Add `x` (..., N, D) where `mask` (..., N) is True."""
         shape = self.mean.shape
         weight = mask.reshape(-1, shape[0], 1).double()
         rows = x.reshape(-1, *shape).double() * weight
@@ -34,7 +34,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def add(self, sums: Tensor) -> None:
-        """Take in entries of this rank by their sums, sums of squares and counts, (3, N, D) float64."""
+        """Add entries of this rank by their sums, sums of squares and counts, (3, N, D) float64."""
         total, square, counts = all_reduce(sums)
         count = counts[:, :1]
         mean = total / count.clamp(min=1.0)
@@ -46,16 +46,16 @@ class RunningMoments(nn.Module):
         self.count.add_(count)
 
     def forward(self, x: Tensor, agents: slice = slice(None)) -> Tensor:
-        """`x` (..., K, D) standardized, of the K `agents`, by default all N."""
+        """Return `x` (..., K, D) of the K `agents`, by default all N, standardized."""
         scale = self.variance[agents].clamp(min=1e-8).rsqrt().to(x.dtype)
         return ((x - self.mean[agents].to(x.dtype)) * scale).clamp(-10.0, 10.0)
 
 
 class ValueNorm(nn.Module):
-    """Scales returns for the critic by the moments of recent rollouts (Yu et al. 2022, section 5.1).
+    """Normalizer of returns by the moments of recent rollouts (Yu et al. 2022, section 5.1).
 
-    `decay` is the weight of the past at each update; the moving averages are debiased as in Adam.
-    With `decay` 0 the critic works in the units of the reward.
+    `decay` is the weight of the past at each update. The moving averages are debiased as in Adam. With `decay` 0 the
+    critic works in units of the reward.
     """
 
     first: Tensor
@@ -65,7 +65,7 @@ class ValueNorm(nn.Module):
     def __init__(self, decay: float) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
-            raise ConfigError(f"value_norm_decay is {decay}; give 0 (off) or a weight below 1, usually 0.9 to 0.99")
+            raise ConfigError(f"value_norm_decay={decay} is no weight; set 0 (off) or a number below 1, usually 0.99")
         self.decay = decay
         self.register_buffer("first", torch.zeros((), dtype=torch.float64))
         self.register_buffer("second", torch.zeros((), dtype=torch.float64))
@@ -73,7 +73,7 @@ class ValueNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor, mask: Tensor) -> None:
-        """Take in the returns of one rollout, in reward units, where `mask` is True."""
+        """Add the returns of one rollout, in units of the reward, where `mask` is True."""
         if self.decay == 0.0:
             return
         x = returns[mask].double()
@@ -85,7 +85,7 @@ class ValueNorm(nn.Module):
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation; 0 and 1 before the first update."""
+        """Return mean and standard deviation; 0 and 1 before the first update."""
         if self.weight == 0:
             return torch.zeros_like(self.first), torch.ones_like(self.first)
         mean = self.first / self.weight
@@ -93,9 +93,11 @@ class ValueNorm(nn.Module):
         return mean, variance.sqrt()
 
     def normalize(self, x: Tensor) -> Tensor:
+        """Return returns in units of the reward in the critic's units."""
         mean, std = self.moments()
         return (x - mean.to(x.dtype)) / std.to(x.dtype)
 
     def denormalize(self, x: Tensor) -> Tensor:
+        """Return values in the critic's units in units of the reward."""
         mean, std = self.moments()
         return x * std.to(x.dtype) + mean.to(x.dtype)

@@ -22,22 +22,21 @@ _TYPED = {np.dtype(kind) for kind in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "
 
 
 def pack(value: Any) -> Packed:
-    """Split nested lists, tuples and dictionaries of arrays, tensors and JSON values; `unpack` gives them back.
+    """Split nested lists, tuples and dictionaries of arrays, tensors and JSON values; `unpack` restores them.
 
-    Meant for environment states (`pack(vector.get_state())`): integers of any size, None, numpy scalars, dictionary
-    keys that are no strings, and every numpy dtype of fixed size without fields come back as they were. Arrays are
-    copied; tensors are not.
+    It keeps integers of any size, None, NumPy scalars, dictionary keys that are no strings, and every NumPy dtype of
+    fixed size without fields. Arrays are copied, tensors are not.
 
-    Raises CheckpointError for anything else, naming where it is.
+    Raises CheckpointError for anything else, with its place.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, _encode(value, "", tensors)
 
 
 def unpack(tensors: Mapping[str, Tensor], data: Any) -> Any:
-    """The value that was packed, sharing no memory with `tensors`.
+    """Return the value that was packed. It shares no memory with `tensors`.
 
-    Raises CheckpointError where tensors and data do not belong together.
+    Raises CheckpointError if tensors and data do not belong together.
     """
     if isinstance(data, list):
         return [unpack(tensors, item) for item in data]
@@ -91,7 +90,7 @@ def _encode_dict(value: dict[Any, Any], where: str, tensors: dict[str, Tensor]) 
 
 
 def _from_array(array: np.ndarray, name: str) -> tuple[Tensor, dict[str, Any]]:
-    """The array as a tensor of its own dtype, or as bytes with the dtype and the shape to say what they are."""
+    """Return the array as a tensor of its dtype, or as bytes with dtype and shape as JSON."""
     if array.dtype in _TYPED:
         return torch.from_numpy(np.array(array, order="C")), {}
     if array.dtype.kind not in "biufcSUmM":
@@ -108,7 +107,7 @@ def _to_array(tensor: Tensor, data: Mapping[str, Any]) -> np.ndarray:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Give a network the tensors of a checkpoint; CheckpointError names the first that does not fit."""
+    """Load the tensors of a checkpoint. Raises CheckpointError that names the first one that does not fit."""
     own = module.state_dict()
     for name in [*own, *tensors]:
         shapes = [list(group[name].shape) if name in group else None for group in (tensors, own)]
@@ -122,14 +121,14 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> Packed:
-    """The state and the options of every parameter group. The tensors are the optimizer's own, not copies."""
+    """Return state and options of every parameter group. The tensors are not copies."""
     return pack(optimizer.state_dict())
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Any) -> None:
     """Continue from `pack_optimizer`, on the devices of the optimizer's parameters.
 
-    Raises CheckpointError where the parameter groups do not fit.
+    Raises CheckpointError if the parameter groups do not fit.
     """
     try:
         optimizer.load_state_dict(unpack(tensors, data))
@@ -138,7 +137,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def rng_state(generators: Generators) -> Packed:
-    """The states of the named generators and of the global ones of python, numpy and torch."""
+    """Return the states of the named generators and of the global ones of Python, NumPy and torch."""
     named = {
         name: stream.get_state() if isinstance(stream, torch.Generator) else stream.bit_generator.state
         for name, stream in generators.items()
@@ -147,9 +146,9 @@ def rng_state(generators: Generators) -> Packed:
 
 
 def set_rng_state(generators: Generators, tensors: Mapping[str, Tensor], data: Any) -> None:
-    """Set the generators, in place, and the global ones to what `rng_state` saw.
+    """Set the generators in place, and the global ones, to the states of `rng_state`.
 
-    Raises CheckpointError where names, kinds or devices of the generators are others than they were.
+    Raises CheckpointError if names, kinds or devices of the generators differ.
     """
     state = unpack(tensors, data)
     if state["named"].keys() != generators.keys():

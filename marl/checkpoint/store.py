@@ -1,11 +1,11 @@
-"""Training checkpoints: directories that are written beside and renamed into place, without pickled objects.
+"""Training checkpoints: directories that are written under another name and renamed, without pickled objects.
 
     root/step_000000120000/<group>.safetensors    one file for each group of tensors
     root/step_000000120000/manifest.json          JSON data, score, versions, size and sha256 of every file
 
-A name with a leading dot is unfinished business: `.partial_` is being written, `.replaced_` gives way to
-a newer copy of its step, `.removed_` is being deleted. The next save settles whatever a crash left of them.
-One process at a time saves to a root; any number may load from it.
+A leading dot marks an unfinished operation: `.partial_` is being written, `.replaced_` is replaced by a newer copy of
+its step, `.removed_` is being deleted. The next save cleans up after a crash. One process at a time may save to a root;
+any number may load from it.
 """
 
 import json
@@ -48,7 +48,7 @@ _GROUP = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` found: tensors by group and name, the JSON data, and the directory they came from."""
+    """Content of a checkpoint: tensors by group and name, JSON data, and its directory."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -58,7 +58,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A directory of a root. `order` counts saves; for a damaged one it is a guess, just after the smaller steps."""
+    """Directory of a root. `order` counts saves; that of a damaged one is estimated from its step."""
 
     path: Path
     order: float
@@ -74,14 +74,14 @@ def save(
     keep: int = 3,
     score: float | None = None,
 ) -> Path:
-    """Write a checkpoint of `step` under `root`, then remove those before the last `keep` and the best-scored one.
+    """Write a checkpoint of `step` under `root`, then remove all but the last `keep` and the best-scored one.
 
-    `tensors` is grouped: {"model": {"weight": ...}}. `data` comes back as JSON keeps it; what JSON does not keep
-    (arrays, tuples, integer keys) goes through `pack`. The last ones are those saved last, whatever their step.
-    Tensors that share memory are written apart. Returns the directory.
+    `tensors` are grouped: {"model": {"weight": ...}}. `data` is JSON; use `pack` for arrays, tuples and integer keys.
+    The last checkpoints are those saved last, whatever their step. Tensors that share memory are written separately.
+    Returns the directory.
 
-    Raises ConfigError for an argument that cannot be used, and CheckpointError where the data cannot be stored or
-    written (a full disk): nothing is then left of this save, and earlier checkpoints are as they were.
+    Raises ConfigError for an invalid argument, and CheckpointError if the data cannot be stored or written (a full
+    disk). A failed save leaves nothing behind, and earlier checkpoints as they were.
     """
     _check_arguments(step, tensors, keep, score)
     root = Path(root)
@@ -111,14 +111,14 @@ def load(
     which: str | int = "last",
     check: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
-    """Read and verify a checkpoint: the one in `path`, or of the root `path` the "last", the "best" or a step's.
+    """Read and verify the checkpoint in `path`, or the "last", the "best" or a step's checkpoint of the root `path`.
 
-    Tensors arrive on `map_location`. Of a root, "last" is the one saved last and "best" the one of the highest
-    score, or the last where none has one; where it is damaged, the next one in that order is taken, with a warning
-    that names the damage. `check` raises CheckpointError for content that the caller cannot use; that is damage too.
+    Tensors are loaded to `map_location`. "best" has the highest score; it is the last if none has a score. If the
+    checkpoint is damaged, the next one in that order is taken, with a warning that names the damage. `check` raises
+    CheckpointError for content that the caller cannot use, which counts as damage.
 
-    Raises CheckpointError where an explicit directory or step is damaged or absent, where nothing is usable, and
-    for a format newer than this code; ConfigError for an unknown `which`.
+    Raises CheckpointError if an explicit directory or step is damaged or absent, if nothing is usable, and for a format
+    newer than this code; ConfigError for an unknown `which`.
     """
     path = Path(path)
     if match := _STEP.fullmatch(path.name):
@@ -148,7 +148,7 @@ def load(
 
 
 def best(root: Path) -> Path | None:
-    """The directory of the highest score (the latest of equals), or None where no intact one has a score."""
+    """Return the directory of the highest score (the latest of equals), or None if no intact one has a score."""
     return next((entry.path for entry in _by_score(_history(Path(root)))), None)
 
 
@@ -205,7 +205,7 @@ def _write_tensors(path: Path, group: Mapping[str, Tensor]) -> None:
 
 
 def _writable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values on the CPU, contiguous, no two in one storage."""
+    """Return the tensors on the CPU, contiguous, each with its own storage."""
     if "__metadata__" in group:
         raise CheckpointError("a tensor is named '__metadata__', which the file format reserves; rename it")
     result: dict[str, Tensor] = {}
@@ -222,7 +222,7 @@ def _writable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename into place; at every moment the step's old or new copy stands under a name that `load` knows."""
+    """Rename into place. At every moment `load` finds the old or the new copy of the step."""
     replaced = final.with_name(f".replaced_{final.name}")
     if os.path.lexists(final):
         final.rename(replaced)
@@ -232,7 +232,7 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _finish_interrupted_saves(root: Path) -> None:
-    """Undo or finish what a crash interrupted."""
+    """Undo or finish the saves that a crash interrupted."""
     for path in list(root.iterdir()):
         match = _UNFINISHED.fullmatch(path.name)
         if match and match[1] == "replaced" and not os.path.lexists(root / match[2]):
@@ -242,7 +242,7 @@ def _finish_interrupted_saves(root: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Delete a directory, a file or a symbolic link, whose target stays. A failure is a warning."""
+    """Delete a directory, a file or a symbolic link without its target. A failure is a warning."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -279,13 +279,13 @@ def _failure(root: Path, final: Path, needed: int, error: OSError) -> str:
 
 
 def _present(root: Path) -> dict[int, Path]:
-    """Steps and their directories; a replaced copy counts only where the new one is not in place."""
+    """Return the directories by step. A replaced copy counts only if the new one is missing."""
     paths = sorted(root.iterdir()) if root.is_dir() else []
     return {int(match[1]): path for path in paths if (match := _STEP.fullmatch(path.name))}
 
 
 def _history(root: Path) -> list[_Entry]:
-    """Every checkpoint of a root, last saved first. Sizes are compared, contents are not read."""
+    """Return every checkpoint of a root, last saved first. File sizes are compared, contents are not read."""
     entries, newest = [], 0.0
     for _, path in sorted(_present(root).items()):
         try:
@@ -299,7 +299,7 @@ def _history(root: Path) -> list[_Entry]:
 
 
 def _by_score(history: list[_Entry]) -> list[_Entry]:
-    """Intact scored entries, the highest score first and the latest of equals."""
+    """Return the intact entries with a score, highest first, latest first among equals."""
     scored = [(entry.score, entry.order, entry) for entry in history if not entry.error and entry.score is not None]
     return [entry for *_, entry in sorted(scored, key=lambda item: item[:2], reverse=True)]
 

@@ -146,9 +146,9 @@ def test_token_example(intra, expected):
         torch.tensor([0.2, 1.0], dtype=torch.float64)[:, None, None],
         value,
         mask,
-        torch.tensor([[False], [True]]),
-        torch.zeros(2, 1, dtype=torch.bool),
-        torch.full((2, 1, 1), 5.0, dtype=torch.float64),
+        terminated=torch.tensor([[False], [True]]),
+        truncated=torch.zeros(2, 1, dtype=torch.bool),
+        bootstrap=torch.full((2, 1, 1), 5.0, dtype=torch.float64),
     )
     torch.testing.assert_close(advantage[mask], torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -160,9 +160,9 @@ def test_action_example():
         torch.tensor([0.2, 1.0], dtype=torch.float64)[:, None, None],
         torch.tensor([0.5, 0.7], dtype=torch.float64)[:, None, None, None],
         torch.ones(2, 1, 1, 1, dtype=torch.bool),
-        torch.tensor([[False], [True]]),
-        torch.zeros(2, 1, dtype=torch.bool),
-        torch.full((2, 1, 1), 5.0, dtype=torch.float64),
+        terminated=torch.tensor([[False], [True]]),
+        truncated=torch.zeros(2, 1, dtype=torch.bool),
+        bootstrap=torch.full((2, 1, 1), 5.0, dtype=torch.float64),
     )
     torch.testing.assert_close(advantage.flatten(), torch.tensor([0.546, 0.3], dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -234,9 +234,9 @@ def test_truncated_chain_with_exact_values_has_no_advantage(agents, gae_lambda):
         torch.ones(shape[:3], dtype=torch.float64),
         torch.full(shape, exact, dtype=torch.float64),
         torch.ones(shape, dtype=torch.bool),
-        torch.zeros(5, 1, dtype=torch.bool),
-        truncated,
-        torch.full(shape[:3], exact, dtype=torch.float64),
+        terminated=torch.zeros(5, 1, dtype=torch.bool),
+        truncated=truncated,
+        bootstrap=torch.full(shape[:3], exact, dtype=torch.float64),
     )
     torch.testing.assert_close(advantage, torch.zeros_like(advantage), atol=1e-12, rtol=0)
     torch.testing.assert_close(returns, torch.full_like(returns, exact))

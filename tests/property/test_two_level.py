@@ -56,7 +56,8 @@ class Process:
                 for j in range(len(action)):
                     tokens[0, a :: len(ACTIONS), 0, j] = value[:, index[action[:j]]]
             bootstrap = value[self.next, 0].view(1, -1, 1)
-            returns = backup(links, self.reward.view(1, -1, 1), tokens, mask, no, no, bootstrap)[1]
+            ends = {"terminated": no, "truncated": no, "bootstrap": bootstrap}
+            returns = backup(links, self.reward.view(1, -1, 1), tokens, mask, **ends)[1]
             q = returns.view(self.states, len(ACTIONS), LONGEST)
             value = self._fold(q, index, greedy)
         last = torch.stack([q[:, a, len(action) - 1] for a, action in enumerate(ACTIONS)], -1)
@@ -102,7 +103,8 @@ def test_a_discount_inside_the_action_punishes_long_words(gamma_intra, long):
         given_reward = torch.full(shape[:3], reward, dtype=torch.float64)
         zeros = torch.zeros(shape, dtype=torch.float64)
         mask = torch.ones(shape, dtype=torch.bool)
-        returns.append(float(backup(links, given_reward, zeros, mask, done, ~done, given_reward)[1][0, 0, 0, 0]))
+        ends = {"terminated": done, "truncated": ~done, "bootstrap": given_reward}
+        returns.append(float(backup(links, given_reward, zeros, mask, **ends)[1][0, 0, 0, 0]))
     assert returns == pytest.approx([long, 0.95])
     assert (returns[0] > returns[1]) == (gamma_intra == 1.0)
 
@@ -136,19 +138,19 @@ def test_forced_tokens_change_no_other_advantage(seed, gae_lambda, place):
     value = torch.as_tensor(rng.normal(size=shape))
     length = rng.integers(1, slots + 1, shape[:3])
     mask = torch.as_tensor(np.arange(slots) < length[..., None])
-    rest = (
-        torch.as_tensor(rng.random(shape[:2]) < 0.2),
-        torch.as_tensor(rng.random(shape[:2]) < 0.2),
-        torch.as_tensor(rng.normal(size=shape[:3])),
-    )
+    rest = {
+        "terminated": torch.as_tensor(rng.random(shape[:2]) < 0.2),
+        "truncated": torch.as_tensor(rng.random(shape[:2]) < 0.2),
+        "bootstrap": torch.as_tensor(rng.normal(size=shape[:3])),
+    }
     reward = torch.as_tensor(rng.normal(size=shape[:3]))
     links = Links("parallel", "sequential", 0.9, gae_lambda)
-    before = backup(links, reward, value, mask, *rest)[0]
+    before = backup(links, reward, value, mask, **rest)[0]
     # A slot before token `place`, filled in the actions that have that token.
     place = min(place, slots - 1)
     filled = mask[..., place : place + 1]
     longer = torch.cat([mask[..., :place], filled, mask[..., place:]], -1)
     repeated = torch.cat([value[..., :place], value[..., place : place + 1], value[..., place:]], -1)
-    after = backup(links, reward, repeated, longer, *rest)[0]
+    after = backup(links, reward, repeated, longer, **rest)[0]
     kept = torch.cat([after[..., :place], after[..., place + 1 :]], -1)
     torch.testing.assert_close(kept, before)

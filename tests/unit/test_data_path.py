@@ -55,8 +55,8 @@ def collect(vector, steps, one_chain=False, **options):
         ValueNorm(0.0),
         steps,
         torch.Generator().manual_seed(0),
-        list(range(vector.num_envs)),
-        one_chain=one_chain,
+        seeds=list(range(vector.num_envs)),
+        sequential_agents=one_chain,
         **options,
     )
     return collector, *collector.collect()
@@ -294,15 +294,16 @@ def test_a_cut_agent_is_valued_from_its_last_observation(steps, one_chain, opene
         expected = before[0].expand(3) if one_chain else before
         assert rollout.bootstrap[1, 0, 0] == expected[0] != 0
         links = Links("sequential" if one_chain else "parallel", gamma=0.9, gae_lambda=1.0)
-        args = (
+        _, returns = backup(
+            links,
             rollout.reward,
             rollout.value,
             rollout.node_mask,
-            rollout.terminated,
-            rollout.truncated,
-            rollout.bootstrap,
+            terminated=rollout.terminated,
+            truncated=rollout.truncated,
+            bootstrap=rollout.bootstrap,
+            agent_truncated=rollout.agent_cuts(),
         )
-        _, returns = backup(links, *args, agent_truncated=rollout.agent_cuts())
         if not one_chain:
             # Agent 0 earns 1 in both of its steps, and then what its last observation is worth.
             assert returns[0, 0, 0, 0] == pytest.approx(1 + 0.9 * (1 + 0.9 * float(before[0])), abs=1e-6)
@@ -343,9 +344,9 @@ def test_a_step_in_which_the_environment_was_lost_is_not_learned_from(opened):
         rollout.reward,
         rollout.value,
         rollout.node_mask,
-        rollout.terminated,
-        rollout.truncated,
-        rollout.bootstrap,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        bootstrap=rollout.bootstrap,
         discount=rollout.discount(0.9),
     )
     obs = Relay((9,), (False,))

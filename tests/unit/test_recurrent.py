@@ -204,7 +204,13 @@ def chain(length):
 def counting(makes, steps, drop=False):
     env = SyncVector(makes)
     return Collector(
-        env, Counter(env.spec), ValueNorm(0.0), steps, torch.Generator(), list(range(env.num_envs)), drop_nonfinite=drop
+        env,
+        Counter(env.spec),
+        ValueNorm(0.0),
+        steps,
+        torch.Generator(),
+        seeds=list(range(env.num_envs)),
+        drop_nonfinite=drop,
     )
 
 
@@ -381,7 +387,7 @@ def test_a_trained_policy_that_is_loaded_does_as_it_was_evaluated(small):
             {"bptt_steps": 10, "rollout_steps": 128},
             "bptt_steps=10 does not divide rollout_steps=128; set bptt_steps to 8",
         ),
-        ({"bptt_steps": 20, "rollout_steps": 8}, "does not divide rollout_steps, 8; give 8"),
+        ({"bptt_steps": 20, "rollout_steps": 8}, "does not divide rollout_steps=8; set bptt_steps to 8"),
         ({"bptt_steps": -1}, "bptt_steps=-1 is negative"),
         ({"bptt_steps": 8, "rollout_steps": 8, "minibatches": 4}, "a rollout has 3 segments of 8 steps"),
         ({"bptt_steps": 8, "rollout_steps": 8, "micro_batch": 3}, "micro_batch=3 is less than a segment of 8 steps"),

@@ -40,7 +40,7 @@ def collector(make, envs=3, steps=8, kind=MLPPolicy):
     env = SyncVector([make] * envs)
     torch.manual_seed(0)
     policy = kind(env.spec, MLPOptions(hidden=(8,)), central=False)
-    return Collector(env, policy, ValueNorm(0.0), steps, torch.Generator().manual_seed(0), list(range(envs)))
+    return Collector(env, policy, ValueNorm(0.0), steps, torch.Generator().manual_seed(0), seeds=list(range(envs)))
 
 
 def test_durations_reach_the_rollout_through_wrappers():
@@ -177,7 +177,7 @@ def test_what_a_cut_chain_is_worth(team_reward, one_chain, expected):
     alive = np.array([[True] * 3, [False, True, True], [False] * 3])
     policy = Worth(team_reward)
     value = bootstrap_value(
-        policy, ValueNorm(0.0), Obs(None, alive), RecurrentState(policy, 3), np.arange(3), one_chain
+        policy, ValueNorm(0.0), Obs(None, alive), RecurrentState(policy, 3), np.arange(3), sequential_agents=one_chain
     )
     assert value.tolist() == expected
 
