@@ -324,7 +324,7 @@ def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: 
     threads = threads or (min(free, count) if batched else 1)
     restart = config.collect.restart_workers and train
     seed = Streams(config.seed).integer("workers", distributed.rank(), number)
-    return make_vector(task.name, task.options, count, workers, threads, restart, seed)
+    return make_vector(task.name, task.options, count, workers, threads, restart=restart, seed=seed)
 
 
 def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *others: VectorEnv) -> Trainer:

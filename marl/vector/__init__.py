@@ -21,6 +21,7 @@ def make_vector(
     num_envs: int,
     workers: int = 0,
     threads: int = 1,
+    *,
     restart: bool = False,
     seed: int = 0,
 ) -> VectorEnv:

@@ -47,6 +47,7 @@ class ProcessVector(VectorBase):
         restart: bool = False,
         name: str = "",
         timeout: float = 300.0,
+        *,
         seed: int = 0,
     ) -> None:
         require_env_fns(env_fns)
@@ -72,7 +73,14 @@ class ProcessVector(VectorBase):
     def _start(self, env_fns: Sequence[Callable[[], Env]], env_ranges: list[range], name: str, seed: int) -> None:
         workers = self._pool.workers
         for number, envs in enumerate(env_ranges):
-            worker = Worker(number, envs, _pickle(env_fns[envs.start : envs.stop]), self._pool.memory, name, seed)
+            worker = Worker(
+                number,
+                envs,
+                _pickle(env_fns[envs.start : envs.stop]),
+                self._pool.memory,
+                name=name,
+                seed=seed,
+            )
             worker.start(self._context)
             workers.append(worker)
         deadline = time.monotonic() + self._timeout

@@ -47,6 +47,7 @@ def serve(
     memory: SharedBlock,
     pickled_envs: bytes,
     env_range: range,
+    *,
     name: str,
     seed: int,
 ) -> None:
@@ -61,11 +62,11 @@ def serve(
     faulthandler.enable()
     seed_everything(seed, env_range.start)
     with suppress(Shutdown):
-        _serve(inbox, outbox, memory, pickled_envs, env_range, name)
+        _serve(inbox, outbox, memory, pickled_envs, env_range, name=name)
 
 
 def _serve(
-    inbox: Connection, outbox: Connection, memory: SharedBlock, pickled_envs: bytes, env_range: range, name: str
+    inbox: Connection, outbox: Connection, memory: SharedBlock, pickled_envs: bytes, env_range: range, *, name: str
 ) -> None:
     try:
         shard = Shard(pickle.loads(pickled_envs), env_range.start, name)
@@ -161,12 +162,13 @@ class Worker:
     """
 
     def __init__(
-        self, number: int, env_range: range, pickled_envs: bytes, memory: SharedBlock, name: str, seed: int
+        self, number: int, env_range: range, pickled_envs: bytes, memory: SharedBlock, *, name: str, seed: int
     ) -> None:
         self.number = number
         self.env_range = env_range
         self.name = name
-        self.arguments = (memory, pickled_envs, env_range, name, seed)
+        self.arguments = (memory, pickled_envs, env_range)
+        self.options = {"name": name, "seed": seed}
         self.failures = 0
 
     def start(self, context: Any) -> None:
@@ -175,7 +177,9 @@ class Worker:
         self.error: MarlError | None = None
         inbox, self.outgoing = context.Pipe(duplex=False)
         self.incoming, outbox = context.Pipe(duplex=False)
-        self.process = context.Process(target=serve, args=(inbox, outbox, *self.arguments), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(inbox, outbox, *self.arguments), kwargs=self.options, daemon=True
+        )
         with _one_thread():
             self.process.start()
         inbox.close()
