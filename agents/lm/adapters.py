@@ -9,17 +9,17 @@ from torch import nn
 from marl.errors import ConfigError, MissingDependencyError
 
 ALL_LINEAR = "all-linear"
-"""Every attention and MLP projection, as PEFT's word of the same name."""
+"""Every attention and MLP projection, as in PEFT."""
 
 
 def add_adapters(
     model: Any, name: str, *, rank: int, alpha: float, dropout: float, targets: tuple[str, ...], seed: int
 ) -> Any:
-    """Put adapters into the model, which changes nothing yet, and freeze the rest. Returns peft's wrapper.
+    """Add adapters to the model and freeze the rest. Returns peft's wrapper. Predictions do not change yet.
 
-    `targets` end the names of layers (`q_proj`, `self_attn.q_proj`), or are `all-linear`. `alpha` / `rank` scales what
-    an adapter adds (Hu et al. 2021, section 4.1). `seed` draws their weights. Raises ConfigError for a target that
-    matches no layer, and for the output matrix.
+    `targets` are suffixes of layer names (`q_proj`, `self_attn.q_proj`), or `all-linear`. `alpha` / `rank` scales the
+    output of an adapter (Hu et al. 2021, section 4.1). `seed` seeds their weights. Raises ConfigError if a target
+    matches no layer, or the output matrix.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -35,7 +35,7 @@ def add_adapters(
 
 
 def _find_layers(model: Any, name: str, targets: tuple[str, ...]) -> list[str]:
-    """The full names of the linear layers of the decoder that the targets mean."""
+    """Return the full names of the decoder's linear layers that the targets match."""
     output = model.get_output_embeddings()
     inside = {id(module) for module in model.get_decoder().modules()}
     linear = {path: layer for path, layer in model.named_modules() if _is_linear(layer)}
@@ -50,7 +50,7 @@ def _find_layers(model: Any, name: str, targets: tuple[str, ...]) -> list[str]:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """Whether a layer is a projection. Some routers of experts extend one, and return more than a tensor."""
+    """Return True for a projection. Some expert routers extend one, and return more than a tensor."""
     from transformers.pytorch_utils import Conv1D
 
     if type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear):
@@ -69,7 +69,7 @@ def _nothing_matches(model: Any, name: str, target: str, layers: list[str], outp
 
 
 def dropout_layers(adapters: Any) -> list[nn.Module]:
-    """The dropout of every adapter; none where its probability is 0."""
+    """Return the dropout layers of the adapters; none if the probability is 0."""
     return [
         module
         for path, module in adapters.named_modules()

@@ -1,4 +1,4 @@
-"""The language agents: a policy class for each way of choosing, and the settings that make each algorithm."""
+"""Registration of the language agents: policy classes, and the settings that make each algorithm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -72,7 +72,7 @@ def check(config: RunConfig) -> None:
 
 
 def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
-    """The model of `options`. Raises ConfigError for an environment whose observations or actions are no text."""
+    """Return the model of `options`. Raises ConfigError if observations or actions of `spec` are not text."""
     for kind, space in (("observations", spec.observation_space), ("actions", spec.action_space)):
         if not isinstance(space, gymnasium.spaces.Text):
             raise ConfigError(f"{spec.name} has {type(space).__name__} {kind}; language agents read and write text")
@@ -93,11 +93,12 @@ def open_backbone(spec: EnvSpec, options: LanguageOptions) -> Backbone:
 
 
 def external(options: Mapping[str, Any]) -> list[str]:
-    """Weights on disk other than those of a package that the user installed."""
+    """Return the weights on disk that `options` name, except those of an installed package."""
     return [] if (model := options.get("model", "tiny")) in ("tiny", "smollm2") else [f"model {model}"]
 
 
 def make_token_policy(spec: EnvSpec, options: TokenOptions) -> TokenPolicy:
+    """Return a token policy for `spec`."""
     return TokenPolicy(spec, options, open_backbone(spec, options))
 
 
@@ -116,6 +117,7 @@ for _name, (_summary, _defaults) in ALGORITHMS.items():
     external=external,
 )
 def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
+    """Return TWOSOME for `spec`."""
     return Twosome(spec, options, open_backbone(spec, options))
 
 
@@ -139,4 +141,5 @@ def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
     external=external,
 )
 def make_etpo(spec: EnvSpec, options: ETPOOptions) -> ETPOPolicy:
+    """Return ETPO for `spec`."""
     return ETPOPolicy(spec, options, open_backbone(spec, options))

@@ -1,4 +1,4 @@
-"""A causal language model as the language agents use it: one forward over trees of tokens, for acting and learning."""
+"""A causal language model with one forward pass over trees of tokens, for acting and learning."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +17,15 @@ from marl.errors import ConfigError
 
 
 class Backbone(nn.Module):
-    """One copy of a model's weights, with whatever of them is trained.
+    """A model's weights, of which the trained ones are this module's parameters.
 
-    What is trained is this module's parameters: the adapters, or all weights where there are none. Its `state_dict`
-    holds these and the fingerprint of a pretrained model. The rest belongs to `model`, which is no submodule, moves
-    with this module between devices and stays in evaluation mode. The *reference* is the model before training: the
-    adapters switched off, or a frozen copy.
+    Trained are the adapters, or all weights if there are no adapters. `state_dict` holds them and the fingerprint of a
+    pretrained model. The other weights belong to `model`. It is no submodule, but moves with this module between
+    devices. It stays in evaluation mode. The *reference* is the model before training: the adapters switched off, or a
+    frozen copy.
 
-    `tokenizer`; `context`: tokens of prompt plus action; `feature_size`: H; `token_budget`: tokens of a forward.
+    `context` is the number of tokens of prompt plus action, `feature_size` is H, and `token_budget` the number of
+    tokens of a forward pass.
     """
 
     base: Tensor | None
@@ -42,11 +43,12 @@ class Backbone(nn.Module):
         base: Tensor | None = None,
         name: str = "tiny",
     ) -> None:
-        """`adapters` is the peft model around `model`; `reference` a frozen copy of a model that trains in full.
+        """Wrap `model`.
 
-        `placed`: the model's layers lie on devices of their own and stay there. `logit_rule`: what the model does to
-        its logits. `base`: the fingerprint of a pretrained model, kept in checkpoints and compared when one is
-        loaded; `name` is for messages.
+        `adapters` is the peft model around it, and `reference` a frozen copy of a model that trains in full. With
+        `placed` the model's layers lie on several devices and stay there. `logit_rule` is applied to its logits.
+        `base` is the fingerprint of a pretrained model, which checkpoints keep and loading compares. `name` is for
+        messages.
         """
         super().__init__()
         self.placed = placed
@@ -63,21 +65,22 @@ class Backbone(nn.Module):
 
     @property
     def model(self) -> Any:
+        """The causal language model."""
         return self._held[0]
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in, and where everything but the model itself belongs."""
+        """Device of the input embeddings, and of all tensors outside the model."""
         return self.model.get_input_embeddings().weight.device
 
     @property
     def output(self) -> OutputMatrix:
-        """The output matrix, in which features become logits. Of the trained model, if that trains in full."""
+        """The output matrix, from features to logits. It is the trained one if the model trains in full."""
         return self._output(self.model)
 
     @property
     def reference_output(self) -> OutputMatrix:
-        """The output matrix that belongs to features of the reference."""
+        """The output matrix of the reference."""
         return self._output(self._held[2] or self.model)
 
     def _output(self, model: Any) -> OutputMatrix:
@@ -85,22 +88,18 @@ class Backbone(nn.Module):
         return OutputMatrix(layer.weight, getattr(layer, "bias", None), self.logit_rule)
 
     def features(self, trees: Sequence[Tree], reference: bool = False) -> Tensor:
-        """(M, H) float32: what the model knows at the last token of every prompt and at every node of its trie.
+        """Return the last hidden states (M, H) float32 at each prompt's last token and at each node of its tree.
 
-        M is the sum of `tree.rows`, in order of the trees; a tree's first row is its prompt's last token, row k + 1
-        its node k: `features.split([tree.rows for tree in trees])`. Each is what the model computes for the prompt
-        and the node's ancestors alone; a tree's prefixes are computed once. Trees of like length share a forward of
-        at most `token_budget` tokens (a longer tree has its own).
+        M is the sum of `tree.rows`. A tree's first row is its prompt's last token, and row k + 1 its node k. Each row
+        is what the model computes for the prompt and the node's ancestors alone, but shared prefixes are computed
+        once. Trees of similar length share a forward pass of at most `token_budget` tokens. A longer tree has its own.
 
-        On a CPU a tree's features are the same to the last bit whatever other trees are asked for, with gradients or
-        without; so a tree met again gives the log-probabilities that it gave before. Another tree over the same
-        tokens does not: in bf16 the same token's log-probability moves by up to 0.16 (SmolLM2). Act and learn with
-        the same tree.
+        On a CPU a tree's features do not depend on the other trees, to the last bit, with or without gradients.
+        Another tree over the same tokens rounds differently: in bf16 a token's log-probability moves by up to 0.16
+        (SmolLM2). So act and learn with the same tree.
 
-        The dropout of adapters acts where autograd is on and this module is in training mode.
-
-        With gradients wherever autograd is on, except of the `reference`, whose features are ordinary tensors even
-        in inference mode and can be kept for learning later.
+        Adapter dropout is active if autograd is on and this module is in training mode. The features of the
+        `reference` have no gradient, and are ordinary tensors even in inference mode, so they can be kept for learning.
         """
         if not trees:
             return torch.zeros(0, self.feature_size, device=self.device)
@@ -119,7 +118,7 @@ class Backbone(nn.Module):
         return torch.cat([parts[index] for index in range(len(trees))]).to(self.device, torch.float32)
 
     def _forward(self, model: Any, trees: Sequence[Tree]) -> Tensor:
-        """(B, S, H) hidden states of trees padded on the right."""
+        """Return hidden states (B, S, H) of trees padded on the right."""
         ids, positions, visible = (torch.from_numpy(x).to(self.device) for x in pack(trees, self.tokenizer.pad))
         decoder, everything = model.get_decoder(), torch.ones_like(ids)
         with tree_attention(decoder, positions, visible):
@@ -150,15 +149,15 @@ class Backbone(nn.Module):
 
     @staticmethod
     def _compare_base(module: Any, state_dict: Any, prefix: str, *_: Any) -> None:
-        """Raise CheckpointError where the checkpoint belongs to another pretrained model."""
+        """Raise CheckpointError if the checkpoint belongs to another pretrained model."""
         there = state_dict.get(f"{prefix}base")
         if module.base is not None and there is not None:
             compare(module.base, there, module.name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Backbone":
-        """Take the weights that are not parameters of this module along to another device.
+        """Move the model's other weights too.
 
-        Raises ConfigError for a model that is placed, and another device than its first.
+        Raises ConfigError if the model is placed and the device is not its first.
         """
         if self.placed:
             asked = fn(torch.empty(0, device=self.device)).device

@@ -1,9 +1,8 @@
-"""A trie of tokens over the actions that are allowed, and several of them laid out flat for one forward pass.
+"""Tries of tokens over the candidate actions, and several tries laid out flat for one forward pass.
 
-A *state* is a prefix that goes on: state 0 is the end of the prompt, the others follow an edge. An *edge* adds one
-token to a state. A candidate is a path of edges. Probabilities live on edges and are normalized over those that leave
-the same state, so a state with one edge has log-probability 0 exactly, and no path leads to an action that is not
-allowed.
+A *state* is a prefix that continues. State 0 is the end of the prompt, the others follow an edge. An *edge* adds one
+token to a state. A candidate is a path of edges. Probabilities belong to edges and are normalized over the edges that
+leave the same state. So a single edge has log-probability 0, and no path leads to an action that is not allowed.
 """
 
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Trie:
-    """C candidate actions as paths. S states, M edges.
+    """C candidate actions as paths through S states and M edges.
 
-    `token`, `source` (M,): an edge's token and the state it leaves. `entry`, `depth` (S,): the edge that leads to a
-    state, -1 for state 0, and how many edges lie before it. `paths`: the edges of each candidate. `free`: nothing
-    restricts the tokens, the paths are only what was sampled.
+    `token`, `source` (M,) are an edge's token and the state it leaves. `entry` (S,) is the edge that leads to a state,
+    -1 for state 0, and `depth` (S,) the number of edges before it. `paths` lists the edges of each candidate. With
+    `free` nothing restricts the tokens, and the paths are what was sampled. `index` finds a candidate by its tokens.
     """
 
     texts: tuple[str, ...]
@@ -39,24 +38,25 @@ class Trie:
 
     @property
     def states(self) -> int:
+        """Number of states S."""
         return len(self.entry)
 
     def tokens(self, candidate: int) -> Tokens:
-        """The tokens of a candidate, as they are sampled and stored."""
+        """Return the tokens of a candidate, as they are sampled and stored."""
         return tuple(self.token[list(self.paths[candidate])].tolist())
 
     def inner(self) -> tuple[np.ndarray, np.ndarray]:
-        """Token and parent of states 1..S-1 for the language model; parent -1 is the prompt, i is the i-th of these."""
+        """Return token and parent of states 1 to S-1. Parent -1 is the prompt, and i the i-th of these states."""
         edges = self.entry[1:]
         return self.token[edges], self.source[edges] - 1
 
 
 def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, limit: int, free: bool = False) -> Trie:
-    """The trie of candidates `texts` with `tokens`, whose paths have at most `limit` edges.
+    """Return the trie of candidates `texts` with `tokens`.
 
-    Where a candidate is a prefix of another, or empty, `end` closes it (None: candidates may end inside others).
-    Candidates with equal tokens are one, under the first one's text. Raises ConfigError for one that is too long, and
-    for an empty one that nothing closes.
+    A candidate that is empty or a prefix of another ends with the token `end`. If `end` is None, candidates may end
+    inside others. Candidates with equal tokens count once, with the first one's text. Raises ConfigError for a
+    candidate of more than `limit` tokens, and for an empty one if `end` is None.
     """
     prefixes = {ids[:n] for ids in tokens for n in range(len(ids))}
     edges: dict[tuple[int, int], int] = {}
@@ -104,11 +104,11 @@ def build_trie(texts: Sequence[str], tokens: Sequence[Tokens], end: int | None, 
 
 @dataclass(frozen=True)
 class FlatTries:
-    """P tries laid out flat: states (S,) and edges (M,) of all, one trie after the other.
+    """P tries laid out flat, one after the other: S states and M edges.
 
-    `source` (M,): the flat state that an edge leaves. `root` (P,): the flat state at the end of each prompt.
-    `free` (S,): states where every token of the vocabulary is allowed. `branching` (S,): states with a choice.
-    `depth` (S,): tokens between a state and its prompt.
+    `source` (M,) is the flat state that an edge leaves. `root` (P,) is the flat state at the end of each prompt.
+    `free` (S,) marks states that allow the whole vocabulary, `branching` (S,) states with a choice. `depth` (S,) is the
+    number of tokens between a state and its prompt.
     """
 
     tries: tuple[Trie, ...]
@@ -122,10 +122,11 @@ class FlatTries:
 
     @property
     def states(self) -> int:
+        """Number of states S."""
         return self.free.shape[0]
 
     def rows(self, tree: np.ndarray, candidate: np.ndarray, slots: int) -> tuple[Tensor, Tensor]:
-        """Flat edges (K, L) of K paths, candidate `candidate[k]` of trie `tree[k]`, and where they exist."""
+        """Return flat edges (K, L) of K candidates, `candidate[k]` of trie `tree[k]`, and the mask (K, L) of edges."""
         edges = np.zeros((len(tree), slots), np.int64)
         mask = np.zeros((len(tree), slots), bool)
         for k, (t, c) in enumerate(zip(tree.tolist(), candidate.tolist(), strict=True)):
@@ -138,7 +139,7 @@ class FlatTries:
 
 
 def flatten_tries(tries: Sequence[Trie], device: torch.device) -> FlatTries:
-    """The forest of `tries`, on `device`."""
+    """Return the tries laid out flat, on `device`."""
     states = np.array([trie.states for trie in tries])
     first_state = np.concatenate([[0], states.cumsum()])[:-1]
     first_edge = np.concatenate([[0], np.cumsum([len(trie.token) for trie in tries])])[:-1]
@@ -152,19 +153,19 @@ def flatten_tries(tries: Sequence[Trie], device: torch.device) -> FlatTries:
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
-    """(M, H): the rows `index` (M,) of `x` (S, H).
+    """Return the rows `index` (M,) of `x` (S, H).
 
-    As `x[index]`, whose gradient several threads add up in an order of their own each time.
+    The gradient is deterministic. That of `x[index]` is summed by several threads in varying order.
     """
     return F.embedding(index, x)
 
 
 def segment_sum(x: Tensor, segment: Tensor, count: int) -> Tensor:
-    """(count,): the sums of the entries of `x` (M,) with the same `segment` (M,)."""
+    """Return the sum (count,) of the entries of `x` (M,) in each segment, given each entry's `segment` (M,)."""
     return x.new_zeros(count).index_add(0, segment, x)
 
 
 def segment_logsumexp(x: Tensor, segment: Tensor, count: int) -> Tensor:
-    """(count,): log of the summed exponentials of each segment; -inf for an empty one."""
+    """Return the log-sum-exp (count,) of each segment; -inf for an empty one."""
     top = x.detach().new_full((count,), float("-inf")).scatter_reduce(0, segment, x.detach(), "amax")
     return segment_sum((x - top[segment]).exp(), segment, count).log() + top

@@ -1,12 +1,12 @@
-"""ETPO (Wen et al. 2024): soft Q values of tokens, and the policy that they imply beside a frozen reference.
+"""ETPO (Wen et al. 2024): soft Q values of tokens, and a policy that is regularized towards a frozen reference.
 
 For a state s (a prefix) and a token w, with pi the policy, rho the reference and Q' the slow copy of Q:
 
     Q(s, w)  <-  r + discount * V(s'),    V(s) = E_pi[Q'(s, w)] - beta KL(pi || rho)
     policy loss at s = sum_w pi(w) (beta (log pi(w) - log rho(w)) - Q(s, w))
 
-whose minimum is pi(w) ~ rho(w) exp(Q(s, w) / beta). Longer returns go on through the sampled w' behind w, which earns
--beta log(pi(w') / rho(w')) by itself; its expectation is in V(s').
+The minimum is pi(w) ~ rho(w) exp(Q(s, w) / beta). Returns over several tokens add the reward
+-beta log(pi(w') / rho(w')) of each sampled token w'. Its expectation is part of V(s').
 """
 
 import copy
@@ -29,19 +29,19 @@ from marl.errors import ConfigError
 from marl.types import EnvSpec
 
 CHUNK = 1 << 23
-"""Numbers of a vocabulary times states that exist at a time."""
+"""Elements (states times vocabulary) in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ETPOOptions(LanguageOptions):
-    """A language model with soft Q values."""
+    """Options of a language model with soft Q values."""
 
     critic: Literal["shared", "frozen"] = "frozen"
-    """Features that the Q values read: those of the model that learns, or of the frozen one."""
+    """Features that the Q values read: of the learning model (shared), or of the frozen one."""
     beta: float = 0.1
-    """Weight of the divergence from the reference, in units of the reward."""
+    """Weight of the divergence from the reference, in units of reward."""
     target_decay: float = 0.9
-    """Weight of the past in the slow copy of the Q values, at each update."""
+    """Decay of the target Q values per update: their weight in the moving average."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,9 +52,9 @@ class ETPOOptions(LanguageOptions):
 
 
 class QHead(nn.Module):
-    """Q(s, w) = v(s) + u(s) . e(w), with the frozen output vector of the token; zero at the start.
+    """Q(s, w) = v(s) + u(s) . e(w), with the token's frozen output vector e(w). It starts at zero.
 
-    `scale` brings output vectors to a length of about 1.
+    `scale` normalizes the output vectors to a length of about 1.
     """
 
     def __init__(self, width: int, hidden: tuple[int, ...], scale: float) -> None:
@@ -64,14 +64,15 @@ class QHead(nn.Module):
         nn.init.zeros_(self.net[-1].weight)  # pyright: ignore[reportArgumentType]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """v (S,) and u (S, H)."""
+        """Return v (S,) and u (S, H)."""
         out = self.net(features)
         return out[:, 0], self.scale * out[:, 1:]
 
 
 class ETPOPolicy(TokenPolicy):
-    """`Decision.value` is V, `node_reward` the sampled divergence, `Evaluation.value` the Q of the token taken,
-    `policy_loss` the policy loss.
+    """Token policy with soft Q values.
+
+    `Decision.value` is V, and `node_reward` the sampled divergence. `Evaluation.value` is the Q of the chosen token.
     """
 
     free_sampling = False
@@ -85,28 +86,32 @@ class ETPOPolicy(TokenPolicy):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
 
     def make_critic(self, width: int) -> QHead:
+        """Return the Q head."""
         unit = self.backbone.reference_output.weight.float().norm(dim=-1).mean()
         return QHead(width, self.options.critic_hidden, 1.0 / float(unit))
 
     @torch.no_grad()
     def after_update(self) -> None:
+        """Move the target Q head towards the learned one."""
         super().after_update()
         for slow, new in zip(self.critic_target.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(new, 1.0 - self.decay)
 
     def share_backbone(self, original: TokenPolicy) -> None:
+        """Use the language model of `original`, which alone moves the target Q head that both share."""
         super().share_backbone(original)
-        self.decay = 1.0  # the slow copy is the original's, and moves with it, once an update
+        self.decay = 1.0
 
     @torch.no_grad()
     def values(self, batch: EncodedBatch) -> Tensor:
-        """(S,): the soft value of every state; a target, so without gradients."""
+        """Return the soft value of every state, (S,), without gradients because it is a target."""
         expected, divergence, _ = self.expectations(batch, self.critic_target)
         return expected - self.beta * divergence
 
     def evaluate_actions(
         self, batch: EncodedBatch, tree: np.ndarray, candidate: np.ndarray, acting: bool
     ) -> ActionEvaluation:
+        """Evaluate K actions. In learning, values are Q and the policy loss is added."""
         edges, mask = batch.tries.rows(tree, candidate, self.slots)
         if acting:
             evaluated = super().evaluate_actions(batch, tree, candidate, acting)
@@ -121,8 +126,9 @@ class ETPOPolicy(TokenPolicy):
         return replace(evaluated, policy_loss=loss.masked_fill(~mask, 0.0))
 
     def expectations(self, batch: EncodedBatch, head: QHead) -> tuple[Tensor, Tensor, Tensor]:
-        """Under the policy, at every state: the mean of Q (S,), which is constant to Q's weights, and the divergence
-        from the reference (S,). And the Q of every edge (M,).
+        """Return the mean of Q (S,) and the divergence from the reference (S,) under the policy, and Q of edges (M,).
+
+        The mean carries no gradient to the weights of Q.
         """
         assert batch.frozen is not None
         tries = batch.tries
@@ -149,7 +155,7 @@ class ETPOPolicy(TokenPolicy):
         return expected, divergence, q
 
     def full_vocab_terms(self, hidden: Tensor, frozen: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The same two at states where every token is allowed, without v."""
+        """Return the mean of u . e and the divergence (S,) at states that allow the whole vocabulary."""
         temperature = self.options.temperature
         log_prob = self.backbone.output.at(temperature).logits(hidden).log_softmax(-1)
         reference = self.backbone.reference_output.at(temperature).logits(frozen).log_softmax(-1)
@@ -158,4 +164,5 @@ class ETPOPolicy(TokenPolicy):
 
     @property
     def q_head(self) -> OutputMatrix:
+        """The frozen output vectors of the tokens."""
         return OutputMatrix(self.backbone.reference_output.weight)

@@ -1,4 +1,4 @@
-"""A fingerprint of a pretrained model: a checkpoint of adapters is of use on the very weights it was trained on."""
+"""Fingerprint of a pretrained model, because adapters fit only the weights that they were trained on."""
 
 import hashlib
 from typing import Any
@@ -12,21 +12,21 @@ from marl.errors import CheckpointError, ConfigError
 SIZE = 16
 """Bytes of a digest."""
 SAMPLE = 4096
-"""Values of each weight that are read in order; of all values the sum is read."""
+"""Values of each weight that are read one by one. Of all values the sum is read."""
 PROBE = "Pick up the tomato, go 12 steps north; then  say: \u00e9t\u00e9!\n"
 
 
 @torch.no_grad()
 def fingerprint(model: Any, tokenizer: Any) -> Tensor:
-    """(2, 16) uint8: a digest of the weights and one of the tokenizer, as they came from disk.
+    """Return digests of the weights and of the tokenizer, (2, 16) uint8.
 
-    Weights are read rounded to bf16, so the precision they are held in does not matter.
+    Weights are rounded to bf16 first, so the precision in memory does not matter.
     """
     return torch.stack([_digest(_weights(model)), _digest(_tokenizer(tokenizer))])
 
 
 def compare(here: Tensor, there: Tensor, name: str) -> None:
-    """Raise CheckpointError where the fingerprints of the model `name` and of a checkpoint differ."""
+    """Raise CheckpointError if the fingerprints of the model `name` and of a checkpoint differ."""
     if other := _different_parts(here, there):
         raise CheckpointError(
             f"model {name} has another {other} than when this checkpoint was trained, so what it "
@@ -35,7 +35,7 @@ def compare(here: Tensor, there: Tensor, name: str) -> None:
 
 
 def compare_ranks(here: Tensor, name: str) -> None:
-    """Raise ConfigError on every rank where ranks have opened different models under one name.
+    """Raise ConfigError on every rank if ranks have opened different models under one name.
 
     Every rank keeps its own frozen weights, so they would compute different log-probabilities.
     """

@@ -1,4 +1,4 @@
-"""Free text: sampling from the model with a key-value cache."""
+"""Generation of free text with a key-value cache."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from marl.agents.lm.tokenizer import stop_at
 
 @dataclass(frozen=True)
 class Generation:
-    """What B prompts were answered, on the model's device.
+    """Answers to B prompts, on the model's device.
 
-    `tokens` (B, L) int64 and `mask` (B, L) bool: the answers with their end tokens, padded on the right; L is the
-    longest. `behavior` (B, L): each token's log-probability under the distribution that sampled it, at the
-    temperature, over what `top_p` leaves of the vocabulary; 0 for a greedy choice.
+    `tokens` (B, L) int64 and `mask` (B, L) bool are the answers with their end tokens, padded on the right.
+    `behavior_log_prob` (B, L) is each token's log-probability under the distribution that sampled it, with temperature
+    and `top_p`; 0 for a greedy choice.
 
-    The cache is another path than `Backbone.features`: in bf16 the same token's log-probability differs between the
-    two by as much as a PPO clip allows, so what learns from features takes its old log-probabilities from them too.
+    The cache rounds differently from `Backbone.features`: in bf16 a token's log-probability differs by as much as a PPO
+    clip allows. So learning takes its old log-probabilities from the features.
     """
 
     tokens: Tensor
@@ -28,7 +28,7 @@ class Generation:
     behavior_log_prob: Tensor
 
     def ids(self, row: int) -> tuple[int, ...]:
-        """One answer's ids, its end token included."""
+        """Return one answer's ids, its end token included."""
         return tuple(self.tokens[row][self.mask[row]].tolist())
 
 
@@ -44,11 +44,11 @@ def generate(
     greedy: bool = False,
     generator: Generator | None = None,
 ) -> Generation:
-    """Answer prompts (ids) with 1 to `max_tokens` tokens each, up to and including one of the tokenizer's end tokens.
+    """Generate answers of 1 to `max_tokens` tokens to prompts (ids).
 
-    Or up to the token that completes one of the `stop_strings`. An answer of an end token alone is the empty text.
-    Equal prompts are read once; an answer that has ended costs nothing more. `generator` belongs to the model's
-    device. Raises ValueError for a prompt that leaves no room for `max_tokens` in the context.
+    An answer ends with one of the tokenizer's end tokens, or with the token that completes one of the `stop_strings`.
+    An end token alone is the empty text. Equal prompts are read once, and an answer that has ended costs nothing more.
+    `generator` belongs to the model's device. Raises ValueError if a prompt leaves no room for `max_tokens`.
     """
     longest = max(map(len, prompts))
     if longest + max_tokens > backbone.context:
@@ -81,13 +81,13 @@ def generate(
 
 
 def _stopped(backbone: Backbone, answers: Tensor, stop_strings: Sequence[str]) -> Tensor:
-    """(B,) bool: where the text of answers (B, L) holds one of the strings."""
+    """Return (B,) bool: the text of the answer, of `answers` (B, L), holds one of the strings."""
     texts = [backbone.tokenizer.raw(ids) for ids in answers.tolist()]
     return torch.tensor([stop_at(text, stop_strings) >= 0 for text in texts], device=answers.device)
 
 
 def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """(B,) tokens of log-probabilities (B, V), and their log-probabilities under the distribution they came from."""
+    """Return tokens (B,) sampled from log-probabilities (B, V), and their log-probabilities under the sampler."""
     if greedy:
         token = log_probs.argmax(-1)
         return token, torch.zeros_like(log_probs[:, 0])
@@ -98,7 +98,7 @@ def _choose(log_probs: Tensor, top_p: float, greedy: bool, generator: Generator 
 
 
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
-    """Log-probabilities (B, V) of the most probable tokens whose sum reaches `top_p`, renormalized; -inf elsewhere.
+    """Return log-probabilities (B, V) of the most probable tokens whose sum reaches `top_p`; -inf elsewhere.
 
     Holtzman et al. 2020, "The curious case of neural text degeneration", eq. 2.
     """
@@ -109,7 +109,7 @@ def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
 
 
 class Reader:
-    """The model's state after what has been read: `hidden` (B, H) at the last token, and the key-value cache."""
+    """Key-value cache of B sequences, and the `hidden` state (B, H) at each one's last token."""
 
     def __init__(self, backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
         """Read prompts padded on the left, equal ones once."""
@@ -131,7 +131,7 @@ class Reader:
         self._keep(torch.tensor([unique[prompt] for prompt in prompts], device=device))
 
     def read(self, token: Tensor, rows: Tensor) -> None:
-        """Go on with `rows` only, (K,) indices into the present B, each reading one token (K,)."""
+        """Read one token (K,) in each of `rows` (K,), and drop the other sequences."""
         if len(rows) < len(self.hidden):
             self._keep(rows)
         self.position = self.position + 1

@@ -1,4 +1,4 @@
-"""Options that the language agents share."""
+"""Options of the language agents."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,46 +10,45 @@ from marl.errors import ConfigError
 
 @dataclass(frozen=True)
 class LanguageOptions:
-    """A language model that acts in text."""
+    """Options of a language model that acts in text."""
 
     model: str = "tiny"
     """Model: tiny (random, the environment's words), smollm2, a folder, a GGUF file, or a cached Hugging Face name."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the frozen weights; auto is bf16 where the machine computes in it."""
+    """Precision of the frozen weights; auto is bf16 if the hardware computes in it."""
     device_map: Literal["none", "auto"] = "none"
-    """auto spreads a pretrained model that one GPU cannot hold over those that there are."""
+    """auto spreads a pretrained model over all GPUs."""
     lora_rank: int | None = None
-    """Rank of the adapters that are trained; 0 trains all weights. None is 0 for tiny and 8 for the others."""
+    """Rank of the LoRA adapters; 0 trains all weights. None is 0 for tiny and 8 for the others."""
     lora_alpha: float | None = None
-    """What an adapter adds is multiplied by this over the rank. None is twice the rank."""
+    """LoRA alpha: the output of an adapter is scaled by alpha / rank. None is twice the rank."""
     lora_dropout: float = 0.0
-    """Probability of dropping an adapter's input while learning; acting drops nothing, so ratios do not begin at 1."""
+    """Dropout of adapter inputs in updates. Acting has none, so ratios do not start at 1."""
     lora_targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Names of the layers that get adapters; all-linear is every attention and MLP projection."""
+    """Layers with adapters; all-linear is every attention and MLP projection."""
     model_seed: int = 0
-    """Seed of the weights of tiny and of new adapters, whatever the run's seed."""
+    """Seed of the weights of tiny and of new adapters, independent of the run's seed."""
     chat: Literal["auto", "off"] = "auto"
-    """Use the model's chat template where it has one."""
+    """auto uses the model's chat template if it has one."""
     system: str = ""
-    """System message of the chat template. Without one there is none: the default that some templates write by
-    themselves (SmolLM2, Qwen) is left empty."""
+    """System message of the chat template. The default message of some templates (SmolLM2, Qwen) is left out."""
     temperature: float = 1.0
-    """Divides the logits, in acting and in learning alike."""
+    """Divisor of the logits, in acting and in learning."""
     max_action_tokens: int = 16
-    """Longest action."""
+    """Maximum tokens of an action."""
     prompt_overflow: Overflow = "error"
-    """What to do with a prompt that is longer than the model's context: stop, or cut its beginning."""
+    """Treatment of a prompt longer than the model's context: error, or cut its beginning."""
     team: Literal["parallel", "sequential"] = "parallel"
-    """Several agents: each sees its own prompt, or behind it also what the agents before it have chosen."""
+    """Each agent reads its own prompt (parallel), or also the actions of the agents before it (sequential)."""
     critic: Literal["auto", "shared", "frozen", "none"] = "auto"
-    """Features that the critic reads: those of the model that learns (shared), those of the frozen one, or no critic;
-    auto takes the frozen ones where adapters are trained."""
+    """Features that the critic reads: of the learning model (shared), of the frozen one, or no critic. auto is frozen
+    with adapters, else shared."""
     critic_hidden: tuple[int, ...] = (256,)
     """Widths of the hidden layers of the critic."""
     reference: bool = False
-    """Keep log-probabilities of the model before training, for a penalty on leaving it."""
+    """Store log-probabilities of the model before training, for a penalty on the divergence from it."""
     token_budget: int = 4096
-    """Tokens of one forward pass, as far as rows can be split."""
+    """Maximum tokens of a forward pass, if rows can be split."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -88,20 +87,21 @@ class LanguageOptions:
 
     @property
     def rank(self) -> int:
-        """The rank of the adapters, 0 without."""
+        """Rank of the adapters, 0 without adapters."""
         return (0 if self.model == "tiny" else 8) if self.lora_rank is None else self.lora_rank
 
     @property
     def critic_reads(self) -> Literal["shared", "frozen", "none"]:
+        """Features that the critic reads."""
         return ("frozen" if self.rank else "shared") if self.critic == "auto" else self.critic
 
 
 @dataclass(frozen=True)
 class TokenOptions(LanguageOptions):
-    """A language model that acts token by token."""
+    """Options of a language model that acts token by token."""
 
     top_p: float = 1.0
-    """Free text is sampled from the likeliest tokens that together have this probability."""
+    """Nucleus sampling of free text: the most probable tokens with this total probability."""
     stop_strings: tuple[str, ...] = ()
     """Free text ends before the first of these strings, beside the model's own end tokens."""
 

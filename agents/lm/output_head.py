@@ -1,4 +1,4 @@
-"""What the output matrix (V, H) says of features, without (M, V) logits in memory."""
+"""Output head: logits of features with the output matrix (V, H), without (M, V) logits in memory."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,9 @@ CHUNK = 1 << 23
 
 @dataclass(frozen=True)
 class LogitRule:
-    """How a model's logits follow from the product z with its output matrix: `cap * tanh(scale * z / cap)`.
+    """Map from the product z with the output matrix to logits: `cap * tanh(scale * z / cap) / temperature`.
 
-    `cap` None is `scale * z` (a soft cap: Gemma 2 report, 2024, section 2). `temperature` divides what comes out.
+    Without a soft cap (Gemma 2 report, 2024, section 2) it is `scale * z / temperature`.
     """
 
     scale: float = 1.0
@@ -30,7 +30,7 @@ class LogitRule:
         return (scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)) / self.temperature
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """Derivative by the product, given the logits."""
+        """Return the derivative by the product, given the logits."""
         slope = self.scale / self.temperature
         return slope if self.cap is None else slope * (1.0 - (logits * (self.temperature / self.cap)).square())
 
@@ -42,7 +42,7 @@ PLAIN = LogitRule()
 class OutputMatrix:
     """Logits are `rule(vectors @ weight.T + bias)`: `weight` (V, H), `bias` (V,) or None. All arithmetic is float32.
 
-    Vectors go to the weight's device and what comes of them returns to theirs.
+    Vectors are moved to the weight's device, and results back to theirs.
     """
 
     weight: Tensor
@@ -50,25 +50,25 @@ class OutputMatrix:
     rule: LogitRule = PLAIN
 
     def at(self, temperature: float) -> "OutputMatrix":
-        """The same matrix with its logits divided by `temperature`."""
+        """Return the same matrix with logits divided by `temperature`."""
         return replace(self, rule=replace(self.rule, temperature=temperature))
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """(M, V) logits of vectors (M, H)."""
+        """Return logits (M, V) of vectors (M, H)."""
         here = vectors.to(self.weight.device, torch.float32)
         slices = [_slice_logits(here, self, *span) for span in _slices(here, self.weight)]
         return torch.cat(slices, -1).to(vectors.device)
 
     def token_logits(self, vectors: Tensor, ids: Tensor) -> Tensor:
-        """(M, C): the logits of the tokens `ids` (M, C) under vectors (M, H)."""
+        """Return the logits (M, C) of the tokens `ids` (M, C) under vectors (M, H)."""
         here, ids = vectors.to(self.weight.device, torch.float32), ids.to(self.weight.device)
         product = (F.embedding(ids, self.weight).float() @ here.unsqueeze(-1)).squeeze(-1)
         return self.rule(product if self.bias is None else product + self.bias[ids].float()).to(vectors.device)
 
     def moments(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """(M,) each: log sum exp of the logits, and their mean under the softmax.
+        """Return the log-sum-exp of the logits and their mean under the softmax, (M,) each.
 
-        A token's log-probability is its logit less the first; the entropy is the first less the second.
+        A token's log-probability is its logit minus the first. The entropy is the first minus the second.
         """
         here = vectors.to(self.weight.device, torch.float32)
         both: Any = _Moments.apply(here, self.weight, self.bias, self.rule)
@@ -76,7 +76,7 @@ class OutputMatrix:
 
 
 class _Moments(torch.autograd.Function):
-    """One pass over slices of the vocabulary forward, and one backward that computes the slices anew.
+    """One forward pass over slices of the vocabulary, and one backward pass that computes the slices again.
 
     With p the softmax and l the logits: d logsumexp / dl = p, d mean / dl = p (1 + l - mean).
     """
@@ -125,7 +125,7 @@ class _Moments(torch.autograd.Function):
 
 
 def _slices(vectors: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-    """Bounds of slices that keep to CHUNK, and small enough that their weights in float32 stay in a CPU's cache."""
+    """Return bounds of slices within CHUNK whose float32 weights fit a CPU's cache."""
     width = min(max(256, CHUNK // max(1, vectors.shape[0])), 4096)
     size = weight.shape[0]
     return [(start, min(start + width, size)) for start in range(0, size, width)]

@@ -156,13 +156,13 @@ def _write(file: Path, folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where converted models lie: seqmarl/models below XDG_CACHE_HOME, or below ~/.cache."""
+    """Return the folder of converted models: seqmarl/models in XDG_CACHE_HOME, or in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "seqmarl" / "models"
 
 
 def _fingerprint(file: Path) -> str:
-    """Of the file's size and its first and last million bytes, which hold its description and some weights."""
+    """Return a digest of the file's size and its first and last MiB, which hold its header and some weights."""
     size = file.stat().st_size
     digest = hashlib.sha256(f"{CONVERSION} {size}".encode())
     with file.open("rb") as stream:

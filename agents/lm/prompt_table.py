@@ -1,6 +1,6 @@
-"""Prompts and sets of candidate actions as numbers: the only place where text becomes tokens.
+"""Ids of prompts and of candidate sets. This is the only place where text becomes tokens.
 
-Rollouts hold the numbers, so that an update reads the ids that were sampled and never tokenizes.
+Rollouts store the ids, so an update reads the tokens that were sampled and never tokenizes.
 """
 
 import logging
@@ -13,17 +13,17 @@ from marl.errors import ConfigError, EnvironmentContractError
 
 LOGGER = logging.getLogger("marl")
 FREE = -1
-"""The number of "no candidates": any text."""
+"""Candidate set id of free text: no candidates."""
 Said = tuple[int, Tokens]
 """An agent and the tokens of its action."""
 
 
 class PromptTable:
-    """Numbers for prompts and candidate sets.
+    """Ids of prompts and candidate sets.
 
-    `context`: tokens of a prompt and an action together. `slots`: the most tokens of an action. `end` closes a
-    candidate that is the beginning of another, see `build_trie`. `speakers`: the agents whose actions may be
-    written behind a prompt.
+    `context` is the number of tokens of a prompt and an action together, and `slots` the maximum of an action. `end`
+    ends a candidate that is a prefix of another, see `build_trie`. `speakers` are the agents whose actions may be
+    appended to a prompt. Raises ConfigError if the context leaves no room for a prompt.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PromptTable:
         self._next = 0
 
     def prompt_id(self, text: str) -> int:
-        """The number of a prompt, fitted into the context. Raises ConfigError where it does not fit."""
+        """Return the id of a prompt, cut to the context if allowed. Raises ConfigError if it does not fit."""
         number = self._known.get(text)
         if number is None:
             ids, cut = fit_prompt(self.tokenizer, text, self.room, self.overflow)
@@ -69,7 +69,7 @@ class PromptTable:
         return number
 
     def extend(self, prompt: int, said: tuple[Said, ...]) -> int:
-        """The number of a prompt behind which stands, line by line, who has said what."""
+        """Return the id of a prompt with the actions of other agents appended, one per line."""
         key = (prompt, said)
         number = self._known.get(key)
         if number is None:
@@ -81,7 +81,7 @@ class PromptTable:
         return number
 
     def candidate_set_id(self, texts: Iterable[str] | None) -> int:
-        """The number of a set of candidates, FREE for None. Equal ones count once; none at all is an error."""
+        """Return the id of a candidate set, FREE for None. Raises EnvironmentContractError for an empty set."""
         if texts is None:
             return FREE
         texts = tuple(texts)
@@ -101,7 +101,7 @@ class PromptTable:
         return number
 
     def evict_except(self, prompts: set[int], choices: set[int]) -> None:
-        """Forget every other number; they are not given again."""
+        """Drop all other ids. They are not used again."""
         self.prompts = {n: ids for n, ids in self.prompts.items() if n in prompts}
         self.texts = {n: text for n, text in self.texts.items() if n in prompts}
         self.tries = {n: trie for n, trie in self.tries.items() if n in choices}
@@ -116,5 +116,5 @@ class PromptTable:
 
 
 def _agree(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two sequences share from the beginning."""
+    """Return the length of the common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))

@@ -1,4 +1,4 @@
-"""Checks of a pretrained model at load time: what is computed with trees is what the model itself computes."""
+"""Checks of a pretrained model at load time: trees, cache and adapters compute what the model itself does."""
 
 import re
 from collections.abc import Iterator
@@ -17,24 +17,23 @@ from marl.errors import ConfigError
 
 WORKS = "Decoder-only transformers work, such as Llama, Qwen, Mistral, Gemma, Phi, OLMo, Granite and GPT-2"
 PROMPT, BRANCH, WINDOW, FEW = 40, 4, 16, 8
-"""Tokens of the check's prompt, of a branch behind it, and of windows, which are narrowed so that they matter there;
-tokens of what does not depend on the length.
-"""
+"""Tokens of the prompt, of a branch behind it, of narrowed sliding windows, and of checks of any length."""
 CAPS = re.compile(r"logits?_soft_?cap(ping)?$")
 SCALES = re.compile(r"(logits?_(scale|scaling|multiplier)|lm_head_multiplier|output_multiplier)$")
 ATTENTION = re.compile("att(n|ention)|router")
 
 
 def describe(name: str, model: Any) -> str:
+    """Return the model's name and class for a message."""
     return f"model {name} ({type(model).__name__})"
 
 
 @torch.no_grad()
 def find_logit_rule(model: Any, name: str) -> LogitRule:
-    """What the model does to its logits behind the output matrix, read from its config.
+    """Return the rule from the product with the output matrix to logits, read from the model's config.
 
-    It is tried on logits as they are and on ones that are made large, where a soft cap shows. Raises ConfigError for a
-    model that does something else, or cannot be called.
+    It is tried on plain logits and on large ones, where a soft cap shows. Raises ConfigError if no rule fits, or the
+    model has no output matrix.
     """
     layer, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     if layer is None:
@@ -62,7 +61,7 @@ def find_logit_rule(model: Any, name: str) -> LogitRule:
 
 
 def _declared_rules(config: Any) -> list[LogitRule]:
-    """The rules that a config may mean: a scale multiplies in some families and divides in others."""
+    """Return the rules that a config may mean: some families multiply by a scale, others divide by it."""
 
     def numbers(names: re.Pattern[str]) -> list[float]:
         found = [getattr(config, key) for key in dir(config) if names.search(key) and not ATTENTION.search(key)]
@@ -74,9 +73,9 @@ def _declared_rules(config: Any) -> list[LogitRule]:
 
 
 def check(backbone: Backbone, name: str) -> None:
-    """Raise ConfigError where trees or the cache give other log-probabilities than the model, or adapters do nothing.
+    """Raise ConfigError if trees or the cache give other log-probabilities than the model, or adapters have no effect.
 
-    It reads some 150 tokens, with sliding windows narrowed to 16 for the time of it.
+    It reads about 150 tokens, with sliding windows narrowed to 16.
     """
     model = backbone.model
     vocabulary = min(backbone.tokenizer.size, backbone.output.weight.shape[0])
@@ -102,7 +101,7 @@ def check(backbone: Backbone, name: str) -> None:
 
 
 def _read(backbone: Backbone, prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tensor:
-    """(1 + len(branch), H): features with the cache, of a prompt that is padded beside a longer one."""
+    """Return features (1 + len(branch), H) with the cache, of a prompt that is padded to a longer one."""
     reader = Reader(backbone, [prompt, prompt + branch])
     hidden = [reader.hidden[:1]]
     first = torch.zeros(1, dtype=torch.long, device=backbone.device)
@@ -113,7 +112,7 @@ def _read(backbone: Backbone, prompt: tuple[int, ...], branch: tuple[int, ...]) 
 
 
 def _check_adapters(backbone: Backbone, name: str, ids: tuple[int, ...]) -> None:
-    """Raise ConfigError where a kind of layer has adapters, and none of them has any effect on the features."""
+    """Raise ConfigError if a kind of layer has adapters without effect on the features."""
     trained = {path: weight for path, weight in backbone.trained.items() if "lora" in path}
     if not trained:
         return
@@ -133,7 +132,7 @@ def _check_adapters(backbone: Backbone, name: str, ids: tuple[int, ...]) -> None
 
 @contextmanager
 def narrow_windows(model: Any) -> Iterator[None]:
-    """Narrow sliding windows and attention chunks to 16 tokens, so that few tokens show whether they are kept."""
+    """Narrow sliding windows and attention chunks to 16 tokens inside the context."""
     config = model.get_decoder().config
     before = {
         key: value
@@ -158,7 +157,7 @@ def _log_probs(logits: Tensor) -> Tensor:
 
 
 def _agree(ours: Tensor, theirs: Tensor, weight: Tensor) -> bool:
-    """Whether two sets of logits are equal as far as the precision of the weights goes."""
+    """Return True if two sets of logits are equal within the precision of the weights."""
     share = 2e-4 if weight.dtype == torch.float32 else 0.03
     theirs = theirs.to(ours.device)
     return bool((ours - theirs).abs().max() <= share * (1.0 + theirs.abs().max()))

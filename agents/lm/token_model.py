@@ -1,4 +1,4 @@
-"""What the language model says about actions: features, log-probabilities and values of candidate tries.
+"""Forward pass of the language agents: features, log-probabilities and values of candidate tries.
 
 A *query* is a prompt and what may be said behind it. Its trie holds the candidate actions, or one sampled free text.
 

@@ -1,4 +1,4 @@
-"""What the language agents ask of a tokenizer, and the one around Hugging Face's."""
+"""Interface of tokenizers, and the adapter of Hugging Face tokenizers."""
 
 import itertools
 import re
@@ -8,14 +8,14 @@ from typing import Any, Literal, Protocol
 from marl.errors import ConfigError
 
 Overflow = Literal["error", "cut"]
-"""A prompt that is longer than there is room for: an error, or its beginning is cut off."""
+"""Treatment of a prompt that is too long: raise an error, or cut its beginning."""
 
 MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 """An added token of this form, such as <think> or [INST], is a control token even if it is not declared special."""
 CONTENT = "\ue000"
-"""Stands for the text of a message where a chat template is taken apart."""
+"""Placeholder of a message's text when a chat template is taken apart."""
 FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
-"""Goes before a chat template, so that the prompts of one that writes the date do not depend on the day."""
+"""Prefix of chat templates, so that prompts with a date do not depend on the day."""
 
 
 class Tokenizer(Protocol):
@@ -118,7 +118,7 @@ class PretrainedTokenizer:
         return [message] if system or 0 < len(with_system) < len(bare) else []
 
     def _template(self, text: str) -> str:
-        """The text of a prompt with the template's markup around it."""
+        """Return a prompt's text inside the template's markup."""
         if not self.chat:
             return text
         messages = [*self._messages, {"role": "user", "content": text}]
@@ -130,7 +130,7 @@ class PretrainedTokenizer:
         )
 
     def _space(self) -> str:
-        """What an action starts with so that prompt and action read as one text: sentencepiece adds its own space."""
+        """Return the prefix that makes prompt and action read as one text. Sentencepiece adds its own space."""
         whole = self._encode("go north")
         return next((space for space in (" ", "") if self._encode("go") + self._encode(space + "north") == whole), " ")
 
@@ -141,7 +141,7 @@ class PretrainedTokenizer:
         return sum(token in self._control for token in ids)
 
     def _count_own_controls(self) -> tuple[int, int]:
-        """The numbers of control tokens that a prompt has before and behind its text."""
+        """Return the number of control tokens before and after a prompt's text."""
         if self.chat:
             before, _, after = self._template(CONTENT).partition(CONTENT)
             return self._count_controls(self._encode(before)), self._count_controls(self._encode(after))
@@ -150,7 +150,7 @@ class PretrainedTokenizer:
         return before, self._count_controls(ids[before:])
 
     def _as_text(self, ids: tuple[int, ...], before: int = 0, after: int = 0) -> tuple[int, ...]:
-        """The ids with control tokens spelt in ordinary ones, but the first `before` and the last `after` of them."""
+        """Return ids whose control tokens are spelled in ordinary tokens, but the first `before` and last `after`."""
         last, met = self._count_controls(ids) - after, 0
         if last <= before:
             return ids
@@ -164,7 +164,7 @@ class PretrainedTokenizer:
         return tuple(pieces)
 
     def _spell(self, control: int) -> tuple[int, ...]:
-        """The ids of a control token's text, none of them a control token."""
+        """Return a control token's text as ordinary ids."""
         text = self._tokenizer.convert_ids_to_tokens(control)
         for parts in ((text,), (text[:1], text[1:]), text):
             ids = [
@@ -177,28 +177,33 @@ class PretrainedTokenizer:
         return ()
 
     def prompt(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a prompt, in the chat template if there is one."""
         ids = self._encode(self._template(text), special=not self.chat)
         return self._as_text(ids, *self._own_controls) or (self.end,)
 
     def action(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an action that follows a prompt."""
         return self._as_text(self._encode(self._before + text)) if text else ()
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text before the first end token, stripped."""
         return self.raw(ids).strip()
 
     def raw(self, ids: Sequence[int]) -> str:
+        """Return the text before the first end token, as it is."""
         return self._tokenizer.decode(self._until_end(ids), skip_special_tokens=True)
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the ids of an action as ordinary text for another prompt."""
         return self._as_text(tuple(token for token in self._until_end(ids) if token not in self._special))
 
     def _until_end(self, ids: Sequence[int]) -> list[int]:
-        """The ids before the first end token, which may be an ordinary token such as a line break."""
+        """Return the ids before the first end token, which may be an ordinary token such as a line break."""
         return list(itertools.takewhile(lambda token: token not in self.ends, ids))
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of the tokens that are declared special, without the unknown token, which stands for text."""
+    """Return the ids of special tokens, without the unknown token, which stands for text."""
     ids = {token for token, piece in tokenizer.added_tokens_decoder.items() if piece.special}
     ids |= set(tokenizer.all_special_ids)
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -206,15 +211,15 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def stop_at(text: str, stops: Sequence[str]) -> int:
-    """Where the first of the `stops` begins in a text, or -1."""
+    """Return the index of the first of the `stops` in a text, or -1."""
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=-1)
 
 
 def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -> tuple[tuple[int, ...], int]:
-    """A prompt's ids, at most `room`, and how many characters were cut from the left of its text to make it fit.
+    """Return a prompt's ids, at most `room`, and the number of characters cut from the left of its text.
 
-    The template around the text is never cut. Raises ConfigError where the prompt does not fit and may not be cut,
-    or where not even the empty text fits.
+    The template around the text is never cut. Raises ConfigError if the prompt does not fit and may not be cut, or if
+    not even the empty text fits.
     """
     ids = tokenizer.prompt(text)
     if len(ids) <= room:
@@ -232,7 +237,7 @@ def fit_prompt(tokenizer: Tokenizer, text: str, room: int, overflow: Overflow) -
 
 
 def _least(holds: Callable[[int], bool], high: int) -> int:
-    """The least number up to `high` from which on the property holds, or `high`."""
+    """Return the least number below `high` from which the property holds, or `high`."""
     low = 0
     while low < high:
         middle = (low + high) // 2

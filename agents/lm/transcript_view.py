@@ -1,4 +1,4 @@
-"""An episode to look at: as text, and as a picture of which tokens earned the advantage."""
+"""Views of an episode: Markdown, and an image of each token's advantage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from marl.errors import MissingDependencyError
 from marl.transcript import TranscriptStep
 
 WIDTH, MARGIN, LINE, CELL = 1000, 16, 22, 44
-"""Pixels: of the picture, around it, of a line of text, of a row of tokens."""
+"""Pixels: width, margin, height of a line of text, height of a row of tokens."""
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 BAR = r"\|"
-"""A bar inside a cell of a table."""
+"""Escaped bar inside a table cell."""
 MAX_UTTERANCES = 60
-"""Actions that a picture shows, from the first."""
+"""Number of actions that a picture shows."""
 GOOD, BAD = np.array([33, 102, 172]), np.array([214, 96, 77])
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """What one agent said in one step; the columns have an entry for each node."""
+    """One agent's action in one step. The lists have an entry for each node."""
 
     step: int
     agent: str
@@ -37,7 +37,7 @@ class Utterance:
 
 
 def utterances(policy: Any, episode: Sequence[TranscriptStep]) -> Iterator[Utterance]:
-    """Everything that was said, in order, by agents that have nodes."""
+    """Yield the actions of an episode in order, of agents that have nodes."""
     for step, turn in enumerate(episode):
         nodes = turn.decision.nodes
         prompts = policy.prompt_ids(turn.inputs, nodes)
@@ -62,7 +62,7 @@ def _on_one_line(text: str) -> str:
 
 
 def transcript(policy: Any, episode: Sequence[TranscriptStep]) -> str:
-    """Markdown: prompt, action, reward, and a table of its tokens, where one without alternatives is forced."""
+    """Return Markdown: prompt, action, reward, and a table of tokens. A token without alternatives is "forced"."""
     parts, heads = [], ["token", "log-probability", *([] if policy.critic is None else ["value"]), credit_of(policy)]
     for said in utterances(policy, episode):
         quoted = "\n".join(f"> {line}  " for line in said.prompt.splitlines() or [""])
@@ -82,14 +82,15 @@ def transcript(policy: Any, episode: Sequence[TranscriptStep]) -> str:
 
 
 def credit_of(policy: Any) -> str:
-    """What the credit of a token is called: without a critic it is what learning compares with other episodes."""
+    """Return the name of a token's credit: without a critic, learning compares returns between episodes."""
     return "advantage" if policy.critic is not None else "return to come"
 
 
 def picture(policy: Any, episode: Sequence[TranscriptStep]) -> np.ndarray:
-    """(height, width, 3) uint8: a cell for each token, blue where its credit is positive and red where negative.
+    """Return an image (height, width, 3) uint8 with a cell for each token: blue for positive credit, red for negative.
 
-    Full color is the largest credit of the episode. Only framed tokens had a choice.
+    Full color is the largest credit of the episode. Framed tokens had alternatives. Raises MissingDependencyError
+    without pillow.
     """
     try:
         from PIL import Image, ImageDraw, ImageFont
@@ -121,7 +122,7 @@ def picture(policy: Any, episode: Sequence[TranscriptStep]) -> np.ndarray:
 
 
 def _place(said: Utterance, font: Any) -> tuple[int, list[tuple[int, int, int]]]:
-    """The rows that the tokens take, and of each its x, its row and its width."""
+    """Return the number of rows of the tokens, and each token's x, row and width."""
     x, row, boxes = MARGIN, 0, []
     for token in said.tokens:
         width = max(int(font.getlength(token)) + 12, 48)
@@ -133,7 +134,7 @@ def _place(said: Utterance, font: Any) -> tuple[int, list[tuple[int, int, int]]]
 
 
 def _fit(text: str, font: Any) -> str:
-    """The text, or its beginning and end where it is wider than the picture."""
+    """Return the text, or its beginning and end if it is wider than the picture."""
     room = WIDTH - 2 * MARGIN
     if font.getlength(text) <= room:
         return text
@@ -142,6 +143,6 @@ def _fit(text: str, font: Any) -> str:
 
 
 def _color(share: float) -> tuple[int, int, int]:
-    """White at 0, full color at 1 and -1."""
+    """Return the color of a share of full credit: white at 0, full color at 1 and -1."""
     mixed = 255 + abs(share) * ((GOOD if share > 0 else BAD) - 255)
     return int(mixed[0]), int(mixed[1]), int(mixed[2])

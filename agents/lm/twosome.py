@@ -1,4 +1,4 @@
-"""TWOSOME (Tan et al. 2024): the candidate actions compete by the log-probability of their tokens."""
+"""TWOSOME (Tan et al. 2024): a policy over candidate actions, scored by the log-probability of their tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,18 +20,18 @@ from marl.types import EnvSpec, Inputs, Obs
 
 @dataclass(frozen=True)
 class TwosomeOptions(LanguageOptions):
-    """A language model that scores whole actions."""
+    """Options of a language model that scores whole actions."""
 
     normalization: Literal["sum", "token", "word"] = "word"
-    """What an action's summed log-probability is divided by: nothing, the number of its tokens, or of its words."""
+    """Divisor of an action's summed log-probability: 1 (sum), the number of its tokens, or of its words."""
 
 
 class Twosome(TokenPolicy):
-    """One node an action, L = 1: the candidate's index.
+    """One node per action, L = 1: the index of the candidate.
 
     A candidate's score is the sum of its tokens' log-probabilities under the softmax over the whole vocabulary,
-    normalized for its length (section 4.2); the policy is the softmax of the scores at `temperature`. The value is
-    that of the prompt.
+    normalized by its length (section 4.2). The policy is the softmax of the scores at `temperature`. The value belongs
+    to the prompt.
     """
 
     append_end_token = False
@@ -42,6 +42,7 @@ class Twosome(TokenPolicy):
         self.normalization, self.slots = options.normalization, 1
 
     def encode(self, obs: Obs) -> Inputs:
+        """Return ids of prompts and candidate sets. Raises ConfigError for free text."""
         inputs = super().encode(obs)
         if bool((inputs["choices"] == FREE).any()):
             raise ConfigError(
@@ -81,7 +82,7 @@ class Twosome(TokenPolicy):
         )
 
     def scores(self, output: OutputMatrix, hidden: Tensor, flat: FlatTries) -> Tensor:
-        """(C,): the normalized score of every candidate of every trie."""
+        """Return the normalized score of every candidate of every trie, (C,)."""
         lengths = [len(path) for trie in flat.tries for path in trie.paths]
         edges = np.concatenate(
             [

@@ -627,7 +627,7 @@ def test_what_is_trained_and_read_by_default(options, rank, reads):
             "reference_reward_coef is 0.001, but no reference is kept; add --reference",
         ),
         ("poad", {"reference_coef": 0.1}, "reference_coef is 0.1, but no reference is kept; add --reference"),
-        ("etpo", {"reference_coef": 0.1}, "agent etpo weighs that divergence by --beta"),
+        ("etpo", {"reference_coef": 0.1}, "unknown option of etpo on text/chain .reference_coef."),
         ("etpo", {"objective": "ppo"}, "objective is 'ppo'; 'soft_q' is what agent etpo computes"),
         ("poad", {"team": "sequential", "agent_updates": "sequential"}, "an agent reads what the others have said"),
     ],
@@ -641,4 +641,4 @@ def test_settings_that_make_no_sense_together_are_errors_before_any_work(name, c
 @pytest.mark.parametrize("name", ["poad", "ntpo", "twosome", "etpo", "reinforce", "grpo", "gigpo"])
 def test_every_agent_agrees_with_its_own_settings(name):
     config = default_config("text/chain", name)
-    AGENTS.get(name).check(config.agent_options, config.learn)
+    AGENTS.get(name).check(config)
