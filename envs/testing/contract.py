@@ -56,8 +56,8 @@ def check_spec(env: Env | VectorEnv) -> str:
     if not isinstance(spec, EnvSpec):
         fail(Promise.SPEC, where, f"is a {type(spec).__name__}; expected marl.types.EnvSpec")
     count = spec.num_agents
-    if count == 0 or len(set(spec.agents)) < count:
-        fail(Promise.SPEC, where, f"agents is {spec.agents!r}; expected one or more distinct names")
+    if len(set(spec.agents)) < count:
+        fail(Promise.SPEC, where, f"agents is {spec.agents!r}; expected distinct names")
     if len(spec.agent_types) != count:
         fail(
             Promise.SPEC,

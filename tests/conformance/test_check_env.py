@@ -235,8 +235,7 @@ def test_lies_about_steps(lie, promise, message):
 
 
 SPECS = [
-    ({"agents": ("a", "a", "b")}, r"agents is \('a', 'a', 'b'\); expected one or more distinct names"),
-    ({"agents": ()}, r"agents is \(\); expected one or more"),
+    ({"agents": ("a", "a", "b")}, r"agents is \('a', 'a', 'b'\); expected distinct names"),
     ({"agent_types": ("x",)}, "agent_types has 1 entries; expected 3"),
     (
         {"observation_space": spaces.Box(0, 1, (5,), np.float64)},
@@ -563,3 +562,8 @@ def test_a_limit_that_is_never_reached_is_told():
             self.spec = replace(self.spec, max_steps=50)
 
     assert "time limit: max_steps=50 was not reached" in check_env(Endless)
+
+
+def test_a_spec_without_agents_is_refused_as_it_is_made():
+    with pytest.raises(EnvironmentContractError, match="agents is empty; name one agent or more"):
+        Liar(agents=())
