@@ -82,14 +82,14 @@ def require_folder_name(option: str, name: str) -> None:
     """Raise ConfigError unless `name` names a folder directly below another on every file system."""
     problem = ""
     if name in ("", ".", "..") or "/" in name or "\\" in name:
-        problem = "is no name of a folder; its place is given with --runs-dir"
+        problem = "is not the name of a folder; --runs-dir sets its place"
     elif name.startswith("-") or name != name.strip() or not name.isprintable():
         problem = "begins with a dash, or has spaces around it or characters that cannot be printed"
     elif len(name.encode(errors="replace")) > MAX_NAME_BYTES:
         problem = f"is longer than {MAX_NAME_BYTES} bytes"
     if problem:
         shown = ascii(name) if len(name) < 60 else f"{name[:40]!a}..."
-        raise ConfigError(f"{option} is {shown}, which {problem}; give another")
+        raise ConfigError(f"{option}={shown} {problem}; give another name")
 
 
 BUFFERED_RECORDS = 10_000

@@ -181,7 +181,7 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
         "percentages has nan": {"percentages": (10, float("nan"))},
         "is a task of the source too, so it is not unseen": {"target": PAIR.partition("+")[0]},
         "agents has mat 2 times": {"agents": ("mat", "mat")},
-        "name is '../x', which is no name of a folder": {"name": "../x"},
+        "name='../x' is not the name of a folder": {"name": "../x"},
         "seeds has 1 2 times": {"seeds": (1, 2, 2, 1)},
         "1e-05 % of the budget, 640, is less than a step": {"percentages": (1e-5, 10)},
     }.items():
