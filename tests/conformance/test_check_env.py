@@ -566,4 +566,4 @@ def test_a_limit_that_is_never_reached_is_told():
 
 def test_a_spec_without_agents_is_refused_as_it_is_made():
     with pytest.raises(EnvironmentContractError, match="agents is empty; name one agent or more"):
-        Liar(agents=())
+        check_env(lambda: Liar(agents=()))
