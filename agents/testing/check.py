@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +54,7 @@ def check_agent(
     name = agent if isinstance(agent, str) else getattr(agent, "__name__", type(agent).__name__)
     make, trains = _factory(agent, dict(options or {}))
     lines, reasons = [], []
-    with _deterministic(seed):
+    with _seeded(seed):
         for kind in KINDS if kinds is None else kinds:
             try:
                 policy = _make(make, KINDS[kind](), name)
@@ -91,20 +92,16 @@ def _make(make: Make, spec: EnvSpec, name: str) -> Policy:
     return policy.eval()
 
 
-class _deterministic:  # noqa: N801 - a context
-    """Seed the global generators inside, and restore them after."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.saved = _global_states()
-        random.seed(self.seed)
-        np.random.seed(self.seed)  # noqa: NPY002 - an agent may draw from it, which is what is looked for
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: Any) -> None:
-        python, numpy, pytorch = self.saved
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators inside the context, and restore them after."""
+    python, numpy, pytorch = _global_states()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the suite looks for agents that draw from it
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)
