@@ -117,7 +117,7 @@ def start_process(config, tmp_path: Path) -> subprocess.Popen:
 
 
 def wait_for_checkpoint(folder: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(folder.glob("checkpoints/step_*"))) < count:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
