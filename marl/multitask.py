@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from marl.collector import Collector
 from marl.errors import ConfigError
 from marl.policy import Policy
-from marl.rollout import Collector
 from marl.types import EnvSpec
 from marl.value_norm import ValueNorm
 

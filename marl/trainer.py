@@ -13,6 +13,7 @@ from marl.advantages import AdvantageContext
 from marl.callbacks import Callback
 from marl.checkpoint.codec import load_weights, pack, pack_optimizer, rng_state, set_rng_state, unpack, unpack_optimizer
 from marl.checkpoint.store import Checkpoint
+from marl.collector import Collector, Episodes
 from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, MarlError, NonFiniteError
@@ -23,7 +24,7 @@ from marl.objective import Batch
 from marl.policy import Policy
 from marl.protocols import VectorEnv
 from marl.recurrent_state import segment_steps
-from marl.rollout import Collector, Episodes, Rollout, rows_of
+from marl.rollout import Rollout, rows_of
 from marl.seeding import Streams
 from marl.tracking.base import Tracker
 from marl.transitions import Recorder

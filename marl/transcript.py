@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from marl.backup import Links, backup
+from marl.collector import bootstrap_value
 from marl.episodes import never_stop, play_episodes
 from marl.policy import Policy
 from marl.protocols import VectorEnv
-from marl.rollout import bootstrap_value
 from marl.types import Decision, Inputs, Obs
 from marl.value_norm import ValueNorm
 

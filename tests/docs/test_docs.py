@@ -76,6 +76,7 @@ def run_command(line: str, monkeypatch, capsys) -> None:
 def folder(tmp_path, monkeypatch):
     """An empty working folder. Modules and registrations that a page makes are undone."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for table in vars(registry).values():
         if isinstance(table, registry.Registry):
@@ -114,6 +115,7 @@ def test_names_exist(page):
     text = page.read_text(encoding="utf-8")
     options = set(option_names())
     sources = "".join(path.read_text() for folder in ("experiments", "envs") for path in (ROOT / folder).rglob("*.py"))
+    sources += (ROOT / "marl/registry.py").read_text()
     for name in set(re.findall(r"(?<![\w-])--([a-z][a-z-]*)", text)) - OTHER_TOOLS:
         field = name.removeprefix("no-").replace("-", "_")
         assert field in options or re.search(rf"\b{field}: ", sources), f"no option --{name}"

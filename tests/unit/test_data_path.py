@@ -13,11 +13,11 @@ import torch
 from marl import distributed, run
 from marl.agents.mlp import MLPOptions, MLPPolicy
 from marl.backup import Links, backup
+from marl.collector import Collector
 from marl.envs.testing import check_env, check_vector_env
 from marl.envs.wrappers import AgentId, DeathMask, EnvWrapper, EpisodeStatistics, Pad, TimeLimit
 from marl.errors import EnvironmentContractError
 from marl.evaluation import run_episodes
-from marl.rollout import Collector
 from marl.seeding import own_globals
 from marl.types import Step
 from marl.value_norm import ValueNorm

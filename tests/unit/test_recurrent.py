@@ -13,6 +13,7 @@ from marl import run
 from marl.agents.recurrent import GRULayer, RecurrentInputs
 from marl.backup import Links
 from marl.checkpoint.store import load
+from marl.collector import Collector
 from marl.config import default_config, override
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper, TimeLimit
@@ -22,7 +23,7 @@ from marl.experiments.play import play_episode
 from marl.objective import even_slices
 from marl.policy import Policy
 from marl.policy_io import LoadedPolicy, load_policy
-from marl.rollout import Collector, iter_minibatches
+from marl.rollout import iter_minibatches
 from marl.run import build
 from marl.transcript import record_transcript
 from marl.types import Decision, Nodes

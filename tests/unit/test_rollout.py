@@ -9,13 +9,13 @@ import torch
 from marl import run
 from marl.agents.mlp import MLPOptions, MLPPolicy
 from marl.checkpoint.store import load
+from marl.collector import Collector, bootstrap_value
 from marl.config import default_config, override
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper, EpisodeStatistics, TimeLimit
 from marl.errors import ConfigError
 from marl.policy import Policy
 from marl.recurrent_state import RecurrentState
-from marl.rollout import Collector, bootstrap_value
 from marl.types import Obs
 from marl.value_norm import ValueNorm
 from marl.vector import SyncVector
