@@ -108,7 +108,7 @@ def open_closed_streams() -> None:
 
 
 def stdout_closed() -> bool:
-    """Whether it is the output's pipe that is broken, and not one of an environment's."""
+    """Return True if the pipe of stdout is broken, and not one of an environment."""
     output = select.poll()
     output.register(1, 0)  # errors alone
     return any(event & select.POLLERR for _, event in output.poll(0))
@@ -212,6 +212,7 @@ def refuse_others_options(args: list[str], base: RunConfig, names: dict[str, str
 
 
 def has_option(options: type, name: str) -> bool:
+    """Return True if a dataclass of options has a field of this name."""
     return name in {f.name for f in dataclasses.fields(options)}
 
 
@@ -316,6 +317,7 @@ def scan_flag(args: list[str], flag: str, default: str) -> str:
 
 
 def resume(args: list[str]) -> None:
+    """Run `marl resume`."""
     from marl import run
 
     @dataclass(frozen=True)
@@ -325,29 +327,29 @@ def resume(args: list[str]) -> None:
         run: Positional[Path]
         """The run's folder."""
         steps: int | None = None
-        """A new number of environment steps to train for."""
+        """New number of environment steps to train for."""
         eval_interval: int | None = None
         """Iterations between two evaluations."""
         eval_episodes: int | None = None
         """Episodes of an evaluation."""
         eval_max_steps: int | None = None
-        """Steps after which an evaluation leaves an episode, unless the environment declares a longer limit."""
+        """Step limit of an evaluated episode, unless the environment declares a longer one."""
         checkpoint_interval: int | None = None
         """Iterations between two checkpoints."""
         keep_checkpoints: int | None = None
         """Latest checkpoints that are kept."""
         stop_return: float | None = None
-        """Stop once the mean return of an evaluation reaches this."""
+        """Mean return of an evaluation at which the run stops."""
         workers: int | None = None
         """Processes that step the environments."""
         restart_workers: bool | None = None
-        """Start a dead or raising environment worker anew instead of stopping the run."""
+        """Restart an environment worker that dies or raises, instead of stopping the run."""
         on_nonfinite: Literal["stop", "drop"] | None = None
-        """What to do with a NaN or infinite observation or reward."""
+        """Treatment of a NaN or infinite observation or reward: stop the run, or drop the episode."""
         env_threads: int | None = None
         """Threads of a natively batched environment."""
         trust: bool = False
-        """Run the code that the run's files name where somebody else has made it."""
+        """Run the code that the run's files name, although somebody else made the run."""
 
     parsed = parse_args(Resume, "marl resume", args)
     changes = {name: value for name, value in vars(parsed).items() if name in RESUMABLE_FIELDS and value is not None}
@@ -356,42 +358,43 @@ def resume(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """What `eval` and `play` share."""
+    """Options that `eval` and `play` share."""
 
     subject: Annotated[Positional[str], arg(metavar="RUN|ENV")]
-    """A run's folder, a checkpoint's folder, or an environment for an agent that needs no training."""
+    """Folder of a run or of a checkpoint, or an environment for an agent that needs no training."""
     agent: str = ""
-    """The agent, where the subject is an environment; empty is random."""
+    """Agent, if the subject is an environment; empty is random."""
     env: str = ""
-    """Where the run's agent plays, if not in the environment that it has learned in; its options are the run's."""
+    """Environment to play in; empty is the one of the run. In a family of the run, the run's options are kept."""
     episodes: int = 1
     """Episodes to play."""
     which: str = "best"
-    """The checkpoint: best, last, or a number of steps."""
+    """Checkpoint: best, last, or a number of steps."""
     act: Literal["run", "greedy", "sampled"] = "run"
-    """The most probable actions, or sampled ones; by default what the run's own evaluations take."""
+    """Actions: run (as the run's own evaluations), greedy (the most probable ones) or sampled."""
     trust: bool = False
-    """Run the code that the run's files name where somebody else has made it."""
+    """Run the code that the run's files name, although somebody else made the run."""
 
 
 def evaluate(args: list[str]) -> None:
+    """Run `marl eval`."""
     from marl.experiments.play import print_eval
 
     @dataclass(frozen=True)
     class Eval(PlayOptions):
         """Play episodes on the test seeds and report the returns.
 
-        The test seeds are the same for every agent, so that comparisons are paired, and other ones than the validation
-        seeds, by which training chose the best checkpoint."""
+        The test seeds are the same for every agent, so comparisons are paired. Training chose the best checkpoint on
+        other seeds, the validation seeds."""
 
         episodes: int = 32
         """Episodes to play."""
         num_envs: int = 16
         """Environments stepped together."""
         eval_max_steps: int = MAX_EPISODE_STEPS
-        """Steps after which an episode is left, unless the environment declares a longer limit."""
+        """Step limit of an episode, unless the environment declares a longer one."""
         out: Path | None = None
-        """Write one JSON line an episode to this file."""
+        """File for one JSON line per episode."""
 
     print_eval(parse_play_args(Eval, "marl eval", args))
 
@@ -410,23 +413,24 @@ def parse_play_args(kind: type, prog: str, args: list[str]) -> Any:
 
 
 def play(args: list[str]) -> None:
+    """Run `marl play`."""
     from marl.experiments.play import show
 
     @dataclass(frozen=True)
     class Play(PlayOptions):
-        """Watch episodes: a video of what the environment draws, its text, or what a language agent says of them."""
+        """Watch episodes: as a video, as text, or as the transcript of a language agent."""
 
         out: Path | None = None
-        """The video's file, .mp4 or .gif; by default play.mp4 in the run's folder. Of a story: a picture, play.png."""
+        """File of the video, .mp4 or .gif; by default play.mp4 in the run's folder. A transcript has a picture, play.png."""
         fps: int | None = None
-        """Frames a second of a video; None is 30."""
+        """Frames per second of a video; by default 30."""
         stop_after: int = MAX_EPISODE_STEPS
-        """Leave an episode after this many steps."""
+        """Step limit of an episode."""
         view: Literal["video", "text", "transcript"] | None = None
-        """What to watch. None is the story of a language agent (its prompts, actions and the credit of each token),
-        else a video where the environment draws pictures, else its text."""
+        """View of the episode. The default is the transcript of a language agent (prompts, actions, advantage of each
+        token), else a video if the environment draws pictures, else text."""
         attention: bool = False
-        """Draw how much each agent looks at the actions of those that decided before it (agent mat)."""
+        """Draw the attention of each agent to the actions of the agents that decided before it (agent mat)."""
 
     parsed = parse_play_args(Play, "marl play", args)
     require_episodes("episodes", parsed.episodes)
@@ -437,12 +441,14 @@ def play(args: list[str]) -> None:
 
 
 def report_runs(args: list[str]) -> None:
+    """Run `marl report`."""
     from marl.experiments.report.command import ReportCommand, compare_runs
 
     compare_runs(parse_args(ReportCommand, "marl report", args))
 
 
 def transfer(args: list[str]) -> None:
+    """Run `marl transfer`."""
     from marl.experiments.transfer import Transfer
     from marl.experiments.transfer import transfer as run
 
@@ -450,9 +456,11 @@ def transfer(args: list[str]) -> None:
 
 
 def list_things(args: list[str]) -> None:
+    """Run `marl list`."""
+
     @dataclass(frozen=True)
     class List:
-        """What there is, and what is missing for it."""
+        """List what is registered, and what must be installed for it."""
 
         what: Positional[Literal["envs", "agents", "advantages", "objectives", "presets"]]
         """Environments, agents, advantages, objectives or presets."""
@@ -472,6 +480,7 @@ def list_things(args: list[str]) -> None:
 
 
 def env_table() -> Table:
+    """Return the table of environments."""
     table = Table("environment", "what it is", "tasks", "simulator", title="Environments")
     for name in ENVS.names():
         entry = ENVS.entries[name]
@@ -482,6 +491,7 @@ def env_table() -> Table:
 
 
 def agent_table() -> Table:
+    """Return the table of agents."""
     table = Table("agent", "what it is", "learns", "settings that define it", title="Agents")
     for name in AGENTS.names():
         entry = AGENTS.entries[name]
@@ -503,6 +513,7 @@ def algorithm_table(kind: str) -> Table:
 
 
 def preset_table() -> Table:
+    """Return the table of presets; agents with equal settings share a row."""
     from marl.experiments.presets import PRESETS
 
     title = "Presets: chosen by environment and agent, or with --preset ENVIRONMENT+AGENT"
@@ -518,13 +529,14 @@ def preset_table() -> Table:
 
 
 def check(args: list[str]) -> None:
+    """Run `marl check-env`."""
     from marl.envs.testing import check_env
     from marl.errors import named_error
     from marl.registry import EnvFactory
 
     @dataclass(frozen=True)
     class CheckEnv:
-        """Test an environment against the rules of the suite, with random actions."""
+        """Test an environment against the rules, with random actions."""
 
         env: Positional[str]
         """The environment."""
@@ -589,6 +601,7 @@ def check_an_agent(args: list[str]) -> None:
 
 
 def bench(args: list[str]) -> None:
+    """Run `marl bench`."""
     from marl.experiments.bench.main import Bench, run
 
     run(parse_args(Bench, "marl bench", args))

@@ -1,4 +1,4 @@
-"""Trust in a run's folder: code that its files name runs only where this user made the run, or says so.
+"""Trust in a run's folder: code that its files name runs only if this user made the run, or allows it.
 
 A run that names code or files outside the suite (`package.module:factory`, `pettingzoo:MODULE`, keyword arguments of a
 factory, a folder of language-model weights) keeps a mark: the names, with an HMAC under a key of this user. The mark
@@ -26,7 +26,7 @@ KEY_BYTES = 32
 
 
 def external_of_env(config: RunConfig) -> set[str]:
-    """Names of code and files outside the suite that the run's environments import, run or open."""
+    """Return names of code and files outside the package that the run's environments import, run or open."""
     names: set[str] = set()
     for made in config.tasks:
         entry, task = find_env(made.name)
@@ -35,7 +35,7 @@ def external_of_env(config: RunConfig) -> set[str]:
 
 
 def external_of_agent(agent: str, options: Mapping[str, Any]) -> set[str]:
-    """The same of an agent with these options."""
+    """Return names of code and files outside the package that an agent with these options uses."""
     return set(AGENTS.get(agent).external(options))
 
 
@@ -93,9 +93,9 @@ def _seal(names: list[str], key: bytes) -> str:
 
 
 def _key(make: bool) -> bytes:
-    """This user's key. Raises OSError where there is none and it is not to be made, or cannot be.
+    """Return the key of this user, made on first use if `make`.
 
-    Raises RuntimeError where the user has no home.
+    Raises OSError if there is none, and RuntimeError if the user has no home.
     """
     path = key_path()
     with suppress(FileNotFoundError):
@@ -118,6 +118,6 @@ def _checked(path: Path, key: bytes) -> bytes:
 
 
 def key_path() -> Path:
-    """Where the key lies: seqmarl/key below XDG_STATE_HOME, or below ~/.local/state."""
+    """Return the path of the key: seqmarl/key below XDG_STATE_HOME, or below ~/.local/state."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "state") / "seqmarl" / "key"
