@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from marl import run
 from marl.callbacks import Callback
-from marl.config import MAX_EPISODE_STEPS, RunConfig, from_yaml, override, require_episodes, to_yaml
+from marl.config import RunConfig, from_yaml, override, to_yaml
 from marl.errors import ConfigError
 from marl.evaluation import EpisodeRow, summarize
 from marl.experiments.play import evaluate_task, resolve
@@ -18,6 +18,7 @@ from marl.factories import factory_name
 from marl.registry import find_family
 from marl.run import IfExists, Result
 from marl.run_folder import read_config_file
+from marl.settings import MAX_EPISODE_STEPS, require_episodes
 from marl.tracking.base import Tracker
 
 

@@ -27,20 +27,11 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.config import (
-    ALGORITHM_REGISTRIES,
-    MAX_EPISODE_STEPS,
-    PARTS,
-    RESUMABLE_FIELDS,
-    LearnConfig,
-    RunConfig,
-    algorithm_options,
-    flatten,
-    require_episodes,
-)
+from marl.config import ALGORITHM_REGISTRIES, PARTS, RESUMABLE_FIELDS, RunConfig, algorithm_options, flatten
 from marl.errors import ConfigError, MarlError
 from marl.experiments.help import print_help, wants_help
 from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
+from marl.settings import MAX_EPISODE_STEPS, LearnConfig, require_episodes
 
 USAGE = """usage: marl COMMAND ...
 
@@ -247,7 +238,8 @@ def learn_with_choices() -> type:
     fields = []
     for kind, registry in ALGORITHM_REGISTRIES.items():
         known = "; ".join(f"{name}: {registry.entries[name].summary}" for name in registry.names())
-        about = arg(help=f"{kind.capitalize()}, or PACKAGE.MODULE:CLASS or FILE.py:CLASS. {known}.", metavar="NAME")
+        listed = ", ".join(registry.names())
+        about = arg(help=f"{kind.capitalize()}: {listed}, or FILE.py:CLASS. {known}.", metavar="NAME")
         fields.append((kind, Annotated[str, about], dataclasses.field(default=getattr(LearnConfig, kind))))
     return dataclasses.make_dataclass("Learn", fields, bases=(LearnConfig,), frozen=True)
 
@@ -421,7 +413,7 @@ def play(args: list[str]) -> None:
         """Watch episodes: as a video, as text, or as the transcript of a language agent."""
 
         out: Path | None = None
-        """File of the video, .mp4 or .gif; by default play.mp4 in the run's folder. A transcript has a picture, play.png."""
+        """File of the video, .mp4 or .gif; by default play.mp4 in the run's folder. A transcript: play.png."""
         fps: int | None = None
         """Frames per second of a video; by default 30."""
         stop_after: int = MAX_EPISODE_STEPS

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from marl.checkpoint.store import Checkpoint
-from marl.config import RunConfig, default_config, require_episodes
+from marl.config import RunConfig, default_config
 from marl.episodes import never_stop, play_episodes
 from marl.errors import ConfigError, MissingDependencyError, NonFiniteError, named_errors
 from marl.evaluation import EpisodeRow, paired_seeds, run_episodes, summarize
@@ -26,6 +26,7 @@ from marl.policy_io import batch_of_one, load_checkpoint, make_policy
 from marl.protocols import Env
 from marl.registry import AGENTS, EnvFactory, find_family
 from marl.run_folder import read_config
+from marl.settings import require_episodes
 from marl.stopping import stop_requests
 from marl.transcript import record_transcript
 from marl.trust import external_of_algorithm, external_of_env, require_trust

@@ -16,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from marl.checkpoint.store import load
-from marl.config import RunConfig, digest, override, require_episodes
+from marl.config import RunConfig, digest, override
 from marl.errors import ConfigError
 from marl.evaluation import run_episodes
 from marl.experiments.presets import choose
@@ -27,6 +27,7 @@ from marl.multitask import share_parameters
 from marl.registry import AGENTS
 from marl.run import resume, start
 from marl.run_folder import has_checkpoint, read_config
+from marl.settings import require_episodes
 from marl.stats import mean_interval
 from marl.vector import make_vector
 

@@ -3,19 +3,17 @@
 import dataclasses
 import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dacite
 import yaml
 from tyro.conf import Positional
 
 from marl.advantages import GAE, AdvantageEstimator
-from marl.backup import Axis, Links
+from marl.backup import Links
 from marl.errors import ConfigError
 from marl.factories import absolute_name
 from marl.files import require_folder_name
@@ -31,185 +29,8 @@ from marl.registry import (
     tasks_of,
     unknown_name_message,
 )
+from marl.settings import CollectConfig, ComputeConfig, EvalConfig, LearnConfig, require_not_negative, require_positive
 from marl.tracking.base import check_tracker_name
-from marl.value_norm import ValueNorm
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; give 1 or more")
-
-
-MAX_EPISODES = 1_000_000
-"""Most episodes of an evaluation."""
-
-MAX_EPISODE_STEPS = 10_000
-"""Default number of steps after which an evaluated or watched episode is left."""
-
-
-def require_episodes(option: str, episodes: int, at_least: int = 1) -> None:
-    """Raise ConfigError for a number of episodes that no evaluation can have."""
-    if not at_least <= episodes <= MAX_EPISODES:
-        raise ConfigError(f"{option} is {episodes}; give {at_least} to {MAX_EPISODES}")
-
-
-def _not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{name} is {getattr(config, name)}; give 0 or more")
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """Collecting experience."""
-
-    num_envs: int = 16
-    """Environments of each task stepped together, over all ranks."""
-    rollout_steps: int = 128
-    """Steps of each environment between two updates."""
-    workers: int = 0
-    """Processes that step the environments; 0 steps them in this process."""
-    restart_workers: bool = False
-    """Start a dead or raising environment worker anew instead of stopping the run."""
-    on_nonfinite: Literal["stop", "drop"] = "stop"
-    """What to do with a NaN or infinite observation or reward: stop the run, or leave the episode out."""
-    whole_episodes: bool = False
-    """Begin every rollout with a new episode in each environment and learn from that one alone; those that have not
-    ended after rollout_steps are cut there."""
-    group_size: int = 1
-    """Environments whose episodes begin alike, from one seed, for whole episodes."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "num_envs", "rollout_steps", "group_size")
-        _not_negative(self, "workers")
-        if self.workers > self.num_envs:
-            raise ConfigError(f"workers is {self.workers}, more than num_envs, {self.num_envs}")
-        if self.group_size > 1 and not self.whole_episodes:
-            raise ConfigError(f"group_size is {self.group_size}; groups need whole episodes, add --whole-episodes")
-        if self.num_envs % self.group_size:
-            raise ConfigError(f"group_size is {self.group_size}, which does not divide num_envs, {self.num_envs}")
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """Learning from it."""
-
-    learning_rate: float = 5e-4
-    """Step size of Adam."""
-    critic_learning_rate: float = 0.0
-    """Step size for the parameters whose name begins with "critic"; 0 takes learning_rate."""
-    anneal_learning_rate: bool = False
-    """Lower the learning rates linearly to zero over the run. A run resumed with another number of steps continues from
-    the rate of its last update, linearly to zero at its new end."""
-    adam_epsilon: float = 1e-5
-    """Epsilon of Adam."""
-    epochs: int = 10
-    """Passes over each rollout."""
-    agent_updates: Literal["together", "sequential"] = "together"
-    """Whether a pass updates all agents, or all passes are made for one agent after another, in random order, each
-    with advantages weighed by how much likelier the agents before it have made what they did (HAPPO)."""
-    minibatches: int = 1
-    """Parts of nearly equal size into which each pass splits the rollout."""
-    micro_batch: int = 0
-    """Rows (steps x environments) per forward pass; 0 leaves it to the agent. The gradient does not depend on it."""
-    max_grad_norm: float = 10.0
-    """Norm to which gradients are clipped; 0 leaves them."""
-    target_kl: float = 0.0
-    """Stop the passes over a rollout once the mean KL of a pass exceeds this; 0 never stops."""
-    gamma: float = 0.99
-    """Discount between two steps."""
-    gae_lambda: float = 0.95
-    """Weight of longer returns in generalized advantage estimation."""
-    agent_credit: Axis = "parallel"
-    """How credit runs within a step: parallel gives each agent its own chain through time, sequential threads one
-    chain through the agents in the order in which they decide."""
-    token_credit: Axis = "parallel"
-    """The same for the slots (torques, tokens) of an agent's action."""
-    gamma_intra: float | None = 1.0
-    """Discount between two nodes of a step; None takes gamma."""
-    lambda_intra: float | None = 1.0
-    """Weight of longer returns between two nodes of a step; None takes gae_lambda."""
-    advantage: str = "gae"
-    """Advantage estimator: a name of `marl list advantages`, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
-    objective: str = "ppo"
-    """Objective: a name of `marl list objectives`, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
-    reference_reward_coef: float = 0.0
-    """Weight in the reward of the divergence from a frozen reference policy, node by node, for agents that have one."""
-    value_norm_decay: float = 0.99
-    """Weight of the past in the return moments that scale the critic, updated once a rollout; 0 is off."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "epochs", "minibatches")
-        _not_negative(
-            self, "micro_batch", "max_grad_norm", "target_kl", "critic_learning_rate", "reference_reward_coef"
-        )
-        for name in ("learning_rate", "adam_epsilon"):
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
-        ValueNorm(self.value_norm_decay)
-        self.links()
-        object.__setattr__(self, "advantage", absolute_name(self.advantage))
-        object.__setattr__(self, "objective", absolute_name(self.objective))
-
-    def links(self, uses_critic: bool = True) -> Links:
-        """Return how credit runs. Without a critic nothing cuts returns short: both lambdas are 1."""
-        gamma_intra = self.gamma if self.gamma_intra is None else self.gamma_intra
-        weights = (self.gae_lambda, self.gae_lambda if self.lambda_intra is None else self.lambda_intra)
-        over, inside = weights if uses_critic else (1.0, 1.0)
-        return Links(self.agent_credit, self.token_credit, self.gamma, over, gamma_intra, inside)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Evaluating, saving and stopping."""
-
-    eval_interval: int = 25
-    """Iterations between two evaluations on the validation seeds, which choose the best checkpoint; 0 evaluates only
-    at the end. The end has an evaluation on the test seeds too: its score is one to report."""
-    eval_episodes: int = 10
-    """Episodes of an evaluation, with the same seeds each time and for every agent; 0 never evaluates."""
-    eval_max_steps: int = MAX_EPISODE_STEPS
-    """Steps after which an evaluation leaves an episode, unless the environment declares a longer limit."""
-    eval_start: bool = False
-    """Evaluate before learning too: what a pretrained model does untrained."""
-    eval_stochastic: bool = False
-    """Sample actions in evaluations instead of taking the most probable ones."""
-    checkpoint_interval: int = 25
-    """Iterations between two checkpoints; the end and an interrupt always save one, and so does an error where there is
-    one rank."""
-    keep_checkpoints: int = 3
-    """Latest checkpoints that are kept, besides the best evaluated one."""
-    stop_return: float | None = None
-    """Stop once the mean return of an evaluation reaches this."""
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "eval_interval")
-        require_episodes("eval_episodes", self.eval_episodes, at_least=0)
-        _positive(self, "checkpoint_interval", "keep_checkpoints", "eval_max_steps")
-        if self.stop_return is not None and not math.isfinite(self.stop_return):
-            raise ConfigError(f"stop_return is {self.stop_return}; give a number")
-        if self.stop_return is not None and not self.eval_episodes:
-            raise ConfigError("stop_return needs evaluations, but eval_episodes is 0")
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Devices and threads."""
-
-    device: str = "auto"
-    """Where the agent lives: cpu, cuda, cuda:1, ..., or auto for a GPU where there is one."""
-    env_threads: int = 0
-    """Threads of a natively batched environment; 0 takes the free cores."""
-    learn_threads: int = 0
-    """Threads of an update; 0 chooses by its size, at most the free cores. Acting uses one, and the free cores for a
-    pretrained language model."""
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "env_threads", "learn_threads")
-        for name in ("env_threads", "learn_threads"):
-            if getattr(self, name) > (os.cpu_count() or 1):
-                raise ConfigError(f"{name} is {getattr(self, name)}, more than the {os.cpu_count()} cores here")
 
 
 @dataclass(frozen=True)
@@ -217,23 +38,23 @@ class RunConfig:
     """One training run."""
 
     env: Positional[str]
-    """Environment: FAMILY/TASK, pettingzoo:MODULE, gymnasium:ID, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY. Several
+    """Environment: FAMILY/TASK, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, pettingzoo:MODULE or gymnasium:ID. Several
     tasks of a family, joined by +, are learned together with equal weight. A task may end in options of its own, as in
     mamujoco/HalfCheetah-6x1,disabled_joint=bfoot+HalfCheetah-6x1,disabled_joint=ffoot."""
     agent: str = "mat"
-    """Agent: a name of `marl list agents`, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY."""
+    """Agent: a name of `marl list agents`, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY."""
     steps: int = 1_000_000
-    """Environment steps to train for, over all environments and ranks; the last iteration is a whole one."""
+    """Environment steps to train for, over all ranks. The last iteration is a whole one."""
     seed: int = 1
     """Seed of every random stream of the run."""
     runs_dir: str = "runs"
-    """Folder that holds the runs."""
+    """Folder of all runs."""
     name: str = ""
-    """Name of this run's folder; empty makes one from environment, agent, seed and time."""
+    """Name of this run's folder; empty makes ENV/AGENT/SEED-TIME."""
     trackers: tuple[str, ...] = ()
-    """Trackers besides JSONL and TensorBoard: wandb, mlflow, PACKAGE.MODULE:CLASS or FILE.py:CLASS."""
+    """Trackers beside JSONL and TensorBoard: wandb, mlflow, FILE.py:CLASS or PACKAGE.MODULE:CLASS."""
     init_from: str = ""
-    """Folder of a run, or of a checkpoint, whose last weights to begin with; empty begins with new ones."""
+    """Run or checkpoint whose weights to start from."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -250,7 +71,7 @@ class RunConfig:
         object.__setattr__(self, "trackers", tuple(map(absolute_name, self.trackers)))
         for tracker in self.trackers:
             check_tracker_name(tracker)
-        _positive(self, "steps")
+        require_positive(self, "steps")
         entries = [registry.get(getattr(self.learn, kind)) for kind, registry in ALGORITHM_REGISTRIES.items()]
         for (kind, _), entry in zip(ALGORITHM_REGISTRIES.items(), entries, strict=True):
             if not isinstance(options := getattr(self, f"{kind}_options"), entry.options):
@@ -265,7 +86,7 @@ class RunConfig:
                 f"agent_updates is 'sequential', agent by agent, and the tasks of {self.env!r} have agents of their "
                 "own; train in one task, or another agent"
             )
-        _not_negative(self, "seed")
+        require_not_negative(self, "seed")
         if self.name:
             require_folder_name("name", self.name)
         rows = self.collect.num_envs * self.collect.rollout_steps
@@ -296,17 +117,18 @@ class RunConfig:
 
     @property
     def tasks(self) -> list[EnvFactory]:
-        """The environments to learn in."""
+        """Environments to learn in."""
         given = {f.name: getattr(self.env_options, f.name) for f in dataclasses.fields(self.env_options)}
         return tasks_of(self.env, given)
 
     @property
     def steps_per_iteration(self) -> int:
+        """Environment steps of an iteration, over all environments and tasks."""
         return self.collect.num_envs * self.collect.rollout_steps * (1 + self.env.count("+"))
 
     @property
     def iterations(self) -> int:
-        """The fewest that may be needed: with whole episodes some steps of an iteration are left out."""
+        """Fewest iterations of the run. With whole episodes, steps of an iteration may be left out, and more follow."""
         return -(-self.steps // self.steps_per_iteration)
 
 
@@ -339,7 +161,7 @@ RESUMABLE_FIELDS = frozenset(
 
 
 def default_config(env: str, agent: str) -> RunConfig:
-    """The defaults for an environment and an agent: the options that both declare, and what defines the agent."""
+    """Return the defaults of an environment and an agent, with the settings that define the agent."""
     entry, known = find_family(env), AGENTS.get(agent)
     config = RunConfig(env=env, agent=agent, agent_options=known.options(), env_options=entry.options())
     return override(config, known.defaults)
@@ -389,7 +211,7 @@ def algorithm_options(config: RunConfig, changes: Mapping[str, Any]) -> dict[str
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every field by its own name, the parts dissolved."""
+    """Return every field by its own name, without the parts."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         flat |= value if name in PARTS else {name: value}
@@ -406,9 +228,9 @@ def option_names() -> list[str]:
 
 
 def digest(config: RunConfig) -> str:
-    """A fingerprint of everything that the learning depends on.
+    """Return a hash of all settings on which learning depends.
 
-    Only what differs from the defaults enters, so that a new option leaves old runs resumable.
+    Only settings that differ from the defaults enter, so that runs remain resumable when an option is added.
     """
     usual = flatten(default_config(config.env, config.agent))
     fixed = {
@@ -420,6 +242,8 @@ def digest(config: RunConfig) -> str:
 
 
 def to_yaml(config: RunConfig) -> str:
+    """Return a configuration as YAML, which `from_yaml` reads."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(x) for key, x in value.items()}
@@ -429,7 +253,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; what is no number is left for the type check to name."""
+    """Return a number that YAML 1.1 reads as text, such as 1e-3; anything else as it is."""
     try:
         return float(value) if isinstance(value, int | str) and not isinstance(value, bool) else value
     except ValueError:
@@ -465,7 +289,7 @@ def from_yaml(text: str, source: str | Path = "configuration", changes: Mapping[
             data |= changes or {}
         for name in ("env", "agent"):
             if not isinstance(data, dict) or not isinstance(data.get(name), str):
-                raise ConfigError(f"has no text under {name!r}; it is not the configuration of a run")
+                raise ConfigError(f"has no text under {name!r}; give the configuration of a run")
         options = {"env_options": find_family(data["env"]).options, "agent_options": AGENTS.get(data["agent"]).options}
         hooks = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
         default = default_config(data["env"], data["agent"])

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from marl.config import MAX_EPISODE_STEPS
 from marl.episodes import never_stop, play_episodes
 from marl.info import finite_info
 from marl.policy import Policy
 from marl.protocols import VectorEnv
 from marl.seeding import Streams
+from marl.settings import MAX_EPISODE_STEPS
 from marl.stats import mean_interval
 from marl.types import EnvSpec
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marl.config import LearnConfig
 from marl.errors import ConfigError
+from marl.settings import LearnConfig
 
 SMALL_GRADIENT = 2**16
 """Numbers in a gradient up to which copying it is cheaper than computing its own norm."""

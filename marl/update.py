@@ -9,12 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from marl import distributed
-from marl.config import LearnConfig
 from marl.errors import NonFiniteError
 from marl.multitask import Task
 from marl.objective import Batch, Objective, RowIndex, row_count, unit_sum
 from marl.optimizer import clip_gradients, parameter_groups
 from marl.rollout import iter_minibatches
+from marl.settings import LearnConfig
 
 Pass = tuple[int, RowIndex]
 """Rows of one forward pass: the number of the task, and the rows of its minibatch."""

@@ -32,7 +32,7 @@ def test_help_is_short_and_help_all_is_whole(monkeypatch, capsys, env, agent):
         for f in dataclasses.fields(part):
             if f.name not in PARTS and f.name != "env":
                 assert re.search(rf"--(\[no-\])?{f.name.replace('_', '-')} ", whole), f.name
-    assert "Stop the passes over a rollout" in " ".join(whole.split())
+    assert "The default takes the most probable ones" in " ".join(whole.split())
 
 
 def test_the_defaults_of_the_preset_are_shown(monkeypatch, capsys):

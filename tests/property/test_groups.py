@@ -21,7 +21,7 @@ from marl.advantages import (
     leave_one_out,
     observation_keys,
 )
-from marl.config import LearnConfig
+from marl.settings import LearnConfig
 from marl.value_norm import ValueNorm
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2))  # groups, size, agents

@@ -15,7 +15,7 @@ from marl.advantages import explained_variance, standardize
 from marl.agents.mlp import MLPPolicy
 from marl.backup import Links
 from marl.checkpoint.store import load, save
-from marl.config import LearnConfig, default_config, digest, from_yaml, override, to_yaml
+from marl.config import default_config, digest, from_yaml, override, to_yaml
 from marl.errors import (
     CheckpointError,
     ConfigError,
@@ -31,6 +31,7 @@ from marl.optimizer import parameter_groups
 from marl.policy_io import load_policy
 from marl.registry import AGENTS, ENVS, EnvEntry
 from marl.rollout import iter_minibatches
+from marl.settings import LearnConfig
 from marl.types import Nodes
 from marl.vector import make_vector
 
