@@ -16,7 +16,7 @@ from marl.agents.heads import SMALL_GAIN, mlp
 from marl.errors import ConfigError
 from marl.types import EnvSpec
 
-Sharing = Literal["team", "group", "agent"]
+Sharing = Literal["team", "agent_type", "agent"]
 """Agents that share parameters: the whole team, all agents of one type (`EnvSpec.agent_types`), or none."""
 
 
@@ -25,8 +25,8 @@ def parameter_sets(spec: EnvSpec, per: Sharing) -> tuple[int, ...]:
 
     Raises ConfigError if agents of one type are to share parameters and their spaces differ.
     """
-    names = {"team": ("team",) * spec.num_agents, "group": spec.agent_types, "agent": spec.agents}[per]
-    if per == "group":
+    names = {"team": ("team",) * spec.num_agents, "agent_type": spec.agent_types, "agent": spec.agents}[per]
+    if per == "agent_type":
         _check_equal_spaces(spec)
     order = list(dict.fromkeys(names))
     return tuple(order.index(name) for name in names)
@@ -40,7 +40,7 @@ def _check_equal_spaces(spec: EnvSpec) -> None:
         other, expected = first.setdefault(agent_type, (agent, spaces))
         if spaces != expected:
             raise ConfigError(
-                f"parameters_per='group', but {spec.agents[other]!r} and {spec.agents[agent]!r} of type "
+                f"parameters_per='agent_type', but {spec.agents[other]!r} and {spec.agents[agent]!r} of type "
                 f"{agent_type!r} in {spec.name} have unequal spaces: {expected}; {spaces}. Use parameters_per='agent' "
                 "or 'team', or give them types of their own"
             )

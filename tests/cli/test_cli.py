@@ -273,8 +273,8 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
     ("args", "said"),
     [
         (
-            ["toy/continuous", "--unequal", "True", "--parameters-per", "group"],
-            r"parameters_per is 'group', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Give agent, team",
+            ["toy/continuous", "--unequal", "True", "--parameters-per", "agent_type"],
+            r"parameters_per='agent_type', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Use parameters_per=",
         ),
         (
             ["tests.support.faulty_envs:choices", "--agent", "mappo"],
@@ -291,7 +291,7 @@ def test_teams_that_an_option_or_agent_cannot_take_are_named(monkeypatch, capsys
 
 def test_a_mixed_team_trains_and_plays(monkeypatch, capsys, folder):
     """And its checkpoint is not taken for that of a larger team, of another agent or of other groups."""
-    train = ["train", "toy/mixed", "--parameters-per", "group", "--name", "run", *TEAM]
+    train = ["train", "toy/mixed", "--parameters-per", "agent_type", "--name", "run", *TEAM]
     assert call(monkeypatch, capsys, *train)[0] == 0
     code, out, _ = call(monkeypatch, capsys, "play", "runs/run", "--which", "last")
     assert code == 0

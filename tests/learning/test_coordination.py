@@ -58,7 +58,7 @@ def test_mat_passes_observations_on():
 @pytest.mark.parametrize(
     ("agent", "steps", "changes"),
     [
-        ("mat", 12_000, {"parameters_per": "group"}),
+        ("mat", 12_000, {"parameters_per": "agent_type"}),
         ("mat-decoder", 20_000, {}),
         ("mappo", 12_000, {}),
         ("happo", 12_000, {}),

@@ -47,7 +47,7 @@ CASES = [
     ("toy/chain", "mat", {"normalize_observations": True}),
     ("toy/agent_death", "mat", {"agent_order": "random"}),
     ("toy/climbing+penalty", "mat", {"normalize_observations": True, "minibatches": 2, "steps": 384}),
-    ("toy/mixed", "mat", {"parameters_per": "group"}),
+    ("toy/mixed", "mat", {"parameters_per": "agent_type"}),
     ("toy/continuous", "mappo", {"anneal_learning_rate": True}),
     ("toy/chain", "mat", {"whole_episodes": True, "anneal_learning_rate": True, "critic_learning_rate": 1e-3}),
     ("tests.unit.test_rollout:short", "mappo", GROUPS),

@@ -83,22 +83,22 @@ POLICIES = {
     "mat": ("mat", {}),
     "mat, two blocks and heads": ("mat", {"blocks": 2, "heads": 2}),
     "mat, random order": ("mat", {"agent_order": "random"}),
-    "mat, per group": ("mat", {"parameters_per": "group", "blocks": 2}),
+    "mat, per group": ("mat", {"parameters_per": "agent_type", "blocks": 2}),
     "mat, per agent, random order": ("mat", {"parameters_per": "agent", "agent_order": "random"}),
     "mat-bad": ("mat-bad", {}),
-    "mat-bad, per group": ("mat-bad", {"parameters_per": "group"}),
+    "mat-bad, per group": ("mat-bad", {"parameters_per": "agent_type"}),
     "mat-bad, random order": ("mat-bad", {"agent_order": "random"}),
     "mat-decoder": ("mat-decoder", {}),
     "mat-decoder, two blocks": ("mat-decoder", {"blocks": 2, "agent_order": "random"}),
     "mat-gru": ("mat-gru", {}),
     "mat-gru, random order": ("mat-gru", {"agent_order": "random", "layers": 1}),
-    "mat-gru, per group, random order": ("mat-gru", {"parameters_per": "group", "agent_order": "random"}),
+    "mat-gru, per group, random order": ("mat-gru", {"parameters_per": "agent_type", "agent_order": "random"}),
     "mat-encoder": ("mat-encoder", {}),
-    "mat-encoder, per group": ("mat-encoder", {"parameters_per": "group"}),
+    "mat-encoder, per group": ("mat-encoder", {"parameters_per": "agent_type"}),
     "mat-dec": ("mat-dec", {}),
     "mat-dec, per agent": ("mat-dec", {"parameters_per": "agent"}),
     "mappo": ("mappo", {}),
-    "mappo, per group": ("mappo", {"parameters_per": "group"}),
+    "mappo, per group": ("mappo", {"parameters_per": "agent_type"}),
     "ippo": ("ippo", {}),
     "happo": ("happo", {}),
 }
@@ -618,7 +618,7 @@ def test_groups_computed_together_are_their_networks(places, absent):
 @pytest.mark.parametrize("agent", ["mat", "mat-gru", "mat-dec", "mat-encoder", "mappo", "ippo"])
 def test_only_a_group_s_own_agents_move_its_actor(agent):
     spec = make_spec("mixed")
-    policy = make(agent, spec, parameters_per="group")
+    policy = make(agent, spec, parameters_per="agent_type")
     inputs = policy.encode(make_obs(spec, deaths=False))
     with torch.no_grad():
         nodes = policy.act(inputs).nodes
@@ -630,7 +630,7 @@ def test_only_a_group_s_own_agents_move_its_actor(agent):
 
 def test_groups_of_unequal_agents_are_refused():
     with pytest.raises(ConfigError, match="'agent_0' and 'agent_1' of type 'all' in made-up have unequal spaces"):
-        make("mat", dataclasses.replace(make_spec("mixed"), agent_types=("all",) * N), parameters_per="group")
+        make("mat", dataclasses.replace(make_spec("mixed"), agent_types=("all",) * N), parameters_per="agent_type")
 
 
 def test_unusable_spaces_and_options_are_named():
