@@ -226,11 +226,12 @@ def parse(base: RunConfig, args: list[str]) -> RunConfig:
     values: dict[str, Any] = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | parts
     default = typed(**values | {"learn": learn(**vars(base.learn) | names)})
     parsed = parse_args(typed, "marl train", args, default, TRAIN_HELP)
-    if parsed.env != default.env:
-        raise ConfigError(f"environment {parsed.env!r} must come first: marl train {parsed.env} --option value ...")
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)}
     values["learn"] = LearnConfig(**vars(parsed.learn))
-    return RunConfig(**values)
+    config = RunConfig(**values)
+    if config.env != base.env:
+        raise ConfigError(f"environment {parsed.env!r} must come first: marl train {parsed.env} --option value ...")
+    return config
 
 
 def learn_with_choices() -> type:

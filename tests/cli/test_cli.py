@@ -115,14 +115,14 @@ WRONG = [
     (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef=inf"),
     (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
     (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
-    (["train", "toy/climbing", "--name", "../x"], "name is '../x'"),
-    (["train", "toy/climbing", "--name", ".."], "name is '..'"),
-    (["train", "toy/climbing", "--name", "."], "name is '.'"),
-    (["train", "toy/climbing", "--name", "/x"], "name is '/x'"),
+    (["train", "toy/climbing", "--name", "../x"], "name='../x'"),
+    (["train", "toy/climbing", "--name", ".."], "name='..'"),
+    (["train", "toy/climbing", "--name", "."], "name='.'"),
+    (["train", "toy/climbing", "--name", "/x"], "name='/x'"),
     (["train", "toy/climbing", "--name", "x" * 300], "is longer than"),
     (["train", "toy/climbing", "--name=-x"], "begins with a dash"),
     (["train", "toy/climbing", "--runs-dir", "\udcff"], "is not UTF-8"),
-    (["transfer", "toy/climbing+penalty", "--target", "toy/xor3", "--name", ".."], "name is '..'"),
+    (["transfer", "toy/climbing+penalty", "--target", "toy/xor3", "--name", ".."], "name='..'"),
     (["train", "toy/climbing", "--device", "meta"], "device='meta'"),
     (["train", "toy/climbing", "--eval-episodes", "9" * 20], "eval_episodes is 9999"),
     (["train", "pettingzoo:"], "'pettingzoo:' names no environment"),
@@ -141,10 +141,10 @@ WRONG = [
     (["eval", "toy/chain", "--episodes", "1", "--out", "/dev/full"], "cannot write /dev/full: No space left"),
     (["eval", "toy/chain", "--episodes", "1", "--out", "/"], "it is a folder"),
     (["eval", "toy/chain", "--episodes", "9" * 20], "episodes is 9999"),
-    (["play", "toy/chain", "--view", "text", "--out", "x.mp4"], "shown as text, without --out"),
-    (["play", "toy/chain", "--out", "x.mp4"], "shown as text, without --out"),
-    (["play", "toy/chain", "--view", "text", "--fps", "5"], "shown as text, without --fps"),
-    (["bench", "act", "--model", "tiny"], "model has no effect on act"),
+    (["play", "toy/chain", "--view", "text", "--out", "x.mp4"], "shown as text, so --out"),
+    (["play", "toy/chain", "--out", "x.mp4"], "shown as text, so --out"),
+    (["play", "toy/chain", "--view", "text", "--fps", "5"], "shown as text, so --fps"),
+    (["bench", "act", "--model", "tiny"], "has no effect on act"),
     (["bench", "env", "--seconds", "inf"], "positive"),
     (["train", "toy/climbing", "--max-std", "nan"], "max_std=nan"),
     (
@@ -298,7 +298,7 @@ def test_a_mixed_team_trains_and_plays(monkeypatch, capsys, folder):
     assert "reached the time limit" in out
     path = folder / "runs/run/config.yaml"
     text = path.read_text()
-    changes = [("agents: null", "agents: 6"), ("agent: mat\n", "agent: mat-bad\n"), ("_per: group", "_per: team")]
+    changes = [("agents: null", "agents: 6"), ("agent: mat\n", "agent: mat-bad\n"), ("_per: agent_type", "_per: team")]
     for old, new in changes:
         assert old in text
         path.write_text(text.replace(old, new))
