@@ -274,7 +274,7 @@ TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--st
     [
         (
             ["toy/continuous", "--unequal", "True", "--parameters-per", "agent_type"],
-            r"parameters_per='agent_type', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Use parameters_per=",
+            r"parameters_per='agent_type', but 'agent_0' and 'agent_1' of .*: .* size 2; .* size 1\. Use",
         ),
         (
             ["tests.support.faulty_envs:choices", "--agent", "mappo"],
