@@ -39,7 +39,7 @@ USAGE = """usage: marl COMMAND ...
   resume RUN [--steps N]                          continue a run from its last checkpoint
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
-  report RUN ... [--metric success]               several seeds and agents side by side: table, JSON, picture
+  report RUN ... [--metric success]               compare seeds and agents: tables, statistics, HTML page, figures
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
   list envs | agents | advantages | ...           what there is, and what is missing for it
   check-env ENV                                   test an environment against the rules of the suite

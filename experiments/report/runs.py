@@ -1,7 +1,9 @@
 """Runs on disk, grouped by agent and task: evaluation curves of one metric, clocks, and the evaluation protocol."""
 
+import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,9 @@ Curve = dict[int, float]
 
 SPEED = re.compile(r'"step": (\d+),.*"speed/steps_per_second": ([\d.e+-]+)')
 """Step and speed in a line of metrics.jsonl."""
+
+SEED = re.compile(r"^seed: (\d+)$", re.M)
+"""Seed in the text of config.yaml."""
 
 NOT_COMPARED = RESUMABLE_FIELDS - {"eval_stochastic"} | {
     "env",
@@ -67,7 +72,8 @@ class RunGroup:
         """Return the mean training time at each step, or None if a run has no speed on record."""
         if set(self.clocks) != set(self.curves) or not all(self.clocks.values()):
             return None
-        return [float(np.mean([at_step(clock, step) for clock in self.clocks.values()])) for step in steps]
+        clocks = [np.interp(steps, [0, *clock], [0.0, *clock.values()]) for clock in self.clocks.values()]
+        return np.mean(clocks, axis=0).tolist()
 
     def has_test_scores(self, step: int) -> bool:
         """Return True if every run was scored on the test seeds at `step`."""
@@ -76,11 +82,6 @@ class RunGroup:
     def scores(self, step: int) -> list[float]:
         """Return one score for each run: on the test seeds if all runs have one, else on the validation seeds."""
         return [(self.tests if self.has_test_scores(step) else self.curves)[seed][step] for seed in self.curves]
-
-
-def at_step(clock: Curve, step: int) -> float:
-    """Return the seconds of training at `step`, interpolated."""
-    return float(np.interp(step, [0, *clock], [0.0, *clock.values()]))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -97,23 +98,23 @@ def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:
 
     Raises CheckpointError if the run was never evaluated, ConfigError if its episodes lack `metric`.
     """
-    return mean_curve(list(read_rows(folder / "evaluations.jsonl")), metric, split, folder)
+    return mean_curves(list(read_rows(folder / "evaluations.jsonl")), metric, folder)[split]
 
 
-def mean_curve(rows: Sequence[Mapping[str, Any]], metric: str, split: Split, folder: Path) -> Curve:
-    """Return the curve of `read_curve` from the rows of evaluations.jsonl."""
-    scores: dict[int, list[float]] = {}
+def mean_curves(rows: Sequence[Mapping[str, Any]], metric: str, folder: Path) -> dict[Split, Curve]:
+    """Return the curves of `read_curve` from the rows of evaluations.jsonl."""
+    scores: dict[Split, dict[int, list[float]]] = {"validation": {}, "test": {}}
     for row in rows:
         known = row_metrics(row)
         if row.get("cut") and metric not in known:
             known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
             raise unknown_metric(metric, folder, known)
-        if row.get("split", "validation") == split and np.isfinite(known[metric]):
-            scores.setdefault(row["step"], []).append(known[metric])
+        if math.isfinite(known[metric]):
+            scores[row.get("split", "validation")].setdefault(row["step"], []).append(known[metric])
     if not rows:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
-    return {step: float(np.mean(values)) for step, values in scores.items()}
+    return {split: {step: float(np.mean(each)) for step, each in steps.items()} for split, steps in scores.items()}
 
 
 def row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
@@ -197,14 +198,28 @@ def code_version(folder: Path) -> str:
     return ""
 
 
+def read_seed_config(folder: Path, known: dict[str, RunConfig]) -> RunConfig:
+    """Return the configuration of a run. Texts that differ in the seed alone are parsed once, and kept in `known`."""
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    seed, rest = SEED.search(text), SEED.sub("", text, count=1)
+    if seed is not None and rest in known:
+        return dataclasses.replace(known[rest], seed=int(seed[1]))
+    known[rest] = read_config(folder)
+    return known[rest]
+
+
 def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
     """Group runs by environment, agent and settings, in the order of first appearance.
 
     Raises ConfigError if two runs of a group have the same seed.
     """
     found: dict[str, tuple[RunConfig, RunGroup]] = {}
+    configs: dict[str, RunConfig] = {}
     for folder in folders:
-        config = read_config(folder)
+        config = read_seed_config(folder, configs)
         key = json.dumps([config.env, config.agent, group_settings(config)], default=str)
         _, group = found.setdefault(key, (config, RunGroup(config.env, config.agent, {}, {})))
         if config.seed in group.curves:
@@ -213,14 +228,14 @@ def group_runs(folders: Sequence[Path], metric: str) -> list[RunGroup]:
                 "settings; leave one out"
             )
         rows = list(read_rows(folder / "evaluations.jsonl"))
-        group.curves[config.seed] = mean_curve(rows, metric, "validation", folder)
-        group.tests[config.seed] = mean_curve(rows, metric, "test", folder)
+        curves = mean_curves(rows, metric, folder)
+        group.curves[config.seed], group.tests[config.seed] = curves["validation"], curves["test"]
         group.clocks[config.seed] = read_clock(folder)
         for name, values in protocol_of(folder, config, rows).items():
             group.protocol.setdefault(name, set()).update(values)
-    configs = [config for config, _ in found.values()]
+    others = [config for config, _ in found.values()]
     return [
-        RunGroup(config.env, group_name(config, configs), dict(sorted(g.curves.items())), g.tests, g.clocks, g.protocol)
+        RunGroup(config.env, group_name(config, others), dict(sorted(g.curves.items())), g.tests, g.clocks, g.protocol)
         for config, g in found.values()
     ]
 

@@ -69,6 +69,7 @@ def task_table(report: Report) -> Table:
     options, tasks = report.options, report.tasks
     metric = options.metric
     published = any(row.published for row in report.rows)
+    any_tested = any(row.tested for row in report.rows)
     headers = ["task", "agent", "seeds", "steps"]
     headers += [f"at {step_count(step)}" for step in options.at]
     if options.threshold is not None:
@@ -82,7 +83,7 @@ def task_table(report: Report) -> Table:
         cells += ["-" if each is None else format_score(metric, each.value) for each in row.at]
         if options.threshold is not None:
             cells.append("-" if row.reached is None else step_count(row.reached))
-        mark = "" if row.tested else " *"
+        mark = " *" if any_tested and not row.tested else ""
         cells += [estimate(metric, row.final) + mark, format_score(metric, row.on_the_way.value)]
         cells.append(f"{format_score(metric, row.best.value)} at {step_count(row.best_step)}")
         cells += [published_cell(row, metric)] if published else []
@@ -97,7 +98,7 @@ def task_notes(report: Report) -> Iterable[str]:
     elif any(row.tested for row in report.rows):
         yield "At the end: test seeds (*: validation seeds, because there is no test evaluation)."
     else:
-        yield "At the end (*): validation seeds, because there is no test evaluation."
+        yield "At the end: validation seeds, because there is no test evaluation."
     yield "On the way: mean over the evaluations. Highest on the way: validation seeds, so it is biased upwards."
     sources = {(each.source, each.table, each.version) for row in report.rows for each in row.published}
     for source, table, version in sorted(sources):
