@@ -40,7 +40,7 @@ def load_backbone(
     token_budget: int = 4096,
     seed: int = 0,
 ) -> Backbone:
-    """The model `name`, ready to train: on the CPU, or with `device_map` where accelerate has put it.
+    """Return the model `name`, ready to train, on the CPU or placed by accelerate with `device_map`.
 
     `lora_rank` above 0 trains adapters of that rank on the layers named `lora_targets`, in float32, and freezes the
     rest (Hu et al. 2021; scaled by `lora_alpha` / `lora_rank`, None is 2, as rank 8 and alpha 16 are); 0 trains all
@@ -100,7 +100,7 @@ def load_backbone(
 
 @contextmanager
 def _told_by_name(model: Any, name: str) -> Iterator[None]:
-    """Turn an error from inside a model that cannot be used into a ConfigError that says which and what works."""
+    """Raise errors from inside a model as ConfigError that names the model and what works."""
     try:
         yield
     except (ConfigError, MissingDependencyError, torch.OutOfMemoryError):
@@ -111,7 +111,7 @@ def _told_by_name(model: Any, name: str) -> Iterator[None]:
 
 
 def require_extra() -> None:
-    """Raise MissingDependencyError where transformers is absent."""
+    """Raise MissingDependencyError if transformers is not installed."""
     try:
         import transformers  # noqa: F401
     except ImportError as error:
@@ -133,7 +133,7 @@ def _require_one_process_and_accelerate() -> None:
 
 
 def frozen_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of frozen weights; `auto` is bf16 where the machine computes in it, else float32.
+    """Return the dtype of frozen weights. `auto` is bf16 if the hardware computes in it, else float32.
 
     With SmolLM2 on a CPU that has AVX-512 BF16, bf16 forwards are 2.7 times as fast and updates 2.0 to 2.7 times.
     """
@@ -150,7 +150,7 @@ def _has_bf16() -> bool:
 
 
 def _tiny(spec: EnvSpec, seed: int) -> tuple[Any, Tokenizer]:
-    """A random Llama of 1.4 million parameters that knows the words of the environment."""
+    """Return a random Llama of 1.4 million parameters with the environment's words as vocabulary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = WordTokenizer(spec.words)
@@ -186,7 +186,7 @@ def _pretrained(
 
 
 def _context(model: Any, name: str) -> int:
-    """Tokens that the model is made for. Raises ConfigError where its config does not say."""
+    """Return the model's context length in tokens. Raises ConfigError if its config has none."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if not longest:

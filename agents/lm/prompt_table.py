@@ -14,7 +14,7 @@ from marl.errors import ConfigError, EnvironmentContractError
 LOGGER = logging.getLogger("marl")
 FREE = -1
 """Candidate set id of free text: no candidates."""
-Said = tuple[int, Tokens]
+AgentAction = tuple[int, Tokens]
 """An agent and the tokens of its action."""
 
 
@@ -68,14 +68,16 @@ class PromptTable:
             self.texts[number] = text
         return number
 
-    def extend(self, prompt: int, said: tuple[Said, ...]) -> int:
+    def extend(self, prompt: int, actions: tuple[AgentAction, ...]) -> int:
         """Return the id of a prompt with the actions of other agents appended, one per line."""
-        key = (prompt, said)
+        key = (prompt, actions)
         number = self._known.get(key)
         if number is None:
             ids = self.prompts[prompt]
             middle = len(ids) - self.tail
-            lines = [token for agent, tokens in said for token in (*self.labels[agent], *self.tokenizer.quote(tokens))]
+            lines = [
+                token for agent, tokens in actions for token in (*self.labels[agent], *self.tokenizer.quote(tokens))
+            ]
             number = self._add(key, self.prompts, (*ids[:middle], *lines, *ids[middle:]))
             self.texts[number] = self.texts[prompt] + self.tokenizer.decode(lines)
         return number

@@ -1,4 +1,4 @@
-"""Prompts with a trie of continuations, and how several of them share one forward."""
+"""Prompts with a trie of continuations, and batches of them for one forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tree:
-    """One prompt and the tokens that may follow it, each shared prefix once.
+    """A prompt and the trie of tokens that may follow it.
 
     `prompt`: P >= 1 token ids. `tokens`: the K ids of the trie's nodes. `parents`: K indices of nodes, each smaller
     than its own, or -1 where a node follows the prompt. K = 0 is a prompt alone; a trie that is one path is plain
@@ -33,22 +33,22 @@ class Tree:
 
     @classmethod
     def path(cls, prompt: Sequence[int], tokens: Sequence[int]) -> "Tree":
-        """A prompt and one continuation."""
+        """Return a prompt with one continuation."""
         return cls(tuple(prompt), tuple(tokens), tuple(range(-1, len(tokens) - 1)))
 
     @property
     def length(self) -> int:
-        """P + K: the positions that a forward computes."""
+        """Positions that a forward pass computes, P + K."""
         return len(self.prompt) + len(self.tokens)
 
     @property
     def rows(self) -> int:
-        """K + 1: the features that come back, of the last prompt token and of every node."""
+        """Rows of features, K + 1: the last prompt token and every node."""
         return len(self.tokens) + 1
 
     @cached_property
     def ancestors(self) -> np.ndarray:
-        """(K, K) bool: row k is True at node k and at the nodes above it."""
+        """Mask (K, K) bool: row k is True at node k and its ancestors."""
         seen = np.eye(len(self.parents), dtype=bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -57,13 +57,13 @@ class Tree:
 
     @property
     def positions(self) -> np.ndarray:
-        """(P + K,) int64: a node stands where it would stand behind the prompt and its ancestors alone."""
+        """Positions (P + K,) int64: a node's position behind the prompt and its ancestors alone."""
         depth = self.ancestors.sum(-1, dtype=np.int64)
         return np.concatenate([np.arange(len(self.prompt)), len(self.prompt) - 1 + depth])
 
     @property
     def visible(self) -> np.ndarray:
-        """(P + K, P + K) bool: True where the row's token sees the column's."""
+        """Attention mask (P + K, P + K) bool: the row's token attends to the column's."""
         start = len(self.prompt)
         mask = np.tri(self.length, dtype=bool)
         mask[start:, start:] = self.ancestors
@@ -71,19 +71,19 @@ class Tree:
 
 
 def padded(length: int) -> int:
-    """The size of the batch in which a tree of that length is computed: a few per cent more, so that many share one.
+    """Return the padded length of a tree: a few per cent more, so that many trees share one length.
 
-    It depends on nothing else, since kernels round differently for batches of different sizes.
+    It depends on nothing else, because kernels round differently for batches of other sizes.
     """
     multiple = 16 if length <= 256 else 64
     return length + -length % multiple
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in groups whose trees are padded to one size, each of at most `budget` tokens with its padding.
+    """Return groups of indices whose trees have one padded length, of at most `budget` padded tokens each.
 
-    One that is longer than the budget comes alone. Every index appears once; in a group they keep their order, and
-    the groups are ordered by size.
+    A tree longer than the budget has its own group. Every index appears once. Indices keep their order within a group,
+    and groups are ordered by length.
     """
     sizes: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
@@ -96,9 +96,9 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def pack(trees: Sequence[Tree], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A batch of B trees padded on the right to S: ids (B, S), positions (B, S), visible (B, S, S).
+    """Return B trees padded on the right to S: ids (B, S), positions (B, S), attention mask (B, S, S).
 
-    Padding sees itself only, so that no row of the attention is empty, and nobody sees it.
+    Padding attends to itself alone, so that no attention row is empty, and nothing attends to padding.
     """
     size = (len(trees), padded(max(tree.length for tree in trees)))
     ids, positions = np.full(size, pad, dtype=np.int64), np.zeros(size, dtype=np.int64)

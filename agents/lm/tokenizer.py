@@ -23,8 +23,8 @@ class Tokenizer(Protocol):
 
     Text never becomes a control token: `<|im_end|>` in a prompt or an action is the ids of its characters.
 
-    `size`: V, the ids lie below it. `pad`, `end`: ids of padding and of the end of an action. `ends`: every id that
-    ends an answer, `end` among them.
+    `size` is V, and ids are below it. `pad` and `end` are the ids of padding and of the end of an action.
+    `ends` are all ids that end an answer, including `end`.
     """
 
     size: int
@@ -33,28 +33,28 @@ class Tokenizer(Protocol):
     ends: tuple[int, ...]
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """The ids of a prompt, at least one, with whatever must stand before and behind its text."""
+        """Return the ids of a prompt, at least one, with the markup before and after its text."""
         ...
 
     def action(self, text: str) -> tuple[int, ...]:
-        """The ids of what the model answers, without an end token; none for an empty text."""
+        """Return the ids of an action, without an end token; none for an empty text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's ids, up to the first end token."""
+        """Return the text of an answer's ids before the first end token, stripped."""
         ...
 
     def raw(self, ids: Sequence[int]) -> str:
-        """The same with the spaces around it."""
+        """Return the text of an answer's ids before the first end token, with its spaces."""
         ...
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The ids of an answer as they stand in a prompt: those of what `decode` returns, without control tokens."""
+        """Return the ids of an answer as part of a prompt, without control tokens."""
         ...
 
 
 class PretrainedTokenizer:
-    """A tokenizer of a pretrained model. `name` is the model's, for messages.
+    """Tokenizer of a pretrained model. `name` is the model's name in messages.
 
     With `chat`, a prompt is the user's message of the model's template, behind a message of the role "system" if
     `system` is not empty. A system message that the template would write by itself is left empty. Without `chat`, a

@@ -38,20 +38,27 @@ class Utterance:
 
 def utterances(policy: Any, episode: Sequence[TranscriptStep]) -> Iterator[Utterance]:
     """Yield the actions of an episode in order, of agents that have nodes."""
-    for step, turn in enumerate(episode):
-        nodes = turn.decision.nodes
-        prompts = policy.prompt_ids(turn.inputs, nodes)
+    for step, transition in enumerate(episode):
+        nodes = transition.decision.nodes
+        prompts = policy.prompt_ids(transition.inputs, nodes)
         for agent, name in enumerate(policy.spec.agents):
             mask = nodes.node_mask[0, agent]
             if mask.any():
-                columns = (nodes.loss_mask[0], turn.decision.log_prob[0], turn.decision.value[0], turn.advantage)
-                pieces = policy.token_texts(nodes.action[0, agent][mask].tolist(), str(turn.decision.action[0, agent]))
+                columns = (
+                    nodes.loss_mask[0],
+                    transition.decision.log_prob[0],
+                    transition.decision.value[0],
+                    transition.advantage,
+                )
+                pieces = policy.token_texts(
+                    nodes.action[0, agent][mask].tolist(), str(transition.decision.action[0, agent])
+                )
                 yield Utterance(
                     step + 1,
                     name,
                     policy.prompt_table.texts[int(prompts[0, agent])],
-                    str(turn.decision.action[0, agent]),
-                    float(turn.reward[agent]),
+                    str(transition.decision.action[0, agent]),
+                    float(transition.reward[agent]),
                     [_on_one_line(piece) for piece in pieces],
                     *(column[agent].expand_as(mask)[mask].tolist() for column in columns),
                 )
@@ -64,18 +71,18 @@ def _on_one_line(text: str) -> str:
 def transcript(policy: Any, episode: Sequence[TranscriptStep]) -> str:
     """Return Markdown: prompt, action, reward, and a table of tokens. A token without alternatives is "forced"."""
     parts, heads = [], ["token", "log-probability", *([] if policy.critic is None else ["value"]), credit_of(policy)]
-    for said in utterances(policy, episode):
-        quoted = "\n".join(f"> {line}  " for line in said.prompt.splitlines() or [""])
-        likely = np.exp(sum(said.log_prob))
+    for utterance in utterances(policy, episode):
+        quoted = "\n".join(f"> {line}  " for line in utterance.prompt.splitlines() or [""])
+        likely = np.exp(sum(utterance.log_prob))
         rows = [heads, ["---"] * len(heads)]
         for token, free, p, v, a in zip(
-            said.tokens, said.trained, said.log_prob, said.value, said.advantage, strict=True
+            utterance.tokens, utterance.trained, utterance.log_prob, utterance.value, utterance.advantage, strict=True
         ):
             value = [] if policy.critic is None else [f"{v:.3f}"]
             rows.append([token.replace("|", BAR), f"{p:.3f}" if free else "forced", *value, f"{a:+.3f}"])
         parts.append(
-            f"**Step {said.step}, {said.agent}**\n\n{quoted}\n\n**{said.action}** "
-            f"(probability {likely:.3f}, reward {said.reward:g})\n\n"
+            f"**Step {utterance.step}, {utterance.agent}**\n\n{quoted}\n\n**{utterance.action}** "
+            f"(probability {likely:.3f}, reward {utterance.reward:g})\n\n"
             + "\n".join(f"| {' | '.join(row)} |" for row in rows)
         )
     return "\n\n".join(parts)
@@ -98,17 +105,17 @@ def picture(policy: Any, episode: Sequence[TranscriptStep]) -> np.ndarray:
         raise MissingDependencyError(f"the picture needs pillow ({error}); run: pip install 'seqmarl[lm]'") from error
 
     font, small = ImageFont.load_default(15), ImageFont.load_default(11)
-    said = list(islice(utterances(policy, episode), MAX_UTTERANCES))
-    top = max((abs(a) for each in said for a in each.advantage), default=0.0) or 1.0
-    places = [_place(each, font) for each in said]
-    height = 2 * MARGIN + LINE + sum(LINE + rows * CELL + 8 for rows, _ in places)
+    shown = list(islice(utterances(policy, episode), MAX_UTTERANCES))
+    top = max((abs(a) for each in shown for a in each.advantage), default=0.0) or 1.0
+    layouts = [_layout(each, font) for each in shown]
+    height = 2 * MARGIN + LINE + sum(LINE + rows * CELL + 8 for rows, _ in layouts)
     image = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text(
         (MARGIN, MARGIN), f"{credit_of(policy)} of each token, from {-top:.2g} (red) to {top:.2g} (blue)", INK, font
     )
     y = MARGIN + LINE
-    for each, (rows, boxes) in zip(said, places, strict=True):
+    for each, (rows, boxes) in zip(shown, layouts, strict=True):
         head = f"{each.step}  {each.agent}  reward {each.reward:g}  |  "
         draw.text((MARGIN, y + 4), _fit(head + " ".join(each.prompt.split()), small), FAINT, small)
         for (x, row, width), token, free, a in zip(boxes, each.tokens, each.trained, each.advantage, strict=True):
@@ -121,10 +128,10 @@ def picture(policy: Any, episode: Sequence[TranscriptStep]) -> np.ndarray:
     return np.asarray(image)
 
 
-def _place(said: Utterance, font: Any) -> tuple[int, list[tuple[int, int, int]]]:
+def _layout(utterance: Utterance, font: Any) -> tuple[int, list[tuple[int, int, int]]]:
     """Return the number of rows of the tokens, and each token's x, row and width."""
     x, row, boxes = MARGIN, 0, []
-    for token in said.tokens:
+    for token in utterance.tokens:
         width = max(int(font.getlength(token)) + 12, 48)
         if x + width > WIDTH - MARGIN and x > MARGIN:
             x, row = MARGIN, row + 1

@@ -1,4 +1,4 @@
-"""Attention over trees of tokens: every layer keeps the mask of its own model, at the tree's positions.
+"""Attention over trees of tokens. Every layer keeps its model's mask, applied at the tree's positions.
 
 transformers builds the mask of a layer from a rule over two positions (causal, sliding window, chunk), which the model
 chooses for each kind of layer. Here the rule reads the positions in the tree, not in the row, and a token sees its
@@ -21,9 +21,9 @@ WRAPPED = "reads_trees"
 
 @contextmanager
 def tree_attention(decoder: nn.Module, positions: Tensor, visible: Tensor) -> Iterator[None]:
-    """Let the attention of `decoder` read rows as trees: token i at `positions[:, i]` sees what `visible[:, i]` says.
+    """Make `decoder` read rows as trees inside the context: token i at `positions[:, i]` attends to `visible[:, i]`.
 
-    The decoder is to be called without a cache and with a two-dimensional attention mask of ones. Other threads, and
+    Call the decoder without a cache and with a two-dimensional attention mask of ones. Other threads, and
     other calls of transformers, keep their own masks.
     """
     _wrap_mask_functions()
@@ -37,7 +37,7 @@ def tree_attention(decoder: nn.Module, positions: Tensor, visible: Tensor) -> It
 
 
 def tree_mask(trees: Trees, rule: Callable[..., Tensor]) -> Tensor:
-    """(B, 1, S, S) bool: where both the tree and the `rule` of a layer allow a token to see another.
+    """Return (B, 1, S, S) bool: the tree and the `rule` of a layer both allow the attention.
 
     `rule(batch, head, query position, key position)` is a mask function of transformers.
     """
@@ -49,7 +49,7 @@ def tree_mask(trees: Trees, rule: Callable[..., Tensor]) -> Tensor:
 
 
 def _wrap_mask_functions() -> None:
-    """Make transformers' mask functions read trees while there are some; without, they are what they were."""
+    """Make transformers' mask functions read trees inside `tree_attention`. Outside they do not change."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
 
     for name in ("sdpa", "eager"):
@@ -80,7 +80,7 @@ def _holds_window(module: nn.Module) -> bool:
 
 @contextmanager
 def _local_windows(modules: list[nn.Module], positions: Tensor, visible: Tensor) -> Iterator[None]:
-    """Give layers that hold a window as a buffer over the row (GPT-Neo's) the window over the trees instead."""
+    """Replace the windows that layers hold as buffers (GPT-Neo) by windows over the trees."""
     layers: list[Any] = modules
     before = [layer.bias for layer in layers]
     try:

@@ -1,4 +1,4 @@
-"""A tokenizer whose vocabulary is the words of one environment; other words are spelt in bytes."""
+"""A tokenizer whose vocabulary is the words of one environment; other words are spelled in bytes."""
 
 import re
 import string
@@ -12,14 +12,14 @@ SPECIAL = ("<pad>", "<end>", "<start>", "<join>", "<space>", "<spell>")
 PAD, END, START, JOIN, SPACE, SPELL = range(len(SPECIAL))
 BYTE = len(SPECIAL)
 SPELT = "\0"
-"""Stands for a word that is spelt, where spacing is decided."""
+"""Placeholder of a spelled word when spacing is decided."""
 
 
 class WordTokenizer:
     """Text to ids and back without loss: `decode(action(text)) == text`.
 
-    A single space between words, and none before a full stop or between digits, cost nothing; another spacing is
-    written with two tokens of its own. A word that is not among `words` becomes one token and its UTF-8 bytes.
+    A single space between words, and no space before a full stop or between digits, need no token. Other spacing takes
+    two tokens. A word that is not in `words` becomes one token and its UTF-8 bytes.
     """
 
     pad, end, ends = PAD, END, (END,)
