@@ -28,21 +28,21 @@ class TextStarcraftOptions:
     """Options of Text StarCraft. One step of the game is 4 loops, 0.18 seconds."""
 
     observation: Literal["text", "vector"] = "text"
-    """What agents see: text and text actions, or the same numbers as a vector and 72 discrete actions with a mask."""
+    """Form of observations and actions: text, or the same numbers as a vector with 72 discrete actions and a mask."""
     frames: int | None = None
-    """Steps of the game between two decisions. None is 1 in full games and 10 (1.8 seconds) in scenarios. With more
-    than one, the prompt also tells what has changed since the decision before."""
+    """Steps of the game between two decisions. None: 1 in full games and 10 (1.8 seconds) in scenarios. With more than
+    one, the prompt also lists the changes since the decision before."""
     actions: int = 1
     """Actions of a decision, 1 to 10, spread evenly over its frames. With more than one there are no candidates: the
     text names them as `Decisions:` and lines `0: <BUILD PYLON>`."""
     summary: Literal["rule"] = "rule"
-    """How frames become one prompt: rule writes the last frame and what has changed."""
+    """Summary of the frames in the prompt. rule: the last frame and the changes."""
     candidates: bool = True
-    """List the actions that can be carried out now. Without it, text is free."""
+    """List the actions that can be carried out now. False: free text."""
     building_limits: bool = True
-    """Keep the original's limits on numbers of structures by time, and its conditions for pylons."""
+    """Apply the original's limits on structures by time and its conditions for pylons."""
     max_steps: int | None = None
-    """Steps after which an episode is truncated. None is the task's own: 30 minutes in full games."""
+    """Steps after which an episode is truncated. None: the task's own limit, 30 minutes in full games."""
     reward_win: float = 50.0
     """Reward of a win."""
 
@@ -60,7 +60,7 @@ class TextStarcraftOptions:
 
 
 def parse_options(given: dict[str, Any]) -> TextStarcraftOptions:
-    """Raises UnknownNameError with the closest names."""
+    """Return the options. Raises UnknownNameError with the closest names."""
     names = [option.name for option in fields(TextStarcraftOptions)]
     for name in given:
         if name not in names:
@@ -69,7 +69,7 @@ def parse_options(given: dict[str, Any]) -> TextStarcraftOptions:
 
 
 def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> TextStarcraftVector:
-    """`num_envs` games, stepped by `threads` threads. The results do not depend on `threads`."""
+    """Return `num_envs` games, stepped by `threads` threads. Results do not depend on `threads`."""
     check_task(task)
     from marl.envs.text_starcraft.env import TextStarcraftVector
 
@@ -77,7 +77,7 @@ def batch(task: str, num_envs: int, threads: int = 1, **options: Any) -> TextSta
 
 
 def check_task(task: str) -> None:
-    """Raise UnknownNameError for a level, race or scenario that does not exist."""
+    """Raise UnknownNameError for an unknown level, race or scenario."""
     if task not in TASKS:
         raise UnknownNameError(unknown_name_message("task of text-starcraft", task, TASKS))
 
@@ -92,7 +92,7 @@ def check_task(task: str) -> None:
     summary="StarCraft II in text: full Protoss games against ten levels of Zerg, and short scenarios",
 )
 def make(task: str, **options: Any) -> TextStarcraftEnv:
-    """One game."""
+    """Return one game."""
     check_task(task)
     from marl.envs.text_starcraft.env import TextStarcraftEnv
 

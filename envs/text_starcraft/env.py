@@ -1,4 +1,4 @@
-"""The environments: a batch of games with same-step autoreset, and one game."""
+"""Environments: a batch of games with same-step autoreset, and one game."""
 
 import sys
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from marl.envs.compiling import must_compile
 from marl.envs.text import words_of
 from marl.envs.text_starcraft import TextStarcraftOptions
 from marl.envs.text_starcraft.data.names import ACTIONS, LEVELS, NUM_ACTIONS, NUM_SHOWN
 from marl.envs.text_starcraft.data.rules import REASONS
 from marl.envs.text_starcraft.engine import simulator
-from marl.envs.text_starcraft.engine.compiling import must_compile
 from marl.envs.text_starcraft.engine.observation import LABEL_TEXTS, PLANNED_UNITS, information
 from marl.envs.text_starcraft.engine.scenarios import SCENARIOS
 from marl.envs.text_starcraft.engine.state import (
@@ -56,7 +56,7 @@ NUMBER_SCALE = np.concatenate([_SCALE, np.full(60, 0.1)]).astype(np.float32)
 
 
 class Games:
-    """E games of one task: state, views, observations, the check of actions, infos. It begins no episode by itself."""
+    """State, views, observations, checks of actions and infos of E games. Episodes begin only with `begin`."""
 
     def __init__(self, task: str, num_envs: int, threads: int, options: TextStarcraftOptions) -> None:
         if num_envs < 1 or num_envs != int(num_envs):
@@ -64,7 +64,7 @@ class Games:
         if threads < 1:
             raise ConfigError(f"text-starcraft/{task}: threads={threads}; give 1 or more")
         if must_compile(simulator.advance):
-            print("text-starcraft: compiling the simulator, once, in about a minute ...", file=sys.stderr, flush=True)
+            print("text-starcraft: compiling the simulator, once, in up to a minute ...", file=sys.stderr, flush=True)
         self.scenario, self.options = SCENARIOS[task], options
         self.frames = options.frames or (SCENARIO_FRAMES if self.scenario.number else 1)
         self.reads_text = options.observation == "text"
@@ -110,16 +110,18 @@ class Games:
         )
 
     def seed(self, index: int, seed: int | None) -> None:
-        """Put one game's random stream at the start that a seed names; None takes fresh entropy."""
+        """Seed one game's random stream. None takes fresh entropy."""
         self.games.core[index, RANDOM] = random_stream(seed)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Begin an episode in each of the games."""
         simulator.restart(self.games, self.views, np.asarray(indices, np.int64), self._texts)
         for index in indices:
             self._unknown[index] = []
 
     def advance(self, action: np.ndarray) -> int:
-        """One decision of every game (E, 1); returns how many ended. Raises for actions of another kind."""
+        """Play one decision (E, 1) of every game. Return the number of ended episodes. Raises EnvironmentContractError
+        for actions of another kind."""
         self._read(action)
         if self._pool is None:
             return self._advance(self._parts[0])
@@ -229,6 +231,7 @@ class Games:
         )
 
     def render(self, index: int) -> str:
+        """Return one game as text."""
         if not self.games.core[index, STEPS] and not self.games.core[index, RUNNING]:
             return f"{self.spec.name}: no episode has begun"
         level = LEVELS[self.scenario.level - 1]
@@ -236,6 +239,7 @@ class Games:
         return f"{head}\nGoal: {self.scenario.goal}\n{self.prompt(index)}" if self.reads_text else head
 
     def get_state(self, index: int) -> State:
+        """Return a copy of one game's state."""
         fields: dict[str, Any] = {name: self.games[name][index].copy() for name in GAME.names or ()}
         return {"task": self.spec.name, "unknown": list(self._unknown[index]), **fields}
 
@@ -254,6 +258,7 @@ class Games:
         simulator.refresh(self.games, self.views, np.array([index]), self._texts)
 
     def close(self) -> None:
+        """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
@@ -269,13 +274,16 @@ class TextStarcraftVector:
 
     @property
     def spec(self) -> EnvSpec:
+        """Specification of the task."""
         return self.games.spec
 
     @property
     def num_envs(self) -> int:
+        """Number of games E."""
         return len(self.games.games)
 
     def reset(self, seeds: Sequence[int]) -> Obs:
+        """Begin an episode in every game, with one seed each."""
         self._check_count("seeds", seeds)
         for index, seed in enumerate(seeds):
             self.games.seed(index, seed)
@@ -283,6 +291,7 @@ class TextStarcraftVector:
         return self.games.obs()
 
     def reset_at(self, index: int, seed: int | None = None) -> Obs:
+        """Begin an episode in one game. Raises ConfigError for an index out of range."""
         if not 0 <= index < self.num_envs:
             raise ConfigError(f"{self.spec.name}: index={index} is out of range; give 0 to {self.num_envs - 1}")
         if seed is not None:
@@ -291,6 +300,7 @@ class TextStarcraftVector:
         return self.games.obs()
 
     def step(self, action: np.ndarray) -> VectorStep:
+        """Play one decision of every game, and restart ended episodes."""
         games = self.games
         count = games.advance(np.asarray(action))
         views = games.views
@@ -304,18 +314,22 @@ class TextStarcraftVector:
         return VectorStep(games.obs(), reward, terminated, truncated, final, duration=duration)
 
     def render(self, index: int = 0) -> str:
+        """Return one game as text."""
         return self.games.render(index)
 
     def get_state(self) -> list[State | None]:
+        """Return the state of every game."""
         return [self.games.get_state(index) for index in range(self.num_envs)]
 
     def set_state(self, states: Sequence[State]) -> Obs:
+        """Restore the state of every game. Return the observations."""
         self._check_count("states", states)
         for index, state in enumerate(states):
             self.games.set_state(index, state)
         return self.games.obs()
 
     def close(self) -> None:
+        """End the threads."""
         self.games.close()
 
     def _check_count(self, what: str, given: Sequence[object]) -> None:
@@ -331,15 +345,18 @@ class TextStarcraftEnv:
 
     @property
     def spec(self) -> EnvSpec:
+        """Specification of the task."""
         return self.games.spec
 
     def reset(self, seed: int | None = None) -> Obs:
+        """Begin an episode."""
         if seed is not None:
             self.games.seed(0, seed)
         self.games.begin([0])
         return self.games.obs(0)
 
     def step(self, action: np.ndarray) -> Step:
+        """Play one decision."""
         ended, view = self.games.advance(np.asarray(action)[None]), self.games.views[0]
         info = self.games.infos([0])[0] if ended else {}
         reward = np.array([view.reward], np.float32)
@@ -350,16 +367,20 @@ class TextStarcraftEnv:
         return self.games.information(0)
 
     def render(self) -> str:
+        """Return the game as text."""
         return self.games.render(0)
 
     def get_state(self) -> State | None:
+        """Return a copy of the state."""
         return self.games.get_state(0)
 
     def set_state(self, state: State) -> Obs:
+        """Restore a state. Return the observation."""
         self.games.set_state(0, state)
         return self.games.obs(0)
 
     def close(self) -> None:
+        """End the game."""
         self.games.close()
 
 

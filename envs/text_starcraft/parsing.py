@@ -49,7 +49,7 @@ def unknown_action(name: str) -> str:
 
 
 def result_line(action: int, reason: int) -> str:
-    """What became of an action."""
+    """Return the result of an action in words."""
     if reason == 0:
         return f"Action executed: {ACTIONS[action]}\n"
     return f"Action failed: {ACTIONS[action]}, Reason: {explain(reason, action)}\n"

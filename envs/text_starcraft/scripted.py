@@ -27,12 +27,13 @@ from marl.envs.text_starcraft.data.names import (
 )
 from marl.envs.text_starcraft.data.rules import PRICE_GAS, PRICE_MINERALS
 from marl.errors import ConfigError
+from marl.policy import Policy
 from marl.registry import NoOptions, register_agent
 from marl.types import Decision, EnvSpec, Evaluation, Inputs, Nodes, Obs
 
 _RESEARCH_KEYS = tuple(key for keys in RESEARCH_KEYS.values() for key in keys)
 KEYS = (*RESOURCE_KEYS, *BUILDING_KEYS, *UNIT_KEYS, *PLANNING_STRUCTURE_KEYS, *PLANNING_UNIT_KEYS, *_RESEARCH_KEYS)
-"""Names of the entries of `shown`, in their order."""
+"""Names of the entries of `shown`, in order."""
 _INDEX = {key: index for index, key in enumerate(KEYS)}
 _LABEL_INDEX = {key.replace("_", " ").capitalize(): index for index, key in enumerate(KEYS)}
 _LINE = re.compile(r"^- ([^:\n]+): ([-\d.]+)$", re.MULTILINE)
@@ -41,9 +42,9 @@ _CLOCK = re.compile(r"At (\d+):(\d\d) game time")
 
 @dataclass(frozen=True)
 class Order:
-    """An action that is wanted until `count` of what `key` counts are there, from a supply or a time (seconds) on.
+    """An action that is wanted until `count` of what `key` counts exist, from a supply or a time in seconds on.
 
-    `after`: keys of structures that must be finished before. `waits`: hold the money together for it.
+    `after`: keys of structures that must be finished before. `waits`: save money for it.
     """
 
     action: str
@@ -57,7 +58,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Style:
-    """Orders by priority, units to train with the supply that is wanted of each, and the supply to attack with."""
+    """Orders by priority, units to train with the wanted supply of each, and the supply to attack with."""
 
     orders: tuple[Order, ...]
     army: tuple[tuple[str, str, int], ...]
@@ -169,7 +170,7 @@ SUPPLY = {"Zealot": 2, "stalker": 2, "high": 2, "immortal": 4, "colossus": 6, "v
 
 
 class Reading:
-    """What an observation shows: `shown` (K,) in the order of KEYS, seconds of the clock, and the mask (72,)."""
+    """Numbers of an observation, read from its text or vector."""
 
     def __init__(self, shown: np.ndarray, seconds: float, mask: np.ndarray) -> None:
         self.shown, self.seconds, self.mask = shown, seconds, mask
@@ -183,15 +184,18 @@ class Reading:
         return float(value > 0) if key.endswith("status") else float(value)
 
     def finished(self, key: str) -> bool:
+        """Return whether structures of these keys are finished."""
         if key == "gates":
             return self.finished("gateway_count") or self.finished("warp_gate_count")
         underway = self.shown[_INDEX[f"planning_{key.replace('statgate', 'stargate')}"]]
         return bool(self.shown[_INDEX[key]] > underway)
 
     def can(self, action: str) -> bool:
+        """Return whether an action can be carried out."""
         return bool(self.mask[ACTION_ID[action]])
 
     def lacks_money(self, action: str) -> bool:
+        """Return whether an action lacks only money."""
         number = ACTION_ID[action]
         return bool(self.minerals < PRICE_MINERALS[number] or self.gas < PRICE_GAS[number])
 
@@ -263,14 +267,12 @@ def read_text(prompt: str, candidates: tuple[str, ...]) -> Reading:
     return Reading(shown, seconds, mask)
 
 
-class ScriptedPlayer:
+class ScriptedPlayer(Policy):
     """A policy of one style. Raises ConfigError for an environment that is not text-starcraft with candidates."""
 
-    module = None
-    slots = 1
-
     def __init__(self, spec: EnvSpec, style: str) -> None:
-        self.spec, self.style = spec, STYLES[style]
+        super().__init__(spec)
+        self.style = STYLES[style]
         if spec.name.partition("/")[0] != "text-starcraft":
             raise ConfigError(
                 f"this agent plays text-starcraft only, and the environment is {spec.name!r}; choose "
@@ -279,6 +281,7 @@ class ScriptedPlayer:
         self.reads_text = not spec.discrete
 
     def encode(self, obs: Obs) -> Inputs:
+        """Return the observation as numbers and candidates."""
         from marl.envs.text_starcraft.env import NUMBER_SCALE
 
         if self.reads_text:
@@ -296,6 +299,7 @@ class ScriptedPlayer:
         return {"action": action, "alive": torch.as_tensor(obs.alive)}
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:  # noqa: ARG002
+        """Return the scripted actions, with no loss terms."""
         chosen = inputs["action"]  # (E, N)
         exists = inputs["alive"].unsqueeze(-1)
         zeros = torch.zeros(exists.shape)
@@ -306,25 +310,27 @@ class ScriptedPlayer:
         return Decision(action, nodes, zeros, zeros)
 
     def evaluate(self, inputs: Inputs, nodes: Nodes) -> Evaluation:
+        """Raises NotImplementedError: the policy does not learn."""
         raise NotImplementedError("this agent does not learn")
 
     def value(self, inputs: Inputs) -> Tensor:
+        """Return zeros (E, 1)."""
         return torch.zeros(inputs["alive"].shape)
-
-    def update_statistics(self, inputs: Inputs, nodes: Nodes) -> None:
-        pass
 
 
 @register_agent("starcraft-gateway", trains=False, summary="Text StarCraft by script: zealots, stalkers and archons")
 def make_gateway(spec: EnvSpec, options: NoOptions) -> ScriptedPlayer:  # noqa: ARG001 - the interface of factories
+    """Return a player with a gateway army."""
     return ScriptedPlayer(spec, "gateway")
 
 
 @register_agent("starcraft-robotics", trains=False, summary="Text StarCraft by script: immortals and colossi")
 def make_robotics(spec: EnvSpec, options: NoOptions) -> ScriptedPlayer:  # noqa: ARG001 - the interface of factories
+    """Return a player with a robotics army."""
     return ScriptedPlayer(spec, "robotics")
 
 
 @register_agent("starcraft-stargate", trains=False, summary="Text StarCraft by script: void rays and carriers")
 def make_stargate(spec: EnvSpec, options: NoOptions) -> ScriptedPlayer:  # noqa: ARG001 - the interface of factories
+    """Return a player with a stargate army."""
     return ScriptedPlayer(spec, "stargate")

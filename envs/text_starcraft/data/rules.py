@@ -79,7 +79,7 @@ def _s(name: str) -> int:
 GATE, CORE = _s("Gateway"), _s("CyberneticsCore")
 PRODUCER = np.array([_s("Nexus"), *[GATE] * 6, *[_s("Stargate")] * 5, _s("Nexus"), *[_s("RoboticsFacility")] * 5])
 NEEDS = np.full(ARCHON, -1)
-"""A further structure that a unit needs, or -1."""
+"""Structure that a unit needs besides its producer, or -1."""
 for _unit, _structure in (
     ("Adept", "CyberneticsCore"),
     ("Stalker", "CyberneticsCore"),
@@ -126,7 +126,7 @@ _MINUTE = 1344
 FOREVER = 1 << 40
 LIMIT_UNTIL = np.full((NUM_BUILDABLE, 5), FOREVER)
 LIMIT_COUNT = np.full((NUM_BUILDABLE, 5), 1000)
-"""Before each of five times (loops), at most so many of a structure, finished or under way."""
+"""Largest number of a structure, finished or under way, before each of five times in loops."""
 for _names, _times, _most in (
     (("Gateway",), (3, 5, 7, 10), (1, 3, 6, 8)),
     (("CyberneticsCore",), (5, 20), (1, 2)),
@@ -150,7 +150,7 @@ UPGRADE_BUILDING = np.array(
     + [_s("FleetBeacon")] * 3
 )
 UPGRADE_NEEDS = np.full((NUM_UPGRADES, 2), -1)
-"""The upgrade of the level before, and a further structure; -1 for none."""
+"""Upgrade of the level before, and a further structure; -1 for none."""
 for _index, _name in enumerate(PROTOSS_UPGRADES):
     if _name[-1] in "23":
         _more = "FleetBeacon" if "Air" in _name else "TwilightCouncil"
@@ -165,7 +165,7 @@ MIN_ATTACK_SUPPLY = 10
 
 
 def _prices() -> tuple[np.ndarray, np.ndarray]:
-    """Minerals and gas of every action."""
+    """Return minerals and gas of every action."""
     minerals, gas = np.zeros(NUM_ACTIONS, np.int64), np.zeros(NUM_ACTIONS, np.int64)
     for column, units, structures, upgrades in (
         (minerals, UNITS.minerals, STRUCTURES.minerals, UPGRADE_MINERALS),
@@ -183,7 +183,7 @@ RESEARCH_LOOPS = UPGRADE_LOOPS[0]
 
 
 def explain(reason: int, action: int) -> str:
-    """The reason of a failure in words."""
+    """Return the reason of a failure in words."""
     subject = PROTOSS_STRUCTURES[reason // SUBJECT]
     scout = ACTIONS[action].partition(" ")[2].capitalize()
     return REASONS[reason % SUBJECT].format(action=ACTIONS[action], subject=subject, scout=scout)

@@ -1,8 +1,4 @@
-"""What the ten levels of the Zerg opponent want and when: phases, compositions, openings and handicaps as arrays.
-
-Phases of levels 1 to 5 hold the food, value and seconds of the built-in opponent's own timetable. Those of level 6 and
-above are a model of its thresholds, and compositions are a model at every level, see FIDELITY.md.
-"""
+"""Plans of the Zerg opponent: openings, phases, armies, pace by level."""
 
 import numpy as np
 
@@ -41,8 +37,7 @@ PHASE_FOOD, PHASE_LOOPS = _phases()
 
 
 def _plans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each composition: first and last level (plans, 2), weight by phase (plans, 4), whether it shoots up (plans,),
-    and shares of food by unit (plans, types) that add up to 1."""
+    """Return shares of units, weights by phase, levels, and use against air of every plan."""
     name = "zerg_plans.csv"
     rows = read_table(name)
     levels, weights = np.zeros((len(rows), 2), np.int64), np.zeros((len(rows), 4), np.int64)

@@ -1,8 +1,8 @@
-"""Armies: movement along roads, aggregated fights between groups and at bases, healing, retreat.
+"""Fights: aggregated damage between groups and at bases, healing, static defense.
 
-A group fires at all enemy groups in contact, and at static defense. Damage by type against type follows the game's
-formula (attributes, armor, upgrades, shields); how many of a group fire at once, splash and priorities are choices of
-the model, see FIDELITY.md.
+A group fires at all enemy groups in contact and at static defense. Damage by type follows the game's formula
+(attributes, armor, upgrades, shields). The share of a group that fires, splash and priorities are choices of the model,
+see FIDELITY.md.
 """
 
 import math
@@ -64,22 +64,22 @@ from marl.envs.text_starcraft.engine.state import (
 )
 
 CLOSING_SPEED = 3.15 / 22.4
-"""Cells a loop in which those of short range come near."""
+"""Speed in cells a loop at which units of short range close in."""
 OVERKILL = 0.25
-"""Fire of the larger side is weakened by the ratio of supplies to this power: attrition goes by the power 1.5."""
+"""Exponent of the ratio of supplies that weakens the larger side's fire, so that attrition follows the power 1.5."""
 FRONT, FRONT_SHARE, MELEE_RANGE = 12.0, 0.25, 1.0
-"""So many melee units reach their targets at once, and this share of the others."""
+"""Number of melee units that reach their targets at once, and the share of the others."""
 KITING_RANGE, KITING = 6.0, 1.2
 QUIET_LOOPS = 224
 """Loops without damage after which shields regenerate."""
 SHIELD_STEP, HEALTH_STEP = 2.0 * STEP_LOOPS / 16.0, 0.27 * STEP_LOOPS / 22.4
 BATTERY_STEP, BATTERY_COST = 25.2 * STEP_LOOPS / 22.4, ENERGY // 3
-"""Shield that a battery restores in a step, and the energy of a point of it."""
+"""Shield that a battery restores in a step, and the energy of one point."""
 CANNON, BATTERY = PROTOSS_STRUCTURES.index("PhotonCannon"), PROTOSS_STRUCTURES.index("ShieldBattery")
 SPINE, SPORE = ZERG_STRUCTURES.index("SpineCrawler"), ZERG_STRUCTURES.index("SporeCrawler")
 OBSERVER = 13
 WORKER_SHARE = 0.5
-"""Share of the fire at a base without defenders that is aimed at workers."""
+"""Share of the fire at a base without defenders that hits workers."""
 DAMAGE, BONUS, BONUS_BITS, COOL, REACH = U.damage, U.bonus, U.bonus_attributes, U.cooldown, U.range
 BITS, PLANE, SUPPLY, ARMOR = U.attributes, U.plane, U.supply, U.armor
 MAX_HP, MAX_SHIELD, VALUE = U.hp, U.shield, U.minerals + U.gas
@@ -91,29 +91,30 @@ GLAIVES, LANCE, STORM, PHOENIX_RANGE, TEMPEST_UP = 7, 19, 22, 24, 25
 PLATING = ZERG_UPGRADES.index("ChitinousPlating")
 _LINES = ("Missile", "Flyer", "Melee")
 FIRST_LEVEL = np.array([[10, 1, 10], [ZERG_UPGRADES.index(f"Zerg{n}WeaponsLevel1") for n in _LINES]])
-"""First upgrade of the weapons of a unit, by side and line."""
+"""First weapon upgrade of a unit, by side and line."""
 ARMOR_LEVEL = np.array([[13, 4], [ZERG_UPGRADES.index(f"Zerg{n}ArmorsLevel1") for n in ("Ground", "Flyer")]])
-"""First upgrade of the armor of ground and air units, by side."""
+"""First armor upgrade of ground and air units, by side."""
 SHIELD_LEVEL = 16
 STORM_DAMAGE = 5.0 * STEP_LOOPS / 22.4
-"""What psi storms of a high templar do in a step to all in them, on average over the regeneration of its energy."""
+"""Damage of a high templar's psi storms in a step to all units in them, averaged over energy regeneration."""
 
 
 @compiled
 def levels(game, side, first):
-    """How many of three upgrades in a row are done."""
+    """Return how many of three consecutive upgrades are done."""
     done = game.upgrades[side]
     return (done[first] == 1) + (done[first + 1] == 1) + (done[first + 2] == 1)
 
 
 @compiled
 def volley(damage, armor):
+    """Return the damage of one hit after armor."""
     return max(0.5, damage - armor)
 
 
 @compiled
 def damage_rate(game, side, kind, plane, bits, armor, shield_share, target_side, target_plane):
-    """Damage a loop of one unit of a kind against a target, averaged over its shield and its health."""
+    """Return a unit's damage a loop against a target, averaged over shield and health."""
     base = DAMAGE[side, kind, plane]
     if base == 0.0:
         return 0.0
@@ -135,6 +136,7 @@ def damage_rate(game, side, kind, plane, bits, armor, shield_share, target_side,
 
 @compiled
 def reach_of(game, side, kind, plane):
+    """Return the range of a unit with its upgrades."""
     reach = REACH[side, kind, plane]
     lance = kind == COLOSSUS and game.upgrades[PROTOSS, LANCE] == 1
     if side == PROTOSS and (lance or (kind == PHOENIX and game.upgrades[PROTOSS, PHOENIX_RANGE] == 1)):
@@ -144,7 +146,7 @@ def reach_of(game, side, kind, plane):
 
 @compiled
 def is_target(game, side, group, kind):
-    """Whether units of a kind are there and can be shot at: overlords keep away, observers need an overseer."""
+    """Return whether a group has such units that can be shot at. Overlords keep away; observers are invisible."""
     if game.counts[side, group, kind] == 0:
         return False
     if side == ZERG:
@@ -154,12 +156,13 @@ def is_target(game, side, group, kind):
 
 @compiled
 def is_defense(side, kind):
+    """Return whether a structure is static defense."""
     return kind == CANNON if side == PROTOSS else kind in (SPINE, SPORE)
 
 
 @compiled
 def engaged_share(game, side, group, kind, plane, own, foes):
-    """The share of a group's units of a kind that fire."""
+    """Return the share of a group's units of a type that fire."""
     reach, row = reach_of(game, side, kind, plane), game.groups[side, group]
     closing = max(CLOSING_SPEED, speed_of(game, side, kind))
     if row[CONTACT] * closing < CONTACT_RANGE - 1.0 - reach:
@@ -176,8 +179,8 @@ def engaged_share(game, side, group, kind, plane, own, foes):
 
 @compiled
 def fire(game, side, group, damage, structure_damage):
-    """Add one step's damage of a group to all that it can hit: `damage` (2, groups, types), `structure_damage`
-    (2, sites + sites for workers)."""
+    """Add a group's damage of one step to `damage` (2, groups, types) and `structure_damage` (2, sites + sites for
+    workers)."""
     enemy = 1 - side
     foes, contact = 0.0, False
     weight_ground, weight_air = 0.0, 0.0
@@ -271,12 +274,13 @@ def fire(game, side, group, damage, structure_damage):
 
 @compiled
 def plating(game, side, kind):
+    """Return the additional armor of chitinous plating."""
     return 2.0 if side == ZERG and kind == ULTRALISK and game.upgrades[ZERG, PLATING] == 1 else 0.0
 
 
 @compiled
 def structure_rate(game, side, kind, enemy):
-    """Damage a loop of a unit against structures (armored, armor 1)."""
+    """Return a unit's damage a loop against structures (armored, armor 1)."""
     rate = damage_rate(game, side, kind, GROUND, S_BITS[enemy, 0], 1.0, 0.5 if enemy == PROTOSS else 0.0, enemy, 0)
     if side == PROTOSS and kind == TEMPEST and game.upgrades[PROTOSS, TEMPEST_UP] == 1:
         rate *= 2.0
@@ -287,6 +291,7 @@ def structure_rate(game, side, kind, enemy):
 
 @compiled
 def add_storm(game, enemy, group, count, weight, damage):
+    """Add the damage of psi storms to the groups in contact."""
     for other in range(MAX_GROUPS):
         if not near(game, PROTOSS, group, other):
             continue
@@ -300,7 +305,7 @@ def add_storm(game, enemy, group, count, weight, damage):
 
 @compiled
 def fire_defenses(game, side, damage):
-    """Static defense fires at the enemy groups at its site."""
+    """Add the damage of static defense to the enemy groups at its site."""
     enemy = 1 - side
     for slot in range(MAX_STRUCTURES):
         kind = game.structures[side, TYPE, slot]
@@ -332,7 +337,7 @@ def fire_defenses(game, side, damage):
 
 @compiled
 def recharge(game, damage, structure_damage):
-    """Shield batteries take damage off what is shot at their site."""
+    """Let shield batteries absorb damage at their site."""
     for slot in range(MAX_STRUCTURES):
         if game.structures[PROTOSS, TYPE, slot] != BATTERY or not game.structures[PROTOSS, READY, slot]:
             continue
@@ -355,7 +360,7 @@ def recharge(game, damage, structure_damage):
 
 @compiled
 def wound_group(game, side, group, damage):
-    """Take the damage of a step off a group's shields and health, and remove the dead."""
+    """Subtract the damage of a step from a group's shields and health, and remove the dead."""
     hurt = False
     for kind in range(MAX_TYPES):
         harm = damage[side, group, kind]
@@ -387,6 +392,7 @@ def wound_group(game, side, group, damage):
 
 @compiled
 def regenerate(game, side, group):
+    """Regenerate shields of Protoss, health of Zerg."""
     if side == PROTOSS and game.groups[side, group, QUIET] < QUIET_LOOPS:
         return
     field = SHIELD if side == PROTOSS else HP
@@ -400,7 +406,7 @@ def regenerate(game, side, group):
 
 @compiled
 def wound_base(game, side, site, structure_damage):
-    """Take damage off structures at a site, static defense first, and off workers there."""
+    """Subtract damage from structures at a site, static defense first, and from workers there."""
     harm = structure_damage[side, site]
     while harm > 0.0:
         target = -1
@@ -430,7 +436,7 @@ def wound_base(game, side, site, structure_damage):
 
 @compiled
 def wound_workers(game, side, site, harm):
-    """Workers die one by one; what is less than a worker's life is carried over to the next step."""
+    """Kill workers one by one. Damage below a worker's life carries over to the next step."""
     life = MAX_HP[side, 0] + MAX_SHIELD[side, 0]
     game.totals[WORKER_HARM + side] += harm
     while game.totals[WORKER_HARM + side] >= life:
@@ -448,7 +454,7 @@ def wound_workers(game, side, site, harm):
 
 @compiled
 def fight(game, view):
-    """One step of all fights."""
+    """Play one step of all fights."""
     damage, structure_damage = view.damage, view.structure_damage
     damage[:] = 0.0
     structure_damage[:] = 0.0

@@ -1,4 +1,4 @@
-"""The 72 actions of the Protoss player: when they can be carried out, and what they do."""
+"""The 72 actions of the Protoss player: availability and effects."""
 
 from marl.envs.text_starcraft.data.names import NUM_ACTIONS
 from marl.envs.text_starcraft.data.rules import (
@@ -123,22 +123,25 @@ HIGH_TEMPLAR, DARK_TEMPLAR, MOTHERSHIP = 5, 6, 12
 ARCHON_LOOPS = U.build_loops[0, ARCHON]
 CAP_SUPPLY = 400
 SITE_ROOM = 20
-"""Structures at a site before the next base is built up."""
+"""Number of structures at a site before the next base is built up."""
 MINUTE = 1344
 
 
 @compiled
 def missing(structure):
+    """Return the reason that a structure is missing."""
     return MISSING + SUBJECT * structure
 
 
 @compiled
 def supply_left(summary):
+    """Return the free supply, in halves."""
     return summary[SUPPLY, CAP] - summary[SUPPLY, USED]
 
 
 @compiled
 def unit_reason(game, summary, unit):
+    """Return the reason why a unit cannot be trained, or OK."""
     if unit == 0 and summary[UNITS, 0] + summary[IN_PRODUCTION, 0] >= MAX_PROBES:
         return MANY_PROBES
     producer = PRODUCER[unit]
@@ -170,6 +173,7 @@ def unit_reason(game, summary, unit):
 
 @compiled
 def structure_reason(game, summary, kind):
+    """Return the reason why a structure cannot be built, or OK."""
     for column in range(2):
         needed = BUILD_NEEDS[kind, column]
         if needed == GATE:
@@ -214,6 +218,7 @@ def structure_reason(game, summary, kind):
 
 @compiled
 def upgrade_reason(game, summary, upgrade):
+    """Return the reason why an upgrade cannot be researched, or OK."""
     building = UPGRADE_BUILDING[upgrade]
     if game.upgrades[PROTOSS, upgrade]:
         return DONE_BEFORE
@@ -229,6 +234,7 @@ def upgrade_reason(game, summary, upgrade):
 
 @compiled
 def other_reason(game, summary, action):
+    """Return the reason why a scout, attack, retreat or chrono boost is impossible, or OK."""
     if action >= FIRST_CHRONO:
         target = CHRONO_TARGET[action - FIRST_CHRONO]
         if summary[BUILT, target] == 0:
@@ -253,7 +259,7 @@ def other_reason(game, summary, action):
 
 @compiled
 def find_reason(game, summary, action):
-    """Why the action cannot be carried out now, OK if it can; see `rules.explain`."""
+    """Return the reason why the action cannot be carried out now, or OK; see `rules.explain`."""
     if action == EMPTY:
         return OK
     if action == ARCHON:
@@ -273,7 +279,7 @@ def find_reason(game, summary, action):
 
 @compiled
 def find_reasons(game, view):
-    """Reasons and mask of all actions."""
+    """Fill reasons and mask of all actions."""
     for action in range(NUM_ACTIONS):
         view.reasons[action] = find_reason(game, view.summary[PROTOSS], action)
         view.mask[action] = view.reasons[action] == OK
@@ -281,7 +287,7 @@ def find_reasons(game, view):
 
 @compiled
 def pair_of_templars(game):
-    """The kind of two templars at home that can merge; 0 for one of each, -1 for none."""
+    """Return the type of two templars at home that can merge, 0 for one of each, -1 for none."""
     high, dark = game.counts[PROTOSS, 0, HIGH_TEMPLAR], game.counts[PROTOSS, 0, DARK_TEMPLAR]
     if high >= 2:
         return HIGH_TEMPLAR
@@ -292,7 +298,7 @@ def pair_of_templars(game):
 
 @compiled
 def structures_at(game, site, kind):
-    """How many of a kind stand at a site; of all kinds for -1."""
+    """Return the number of structures of a kind at a site, of all kinds for -1."""
     total = 0
     for slot in range(MAX_STRUCTURES):
         own = game.structures[PROTOSS, TYPE, slot]
@@ -303,10 +309,10 @@ def structures_at(game, site, kind):
 
 @compiled
 def site_for(game, kind):
-    """Where a structure is placed; -1 for nowhere.
+    """Return the site for a new structure, or -1.
 
-    A Nexus at the next free base, a pylon at the base with the fewest, gas at the first base with a free geyser,
-    defenses at the front base that has power, everything else at the first base with power and room.
+    A Nexus goes to the next free base, a pylon to the base with the fewest, gas to the first base with a free geyser,
+    defenses to the front base with power, everything else to the first base with power and room.
     """
     best, least = -1, 1e9
     enemy_main = SITES_PER_SIDE
@@ -331,7 +337,7 @@ def site_for(game, kind):
 
 @compiled
 def apply_action(game, action):
-    """Carry out an action for which `find_reason` gave OK."""
+    """Carry out an action for which `find_reason` returned OK."""
     if action == EMPTY:
         return
     minerals, gas = PRICE_MINERALS[action], PRICE_GAS[action]
@@ -357,6 +363,7 @@ def apply_action(game, action):
 
 @compiled
 def train(game, unit, minerals, gas):
+    """Train a unit: warp it in, begin it, or put it in the shortest queue."""
     structures, producer = game.structures[PROTOSS], PRODUCER[unit]
     if producer == GATE and game.upgrades[PROTOSS, 0] == 1:
         slot = find_idle(game, PROTOSS, WARP_GATE)
@@ -384,6 +391,7 @@ def train(game, unit, minerals, gas):
 
 @compiled
 def merge_templars(game):
+    """Merge two templars at home into an Archon."""
     kind = pair_of_templars(game)
     if kind == 0:
         remove_unit(game, HIGH_TEMPLAR)
@@ -396,7 +404,7 @@ def merge_templars(game):
 
 @compiled
 def remove_unit(game, kind):
-    """Take a unit of average health out of the group at home."""
+    """Remove a unit of average health from the group at home."""
     count = game.counts[PROTOSS, 0, kind]
     for pool in range(2):
         game.pools[PROTOSS, 0, pool, kind] *= (count - 1) / count
@@ -405,7 +413,7 @@ def remove_unit(game, kind):
 
 @compiled
 def send_scout(game, unit):
-    """One unit leaves for the enemy's main, as the last group."""
+    """Send one unit to the enemy's main as the last group."""
     group = MAX_GROUPS - 1
     start = rally_site(game, PROTOSS)
     if group_supply(game, PROTOSS, group) > 0:
@@ -423,7 +431,7 @@ def send_scout(game, unit):
 
 @compiled
 def attack_goal(game):
-    """The enemy's main; once it is known to be empty, the nearest base of the enemy."""
+    """Return the enemy's main or, once it is empty, the nearest base of the enemy."""
     best, least = SITES_PER_SIDE, 1e9
     for site in range(NUM_SITES):
         standing = 0
@@ -438,7 +446,7 @@ def attack_goal(game):
 
 @compiled
 def order_attack(game):
-    """The army at home goes to the attack, and those that are out go on."""
+    """Send the army at home to the attack. Groups that are out continue."""
     goal = attack_goal(game)
     for group in range(1, MAX_GROUPS - 1):
         if group_supply(game, PROTOSS, group) > 0:
@@ -449,7 +457,7 @@ def order_attack(game):
 
 @compiled
 def send_home_group(game, side, goal):
-    """The whole group at home becomes a group on the attack, if one is free."""
+    """Turn the group at home into a group on the attack, if one is free. Return whether it was."""
     if group_supply(game, side, 0) <= 0:
         return False
     for group in range(1, MAX_GROUPS - 1):
@@ -465,6 +473,7 @@ def send_home_group(game, side, goal):
 
 @compiled
 def order_retreat(game):
+    """Send all groups on the attack home."""
     home = rally_site(game, PROTOSS)
     for group in range(1, MAX_GROUPS - 1):
         if group_supply(game, PROTOSS, group) > 0:
@@ -474,7 +483,7 @@ def order_retreat(game):
 
 @compiled
 def boost(game, target):
-    """Every Nexus with 50 energy boosts one structure of the kind that works and is not boosted."""
+    """Let every Nexus with 50 energy boost one working structure of the kind."""
     structures = game.structures[PROTOSS]
     for nexus in range(MAX_STRUCTURES):
         if (

@@ -1,4 +1,4 @@
-"""Bases: mining with saturation and distance, gas, workers that move between bases, and counts by type."""
+"""Bases: mining with saturation and distance, gas, transfers of workers, and counts by type."""
 
 from marl.envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
 from marl.envs.text_starcraft.data.tables import STRUCTURES as S
@@ -58,9 +58,9 @@ from marl.envs.text_starcraft.engine.state import (
 )
 
 NEAR_RATE, FAR_RATE, CROWDED_RATE = 63, 55, 25
-"""Minerals a minute of a worker: the first two at each of four near fields, at each of four far ones, and a third."""
+"""Minerals a minute of a worker: two on each of four near fields, two on each of four far ones, and a third on each."""
 GAS_SHARE = 160 * SHARE // 3
-"""A third of a geyser's 160 a minute; the fourth worker at a geyser brings nothing."""
+"""A third of a geyser's 160 a minute. The fourth worker at a geyser adds nothing."""
 SMALL_FIELDS, LARGE_FIELDS, GEYSER = 4 * 900, 4 * 1800, 2250
 BEST_MINERS, MOST_MINERS, GEYSER_MINERS = 16, 24, 3
 MAX_SUPPLY = 400
@@ -77,12 +77,13 @@ UNIT_SUPPLY, UNIT_GIVES, STRUCTURE_GIVES, WORKER_SPEED = U.supply, U.supply_give
 
 @compiled
 def is_town_hall(side, kind):
+    """Return whether a structure is a town hall."""
     return kind == TOWN_HALL[0] if side == PROTOSS else kind <= HIVE
 
 
 @compiled
 def mineral_rate(workers, near, far):
-    """Minerals a minute of workers at a base that has near and far fields left (each 0 or 1)."""
+    """Return the minerals a minute of workers at a base with near and far fields left (each 0 or 1)."""
     near_best, far_best = min(workers, 8 * near), 0
     rest = workers - near_best
     far_best = min(rest, 8 * far)
@@ -92,7 +93,7 @@ def mineral_rate(workers, near, far):
 
 @compiled
 def mine(game, side, percent):
-    """Income of one step at all bases of a side, times `percent` / 100."""
+    """Add the income of one step at all bases of a side, times `percent` / 100."""
     for site in range(NUM_SITES):
         base = game.bases[site]
         if base[OWNER] != side:
@@ -121,7 +122,7 @@ def mine(game, side, percent):
 
 @compiled
 def add_pending(game, side, kind, loops, site, count):
-    """Let units or travelling workers appear later. Returns False where there is no room for another entry."""
+    """Let units or travelling workers appear later. Return False if there is no free entry."""
     pending = game.pending[side]
     for entry in range(MAX_PENDING):
         if pending[KIND, entry] < 0:
@@ -133,7 +134,7 @@ def add_pending(game, side, kind, loops, site, count):
 
 @compiled
 def take_worker(game, side):
-    """Take one worker from the mineral line of the side's most crowded base, else from gas; its site, or -1."""
+    """Take a worker from the most crowded mineral line, else from gas. Return its site, or -1."""
     best, most = -1, 0
     for site in range(NUM_SITES):
         if game.bases[site, OWNER] == side and game.bases[site, MINERS] > most:
@@ -150,7 +151,7 @@ def take_worker(game, side):
 
 @compiled
 def distribute_workers(game, side, gas_wanted):
-    """Fill geysers, and send workers of a crowded base, or of one without fields, to the base with the most room."""
+    """Fill geysers, and send surplus workers to the base with the most room."""
     bases = game.bases
     crowded, room, over, free = -1, -1, 0, 0
     for site in range(NUM_SITES):
@@ -246,10 +247,12 @@ def count_types(game, view, side):
 
 @compiled
 def can_pay(game, side, minerals, gas):
+    """Return whether a side has so many minerals and so much gas."""
     return game.bank[side, 0] >= minerals * MONEY and game.bank[side, 1] >= gas * MONEY
 
 
 @compiled
 def pay(game, side, minerals, gas):
+    """Subtract minerals and gas."""
     game.bank[side, 0] -= minerals * MONEY
     game.bank[side, 1] -= gas * MONEY

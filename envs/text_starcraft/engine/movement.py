@@ -1,4 +1,4 @@
-"""Groups of units: movement along roads, joining, and what is near to what."""
+"""Movement of groups along roads, joining, and contact."""
 
 from marl.envs.text_starcraft.data.names import MAX_TYPES, ZERG_UPGRADES
 from marl.envs.text_starcraft.data.tables import UNITS as U
@@ -33,7 +33,7 @@ from marl.envs.text_starcraft.engine.state import (
 )
 
 CONTACT_RANGE = 10.0
-"""Groups whose places are so near to each other, or to a structure's site, fight."""
+"""Distance in cells at which groups fight each other or a structure's site."""
 SPEED = U.speed
 OVERLORD, ZERGLING, ROACH, ZEALOT, VOID_RAY = 1, 4, 6, 1, 7
 CHARGE_UP, VOID_SPEED = 9, 23
@@ -44,12 +44,14 @@ LING_SPEED, ADRENAL, ROACH_SPEED = (
 
 @compiled
 def send_group(game, side, group, start, goal, mode):
+    """Send a group from a node to a goal."""
     stand(game, side, group, start)
     game.groups[side, group, GOAL], game.groups[side, group, MODE] = goal, mode
 
 
 @compiled
 def speed_of(game, side, kind):
+    """Return the speed of a unit with its upgrades, in cells a loop."""
     speed = SPEED[side, kind]
     if side == ZERG:
         if kind == ZERGLING and game.upgrades[ZERG, LING_SPEED] == 1:
@@ -65,7 +67,7 @@ def speed_of(game, side, kind):
 
 @compiled
 def move_groups(game, side):
-    """One step of all groups along their ways; a group moves as fast as its slowest unit, and not while it fights."""
+    """Move all groups by one step. A group has the speed of its slowest unit, and stands while it fights."""
     for group in range(MAX_GROUPS):
         if group_supply(game, side, group) == 0:
             continue
@@ -83,7 +85,7 @@ def move_groups(game, side):
 
 @compiled
 def walk(row, goal, length):
-    """Go so many cells on the shortest way to a node, turning round on the road where that is shorter."""
+    """Move a group so many cells on the shortest way to a node. It turns round on the road if that is shorter."""
     for _ in range(4):
         start, end = int(row[FROM]), int(row[TO])
         if row[DONE] == 0.0:
@@ -110,7 +112,7 @@ def walk(row, goal, length):
 
 @compiled
 def arrive(game, side, group):
-    """Join others that stand at the same place; scouts turn back and report for work."""
+    """Join groups at the same place. Scouts turn back, and become workers again at home."""
     row = game.groups[side, group]
     if row[MODE] == SCOUT:
         row[MODE], row[GOAL] = SCOUT_BACK, rally_site(game, side)
@@ -135,6 +137,7 @@ def arrive(game, side, group):
 
 @compiled
 def near(game, side, group, other):
+    """Return whether two groups of different sides are in contact."""
     mine, theirs = game.groups[side, group], game.groups[1 - side, other]
     dx, dy = mine[X] - theirs[X], mine[Y] - theirs[Y]
     return dx * dx + dy * dy < CONTACT_RANGE * CONTACT_RANGE
@@ -142,6 +145,7 @@ def near(game, side, group, other):
 
 @compiled
 def near_site(game, side, group, site):
+    """Return whether a group is in contact with a site."""
     row = game.groups[side, group]
     dx, dy = row[X] - POSITION[site, 0], row[Y] - POSITION[site, 1]
     return dx * dx + dy * dy < CONTACT_RANGE * CONTACT_RANGE
@@ -149,7 +153,7 @@ def near_site(game, side, group, site):
 
 @compiled
 def standing_at(game, side, site):
-    """The number of structures of a side at a site."""
+    """Return the number of structures of a side at a site."""
     total = 0
     for slot in range(MAX_STRUCTURES):
         total += game.structures[side, TYPE, slot] >= 0 and game.structures[side, SITE, slot] == site

@@ -1,4 +1,4 @@
-"""What the Protoss player sees: counts in the order of the interface, enemies, and the single-frame text as bytes."""
+"""Observation of the Protoss player: counts, enemies, and the text of a frame as bytes."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ WARP_GATE_KEY = BUILDING_TYPES.index("WarpGate")
 
 @compiled
 def look(game, view):
-    """Fill `view.enemies`, and keep in mind what is in sight."""
+    """Fill `view.enemies`, and remember the enemies in sight."""
     in_sight, known, remembered = view.enemies[0], view.enemies[1], view.enemies[2]
     view.enemies[:] = 0
     for group in range(MAX_GROUPS):
@@ -96,6 +96,7 @@ def look(game, view):
 
 @compiled
 def group_in_sight(game, group):
+    """Return whether Protoss sees an enemy group."""
     row = game.groups[ZERG, group]
     for own in range(MAX_GROUPS):
         if group_supply(game, PROTOSS, own) > 0:
@@ -114,6 +115,7 @@ def group_in_sight(game, group):
 
 @compiled
 def site_in_sight(game, site):
+    """Return whether Protoss sees a site."""
     for own in range(MAX_GROUPS):
         if group_supply(game, PROTOSS, own) > 0 and near_site(game, PROTOSS, own, site):
             return True
@@ -203,6 +205,7 @@ RESEARCH_SECTION_ENDS = np.cumsum([len(keys) for keys in RESEARCH_KEYS.values()]
 
 @compiled
 def copy(source, start, end, buffer, at):
+    """Write a row of bytes. Return the next position."""
     for place in range(start, end):
         buffer[at] = source[place]
         at += 1
@@ -211,6 +214,7 @@ def copy(source, start, end, buffer, at):
 
 @compiled
 def part(number, buffer, at):
+    """Write one of several texts. Return the next position."""
     return copy(PARTS, PART_ENDS[number], PART_ENDS[number + 1], buffer, at)
 
 
@@ -225,6 +229,7 @@ def digits(value, buffer, at):
 
 @compiled
 def digits_of(value, buffer, at):
+    """Return the number of digits of a whole number."""
     size, rest = 1, value
     while rest >= 10:
         rest //= 10
@@ -265,6 +270,7 @@ def share(percent, buffer, at):
 
 @compiled
 def line(shown, index, buffer, at):
+    """Write a line with a label and a number. Return the next position."""
     at = part(BULLET, buffer, at)
     at = copy(LABELS, LABEL_ENDS[index], LABEL_ENDS[index + 1], buffer, at)
     at = part(COLON, buffer, at)
@@ -287,6 +293,7 @@ def section(shown, first, last, head, buffer, at):
 
 @compiled
 def is_any(shown, first, last):
+    """Return whether any number of a section is not zero."""
     for index in range(first, last):  # noqa: SIM110 - numba compiles no generators
         if shown[index] != 0:
             return True
@@ -295,7 +302,7 @@ def is_any(shown, first, last):
 
 @compiled
 def write_frame(game, view):
-    """Write the single-frame text; returns its length."""
+    """Write the text of a frame. Return its length."""
     shown, buffer, loop = view.shown, view.text, game.core[LOOP]
     at = part(AT, buffer, 0)
     at = clock(loop, buffer, at)
@@ -324,6 +331,7 @@ def write_frame(game, view):
 
 @compiled
 def write_enemies(view, buffer, at):
+    """Write the enemies in sight and remembered. Return the next position."""
     any_enemy = False
     for row in range(3):
         any_row = False
@@ -347,7 +355,7 @@ def write_enemies(view, buffer, at):
 
 @compiled
 def write_changes(game, view, at):
-    """Write what has changed since the decision before; returns the length."""
+    """Write the changes since the decision before. Return the length."""
     buffer = view.text
     any_change = False
     for index in range(PLANNED_UNITS):
@@ -366,11 +374,11 @@ def write_changes(game, view, at):
 
 
 LABEL_TEXTS = (*map(capitalized, _KEYS), *_PARTS, *_ENEMY_LABELS)
-"""Texts of which prompts are made."""
+"""Texts that prompts consist of."""
 
 
 def information(game: Any, view: Any) -> dict[str, Any]:
-    """The observation dictionary: sections resource, building, unit, planning, research and enemy."""
+    """Return the observation as a dictionary of sections: resource, building, unit, planning, research, enemy."""
     shown = [int(number) for number in view.shown]
     seconds = int(game.core[LOOP]) * 10 // 224
     research, at = {}, PLANNED_UNITS

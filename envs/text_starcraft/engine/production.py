@@ -1,4 +1,4 @@
-"""Structures and units come into being: construction, jobs and queues, warp-ins, larvae and eggs."""
+"""Construction, jobs and queues, warp-ins, larvae and eggs."""
 
 from marl.envs.text_starcraft.data.names import MAX_TYPES, PROTOSS_STRUCTURES, ZERG_STRUCTURES
 from marl.envs.text_starcraft.data.tables import STRUCTURES as S
@@ -79,21 +79,21 @@ WARP_GATE = PROTOSS_STRUCTURES.index("WarpGate")
 NEXUS, BATTERY = PROTOSS_STRUCTURES.index("Nexus"), PROTOSS_STRUCTURES.index("ShieldBattery")
 SPIRE = ZERG_STRUCTURES.index("Spire")
 BOOST_LOOPS = 448
-"""Chrono boost lasts 20 seconds, and work goes on half as fast again."""
+"""Duration of a chrono boost, 20 seconds. Work is half as fast again."""
 WARP_LOOPS = 64
-"""A warp-in near a Nexus or a gateway."""
+"""Duration of a warp-in near a Nexus or a gateway."""
 MORPH_LOOPS = 160
 FIRST_TRIP = 96
 """Loops before the first income of a game."""
 BUILDER_AWAY = 56
-"""Loops for which a probe is away from the mineral line to place a structure."""
+"""Loops for which a probe leaves the mineral line to place a structure."""
 LARVA_LOOPS, MOST_LARVAE, INJECTED, MOST_WITH_INJECT = 240, 3, 3, 19
 INJECT_LOOPS = 710
-"""A queen's inject takes 25 energy, which come back in 31.7 seconds."""
+"""Loops between a queen's injects: 25 energy return in 31.7 seconds."""
 MAX_ENERGY, MAX_BATTERY_ENERGY, START_ENERGY = 200 * ENERGY, 100 * ENERGY, 50 * ENERGY
 ENERGY_A_STEP = 9 * STEP_LOOPS
 START_SHARE = 0.1
-"""Health and shield of a structure of which construction begins."""
+"""Share of health and shield at the beginning of construction."""
 S_HP, S_SHIELD, S_LOOPS, S_MINERALS, S_GAS = S.hp, S.shield, S.build_loops, S.minerals, S.gas
 U_HP, U_SHIELD, U_LOOPS, UNIT_SUPPLY = U.hp, U.shield, U.build_loops, U.supply
 OVERSEER = 2
@@ -101,7 +101,7 @@ OVERSEER = 2
 
 @compiled
 def clear_game(game):
-    """Empty every array of a game but its random stream and settings in `core`."""
+    """Clear a game except its random stream and settings."""
     game.totals[:] = 0.0
     game.bank[:] = 0
     game.upgrades[:] = 0
@@ -141,7 +141,7 @@ def stand(game, side, group, node):
 
 @compiled
 def rally_site(game, side):
-    """The side's base that is nearest to the enemy's main."""
+    """Return the side's base nearest to the enemy's main."""
     enemy_main = SITES_PER_SIDE * (1 - side)
     best, least = SITES_PER_SIDE * side, 1e9
     for site in range(NUM_SITES):
@@ -152,7 +152,7 @@ def rally_site(game, side):
 
 @compiled
 def group_supply(game, side, group):
-    """Supply of the fighting units and scouts of a group, in halves; overlords count for nothing."""
+    """Return the supply of fighting units and scouts of a group, in halves. Overlords count 0."""
     total = 0
     for kind in range(MAX_TYPES):
         total += UNIT_SUPPLY[side, kind] * game.counts[side, group, kind]
@@ -161,6 +161,7 @@ def group_supply(game, side, group):
 
 @compiled
 def put_in_group(game, side, group, kind, count):
+    """Add units with full health to a group."""
     game.counts[side, group, kind] += count
     game.pools[side, group, HP, kind] += count * U_HP[side, kind]
     game.pools[side, group, SHIELD, kind] += count * U_SHIELD[side, kind]
@@ -168,7 +169,7 @@ def put_in_group(game, side, group, kind, count):
 
 @compiled
 def add_units(game, side, kind, count, site):
-    """Units appear: workers mine at their base, the others join the group at home."""
+    """Let units appear: workers mine at their base, the others join the group at home."""
     if kind == 0:
         if game.bases[site, OWNER] != side:
             site = rally_site(game, side)
@@ -181,7 +182,7 @@ def add_units(game, side, kind, count, site):
 
 @compiled
 def new_structure(game, side, kind, site, ready):
-    """Add a structure, finished or at its beginning; returns its slot, or -1 where there is no room for one more."""
+    """Add a structure, finished or at its beginning. Return its slot, or -1 if there is no room."""
     structures = game.structures[side]
     for slot in range(MAX_STRUCTURES):
         if structures[TYPE, slot] >= 0:
@@ -203,7 +204,7 @@ def new_structure(game, side, kind, site, ready):
 
 @compiled
 def build_structure(game, side, kind, site, minerals, gas):
-    """Pay for a structure and begin it: a probe comes back after a while, a drone is used up. False without room."""
+    """Pay for a structure and begin it. A probe returns later, a drone is used up. Return False without room."""
     if new_structure(game, side, kind, site, False) < 0:
         return False
     pay(game, side, minerals, gas)
@@ -216,6 +217,7 @@ def build_structure(game, side, kind, site, minerals, gas):
 
 @compiled
 def finish_structure(game, side, slot):
+    """Finish a structure: a town hall takes its site, a gas structure its geyser."""
     structures = game.structures[side]
     kind, site = structures[TYPE, slot], structures[SITE, slot]
     structures[READY, slot], structures[WORK, slot] = 1, 0
@@ -231,7 +233,7 @@ def finish_structure(game, side, slot):
 
 @compiled
 def finish_job(game, side, slot):
-    """What a job has made appears, and the next one of the queue begins, with the work done beyond the end."""
+    """Finish a job and begin the next of the queue, with the work done beyond the end."""
     structures = game.structures[side]
     job, site = structures[JOB, slot], structures[SITE, slot]
     over = -structures[WORK, slot]
@@ -254,7 +256,7 @@ def finish_job(game, side, slot):
 
 @compiled
 def advance_structures(game, side):
-    """One step of construction, jobs, cooldowns, energy and larvae."""
+    """Advance construction, jobs, cooldowns, energy and larvae by one step."""
     structures = game.structures[side]
     morphs = side == PROTOSS and game.upgrades[PROTOSS, 0] == 1
     for slot in range(MAX_STRUCTURES):
@@ -293,6 +295,7 @@ def advance_structures(game, side):
 
 @compiled
 def grow_larvae(structures, slot):
+    """Grow larvae and finish injects of a town hall."""
     if structures[LARVAE, slot] < MOST_LARVAE:
         structures[TIMER, slot] += STEP_LOOPS
         if structures[TIMER, slot] >= LARVA_LOOPS:
@@ -306,7 +309,7 @@ def grow_larvae(structures, slot):
 
 @compiled
 def advance_pending(game, side):
-    """Warp-ins, eggs and travelling workers of one step."""
+    """Advance warp-ins, eggs and travelling workers by one step."""
     pending = game.pending[side]
     for entry in range(MAX_PENDING):
         if pending[KIND, entry] < 0:
@@ -321,7 +324,7 @@ def advance_pending(game, side):
 
 @compiled
 def destroy_structure(game, side, slot):
-    """Remove a structure, and what depends on it: a base's workers flee, a gas structure's geyser is free again."""
+    """Remove a structure. A base's workers flee, a gas structure's geyser becomes free."""
     structures = game.structures[side]
     kind, site, ready = structures[TYPE, slot], structures[SITE, slot], structures[READY, slot]
     job = structures[JOB, slot]
@@ -342,7 +345,7 @@ def destroy_structure(game, side, slot):
 
 @compiled
 def start_game(game):
-    """The beginning of a game of both sides: a town hall, 12 workers and 50 minerals each."""
+    """Begin a game: a town hall, 12 workers and 50 minerals for each side."""
     clear_game(game)
     for side in range(2):
         home = SITES_PER_SIDE * side
@@ -355,7 +358,7 @@ def start_game(game):
 
 @compiled
 def find_idle(game, side, kind):
-    """The slot of a finished, powered structure of a kind without a job or cooldown; -1 for none."""
+    """Return the slot of a finished, powered structure of a kind without job or cooldown, or -1."""
     structures = game.structures[side]
     for slot in range(MAX_STRUCTURES):
         if structures[TYPE, slot] == kind and structures[READY, slot] and structures[JOB, slot] < 0:
@@ -367,12 +370,13 @@ def find_idle(game, side, kind):
 
 @compiled
 def begin_job(game, side, slot, job, loops):
+    """Begin a job in a structure."""
     game.structures[side, JOB, slot], game.structures[side, WORK, slot] = job, 2 * loops
 
 
 @compiled
 def begin_upgrade(game, side, building, upgrade, minerals, gas):
-    """Research at an idle building; False where there is none."""
+    """Research at an idle building. Return False if there is none."""
     slot = find_idle(game, side, building)
     if slot < 0:
         return False
@@ -384,7 +388,7 @@ def begin_upgrade(game, side, building, upgrade, minerals, gas):
 
 @compiled
 def move_all(game, side, source, target):
-    """All fighting units of one group join another; overlords stay."""
+    """Move all fighting units of one group to another. Overlords stay."""
     for kind in range(1, game.counts.shape[2]):
         if side == ZERG and kind == 1:
             continue

@@ -30,7 +30,7 @@ NUM_LEVELS = 10
 
 @dataclass(frozen=True)
 class Scenario:
-    """A task: what it is called, which rules of reward and start it has, the opponent's level and the time limit."""
+    """A task: name, kind of reward and start, opponent's level, time limit, goal in words."""
 
     name: str
     number: int
@@ -76,7 +76,7 @@ def begin_game(game):
 
 @compiled
 def begin_defense(game):
-    """Two bases, a small army, and a wave of zerglings and roaches that has just left."""
+    """Start with two bases, a small army, and a wave of zerglings and roaches on its way."""
     new_structure(game, PROTOSS, TOWN_HALL[0], 1, True)
     for site in (0, 0, 1):
         new_structure(game, PROTOSS, PYLON, site, True)
@@ -92,7 +92,7 @@ def begin_defense(game):
 
 @compiled
 def score(game, view):
-    """What has been reached in a scenario, about 1 for a very good game; rewards are its changes."""
+    """Return the score of a scenario, about 1 for a very good game. Rewards are its changes."""
     shown, scenario = view.shown, game.core[SCENARIO]
     probes, army = shown[0], shown[6]
     if scenario == OPENING:
@@ -109,7 +109,7 @@ def score(game, view):
 
 @compiled
 def technologies(shown):
-    """Kinds of structures that stand or are under way, and finished research."""
+    """Return the number of kinds of structures, finished or under way, plus finished research."""
     number = 0
     for index in range(RESOURCES, BUILDINGS):
         number += shown[index] > 0

@@ -39,15 +39,15 @@ from marl.envs.text_starcraft.engine.zerg_army import TICK, decide, defend_home,
 
 WON, LOST_GAME = 1, -1
 FULL_SUPPLY = 194
-"""Metrics of supply blocks and of the bank end where so much supply is used."""
+"""Used supply at which the metrics of supply blocks and of the bank end."""
 NUM_TECHNOLOGIES = 42
 AUTO_ATTACK_LOOP, AUTO_ATTACK_SUPPLY, AUTO_ATTACK_ARMY = 12 * 1344, 100, 20
-"""From 12:00 with 100 supply in use the army at home attacks by itself (the army's in halves)."""
+"""From 12:00 with 100 supply in use the army at home attacks by itself (army supply in halves)."""
 
 
 @compiled
 def harvest_percent(level, loop):
-    """Harvest of the opponent in percent: levels 9 and 10 gain more as time passes (script seconds of 16 loops)."""
+    """Return the opponent's harvest in percent. Levels 9 and 10 gain over time (script seconds of 16 loops)."""
     seconds = loop / 16.0
     if level == 9:
         return 100 + int(50.0 * min(1.0, max(0.0, (seconds - 120.0) / 1080.0)))
@@ -58,7 +58,7 @@ def harvest_percent(level, loop):
 
 @compiled
 def play_step(game, view):
-    """One step of the simulator."""
+    """Play one step of the simulator."""
     core = game.core
     for side in range(2):
         mine(game, side, 100 if side == PROTOSS else harvest_percent(core[LEVEL], core[LOOP]))
@@ -111,6 +111,7 @@ def measure(game, view):
 
 @compiled
 def has_structures(game, side):
+    """Return whether a side has a structure."""
     for slot in range(MAX_STRUCTURES):  # noqa: SIM110 - numba compiles no generators
         if game.structures[side, TYPE, slot] >= 0:
             return True
@@ -119,7 +120,7 @@ def has_structures(game, side):
 
 @compiled
 def act(game, view, action, place):
-    """Carry out an action, or note why it failed."""
+    """Carry out an action, or record why it failed."""
     if action < 0:
         return
     reason = find_reason(game, view.summary[PROTOSS], action)
@@ -133,13 +134,14 @@ def act(game, view, action, place):
 
 @compiled
 def keep_shown(game, view):
+    """Store the shown numbers as those of the decision before."""
     for index in range(len(view.shown)):
         game.previous[index] = view.shown[index]
 
 
 @compiled
 def decide_game(game, view, actions, frames, win_reward):
-    """Play `frames` steps of one game, with its actions spread over them; returns whether it ended."""
+    """Play `frames` steps of one game with its actions spread over them. Return whether it ended."""
     core = game.core
     keep_shown(game, view)
     game.results[:] = -1
@@ -170,13 +172,13 @@ def decide_game(game, view, actions, frames, win_reward):
 
 @compiled
 def offset(place, count, frames):
-    """The frame at which an action is carried out: evenly from the first to the last, rounded down."""
+    """Return the frame of an action: evenly from the first to the last, rounded down."""
     return place * (frames - 1) // (count - 1) if count > 1 else 0
 
 
 @compiled
 def observe(game, view, texts):
-    """Bring everything that follows from the state up to date."""
+    """Update everything that follows from the state."""
     look(game, view)
     find_reasons(game, view)
     if texts:
@@ -187,7 +189,7 @@ def observe(game, view, texts):
 
 @entry
 def advance(games, views, actions, frames, win_reward, texts):
-    """Play a decision of every game; returns how many ended. `actions` (E, L) are ids, or -1 for none.
+    """Play a decision of every game. Return the number of ended episodes. `actions` (E, L) are ids, -1 for none.
 
     `texts`: 0 none, 1 frames, 2 frames and changes.
     """
@@ -217,7 +219,7 @@ def restart(games, views, chosen, texts):
 
 @compiled
 def refresh_game(game, view):
-    """Fill what the next step reads of the view."""
+    """Fill the part of the view that the next step reads."""
     count_types(game, view, PROTOSS)
     count_types(game, view, ZERG)
     show(game, view)
@@ -225,7 +227,7 @@ def refresh_game(game, view):
 
 @entry
 def refresh(games, views, chosen, texts):
-    """Bring the views of the chosen games up to date after their state was set."""
+    """Update the views of the chosen games after their state was set."""
     for env in chosen:
         refresh_game(games[env], views[env])
         observe(games[env], views[env], texts)

@@ -13,17 +13,17 @@ STEP_LOOPS = 4
 """Game loops of a step: 0.18 seconds."""
 
 MONEY = 4_032_000
-"""Units of a mineral in `bank`: rates of mining are whole numbers of units a loop, so that incomes are exact."""
+"""Units of a mineral in `bank`. Mining rates are whole numbers of units a loop, so that incomes are exact."""
 
 SHARE = MONEY // 1344
-"""Units that a rate of 1 mineral a minute (1344 loops) brings in a loop."""
+"""Units of a mineral a minute (1344 loops) in one loop."""
 
 ENERGY = 256
-"""Units of a point of energy; 9 of them regenerate in a loop, 0.7875 points in a second."""
+"""Units of a point of energy. 9 of them regenerate in a loop, 0.7875 points in a second."""
 
 MAX_STRUCTURES, MAX_PENDING, MAX_GROUPS, MAX_UPGRADES = 96, 128, 6, 32
 MAX_ACTIONS, TEXT_BYTES = 10, 8_000
-"""Actions of one decision at most, and bytes of a text."""
+"""Largest number of actions of a decision, and of bytes of a text."""
 
 # Fields of `core` (int64): the clock, what the game was set up with, and the opponent's plan.
 (
@@ -132,9 +132,8 @@ GAME = np.dtype(
         ("results", np.int64, (MAX_ACTIONS, 2)),
     ]
 )
-"""State of a game. `bank`: minerals and gas of each side. `seen`: Zerg units that Protoss remembers. `previous`: what
-was shown at the decision before. `results`: the actions of that decision, -1 for none, each with the reason of its
-failure."""
+"""State of a game. `bank`: minerals and gas of each side. `seen`: Zerg units that Protoss remembers. `previous`: shown
+numbers at the decision before. `results`: actions of that decision, -1 for none, with the reasons of their failures."""
 
 VIEW = np.dtype(
     [
@@ -154,22 +153,24 @@ VIEW = np.dtype(
         ("text", np.uint8, (TEXT_BYTES,)),
     ]
 )
-"""What follows from the state of a game and its last decision. `progress` of research; `shown` in the order of the
-observation's keys; `enemies`: units in sight, structures known, units remembered; `damage` to groups and to
-structures and workers by site, within a step; `text` in `length` bytes."""
+"""Results that follow from the state of a game and its last decision. `progress`: of research. `shown`: in the order of
+the observation's keys. `enemies`: units in sight, structures known, units remembered. `damage`, `structure_damage`: to
+groups, and to structures and workers by site, within a step. `text`: `length` bytes."""
 
 
 def new_games(num_envs: int) -> np.recarray:
+    """Return the states of so many games."""
     return np.zeros(num_envs, GAME).view(np.recarray)
 
 
 def new_views(num_envs: int) -> np.recarray:
+    """Return the views of so many games."""
     return np.zeros(num_envs, VIEW).view(np.recarray)
 
 
 @compiled
 def draw(core: Any, bound: int) -> int:
-    """A whole number in [0, bound), bound < 2**31, from a multiply-with-carry stream in `core`."""
+    """Draw an integer in [0, bound), bound < 2**31, from the multiply-with-carry stream in `core`."""
     stream = core[RANDOM]
     stream = 1791398085 * (stream & 0xFFFFFFFF) + (stream >> 32)
     core[RANDOM] = stream
@@ -177,7 +178,7 @@ def draw(core: Any, bound: int) -> int:
 
 
 def random_stream(seed: int | None) -> int:
-    """Where the random stream of a game starts; None takes fresh entropy."""
+    """Return the first state of a game's random stream. None takes fresh entropy."""
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     # any state of the generator but 0 and its one fixed point
     return 1 + int(words[0]) + ((int(words[1]) % 1791398084) << 32)

@@ -1,4 +1,4 @@
-"""The Zerg opponent's plan of a game: openings, phases, waves, retreat and defense."""
+"""The Zerg opponent's plan: openings, phases, waves, retreat and defense."""
 
 from marl.envs.text_starcraft.data.tables import UNITS as U
 from marl.envs.text_starcraft.data.world_map import NUM_SITES, POSITION
@@ -78,7 +78,7 @@ def begin_plan(game):
 
 @compiled
 def next_phase(game):
-    """Enter the next phase, or the last one again: how much food it wants, of what, and when it ends."""
+    """Enter the next phase, or the last one again: its food, plan and end."""
     core = game.core
     level, loop = core[LEVEL], core[LOOP]
     core[AI_PHASE] = min(3, core[AI_PHASE] + 1)
@@ -95,6 +95,7 @@ def next_phase(game):
 
 @compiled
 def choose_plan(game, phase, build):
+    """Draw an army plan for a phase, against air if needed."""
     level, air, total = game.core[LEVEL], 0, 0
     for group in range(MAX_GROUPS):
         for kind in range(1, U_PLANE.shape[1]):
@@ -117,6 +118,7 @@ def choose_plan(game, phase, build):
 
 @compiled
 def plan_weight(plan, level, phase, look_up):
+    """Return the weight of a plan at a level in a phase."""
     if not PLAN_LEVELS[plan, 0] <= level <= PLAN_LEVELS[plan, 1] or (look_up and not PLAN_ANTIAIR[plan]):
         return 0
     return PLAN_WEIGHTS[plan, phase]
@@ -124,7 +126,7 @@ def plan_weight(plan, level, phase, look_up):
 
 @compiled
 def decide(game, view):
-    """Decisions of one tick."""
+    """Make the decisions of one tick."""
     core, summary = game.core, view.summary[ZERG]
     if core[LOOP] >= core[AI_PHASE_END]:
         end_phase(game)
@@ -142,6 +144,7 @@ def decide(game, view):
 
 @compiled
 def end_phase(game):
+    """End a phase, with an attack if the army is large enough."""
     core = game.core
     enough = group_supply(game, ZERG, 0) >= core[AI_FOOD] and core[AI_FOOD] > 0
     waits = core[AI_PHASE] == 0 and core[AI_BUILD] == MACRO
@@ -152,14 +155,14 @@ def end_phase(game):
 
 @compiled
 def launch(game):
-    """Send all of the army at home."""
+    """Send the whole army at home."""
     if send_home_group(game, ZERG, nearest_protoss_site(game, game.groups[ZERG, 0])):
         game.core[AI_ATTACKS] += 1
 
 
 @compiled
 def nearest_protoss_site(game, row):
-    """The site with Protoss structures that is nearest to a group's place; the Protoss main if there is none."""
+    """Return the site with Protoss structures nearest to a group, the Protoss main if there is none."""
     best, least = 0, 1e9
     for site in range(NUM_SITES):
         if standing_at(game, PROTOSS, site):
@@ -172,7 +175,7 @@ def nearest_protoss_site(game, row):
 
 @compiled
 def strength(game, side, x, y, reach):
-    """Value of a side's fighting units around a place."""
+    """Return the value of a side's fighting units around a place."""
     value = 0.0
     for group in range(MAX_GROUPS):
         row = game.groups[side, group]
@@ -186,7 +189,7 @@ def strength(game, side, x, y, reach):
 
 @compiled
 def lead_waves(game):
-    """Waves go on to the next base, or turn back where the enemy is stronger; retreated ones gather at home."""
+    """Lead waves to the next base, or back if the enemy is stronger."""
     core = game.core
     for group in range(1, MAX_GROUPS):
         row = game.groups[ZERG, group]
@@ -202,7 +205,7 @@ def lead_waves(game):
 
 @compiled
 def defend_home(game, side):
-    """The group at home goes to a base that is attacked, or back to its place."""
+    """Send the group at home to an attacked base, or back."""
     row, enemy = game.groups[side, 0], 1 - side
     if group_supply(game, side, 0) == 0:
         return
@@ -228,6 +231,7 @@ def defend_home(game, side):
 
 @compiled
 def worth_defending(game, theirs):
+    """Return whether the army at home is strong enough against a threat."""
     threat = strength(game, PROTOSS, theirs[X], theirs[Y], 12.0)
     row = game.groups[ZERG, 0]
     return strength(game, ZERG, row[X], row[Y], 12.0) > 0.5 * threat

@@ -1,4 +1,4 @@
-"""The Zerg opponent: economy, technology, army, waves and defense of levels 1 to 10."""
+"""The Zerg opponent's economy, technology and army of levels 1 to 10."""
 
 from marl.envs.text_starcraft.data.names import ZERG_STRUCTURES, ZERG_UNITS, ZERG_UPGRADES
 from marl.envs.text_starcraft.data.tables import STRUCTURES as S
@@ -121,7 +121,7 @@ STRUCTURE_OF = (
     HIVE,
     CAVERN,
 )
-"""The structure that a unit needs."""
+"""Structure that a unit needs."""
 MORPHS_FROM = (-1, -1, OVERLORD, -1, -1, LING, -1, ROACH, -1, HYDRA, -1, -1, CORRUPTOR, -1, -1, -1, -1)
 NEEDS_HALL = (0, 0, 0, 0, 0, 0, 0, 0, LAIR, LAIR, LAIR, LAIR, HIVE, LAIR, LAIR, HIVE, HIVE)
 U_MINERALS, U_GAS, U_LOOPS, U_SUPPLY = U.minerals[1], U.gas[1], U.build_loops[1], U.supply[1]
@@ -136,6 +136,7 @@ HATCH_SECONDS = (240, 180, 75, 65, 55, 50, 45, 45, 45, 40)
 
 @compiled
 def inject(game, summary):
+    """Let queens inject larvae."""
     queens, structures = summary[UNITS, QUEEN], game.structures[ZERG]
     if not INJECTS[game.core[LEVEL] - 1]:
         return
@@ -148,23 +149,25 @@ def inject(game, summary):
 
 @compiled
 def total(summary, kind):
-    """Structures of a kind, finished or under way."""
+    """Return the number of structures of a kind, finished or under way."""
     return summary[BUILT, kind] + summary[UNDERWAY, kind]
 
 
 @compiled
 def halls(summary):
+    """Return the number of town halls, finished or under way."""
     return total(summary, HATCHERY) + total(summary, LAIR) + total(summary, HIVE)
 
 
 @compiled
 def has_hall(summary, kind):
+    """Return whether a finished hall of at least this kind exists."""
     return summary[BUILT, HIVE] + (summary[BUILT, LAIR] if kind <= LAIR else 0) + (kind == HATCHERY) > 0
 
 
 @compiled
 def spend(game, summary):
-    """Place one order, the most urgent that money allows; False where there is none."""
+    """Place the most urgent affordable order. Return False if there is none."""
     core = game.core
     level, loop, phase = core[LEVEL] - 1, core[LOOP], core[AI_PHASE]
     drones = summary[UNITS, DRONE] + summary[IN_PRODUCTION, DRONE]
@@ -209,7 +212,7 @@ def spend(game, summary):
 
 @compiled
 def queued_food(summary):
-    """Supply of the army in eggs, in halves."""
+    """Return the supply of the army in eggs, in halves."""
     food = 0
     for kind in range(LING, NUM_TYPES):
         food += U_SUPPLY[kind] * summary[IN_PRODUCTION, kind]
@@ -218,7 +221,7 @@ def queued_food(summary):
 
 @compiled
 def hatch(game, summary, kind):
-    """A larva becomes an egg; False without larva, money or supply. Zerglings come in pairs."""
+    """Turn a larva into an egg, two for zerglings. Return False without larva, money or supply."""
     pairs = 2 if kind == LING else 1
     minerals, gas, supply = pairs * U_MINERALS[kind], pairs * U_GAS[kind], pairs * U_SUPPLY[kind]
     if not can_pay(game, ZERG, minerals, gas) or summary[SUPPLY, USED] + supply > summary[SUPPLY, CAP]:
@@ -238,7 +241,7 @@ def hatch(game, summary, kind):
 
 @compiled
 def morph_unit(game, summary, kind):
-    """A unit at home becomes another; False without one, money or supply."""
+    """Morph a unit at home. Return False without one, money or supply."""
     source = MORPHS_FROM[kind]
     minerals, gas = U_MINERALS[kind] - U_MINERALS[source], U_GAS[kind] - U_GAS[source]
     more = max(0, U_SUPPLY[kind] - U_SUPPLY[source])
@@ -259,12 +262,13 @@ def morph_unit(game, summary, kind):
 
 @compiled
 def build(game, summary, kind):
-    """A drone becomes a structure at the main, or at the first base that stands."""
+    """Turn a drone into a structure at the first base."""
     return build_at(game, summary, kind, first_base(game))
 
 
 @compiled
 def first_base(game):
+    """Return the first base, or -1."""
     for site in range(SITES_PER_SIDE, NUM_SITES):
         if game.bases[site, OWNER] == ZERG:
             return site
@@ -273,6 +277,7 @@ def first_base(game):
 
 @compiled
 def build_at(game, summary, kind, site):
+    """Turn a drone into a structure at a site. Return False if it is impossible."""
     minerals, gas = S_MINERALS[kind] - U_MINERALS[DRONE], S_GAS[kind]
     if site < 0 or not can_pay(game, ZERG, minerals, gas) or summary[UNITS, DRONE] == 0:
         return False
@@ -288,7 +293,7 @@ def build_at(game, summary, kind, site):
 
 @compiled
 def expand(game, summary):
-    """A hatchery at the next free base; False where none is free."""
+    """Build a hatchery at the next free base. Return False if none is free."""
     for site in range(SITES_PER_SIDE, NUM_SITES):
         if game.bases[site, OWNER] < 0 and standing_at(game, ZERG, site) == 0 and standing_at(game, PROTOSS, site) == 0:
             return build_at(game, summary, HATCHERY, site)
@@ -297,6 +302,7 @@ def expand(game, summary):
 
 @compiled
 def morph_structure(game, source, kind):
+    """Morph an idle structure. Return False without one or money."""
     slot = find_idle(game, ZERG, source)
     minerals, gas = S_MINERALS[kind] - S_MINERALS[source], S_GAS[kind] - S_GAS[source]
     if slot < 0 or not can_pay(game, ZERG, minerals, gas):
@@ -308,7 +314,7 @@ def morph_structure(game, source, kind):
 
 @compiled
 def is_morphing(game, kind):
-    """Whether a structure is on its way to a kind."""
+    """Return whether a structure morphs into a kind."""
     for slot in range(MAX_STRUCTURES):
         if game.structures[ZERG, TYPE, slot] >= 0 and game.structures[ZERG, JOB, slot] == MORPH_JOB + kind:
             return True
@@ -317,7 +323,7 @@ def is_morphing(game, kind):
 
 @compiled
 def technology(game, summary, drones):
-    """Gas and the structures that the wanted army needs, one order at a time."""
+    """Order gas or a structure that the army needs. Return whether an order was placed."""
     shares = PLAN_SHARES[game.core[AI_TEMPLATE]]
     if summary[BUILT, POOL] + summary[UNDERWAY, POOL] == 0:
         return False
@@ -344,6 +350,7 @@ def technology(game, summary, drones):
 
 @compiled
 def gas_structures(game, site):
+    """Return the number of extractors at a site."""
     number = 0
     for slot in range(MAX_STRUCTURES):
         number += game.structures[ZERG, TYPE, slot] == EXTRACTOR and game.structures[ZERG, SITE, slot] == site
@@ -352,7 +359,7 @@ def gas_structures(game, site):
 
 @compiled
 def need_hall(game, summary, kind):
-    """Morph towards a lair or a hive; True if an order was placed."""
+    """Morph towards a lair or a hive. Return whether an order was placed."""
     if kind == HATCHERY or has_hall(summary, kind):
         return False
     if summary[BUILT, LAIR] == 0:
@@ -364,7 +371,7 @@ def need_hall(game, summary, kind):
 
 @compiled
 def need_structure(game, summary, kind):
-    """Build a structure if it is missing and can be built; True if an order was placed."""
+    """Build a missing structure that can be built. Return whether an order was placed."""
     if kind == GREATER_SPIRE:
         if total(summary, SPIRE) + total(summary, GREATER_SPIRE) == 0:
             return has_hall(summary, LAIR) and build(game, summary, SPIRE)
@@ -384,7 +391,7 @@ def need_structure(game, summary, kind):
 
 @compiled
 def has_tech(summary, kind):
-    """Whether a unit can be made."""
+    """Return whether a unit can be made."""
     if not has_hall(summary, NEEDS_HALL[kind]):
         return False
     needed = STRUCTURE_OF[kind]
@@ -397,7 +404,7 @@ def has_tech(summary, kind):
 
 @compiled
 def raise_army(game, summary, army):
-    """Order the unit that the army lacks most. Levels below 6 stop at the food they want and pace themselves."""
+    """Order the unit that the army lacks most. Levels below 6 stop at the wanted food and pace themselves."""
     core = game.core
     level = core[LEVEL]
     paced = level < THRESHOLD_LEVEL
@@ -430,6 +437,7 @@ def raise_army(game, summary, army):
 
 @compiled
 def train_queen(game):
+    """Train a queen. Return whether it was ordered."""
     if not can_pay(game, ZERG, U_MINERALS[QUEEN], 0):
         return False
     for kind in range(HIVE + 1):
@@ -443,7 +451,7 @@ def train_queen(game):
 
 @compiled
 def defend_bases(game, summary):
-    """Spine and spore crawlers, one at a time."""
+    """Build spine and spore crawlers, one at a time."""
     core = game.core
     level, phase = core[LEVEL], core[AI_PHASE]
     if core[LOOP] < core[AI_NEXT_DEFENSE] or summary[BUILT, POOL] == 0 or summary[UNITS, DRONE] < 18 or level < 3:
@@ -458,7 +466,7 @@ def defend_bases(game, summary):
 
 @compiled
 def research(game, summary):
-    """Speed, weapons and armor."""
+    """Research speed, weapons and armor."""
     core = game.core
     if core[AI_PHASE] < UPGRADE_PHASE[core[LEVEL] - 1]:
         return False
@@ -483,6 +491,7 @@ def research(game, summary):
 
 @compiled
 def want_upgrade(game, building, upgrade):
+    """Begin an upgrade that is missing and affordable. Return whether it began."""
     minerals, gas = UPGRADE_MINERALS[1, upgrade], UPGRADE_GAS[1, upgrade]
     if game.upgrades[ZERG, upgrade] or not can_pay(game, ZERG, minerals, gas):
         return False
