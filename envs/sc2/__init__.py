@@ -1,4 +1,4 @@
-"""StarCraft II over its own protocol: the messages, an installation, a running game, and a server that speaks the same.
+"""StarCraft II's own protocol: messages, installation, running game, and a server of the same protocol.
 
-Nothing here knows what is played; `marl.envs.smac.sc2.backend` and `marl.envs.smac.sc2.serve` do.
+The package knows no task; `marl.envs.smac.sc2.backend` and `marl.envs.smac.sc2.serve` do.
 """

@@ -1,7 +1,7 @@
-"""One running StarCraft II: started, asked, ended, and never left behind.
+"""Process of a running StarCraft II and the connection to it.
 
-Every wait has an end. Whatever goes wrong with the game (it does not start, crashes, hangs, breaks the protocol) is a
-GameError that ends with what the game itself wrote.
+Every wait has a time limit. Every failure of the game (no start, crash, hang, broken protocol) is a GameError that ends
+with the game's own log.
 """
 
 import os
@@ -34,24 +34,24 @@ from pysc2.lib.sc_process import SC2LaunchError, StarcraftProcess  # noqa: E402
 api: Any = import_module("s2clientprotocol.sc2api_pb2")
 
 LAUNCH_SECONDS = 360.0
-"""How long a game may take from its start to its first answer."""
+"""Time limit from the start of a game to its first answer."""
 
 REPLY_SECONDS = 180.0
-"""How long a game may take to answer; loading a map is the slowest."""
+"""Time limit of an answer. Loading a map takes longest."""
 
 LONG_REPLY_SECONDS = 15.0
-"""How long a start may take before the user is told of the wait."""
+"""Duration of a start after which the user is told of the wait."""
 
 LOG_CHARACTERS = 2000
-"""How much of the end of the game's own log an error shows."""
+"""Characters of the game's log that an error shows."""
 
 HOST = "127.0.0.1"
 
 NONSENSE = (ValueError, TypeError)
-"""What pysc2 stumbles over in an answer that is text, or has a status that does not exist."""
+"""Exceptions of pysc2 for answers that are text or have an unknown status."""
 
 _launching = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
-"""Games that start at the same time slow each other beyond every time limit."""
+"""Limit of parallel starts: games that start together slow each other beyond every time limit."""
 
 _ports: set[int] = set()
 _ports_lock = threading.Lock()
@@ -62,11 +62,11 @@ class GameError(MarlError):
 
 
 class GameNotListeningError(GameError):
-    """StarCraft II runs, but accepts no connection."""
+    """StarCraft II runs but accepts no connection."""
 
 
 class Game:
-    """One process of the game and the connection to it. Raises GameError where it cannot be started."""
+    """One process of the game and the connection to it. Raises GameError if it cannot be started."""
 
     def __init__(self, install: Install) -> None:
         self.install = install
@@ -115,7 +115,7 @@ class Game:
         return self._process.pid
 
     def _connect(self) -> Any:
-        """The websocket, as soon as the game listens."""
+        """Return the websocket once the game listens."""
         started, told = time.monotonic(), False
         with self._translated("did not accept a connection"):
             while self._process.running:
@@ -181,7 +181,7 @@ class Game:
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Every way in which a peer can fail becomes a GameError."""
+        """Translate every failure of the peer to a GameError."""
         try:
             yield
         except (PeerError, ProtocolError, websocket.WebSocketException, DecodeError, OSError, *NONSENSE) as error:
@@ -229,7 +229,7 @@ class GameProcess(StarcraftProcess):
             self._guard = None
 
     def describe(self) -> str:
-        """Whether the process runs, or how it ended. One that is about to end is given a moment."""
+        """Return that the process runs, or how it ended. A process about to end gets a moment."""
         process = self._proc
         if process is None:
             return "closed"

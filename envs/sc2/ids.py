@@ -1,4 +1,4 @@
-"""Numbers by which StarCraft II knows units and abilities."""
+"""Ids of StarCraft II's units and abilities."""
 
 UNITS = {
     "colossus": 4,

@@ -1,4 +1,4 @@
-"""Where StarCraft II is installed, in which version, and with which maps."""
+"""Installations of StarCraft II: location, versions, maps."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ BINARIES = {"Windows": "SC2_x64.exe", "Darwin": "SC2.app/Contents/MacOS/SC2"}
 """The executable in a version's folder; SC2_x64 on every other system."""
 
 OLDEST = 55958
-"""The first build that has an API (3.16.1)."""
+"""First build with an API (3.16.1)."""
 
 GET_GAME = (
     "StarCraft II cannot be shipped with this package. On Linux, download 4.10 (Base75689), or 4.6.2 (Base69232) for "
@@ -32,6 +32,7 @@ class Install:
 
     @property
     def root(self) -> Path:
+        """Folder of the installation."""
         return Path(self.config.data_dir)
 
     @property
@@ -40,7 +41,7 @@ class Install:
         return self.config.version.build_version
 
     def read_map(self, path: str, hint: str) -> bytes:
-        """The bytes of `Maps/<path>`. Raises MissingDependencyError, with `hint` on where the map comes from."""
+        """Return the bytes of `Maps/<path>`. Raises MissingDependencyError with `hint`, the source of the map."""
         file = self.root / "Maps" / path
         try:
             data = file.read_bytes()
@@ -52,9 +53,9 @@ class Install:
 
 
 def find_install(game_version: str | None = None) -> Install:
-    """The game at SC2PATH, or else where pysc2 looks; of several installed versions the newest, or the one named.
+    """Return the game at SC2PATH, or else where pysc2 looks: the given version, or the newest.
 
-    Raises MissingDependencyError where there is no game, ConfigError where the version is not there.
+    Raises MissingDependencyError if there is no game, ConfigError if the version is missing.
     """
     load()
     from pysc2 import run_configs

@@ -77,7 +77,7 @@ def read_description(path: Path) -> bytes:
 
 
 def _argument(call: ast.Call) -> bytes | None:
-    """What older generators pass as `serialized_pb`, and newer ones to `AddSerializedFile`."""
+    """Return the argument with the serialized file: `serialized_pb` in older modules, the first one in newer ones."""
     given = [keyword.value for keyword in call.keywords if keyword.arg == "serialized_pb"]
     if isinstance(call.func, ast.Attribute) and call.func.attr == "AddSerializedFile":
         given += call.args

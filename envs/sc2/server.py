@@ -1,8 +1,7 @@
-"""The StarCraft II API as a server: a websocket, the states of a game and its requests, over any `Simulation`.
+"""Server of the StarCraft II API: a websocket, the states of a game and its requests, over any `Simulation`.
 
-One player against at most one computer, stepped by the client, without rendered pictures. A request that a state
-forbids is answered with `error` strings, one that cannot be fulfilled with its own error code and details. NOT_SERVED
-lists what is missing.
+One player against at most one computer, stepped by the client, without rendered pictures. A request that the state
+forbids gets `error` strings, one that fails its own error code and details. NOT_SERVED lists what is missing.
 """
 
 import secrets
@@ -52,22 +51,22 @@ NOT_SERVED = (
     ("debug commands but create_unit, kill_unit, unit_value, end_game, game_state show_map", "`error` string"),
     ("map_command", "NoTriggerError"),
 )
-"""What the server does not do, and how it answers a request for it."""
+"""Requests that are not served, and the answer to each."""
 
-MOST_PIXELS = 256
-"""Width and height of a feature layer at most."""
+MAX_PIXELS = 256
+"""Maximal width and height of a feature layer."""
 
 
 class Handler(Protocol):
-    """What answers the messages of a connection."""
+    """Handler of a connection's messages."""
 
     @property
     def over(self) -> bool:
-        """Whether the process should end."""
+        """True if the process should end."""
         ...
 
     def handle(self, message: bytes) -> bytes:
-        """The answer. May raise ConnectionAbortedError to hang up instead."""
+        """Return the answer. May raise ConnectionAbortedError to close the connection instead."""
         ...
 
 
@@ -94,13 +93,13 @@ _STATES = {
     "query": frozenset((api.in_game, api.in_replay)),
     "obs_action": frozenset((api.in_replay,)),
 }
-"""The states in which a request is allowed; those that are not named are always."""
+"""States in which a request is allowed. Requests not listed are always allowed."""
 
 
 class Session:
-    """The state of a server and its answers.
+    """State of a server and its answers.
 
-    `data_folder` is the installation's, for maps and replays; `temp_folder` takes what `save_map` is given.
+    `data_folder` holds maps and replays of the installation; `temp_folder` receives files of `save_map`.
     """
 
     def __init__(self, library: Library, version: Version, data_folder: Path, temp_folder: Path) -> None:
@@ -114,10 +113,11 @@ class Session:
 
     @property
     def over(self) -> bool:
+        """True after a quit request."""
         return self._status == api.quit
 
     def handle(self, message: bytes) -> bytes:
-        """The serialized Response to a serialized Request."""
+        """Return the serialized Response to a serialized Request."""
         response = api.Response()
         try:
             request = api.Request.FromString(message)
@@ -243,10 +243,10 @@ class Session:
             setup = request.options.feature_layer
             for name in ("resolution", "minimap_resolution"):
                 x, y = getattr(setup, name).x, getattr(setup, name).y
-                if not (1 <= x <= MOST_PIXELS and 1 <= y <= MOST_PIXELS):
-                    raise Failed(unsupported, f"feature_layer.{name}={x} x {y}; give 1 to {MOST_PIXELS} each")
-            if not 0 <= setup.width <= MOST_PIXELS:
-                raise Failed(unsupported, f"feature_layer.width={setup.width}; give map units up to {MOST_PIXELS}")
+                if not (1 <= x <= MAX_PIXELS and 1 <= y <= MAX_PIXELS):
+                    raise Failed(unsupported, f"feature_layer.{name}={x} x {y}; give 1 to {MAX_PIXELS} each")
+            if not 0 <= setup.width <= MAX_PIXELS:
+                raise Failed(unsupported, f"feature_layer.width={setup.width}; give map units up to {MAX_PIXELS}")
 
     def _restart_game(self, _request: Any, _part: Any) -> None:
         if self._playback is not None:

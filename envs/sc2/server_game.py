@@ -23,8 +23,8 @@ PLAYER, COMPUTER = 1, 2
 """Player ids: the client's, and that of the other side."""
 
 REPLAY = b"seqmarl replay 1\n"
-"""How a replay begins. What replay_info answers follows, and then, compressed, every request that made the game. Each
-message is its length (4 bytes, little-endian) and its protobuf."""
+"""First bytes of a replay. A ResponseReplayInfo follows, then all requests of the game, compressed. Each message is its
+length (4 bytes, little-endian) and its protobuf."""
 
 DEBUG_COMMANDS = (None, "draw", "score", "create_unit", "kill_unit", "unit_value", "end_game", "test_process")
 """Debug commands that are served; `draw` and `score` show nothing. Of `game_state` only show_map is."""
@@ -33,7 +33,7 @@ MAX_LOOPS = 1_000_000
 """Game loops that one request may ask for."""
 
 LOOPS_PER_SECOND = 22.4
-"""Of a replay's duration, which the game tells in seconds of its fastest speed."""
+"""Game loops in a second of a replay's duration, which is in seconds of the fastest speed."""
 
 _RESULTS = (api.Victory, api.Defeat)
 
@@ -42,47 +42,47 @@ class Simulation(Protocol):
     """A game in progress. Messages are those of s2clientprotocol; a tag names a unit."""
 
     def races(self) -> tuple[int, int]:
-        """The race of the player and of the computer, NoRace where the map leaves it to the players."""
+        """Return the races of player and computer, NoRace where the map leaves it to the players."""
         ...
 
     def ground(self) -> Any:
-        """The map as StartRaw."""
+        """Return the map as StartRaw."""
         ...
 
     def data(self, request: Any) -> Any:
-        """The tables that a RequestData asks for, as ResponseData."""
+        """Return the ResponseData that a RequestData asks for."""
         ...
 
     def show(self, player: Any, raw: Any) -> None:
-        """Fill a PlayerCommon and, where it is not None, an ObservationRaw."""
+        """Fill a PlayerCommon and, if given, an ObservationRaw."""
         ...
 
     def order(self, command: Any) -> list[tuple[int, int]]:
-        """Give an ActionRawUnitCommand; returns a tag and an ActionResult for each of its units."""
+        """Carry out an ActionRawUnitCommand. Return a tag and an ActionResult for each of its units."""
         ...
 
     def step(self, loops: int) -> None: ...
 
     def kill(self, tags: Sequence[int]) -> None:
-        """Remove units; unknown tags are passed over."""
+        """Remove units. Unknown tags are ignored."""
         ...
 
     def plan(self, commands: Sequence[Any]) -> Any:
-        """Check DebugCreateUnits and return what `create` needs. Raises Refused where one cannot be carried out."""
+        """Check DebugCreateUnits and return the argument of `create`. Raises Refused if one cannot be carried out."""
         ...
 
     def create(self, units: Any) -> None:
-        """Create the units that `plan` has returned."""
+        """Create the units that `plan` returned."""
         ...
 
     def move_camera(self, x: float, y: float) -> None: ...
 
     def show_layers(self, setup: Any, layers: Any) -> None:
-        """Fill an ObservationFeatureLayer as the client's SpatialCameraSetup asks for it."""
+        """Fill an ObservationFeatureLayer for a SpatialCameraSetup."""
         ...
 
     def set_value(self, tag: int, kind: int, value: float) -> None:
-        """Set what a DebugSetUnitValue names."""
+        """Set the value that a DebugSetUnitValue names."""
         ...
 
     def query(self, request: Any, response: Any) -> None:
@@ -90,25 +90,25 @@ class Simulation(Protocol):
         ...
 
     def save(self) -> Any:
-        """All that `load` needs to go on from here."""
+        """Return everything that `load` needs to continue from here."""
         ...
 
     def load(self, saved: Any) -> None: ...
 
 
 class Library(Protocol):
-    """What a server can play."""
+    """Maps that a server can play."""
 
     @property
     def maps(self) -> Sequence[str]: ...
 
     def open(self, name: str, seed: int) -> Simulation:
-        """A game on a map, its random numbers started by a seed in [0, 2**32)."""
+        """Return a game on a map. Its random numbers start with a seed in [0, 2**32)."""
         ...
 
 
 class Version(NamedTuple):
-    """What a server says that it is."""
+    """Version that a server reports."""
 
     game: str
     data: str
@@ -116,11 +116,11 @@ class Version(NamedTuple):
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
-    """Answered with an `error` string."""
+    """Request answered with an `error` string."""
 
 
 class Failed(Exception):  # noqa: N818
-    """Answered with the error code of the request's own response."""
+    """Request answered with the error code of its own response."""
 
     def __init__(self, code: int, details: str) -> None:
         super().__init__(details)
@@ -128,29 +128,32 @@ class Failed(Exception):  # noqa: N818
 
 
 class RequestLog:
-    """The requests that made a game, compressed as they come."""
+    """Requests of a game, compressed as they arrive."""
 
     def __init__(self) -> None:
         self._packer = zlib.compressobj(6)
         self._parts: list[bytes] = []
 
     def add(self, **request: Any) -> None:
+        """Append a request."""
         if part := self._packer.compress(_packed(api.Request(**request))):
             self._parts.append(part)
 
     def data(self) -> bytes:
+        """Return the compressed requests."""
         return b"".join(self._parts) + self._packer.copy().flush()
 
     def mark(self) -> Any:
-        """What `rewind` needs to forget all that is added from here on."""
+        """Return a mark for `rewind`."""
         return self._packer.copy(), list(self._parts)
 
     def rewind(self, mark: Any) -> None:
+        """Remove all requests after a mark."""
         self._packer, self._parts = mark[0].copy(), list(mark[1])
 
 
 def read_replay(data: bytes) -> tuple[Any, list[Any]]:
-    """The ResponseReplayInfo and the requests of a replay. Raises ValueError where it is none, or is damaged."""
+    """Return the ResponseReplayInfo and the requests of a replay. Raises ValueError if it is none or damaged."""
     if not data.startswith(REPLAY):
         raise ValueError("these are not the bytes of a replay that this server has saved")
     try:
@@ -182,7 +185,7 @@ def _split(plain: bytes) -> Iterator[bytes]:
 
 
 class ServerGame:
-    """One game from its creation on: its setup, its simulation, and what the next observation reports."""
+    """One game: its setup, its simulation, and the events of the next observation."""
 
     def __init__(self, library: Library, create: Any, join: Any) -> None:
         self.library, self.create, self.join = library, create, join
@@ -198,7 +201,7 @@ class ServerGame:
         self.actions, self.errors, self.chat = [], [], []
 
     def act(self, request: Any) -> list[int]:
-        """Carry out a RequestAction; returns an ActionResult for each action."""
+        """Carry out a RequestAction. Return an ActionResult for each action."""
         if any(action.ListFields() for action in request.actions):
             self.record.add(action=request)
         return [self._perform(action) for action in request.actions]
@@ -230,9 +233,9 @@ class ServerGame:
         return error.Success
 
     def debug(self, request: Any) -> None:
-        """Carry out a RequestDebug, all of it or, where a command is not served, nothing.
+        """Carry out a RequestDebug, completely or not at all. Units are created after its other commands.
 
-        Units are created after its other commands.
+        Raises Refused if a command is not served.
         """
         kinds = [command.WhichOneof("command") for command in request.debug]
         for command, kind in zip(request.debug, kinds, strict=True):
@@ -259,7 +262,7 @@ class ServerGame:
 
     @staticmethod
     def _test_process(request: Any) -> None:
-        """Do to the process what a client tests itself with."""
+        """Crash, exit or hang, as a DebugTestProcess asks."""
         time.sleep(request.delay_ms / 1000)
         if request.test == debug.DebugTestProcess.crash:
             os.abort()
@@ -269,6 +272,7 @@ class ServerGame:
             time.sleep(1)
 
     def step(self, count: int) -> None:
+        """Play game loops. Raises Refused above MAX_LOOPS."""
         if count > MAX_LOOPS:
             raise Refused(f"count is {count}; give at most {MAX_LOOPS}")
         self.record.add(step=api.RequestStep(count=count))
@@ -276,7 +280,7 @@ class ServerGame:
         self.loop += count
 
     def observe(self, response: Any) -> None:
-        """Fill a ResponseObservation; what has happened since the last one is reported once."""
+        """Fill a ResponseObservation. Events since the last one are reported once."""
         options, observation = self.join.options, response.observation
         observation.game_loop = self.loop
         self.simulation.show(observation.player_common, observation.raw_data if options.raw else None)
@@ -294,7 +298,7 @@ class ServerGame:
         self._forget()
 
     def players(self) -> list[Any]:
-        """Who plays, as PlayerInfo."""
+        """Return the players as PlayerInfo."""
         races, players = self.simulation.races(), []
         setups = sorted(self.create.player_setup, key=lambda setup: setup.type)
         for player_id, setup in enumerate(setups, PLAYER):
@@ -308,16 +312,18 @@ class ServerGame:
         return players
 
     def save(self) -> Any:
+        """Return everything that `load` needs."""
         return self.simulation.save(), self.loop, dict(self.results), self.record.mark()
 
     def load(self, saved: Any) -> None:
+        """Restore a saved game."""
         self.simulation.load(saved[0])
         self.loop, self.results = saved[1], dict(saved[2])
         self.record.rewind(saved[3])
         self._forget()
 
     def replay(self, version: Version) -> bytes:
-        """The bytes of a replay up to now; see REPLAY."""
+        """Return the bytes of a replay up to now; see REPLAY."""
         info = api.ResponseReplayInfo(map_name=map_name(self.create), local_map_path=self.create.local_map.map_path)
         info.game_duration_loops = self.loop
         info.game_duration_seconds = self.loop / LOOPS_PER_SECOND
@@ -330,7 +336,7 @@ class ServerGame:
 
 
 class Replay:
-    """A replay as it is watched. Steps need not be those of the game: each of the game's is played as one."""
+    """A replay that is watched. Steps may differ from the game's: each of the game's is played as one."""
 
     def __init__(self, library: Library, requests: Sequence[Any], options: Any) -> None:
         create, join = requests[0].create_game, api.RequestJoinGame()
@@ -344,10 +350,11 @@ class Replay:
 
     @property
     def over(self) -> bool:
+        """True after the last request."""
         return self._at == len(self._requests)
 
     def _apply(self) -> None:
-        """Do what was done before the next step."""
+        """Apply the requests before the next step."""
         while not self.over and not self._requests[self._at].HasField("step"):
             request = self._requests[self._at]
             if request.HasField("action"):
@@ -357,11 +364,12 @@ class Replay:
             self._at += 1
 
     def _finish(self) -> None:
-        """Do what was done after the last step."""
+        """Apply the requests after the last step."""
         if self._steps == 0:
             self._apply()
 
     def step(self, count: int) -> None:
+        """Play game loops, or as many as are left."""
         while count > 0 and not self.over:
             if self._before is None:
                 self._apply()
@@ -383,9 +391,10 @@ class Replay:
 
 
 def to_text(field: str | bytes) -> str:
-    """A text of a message, of which protobuf gives the bytes where they are not UTF-8."""
+    """Return a text field. protobuf returns bytes for texts that are not UTF-8."""
     return field.decode("utf-8", "replace") if isinstance(field, bytes) else field
 
 
 def map_name(create: Any) -> str:
+    """Return the name of a game's map."""
     return PurePosixPath(to_text(create.local_map.map_path).replace("\\", "/")).stem

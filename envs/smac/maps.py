@@ -1,4 +1,4 @@
-"""The maps and units as data: who stands where, on which ground, with which statistics."""
+"""Maps and units as data: types, starts, ground, statistics."""
 
 import functools
 import json
@@ -12,20 +12,20 @@ from marl.errors import UnknownNameError
 from marl.registry import unknown_name_message
 
 DATA: dict[str, Any] = json.loads(files("marl.envs.smac").joinpath("data.json").read_text("utf-8"))
-"""`units`, `terrain`, `maps` and the game's own defaults; see its `note` for units of measure."""
+"""`units`, `terrain`, `maps` and the game's defaults; see its `note` for units of measure."""
 
 TASKS: tuple[str, ...] = tuple(DATA["maps"])
-"""The names of SMAC's maps."""
+"""Names of SMAC's maps."""
 
 UNIT_TYPES: tuple[str, ...] = tuple(sorted(DATA["units"]))
-"""The types of units on all maps."""
+"""Types of units on all maps."""
 
 TEAM_TASKS: dict[str, tuple[str, int, int]] = {
     f"{race}_{agents}_vs_{enemies}": (race, agents, enemies)
     for race in DATA["teams"]["races"]
     for agents, enemies in DATA["teams"]["sizes"]
 }
-"""The names of SMACv2's scenarios: their race and how many agents and enemies are drawn."""
+"""SMACv2's scenarios: race, number of agents and number of enemies by name."""
 
 SIZE = 32
 """Width and height of every map, in cells."""
@@ -36,15 +36,14 @@ LOOPS = float(DATA["engine"]["loops_per_second"])
 
 @dataclass(frozen=True)
 class BattleMap:
-    """A map: U = N + M units, the N allies in the order of agents before the M enemies.
+    """A map with U = N + M units: N allies in the order of agents, then M enemies.
 
-    `types` (U,) names; `start` (U, 2) x and y; `walkable` (x, y) bool; `goals` (2, 2) the ends of the line
-    on which the enemy's destination is drawn; `order` is what the enemy is told: none, point or units.
-    `ally_types`, `enemy_types` give the order of the one-hot unit types, empty where there are none.
+    `types` (U,): names. `start` (U, 2): x and y. `walkable` (x, y) bool. `goals` (2, 2): ends of the line on which the
+    enemy's destination is drawn. `order`: the enemy's first order (none, point, units or nearest). `ally_types`,
+    `enemy_types`: order of the one-hot unit types, empty without types.
 
-    `kinds` (K,) are the types of which teams are drawn, in the order by which agents are numbered, with `weights`;
-    `dependent` is the one of which no team consists alone, or "". Where there are kinds, `types` and `start` hold only
-    until an episode begins.
+    `kinds` (K,): types of which teams are drawn, in the order that numbers agents, with `weights`. `dependent`: the
+    type that forms no team alone, or "". With kinds, `types` and `start` hold only until an episode begins.
     """
 
     name: str
@@ -63,18 +62,19 @@ class BattleMap:
 
     @property
     def num_enemies(self) -> int:
+        """Number of enemies M."""
         return len(self.types) - self.num_agents
 
     @property
     def convex(self) -> bool:
-        """Whether the ground is one rectangle, so that walls never stand between two units."""
+        """True if the ground is one rectangle, so that no wall stands between two units."""
         columns, rows = self.walkable.any(axis=1), self.walkable.any(axis=0)
         return bool((self.walkable == np.outer(columns, rows)).all())
 
 
 @functools.lru_cache
 def load_map(name: str) -> BattleMap:
-    """Raises UnknownNameError with the closest names."""
+    """Return a map. Raises UnknownNameError with the closest names."""
     if name in TEAM_TASKS:
         return _team_map(name)
     if name not in DATA["maps"]:
@@ -102,12 +102,12 @@ def load_map(name: str) -> BattleMap:
 
 
 def _ground(terrain: str) -> np.ndarray:
-    """(x, y) bool."""
+    """Return the walkable cells (x, y) bool."""
     return np.array([[cell == "." for cell in row] for row in reversed(DATA["terrain"][terrain])]).T
 
 
 def _team_map(name: str) -> BattleMap:
-    """The map of a SMACv2 scenario."""
+    """Return the map of a SMACv2 scenario."""
     race, agents, enemies = TEAM_TASKS[name]
     teams, data = DATA["teams"], DATA["teams"]["races"][race]
     weights = dict(zip(data["types"], data["weights"], strict=True))
@@ -137,7 +137,8 @@ def _center(spawns: list[dict[str, Any]], side: str) -> tuple[float, float]:
 
 
 def _one_hot_types(allies: list[str], enemies: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """SMAC numbers the enemy's stalkers and zealots the other way round where they are the only types."""
+    """Return the order of types of allies and enemies. SMAC reverses the enemy's stalkers and zealots where they are
+    the only types."""
     types = tuple(sorted(set(allies)))
     if len(types) < 2:
         return (), ()
@@ -152,10 +153,10 @@ Unit = tuple[str, float, float]
 def _place(
     spawns: list[dict[str, Any]], side: str, center: dict[str, tuple[float, float]], walkable: np.ndarray
 ) -> list[Unit]:
-    """Units in the order of their creation, each on the free spot next to its spawn point.
+    """Return units in order of creation, each on the free spot next to its spawn point.
 
-    Spots are those of a hexagonal lattice, nearest first and towards the opponent first, so that the two sides of
-    a symmetric map mirror each other.
+    Spots form a hexagonal lattice, nearest first and towards the opponent first, so that both sides of a symmetric map
+    mirror each other.
     """
     offsets = lattice(center[side], center["enemy" if side == "ally" else "ally"])
     placed: list[Unit] = []
@@ -167,7 +168,7 @@ def _place(
 
 
 def lattice(own: tuple[float, float], other: tuple[float, float]) -> np.ndarray:
-    """(K, 2) offsets, nearest first, of a hexagonal lattice that faces from `own` to `other`."""
+    """Return offsets (K, 2), nearest first, of a hexagonal lattice that faces from `own` to `other`."""
     pitch = 0.375
     i, j = (axis.ravel() for axis in np.meshgrid(np.arange(-30, 31), np.arange(-30, 31)))
     along, across = pitch * np.sqrt(0.75) * i, pitch * (j + 0.5 * (i % 2))
@@ -194,7 +195,7 @@ def nearest_free(kind: str, spots: np.ndarray, placed: list[Unit], walkable: np.
 
 @functools.lru_cache
 def waypoints(name: str) -> np.ndarray:
-    """(cells, cells) int16: the cell to walk straight to, from the first cell on the way to the second.
+    """Return the cell to walk straight to on the way from the first cell to the second, (cells, cells) int16.
 
     A cell is x * 32 + y. It is the second cell itself where nothing stands between, or where no way exists.
     """
@@ -216,7 +217,7 @@ def waypoints(name: str) -> np.ndarray:
 
 
 def _reachable(walkable: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The part of the ground that hangs together with the cell of `start`."""
+    """Return the ground that is connected to the cell of `start`."""
     from scipy.ndimage import label
 
     parts: Any = label(walkable)
@@ -225,7 +226,7 @@ def _reachable(walkable: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def _neighbors(walkable: np.ndarray) -> Any:
-    """The graph of steps between cells; a diagonal one must not cut a corner."""
+    """Return the graph of steps between cells. A diagonal step must not cut a corner."""
     from scipy.sparse import coo_matrix
 
     x, y = np.nonzero(walkable)
@@ -241,7 +242,7 @@ def _neighbors(walkable: np.ndarray) -> Any:
 
 
 def _clear_lines(walkable: np.ndarray) -> np.ndarray:
-    """(cells, cells) bool: a strip of 0.9 around the line between two centers can be walked on."""
+    """Return whether a strip of 0.9 around the line between two cell centers is walkable, (cells, cells) bool."""
     cells = np.flatnonzero(walkable)
     center = np.stack(np.divmod(cells, SIZE), axis=1) + 0.5
     clear = np.zeros((SIZE * SIZE, SIZE * SIZE), bool)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from marl.envs.smac import make
 from marl.envs.smac.render.image import HEADER
-from marl.envs.smac.render.video import HOLD
+from marl.envs.smac.render.video import END_FRAMES
 from marl.errors import MissingDependencyError
 from marl.experiments import cli
 from marl.experiments import play as watch
@@ -63,7 +63,7 @@ def test_a_whole_battle_becomes_a_video_and_ends_as_text(marl):
     assert f"smac/3m, step {steps} of 60" in said
     assert "allies: marine" in said
     assert "wrote play.mp4" in said
-    assert imageio_ffmpeg.count_frames_and_secs("play.mp4")[0] == 1 + 4 * steps + HOLD
+    assert imageio_ffmpeg.count_frames_and_secs("play.mp4")[0] == 1 + 4 * steps + END_FRAMES
     (frame,) = frames_of("play.mp4", 1)
     env = make("3m")
     env.reset(watch.paired_seeds(1, "test")[0])

@@ -11,9 +11,9 @@ pytest.importorskip("pysc2")
 pytest.importorskip("websockets")
 
 from marl.envs.sc2.server import NOT_SERVED, Session
-from marl.envs.smac.game_data import FIRST_AGENT_TYPE
 from marl.envs.smac.sc2 import serve
 from marl.envs.smac.sc2.embedded_game import FLAT_MAP, FLAT_TYPES
+from marl.envs.smac.sc2.game_data import FIRST_AGENT_TYPE
 from marl.envs.smac.sc2.serve import BUILD, VERSIONS, SmacLibrary, make_install
 from tests.support.sc2 import Asker, api, creation, joining
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba")
 
 from marl.envs.smac import TASKS, SmacOptions, batch, make
-from marl.envs.smac.engine import thread_pool as crew
+from marl.envs.smac.engine import thread_pool
 from marl.envs.smac.engine.fields import COOLDOWN, ENERGY, HEALTH, LAST, SCALE, STEPS, X, Y
 from marl.envs.smac.env import SmacEnv, SmacVector
 from marl.envs.smac.maps import load_map
@@ -297,7 +297,7 @@ def test_an_unavailable_action_is_an_error_or_ignored(caplog):
 
 
 def test_results_do_not_depend_on_threads(monkeypatch):
-    monkeypatch.setattr(crew, "WORTH", 1)
+    monkeypatch.setattr(thread_pool, "UNITS_PER_THREAD", 1)
     runs = []
     for threads in (1, 2, 5):
         env = batch("2s3z", 5, threads)

@@ -10,13 +10,17 @@ import pytest
 pytest.importorskip("numba")
 
 from marl.envs.smac import TASKS, TEAM_TASKS, SmacOptions, batch, make
-from marl.envs.smac.engine.combat import ATTACKING, GOING, HUNTING, IDLE, WAITING
 from marl.envs.smac.engine.fields import (
+    ATTACKING,
     HEALTH,
+    HUNTING,
+    IDLE,
     LAST,
+    MOVING,
     ORDER,
     OWNER,
     TARGET,
+    WAITING,
     WATCHERS,
     X,
 )
@@ -174,7 +178,7 @@ def test_turning_the_cone_leaves_the_order():
     obs = env.reset(0)
     unit_int = env._battles.battle.unit_int[0]
     env.step(np.array([4, 4, 4]))
-    assert unit_int[ORDER, :3].tolist() == [GOING] * 3
+    assert unit_int[ORDER, :3].tolist() == [MOVING] * 3
     before = env._battles.battle.unit_float[0, X, :3].copy()
     obs = env.step(np.array([7, 8, 9])).obs
     assert (env._battles.battle.unit_float[0, X, :3] > before + 0.5).all()
@@ -259,11 +263,11 @@ def test_without_a_mask_an_attack_out_of_reach_is_not_sent():
     assert obs.action_mask[:, 6:].tolist() == [[True, True, False]] * 3
     assert obs.agents[2, [4, 4 + 5]].tolist() == [1, 0], "agents are shown what is in reach"
     unit_int = env._battles.battle.unit_int[0]
-    unit_int[ORDER, 0] = GOING
+    unit_int[ORDER, 0] = MOVING
     env._battles.battle.unit_float[0, 11:13, 0] = 10, 20
     env.step(np.array([6, 1, 6]))
     assert unit_int[LAST, :3].tolist() == [6, 1, 6]
-    assert unit_int[ORDER, :3].tolist() == [GOING, IDLE, ATTACKING]
+    assert unit_int[ORDER, :3].tolist() == [MOVING, IDLE, ATTACKING]
 
 
 @pytest.mark.parametrize("layout", ["smac", "entities"])

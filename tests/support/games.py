@@ -62,9 +62,9 @@ def install(installed, monkeypatch):
 
 
 @pytest.fixture
-def mischief(tmp_path, monkeypatch):
-    """The same, with a server that does what a file in this folder says; see `tests.support.mischief`."""
-    folder = make_install(tmp_path / "game", command=("-m", "tests.support.mischief"))
+def faults(tmp_path, monkeypatch):
+    """The same, with a server that does what a file in this folder says; see `tests.support.faulty_sc2_server`."""
+    folder = make_install(tmp_path / "game", command=("-m", "tests.support.faulty_sc2_server"))
     monkeypatch.setenv("SC2PATH", str(folder))
     monkeypatch.setattr(game_module, "REPLY_SECONDS", 3.0)
     yield folder

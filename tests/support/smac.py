@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from marl.envs.smac import TASKS, SmacOptions
-from marl.envs.smac.engine import battle as engine
-from marl.envs.smac.engine.combat import ATTACK_MOVING, IDLE
+from marl.envs.smac.engine.battle import begin_episode, make_scratch, run_game_loops
 from marl.envs.smac.engine.compile_map import build_rules, build_world
 from marl.envs.smac.engine.fields import (
+    ATTACK_MOVING,
     COUNTED,
     COUNTER_FIELDS,
     FLOAT_FIELDS,
     HEALTH,
+    IDLE,
     INT_FIELDS,
     ORDER,
     SHIELD,
@@ -19,6 +20,7 @@ from marl.envs.smac.engine.fields import (
     Y,
 )
 from marl.envs.smac.maps import BattleMap
+from marl.envs.smac.task.actions import apply_action
 
 SAMPLE = (
     "3m",
@@ -68,15 +70,15 @@ class Arena:
         self.unit_int = np.zeros((INT_FIELDS, len(units)), np.int64)
         self.counters = np.zeros(COUNTER_FIELDS, np.int64)
         self.counters[2] = 1 + (seed << 20)
-        self.scratch = engine.new_scratch(len(units))
-        engine.begin(self.world, self.unit_float, self.unit_int, self.counters)
+        self.scratch = make_scratch(len(units))
+        begin_episode(self.world, self.unit_float, self.unit_int, self.counters)
 
     def command(self, agent, action):
-        engine.apply_action(self.rules, self.world, self.unit_float, self.unit_int, agent, action)
+        apply_action(self.rules, self.world, self.unit_float, self.unit_int, agent, action)
 
     def play(self, loops=1):
         for _ in range(loops):
-            engine.run_game_loops(self.world, self.scratch, self.unit_float, self.unit_int, self.counters)
+            run_game_loops(self.world, self.scratch, self.unit_float, self.unit_int, self.counters)
 
     @property
     def health(self):

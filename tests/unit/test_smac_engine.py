@@ -5,13 +5,15 @@ import pytest
 
 pytest.importorskip("numba")
 
-from marl.envs.smac.engine import battle as engine
 from marl.envs.smac.engine import combat
+from marl.envs.smac.engine.battle import act_enemy, choose_target
 from marl.envs.smac.engine.fields import (
+    ATTACKING,
     COOLDOWN,
     ENERGY,
     HEALING,
     HEALTH,
+    IDLE,
     IMPACT,
     ORDER,
     SHIELD,
@@ -20,6 +22,7 @@ from marl.envs.smac.engine.fields import (
     X,
     Y,
 )
+from marl.envs.smac.engine.pathing import fill_positions
 from marl.envs.smac.maps import DATA, TASKS, load_map, waypoints
 from tests.support.smac import Arena
 
@@ -257,7 +260,7 @@ def test_a_killed_baneling_explodes_and_so_does_the_next():
 def test_who_has_come_to_the_very_edge_of_its_range_shoots(start):
     arena = Arena([("zealot", 2.18497753, 27.89221191)], [("colossus", *start)])
     arena.world = arena.world._replace(loops=8)
-    arena.unit_int[[ORDER, TARGET], 1] = combat.ATTACKING, 0
+    arena.unit_int[[ORDER, TARGET], 1] = ATTACKING, 0
     arena.play(60)
     assert arena.health[0] == 0
 
@@ -315,16 +318,16 @@ def test_a_healer_at_work_counts_as_one_that_fights():
     arena = Arena([("marine", 12.5, 10), ("medivac", 15, 10)], [("marine", 16.5, 10)] * 2)
     for healing, expected in ((-1, 0), (0, 1)):
         arena.unit_int[HEALING, 1] = healing
-        combat.fill_positions(arena.world.stats, arena.unit_float, arena.unit_int, arena.scratch.spots)
-        assert engine.choose_target(arena.world.stats, arena.scratch.spots, 2) == expected
+        fill_positions(arena.world.stats, arena.unit_float, arena.unit_int, arena.scratch.positions)
+        assert choose_target(arena.world.stats, arena.scratch.positions, 2) == expected
 
 
 def test_who_dies_in_a_loop_is_no_target_and_does_not_act_any_more():
     arena = Arena([("marine", 12, 10), ("marine", 11.5, 10)], [("marine", 16.5, 10), ("marine", 16.5, 11)])
     state = arena.world.stats, arena.unit_float, arena.unit_int
-    combat.fill_positions(*state, arena.scratch.spots)
+    fill_positions(*state, arena.scratch.positions)
     arena.unit_float[HEALTH, 0] = 0
-    engine.act_enemy(*state, arena.counters, arena.scratch.spots, 2)
+    act_enemy(*state, arena.counters, arena.scratch.positions, 2)
     assert arena.unit_int[TARGET, 2] == 1, "not the one that has just died, but the next"
     arena = Arena([("stalker", 10, 10)], [("spine_crawler", 16, 10)], creep_decay=True)
     arena.play(3)
@@ -343,7 +346,7 @@ def test_an_attack_move_stops_to_fight_and_goes_on():
     assert arena.places[1, 0] == pytest.approx(16 + 5 + 0.75, abs=0.2)
     arena.play(200)
     np.testing.assert_allclose(arena.places[1], (4, 16))
-    assert arena.unit_int[ORDER, 1] == combat.IDLE
+    assert arena.unit_int[ORDER, 1] == IDLE
 
 
 def test_an_idle_enemy_shot_from_afar_turns_on_the_shooter_with_its_friends():

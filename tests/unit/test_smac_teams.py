@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("numba")
 
 from marl.envs.smac import batch, make
-from marl.envs.smac.engine import scenario as chance
+from marl.envs.smac.engine import scenario
 from marl.envs.smac.engine.fields import KIND, MAX_HEALTH, MAX_SHIELD, SCALE, SEPARATION, SHOOT, SIGHT, X, Y
 from marl.envs.smac.maps import DATA
 
@@ -57,16 +57,16 @@ def test_a_team_that_needs_others_is_drawn_again():
     battles = batch("terran_5_vs_5", 1)._battles
     unit_int, counters = battles.battle.unit_int[0], battles.battle.counters[0]
     assert battles.map.kinds == ("marauder", "marine", "medivac")
-    assert (battles.world.odds.tolist(), battles.world.dependent) == ([9, 18, 20], 2)
+    assert (battles.world.weight_sums.tolist(), battles.world.dependent) == ([9, 18, 20], 2)
     mostly = np.array([1, 2, 40])
     drawn = []
     for _ in range(200):
-        chance.draw_kinds(mostly, 2, unit_int, counters, 0, 2)
+        scenario.sample_types(mostly, 2, unit_int, counters, 0, 2)
         drawn.append(sorted(unit_int[KIND, :2].tolist()))
     assert [2, 2] not in drawn
     assert [0, 2] in drawn
     for _ in range(50):
-        chance.draw_kinds(mostly, -1, unit_int, counters, 0, 2)
+        scenario.sample_types(mostly, -1, unit_int, counters, 0, 2)
         drawn.append(unit_int[KIND, :2].tolist())
     assert [2, 2] in drawn
 

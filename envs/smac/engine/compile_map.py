@@ -1,42 +1,44 @@
-"""From a map, the unit table and the options to the numbers that the compiled functions take."""
+"""Build the engine's arrays and the rules from a map, the unit table and the options."""
 
 from typing import Any
 
 import numpy as np
 
-from marl.envs.smac import SmacOptions
 from marl.envs.smac.engine import fields as rules
-from marl.envs.smac.engine.combat import ATTACK_MOVING, BURST, CROWD, HUNTING, IDLE, INSTANT, LINE, WAITING, World
-from marl.envs.smac.engine.fields import FIRST_TARGET, Rules
+from marl.envs.smac.engine.combat import BURST, INSTANT, LINE
+from marl.envs.smac.engine.fields import ATTACK_MOVING, FIRST_TARGET, HUNTING, IDLE, WAITING, Rules, World
+from marl.envs.smac.engine.pathing import MAX_UNITS
 from marl.envs.smac.maps import DATA, LOOPS, SIZE, BattleMap, lattice, waypoints
+from marl.envs.smac.options import SmacOptions
 from marl.types import EntityLayout
 
 _ORDERS = {"none": IDLE, "point": ATTACK_MOVING, "units": HUNTING, "nearest": WAITING}
 _KINDS = {"line": LINE, "circle": BURST}
 
-SIGHT_RANGE, SHOOT_RANGE, LEAST_SHOOT_RANGE = 9.0, 6.0, 2.0
-"""SMAC's for every unit; with the units' own, the least at which a target is offered."""
+SIGHT_RANGE, SHOOT_RANGE, MIN_SHOOT_RANGE = 9.0, 6.0, 2.0
+"""Sight and shooting range of every unit in SMAC. With `use_unit_ranges`, the least shooting range."""
 
 
 def random_stream(seed: int | None) -> int:
-    """Where the random stream of a battle starts; None takes fresh entropy."""
+    """Return the first state of a battle's random stream. None as seed takes fresh entropy."""
     words = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     # any state of the multiply-with-carry generator but 0 and its one fixed point
     return 1 + int(words[0]) + ((int(words[1]) % 1791398084) << 32)
 
 
 def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
+    """Return the rules of a map with the given options."""
     mappo, entities = options.layout == "mappo", options.layout == "entities"
     units = DATA["units"]
     allies = battle_map.types[: battle_map.num_agents]
     enemies = battle_map.types[battle_map.num_agents :]
     healers = "medivac" in (battle_map.kinds or allies)
-    looks = options.num_fov_actions if options.conic_fov else 0
+    fov_directions = options.num_fov_actions if options.conic_fov else 0
     targets = max(len(allies), len(enemies)) if battle_map.kinds and healers else len(enemies)
     return Rules(
         agents=len(allies),
         enemies=len(enemies),
-        actions=rules.FIRST_TARGET + looks + targets,
+        actions=rules.FIRST_TARGET + fov_directions + targets,
         limit=options.max_steps or battle_map.limit,
         ally_shield=int(entities or units[allies[0]]["race"] == "protoss"),
         enemy_shield=int(entities or units[enemies[0]]["race"] == "protoss"),
@@ -56,10 +58,10 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
         sparse=int(options.reward_sparse),
         only_positive=int(options.reward_only_positive),
         own_place=int(_chosen(options.obs_own_pos, battle_map)),
-        fov_actions=looks,
+        fov_actions=fov_directions,
         masked=int(options.action_mask),
         random_teams=int(bool(battle_map.kinds)),
-        half_cone=float(np.cos(np.pi / looks)) if looks else -1.0,
+        half_cone=float(np.cos(np.pi / fov_directions)) if fov_directions else -1.0,
         visibility_prob=float(options.prob_obs_enemy),
         move=float(options.move_amount),
         death_value=float(options.reward_death_value),
@@ -73,7 +75,7 @@ def build_rules(battle_map: BattleMap, options: SmacOptions) -> Rules:
 
 
 def entities(rules: Rules, battle_map: BattleMap) -> EntityLayout:
-    """What the parts of an observation are: moves, enemies, allies, self. Healers aim at allies."""
+    """Return the layout of an observation: moves, enemies, allies, own features. Healers target allies."""
     moves, last = 4 + 8 * rules.pathing, rules.own_health * 2 + 2 * rules.own_place + 2 * (rules.fov_actions > 0)
     blocks = (
         ("own", 1, moves),
@@ -86,13 +88,16 @@ def entities(rules: Rules, battle_map: BattleMap) -> EntityLayout:
 
 
 def _chosen(option: bool | None, battle_map: BattleMap) -> bool:
-    """An option that is on by default where teams are drawn, and off elsewhere."""
+    """Return an option whose default is on in SMACv2 and off in SMAC."""
     return bool(battle_map.kinds) if option is None else option
 
 
 def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
-    if len(battle_map.types) >= CROWD:
-        raise ValueError(f"{battle_map.name} has {len(battle_map.types)} units; the engine takes fewer than {CROWD}")
+    """Return the world of a map. Raises ValueError if it has too many units for the engine."""
+    if len(battle_map.types) >= MAX_UNITS:
+        raise ValueError(
+            f"{battle_map.name} has {len(battle_map.types)} units; the engine takes fewer than {MAX_UNITS}"
+        )
     stats = _stats(battle_map.types, battle_map, options)
     convex = battle_map.convex
     kinds, angles = battle_map.kinds, np.arange(options.num_fov_actions) * (2 * np.pi / options.num_fov_actions)
@@ -104,19 +109,19 @@ def build_world(battle_map: BattleMap, options: SmacOptions) -> World:
         stats=stats,
         walkable=np.ascontiguousarray(battle_map.walkable),
         near_wall=_near_wall(battle_map.walkable) & (not convex),
-        way=np.zeros((1, 1), np.int16) if convex else waypoints(battle_map.name),
+        waypoints=np.zeros((1, 1), np.int16) if convex else waypoints(battle_map.name),
         start=np.ascontiguousarray(battle_map.start.T),
         goals=battle_map.goals,
-        traits=_stats(kinds, battle_map, options) if kinds else np.zeros((1, 0)),
-        odds=np.cumsum(battle_map.weights, dtype=np.int64),
+        type_stats=_stats(kinds, battle_map, options) if kinds else np.zeros((1, 0)),
+        weight_sums=np.cumsum(battle_map.weights, dtype=np.int64),
         dependent=kinds.index(battle_map.dependent) if battle_map.dependent else -1,
-        lattice=lattice((0.0, 0.0), (1.0, 0.0)) if kinds else np.zeros((0, 2)),
-        looks=np.stack([np.cos(angles), np.sin(angles)], axis=1),
+        spawn_offsets=lattice((0.0, 0.0), (1.0, 0.0)) if kinds else np.zeros((0, 2)),
+        fov_directions=np.stack([np.cos(angles), np.sin(angles)], axis=1),
     )
 
 
 def _stats(types: tuple[str, ...], battle_map: BattleMap, options: SmacOptions) -> np.ndarray:
-    """The statistics of units of these types, and their damage of one hit to each other; see `combat.World`."""
+    """Return the statistics of units of these types and the damage of one hit to each other; see `fields.World`."""
     stats = np.zeros((rules.STAT_FIELDS, len(types)))
     own = _chosen(options.use_unit_ranges, battle_map)
     for index, name in enumerate(types):
@@ -138,19 +143,19 @@ def _stats(types: tuple[str, ...], battle_map: BattleMap, options: SmacOptions) 
 
 
 def _ranges(name: str) -> tuple[float, float]:
-    """A unit's own sight, and the range at which it is offered targets, between centers."""
+    """Return a unit's own sight and shooting range, between centers."""
     unit: dict[str, Any] = DATA["units"][name]
     reach = unit.get("shoot_range") or unit.get("heal", {}).get("range") or unit["weapons"][0]["range"]
-    return float(unit["sight"]), max(float(reach), LEAST_SHOOT_RANGE)
+    return float(unit["sight"]), max(float(reach), MIN_SHOOT_RANGE)
 
 
 def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
-    """One unit's statistics, its times in loops and its speed per loop."""
+    """Fill the statistics of one unit: times in loops, speed per loop."""
     unit: dict[str, Any] = DATA["units"][name]
     defaults = DATA["engine"]["weapon"]
     column[rules.MAX_HEALTH], column[rules.MAX_SHIELD] = unit["hp"], unit["shield"]
     column[rules.ARMOR] = unit["armor"]
-    column[rules.STEP] = unit["speed"] / LOOPS
+    column[rules.SPEED] = unit["speed"] / LOOPS
     column[rules.ACCELERATION] = unit.get("acceleration", 0.0) / LOOPS**2
     column[rules.RADIUS], column[rules.SEPARATION] = unit["radius"], unit["separation_radius"]
     column[rules.FLIES] = unit["plane"] == "air"
@@ -163,7 +168,7 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
     if options.creep_decay and "structure" in unit["attributes"]:
         column[rules.DECAY] = 1.0 / (0.3332 * LOOPS)
     ages = (rules.REGENERATION, rules.MAX_SHIELD, rules.HEALER, rules.DECAY)
-    column[rules.AGES] = any(column[row] > 0 for row in ages)
+    column[rules.HAS_TIMERS] = any(column[row] > 0 for row in ages)
     column[rules.ATTACK] = -1.0
     column[rules.MELEE_RANGE] = -1e9
     for weapon in unit["weapons"]:
@@ -173,7 +178,7 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
             continue
         column[rules.ATTACK] = _KINDS.get(weapon.get("splash", {}).get("kind"), INSTANT)
         column[rules.RANGE] = weapon["range"]
-        column[rules.SLOP] = weapon.get("range_slop", defaults["range_slop"])
+        column[rules.RANGE_SLACK] = weapon.get("range_slop", defaults["range_slop"])
         column[rules.SCAN] = max(weapon["range"], defaults["min_scan_range"])
         column[rules.PERIOD] = weapon["period"] * LOOPS
         column[rules.DAMAGE_POINT] = weapon["damage_point"] * LOOPS
@@ -185,17 +190,17 @@ def _fill(column: np.ndarray, name: str, options: SmacOptions) -> None:
 
 
 def _confine(stats: np.ndarray, battle_map: BattleMap) -> None:
-    """The rectangle in which each unit's center stays: the map for what flies, the walkable part for the rest."""
+    """Fill the rectangle of each unit's center: the map for flyers, the walkable part for the others."""
     x, y = np.nonzero(battle_map.walkable)
     flies, radius = stats[rules.FLIES] > 0, stats[rules.SEPARATION]
-    rows = ((rules.LEAST_X, rules.MOST_X, x), (rules.LEAST_Y, rules.MOST_Y, y))
+    rows = ((rules.MIN_X, rules.MAX_X, x), (rules.MIN_Y, rules.MAX_Y, y))
     for least, most, cells in rows:
         stats[least] = np.where(flies, 0.0, cells.min() + radius)
         stats[most] = np.where(flies, SIZE - 1e-6, cells.max() + 1.0 - radius)
 
 
 def _damage(attacker: str, victim: str) -> float:
-    """One hit before armor, with the bonus against the victim's attributes."""
+    """Return the damage of one hit before armor, with the bonus against the victim's attributes."""
     weapons, attributes = DATA["units"][attacker]["weapons"], DATA["units"][victim]["attributes"]
     if not weapons:
         return 0.0

@@ -1,73 +1,37 @@
-"""What units are told: the orders of agents' actions, and those of SMACv2's map to the enemy."""
+"""Orders of units: acceptance of an order, targets of attack-moves, SMACv2's attack trigger."""
 
-from marl.envs.smac.engine.combat import (
-    ATTACK_MOVING,
-    ATTACKING,
-    GOING,
-    HARMLESS,
-    HUNTING,
-    IDLE,
-    MENDING,
-    can_hit,
-    gap,
-    single,
-)
+from marl.envs.smac.engine.combat import can_hit, edge_distance
+from marl.envs.smac.engine.compiling import compiled, part
 from marl.envs.smac.engine.fields import (
     AGENTS,
+    ATTACK_MOVING,
+    ATTACKING,
     BIOLOGICAL,
     COOLDOWN,
-    EAST,
-    FIRST_TARGET,
+    FAR,
     GOAL_X,
     GOAL_Y,
     HEALER,
     HEALING,
     HEALTH,
-    LOOK_X,
-    LOOK_Y,
+    HUNTING,
     MAX_HEALTH,
-    NORTH,
+    MENDING,
     ORDER,
     RECOVER,
     SCAN,
-    SOUTH,
     TARGET,
-    WEST,
     WINDUP,
     X,
     Y,
-    compiled,
-    entry,
-    reaches,
-    target_of,
+    to_float32,
 )
-
-FAR = 1e9
-
-
-@compiled
-def apply_action(rules, world, unit_float, unit_int, agent, action):
-    """Give an agent the order of its action. To look somewhere, or to attack out of reach, leaves the old one."""
-    order, target = IDLE, -1
-    x, y, first = unit_float[X, agent], unit_float[Y, agent], FIRST_TARGET + rules.fov_actions
-    if NORTH <= action <= WEST:
-        order = GOING
-        x += rules.move * ((1.0 if action == EAST else 0.0) - (1.0 if action == WEST else 0.0))
-        y += rules.move * ((1.0 if action == NORTH else 0.0) - (1.0 if action == SOUTH else 0.0))
-    elif FIRST_TARGET <= action < first:
-        unit_float[LOOK_X, agent], unit_float[LOOK_Y, agent] = world.looks[action - FIRST_TARGET]
-        return
-    elif action >= first:
-        target = target_of(rules, world.stats, agent, action - first)
-        order = MENDING if target < rules.agents else ATTACKING
-        if not rules.masked and not reaches(rules, world.stats, unit_float, agent, target):
-            return
-    give_order(world.stats, unit_float, unit_int, agent, order, target, x, y)
+from marl.envs.smac.engine.pathing import HARMLESS_RANK
 
 
 @compiled
 def give_order(stats, unit_float, unit_int, unit, order, target, x, y):
-    """Replace a unit's order; False where the game refuses it and the unit keeps the old one."""
+    """Replace a unit's order. Return False if the game refuses it and the unit keeps the old one."""
     if order == MENDING and (
         stats[HEALER, unit] == 0.0
         or unit_float[HEALTH, target] >= stats[MAX_HEALTH, target]
@@ -80,7 +44,7 @@ def give_order(stats, unit_float, unit_int, unit, order, target, x, y):
         if unit_int[ORDER, unit] == ATTACKING and unit_int[TARGET, unit] == target:
             return True
     if order == ATTACK_MOVING and unit_int[ORDER, unit] == ATTACK_MOVING:
-        unit_float[GOAL_X, unit], unit_float[GOAL_Y, unit] = single(x), single(y)
+        unit_float[GOAL_X, unit], unit_float[GOAL_Y, unit] = to_float32(x), to_float32(y)
         return True
     if unit_float[WINDUP, unit] > 0.0:
         unit_float[COOLDOWN, unit] = 0.0
@@ -88,22 +52,22 @@ def give_order(stats, unit_float, unit_int, unit, order, target, x, y):
     unit_float[RECOVER, unit] = 0.0
     unit_int[ORDER, unit] = order
     unit_int[TARGET, unit] = target
-    unit_float[GOAL_X, unit], unit_float[GOAL_Y, unit] = single(x), single(y)
+    unit_float[GOAL_X, unit], unit_float[GOAL_Y, unit] = to_float32(x), to_float32(y)
     return True
 
 
-@entry
+@part
 def find_enemy(stats, unit_float, unit_int, unit):
     """Return the nearest enemy that an attack-moving agent can hit within its scan range, or -1.
 
-    Enemies that fight or heal come before those that do neither.
+    Enemies that fight or heal come before the others.
     """
     best, least = -1, FAR
     for other in range(int(stats[AGENTS, 0]), stats.shape[1]):
         if unit_float[HEALTH, other] > 0.0 and can_hit(stats, unit, other):
-            away = gap(stats, unit_float, unit, other)
+            away = edge_distance(stats, unit_float, unit, other)
             harmless = stats[HEALER, other] > 0.0 and unit_int[HEALING, other] < 0
-            rank = away + HARMLESS if harmless else away
+            rank = away + HARMLESS_RANK if harmless else away
             if away <= stats[SCAN, unit] and rank < least:
                 best, least = other, rank
     return best
@@ -111,7 +75,7 @@ def find_enemy(stats, unit_float, unit_int, unit):
 
 @compiled
 def trigger_attack(stats, unit_float, unit_int, unit):
-    """Send a waiting unit against the nearest agent that it can hit; a healer goes along with the rest."""
+    """Send a waiting unit against the nearest agent that it can hit. A healer follows the others."""
     if stats[HEALER, unit] > 0.0:
         unit_int[ORDER, unit] = HUNTING
         return

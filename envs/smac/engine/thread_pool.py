@@ -1,8 +1,8 @@
-"""How threads share the battles of a step: helpers asleep in compiled code, woken once a step without Python's lock.
+"""Thread pool of a batch of battles: workers sleep in compiled code and wake once a step, without Python's lock.
 
-The caller takes battles from the front and helpers from the back, few at a time and ever fewer, so that a late helper
-costs nothing and a battle mostly stays in one core's cache. The last battle is the caller's: while it is fought the
-helpers finish theirs, and the caller need not sleep. Sleeping and waking are POSIX's mutexes and condition variables.
+The caller takes battles from the front of the queue and workers from the back, in chunks that shrink, so that a late
+worker costs nothing and a battle mostly stays in one core's cache. The last battle is the caller's: workers finish
+theirs meanwhile, and the caller need not sleep. Sleeping and waking use POSIX mutexes and condition variables.
 """
 
 import os
@@ -15,22 +15,22 @@ import numpy as np
 from numba import types
 from numba.core.typing.templates import signature
 
-from marl.envs.smac.engine.fields import entry
+from marl.envs.smac.engine.compiling import entry, part
 
-WORTH = 192
-"""Units, of all battles together, for which a thread is worth its wake-up: about 70 microseconds of work."""
+UNITS_PER_THREAD = 192
+"""Number of units, over all battles, that justifies one more thread: about 70 microseconds of work."""
 
-PARTS = 4
-"""Into so many parts for each thread those battles are divided that nobody has taken yet."""
+CHUNKS_PER_THREAD = 4
+"""Chunks for each thread that the remaining battles are divided into."""
 
-# Fields of a desk (int64,), from which the threads of a crew take battles [FIRST, LAST). UNDONE battles have not been
-# played to their end; ENDED episodes ended in this step. The mutex and the conditions are given 64 bytes each.
-MUTEX, CALLED, FINISHED, FIRST, LAST, UNDONE, ENDED, THREADS, OPEN = 0, 8, 16, 24, 25, 26, 27, 28, 29
+# Fields of a queue (int64,). Threads take the battles [FIRST, LAST). UNFINISHED: battles not played to their end.
+# ENDED: episodes that ended in this step. The mutex and the conditions have 64 bytes each.
+MUTEX, WORK_READY, WORK_DONE, FIRST, LAST, UNFINISHED, ENDED, THREADS, OPEN = 0, 8, 16, 24, 25, 26, 27, 28, 29
 QUEUE_FIELDS = 32
 
 
 def _posix(name: str, arguments: int) -> Any:
-    """A function of the C library that compiled code may call with so many addresses."""
+    """Declare a function of the C library with so many address arguments."""
     return types.ExternalFunction(name, signature(types.int32, *[types.intp] * arguments))
 
 
@@ -40,135 +40,137 @@ _wait, _wake = _posix("pthread_cond_wait", 2), _posix("pthread_cond_broadcast", 
 
 
 @entry
-def init(desk, threads):
-    """Make a desk of zeros ready for so many threads."""
-    _make_mutex(desk[MUTEX:].ctypes.data, 0)
-    _make_condition(desk[CALLED:].ctypes.data, 0)
-    _make_condition(desk[FINISHED:].ctypes.data, 0)
-    desk[THREADS], desk[OPEN] = threads, 1
+def init(queue, threads):
+    """Initialize a queue of zeros for a number of threads."""
+    _make_mutex(queue[MUTEX:].ctypes.data, 0)
+    _make_condition(queue[WORK_READY:].ctypes.data, 0)
+    _make_condition(queue[WORK_DONE:].ctypes.data, 0)
+    queue[THREADS], queue[OPEN] = threads, 1
+
+
+@part
+def publish(queue, battles):
+    """Put the battles of a step in the queue and wake the workers."""
+    shared = queue[THREADS] > 1
+    if shared:
+        _lock(queue[MUTEX:].ctypes.data)
+    queue[FIRST], queue[LAST], queue[UNFINISHED], queue[ENDED] = 0, battles, battles, 0
+    if shared:
+        _unlock(queue[MUTEX:].ctypes.data)
+        _wake(queue[WORK_READY:].ctypes.data)
 
 
 @entry
-def publish(desk, battles):
-    """Put the battles of a step on the desk and wake the helpers."""
-    crowd = desk[THREADS] > 1
-    if crowd:
-        _lock(desk[MUTEX:].ctypes.data)
-    desk[FIRST], desk[LAST], desk[UNDONE], desk[ENDED] = 0, battles, battles, 0
-    if crowd:
-        _unlock(desk[MUTEX:].ctypes.data)
-        _wake(desk[CALLED:].ctypes.data)
+def shutdown(queue):
+    """Wake all threads and end the workers. Battles that nobody has taken are not played."""
+    _lock(queue[MUTEX:].ctypes.data)
+    queue[OPEN] = 0
+    _unlock(queue[MUTEX:].ctypes.data)
+    _wake(queue[WORK_READY:].ctypes.data)
+    _wake(queue[WORK_DONE:].ctypes.data)
 
 
-@entry
-def shutdown(desk):
-    """Send the helpers home, and whoever waits for them; battles that nobody has taken are not played."""
-    _lock(desk[MUTEX:].ctypes.data)
-    desk[OPEN] = 0
-    _unlock(desk[MUTEX:].ctypes.data)
-    _wake(desk[CALLED:].ctypes.data)
-    _wake(desk[FINISHED:].ctypes.data)
+@part
+def take_work(queue, is_worker, done, ended):
+    """Report finished battles and take the next ones, [first, last).
 
-
-@entry
-def take_work(desk, helps, done, ended):
-    """Hand in what has been done and take the next battles, [first, last).
-
-    A helper sleeps until there are some, and gets none once it is dismissed. The caller gets none when all are done.
+    A worker sleeps until there are battles, and gets none after `shutdown`. The caller gets none when all are done.
     """
-    if desk[THREADS] == 1:
-        first, last = desk[FIRST], desk[LAST]
-        desk[FIRST] = last
-        desk[ENDED] += ended
+    if queue[THREADS] == 1:
+        first, last = queue[FIRST], queue[LAST]
+        queue[FIRST] = last
+        queue[ENDED] += ended
         return first, last
-    mutex = desk[MUTEX:].ctypes.data
+    mutex = queue[MUTEX:].ctypes.data
     _lock(mutex)
-    desk[UNDONE] -= done
-    desk[ENDED] += ended
-    if helps:
-        if done > 0 and desk[UNDONE] == 0:
-            _wake(desk[FINISHED:].ctypes.data)
-        while desk[OPEN] and desk[LAST] - desk[FIRST] < 2:
-            _wait(desk[CALLED:].ctypes.data, mutex)
-    elif desk[FIRST] == desk[LAST]:
-        while desk[OPEN] and desk[UNDONE] > 0:
-            _wait(desk[FINISHED:].ctypes.data, mutex)
-    left = (desk[LAST] - desk[FIRST]) * desk[OPEN]
-    size = min(left, 1 + left // (PARTS * desk[THREADS]))
-    if helps:
-        desk[LAST] -= size
-        first = desk[LAST]
+    queue[UNFINISHED] -= done
+    queue[ENDED] += ended
+    if is_worker:
+        if done > 0 and queue[UNFINISHED] == 0:
+            _wake(queue[WORK_DONE:].ctypes.data)
+        while queue[OPEN] and queue[LAST] - queue[FIRST] < 2:
+            _wait(queue[WORK_READY:].ctypes.data, mutex)
+    elif queue[FIRST] == queue[LAST]:
+        while queue[OPEN] and queue[UNFINISHED] > 0:
+            _wait(queue[WORK_DONE:].ctypes.data, mutex)
+    left = (queue[LAST] - queue[FIRST]) * queue[OPEN]
+    size = min(left, 1 + left // (CHUNKS_PER_THREAD * queue[THREADS]))
+    if is_worker:
+        queue[LAST] -= size
+        first = queue[LAST]
     else:
-        first = desk[FIRST]
-        desk[FIRST] += size
+        first = queue[FIRST]
+        queue[FIRST] += size
     _unlock(mutex)
     return first, first + size
 
 
 def useful_threads(threads: int, units: int) -> int:
-    """How many of the threads are worth their wake-up for so many units."""
-    return max(1, min(threads, units // WORTH))
+    """Return the number of threads that pays off for a number of units."""
+    return max(1, min(threads, units // UNITS_PER_THREAD))
 
 
 class ThreadPool:
-    """The caller and its helpers for one set of battles: `work(*arguments, scratch, desk, helps)` plays what it claims
-    and returns `desk[ENDED]`.
+    """The calling thread and its workers for one batch of battles.
 
-    Helpers come with the second step, after the first one has compiled, and go with `close` or when nobody refers to
-    the crew any more; a process that ends leaves them asleep. A forked process enlists its own.
+    `work(*arguments, scratch, queue, is_worker)` plays the battles that it takes and returns the number of ended
+    episodes. Workers start with the second step, after the first one has compiled. They end with `close`, or when the
+    pool is garbage. A forked process starts its own workers.
     """
 
     def __init__(self, work: Callable[..., int], arguments: tuple[Any, ...], scratches: list[Any]) -> None:
         self._work, self._arguments, self._scratches = work, arguments, scratches
-        self._disband()
+        self._reset()
 
     def play(self) -> int:
-        """One step of all battles; returns how many episodes ended."""
+        """Play one step of all battles. Return the number of ended episodes. Raises RuntimeError if a worker failed."""
         if self._stepped and len(self._scratches) > 1 and self._process != os.getpid():
-            self._enlist()
+            self._start_workers()
         try:
-            ended = self._work(*self._arguments, self._scratches[0], self._desk, False)
+            ended = self._work(*self._arguments, self._scratches[0], self._queue, False)
             if self._failures:
-                raise RuntimeError("a helper of the battle engine failed; begin new episodes") from self._failures[0]
+                raise RuntimeError(
+                    "a worker thread of the battle engine failed; reset the environments"
+                ) from self._failures[0]
         except BaseException:
             self.close()
             raise
         self._stepped = True
         return ended
 
-    def _enlist(self) -> None:
-        self._disband()
+    def _start_workers(self) -> None:
+        self._reset()
         self._stepped, self._process = True, os.getpid()
-        init(self._desk, len(self._scratches))
-        self._end = weakref.finalize(self, _dismiss, self._desk, self._process)
+        init(self._queue, len(self._scratches))
+        self._end = weakref.finalize(self, _shutdown_pool, self._queue, self._process)
         self._end.atexit = False
         for scratch in self._scratches[1:]:
-            arguments = self._work, (*self._arguments, scratch), self._desk, self._failures
-            self._helpers.append(threading.Thread(target=_help, args=arguments, daemon=True))
-            self._helpers[-1].start()
+            arguments = self._work, (*self._arguments, scratch), self._queue, self._failures
+            self._workers.append(threading.Thread(target=_run_worker, args=arguments, daemon=True))
+            self._workers[-1].start()
 
     def close(self) -> None:
-        """Send the helpers home; a later step would enlist others."""
+        """End the workers. A later step starts new ones."""
         if self._end is not None:
             self._end()
-        for helper in self._helpers:
-            helper.join()
-        self._disband()
+        for worker in self._workers:
+            worker.join()
+        self._reset()
 
-    def _disband(self) -> None:
-        self._desk, self._helpers, self._failures = np.zeros(QUEUE_FIELDS, np.int64), [], []
-        self._desk[THREADS] = 1
+    def _reset(self) -> None:
+        self._queue, self._workers, self._failures = np.zeros(QUEUE_FIELDS, np.int64), [], []
+        self._queue[THREADS] = 1
         self._stepped, self._process, self._end = False, None, None
 
 
-def _help(work: Callable[..., int], arguments: tuple[Any, ...], desk: np.ndarray, failures: list[Any]) -> None:
+def _run_worker(work: Callable[..., int], arguments: tuple[Any, ...], queue: np.ndarray, failures: list[Any]) -> None:
     try:
-        work(*arguments, desk, True)
-    except BaseException as error:  # the caller raises it
+        work(*arguments, queue, True)
+    except BaseException as error:  # raised again by the caller
         failures.append(error)
-        shutdown(desk)
+        shutdown(queue)
 
 
-def _dismiss(desk: np.ndarray, process: int) -> None:
-    if process == os.getpid():  # in a forked process the mutex may be locked for good
-        shutdown(desk)
+def _shutdown_pool(queue: np.ndarray, process: int) -> None:
+    if process == os.getpid():  # in a forked process the mutex may stay locked
+        shutdown(queue)

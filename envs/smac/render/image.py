@@ -1,23 +1,15 @@
-"""One moment of a battle as a picture: seen from above, north up."""
+"""Image of a battle at one moment, seen from above, north up."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from marl.envs.smac.engine.combat import (
-    ATTACKING,
-    BURST,
-    BURST_RADIUS,
-    GOING,
-    LINE,
-    MENDING,
-    SPLASH_PITCH,
-    SPLASH_POINTS,
-)
+from marl.envs.smac.engine.combat import BURST, BURST_RADIUS, LINE, SPLASH_PITCH, SPLASH_POINTS
 from marl.envs.smac.engine.fields import (
     AIM,
     ATTACK,
+    ATTACKING,
     BACKSWING,
     BURSTS,
     FLIES,
@@ -29,7 +21,9 @@ from marl.envs.smac.engine.fields import (
     IMPACT,
     MAX_HEALTH,
     MAX_SHIELD,
+    MENDING,
     MISSILE_SPEED,
+    MOVING,
     ORDER,
     RADIUS,
     RECOVER,
@@ -53,32 +47,37 @@ except ImportError as error:
 
 Color = tuple[int, int, int]
 
-NARROWEST, WIDEST, HIGHEST, HEADER = 640, 800, 728, 62
-"""Pixels: the picture is as large as fits, and the map stands in its middle below the header."""
+MIN_WIDTH, MAX_WIDTH, MAX_HEIGHT, HEADER = 640, 800, 728, 62
+"""Pixels. The image is as large as fits. The map is in its middle below the header."""
 
-FINE = 2
-"""Everything is drawn so many times larger and scaled down."""
+SUPERSAMPLING = 2
+"""Factor by which everything is drawn larger and then scaled down."""
 
 GROUND, GRID, WALL, EDGE = (44, 49, 60), (50, 56, 68), (19, 21, 27), (92, 101, 121)
 TEXT, INK, TRACK = (232, 235, 240), (12, 15, 21), (14, 17, 23)
 SIDES: tuple[Color, Color] = ((84, 160, 255), (255, 150, 48))
 SHOTS: tuple[Color, Color] = ((190, 222, 255), (255, 214, 158))
-HEALTHY, SHIELDED, MENDED, LOOKED = (230, 236, 228), (176, 148, 255), (88, 232, 128), (240, 120, 225)
+HEALTH_COLOR, SHIELD_COLOR, HEAL_COLOR, ATTENTION_COLOR = (
+    (230, 236, 228),
+    (176, 148, 255),
+    (88, 232, 128),
+    (240, 120, 225),
+)
 
 LEVELS = 24
 """Steps in which health and shield are shown."""
 
 TABLE = 72
-"""Pixels of each side of the table of attention."""
+"""Side of the attention table in pixels."""
 
 FLASH = 4.0
-"""Game loops for which a shot is seen."""
+"""Game loops for which a shot is visible."""
 
 BLAST = 7.0
-"""Game loops for which an explosion is seen."""
+"""Game loops for which an explosion is visible."""
 
 FADE = 24.0
-"""Game loops in which the cross of a dead unit becomes faint."""
+"""Game loops in which the cross of a dead unit fades."""
 
 
 @dataclass(frozen=True)
@@ -95,50 +94,51 @@ class Frame:
 
 
 class Painter:
-    """Paints moments on one map, whose units have the statistics `stats`."""
+    """Painter of frames on one map, whose units have the statistics `stats`."""
 
     def __init__(self, battle_map: BattleMap, stats: np.ndarray) -> None:
         self.map, self.stats = battle_map, stats
         self.left, self.right, self.low, self.high = window(battle_map)
-        self.scale = FINE * min(WIDEST // (self.right - self.left), HIGHEST // (self.high - self.low))
+        self.scale = SUPERSAMPLING * min(MAX_WIDTH // (self.right - self.left), MAX_HEIGHT // (self.high - self.low))
         width = (self.right - self.left) * self.scale
-        self.margin = max(0, FINE * NARROWEST - width) // 2
-        self.fonts = [ImageFont.load_default(FINE * size) for size in (17, 14)]
+        self.margin = max(0, SUPERSAMPLING * MIN_WIDTH - width) // 2
+        self.fonts = [ImageFont.load_default(SUPERSAMPLING * size) for size in (17, 14)]
         self.ground = self._ground()
         self.sprites: dict[tuple[str, int, int, int], Any] = {}
         self.layers: list[int] = np.lexsort((-stats[RADIUS], stats[FLIES])).tolist()
 
-    def paint(self, moment: Frame, attention: np.ndarray | None = None) -> np.ndarray:
-        """(height, width, 3) uint8, both even; `attention` (N, N): how much the row's agent looks at the column's."""
+    def paint(self, frame: Frame, attention: np.ndarray | None = None) -> np.ndarray:
+        """Return an image (height, width, 3) uint8 with even sides. `attention` (N, N): weight of the column's agent
+        for the row's."""
         picture = self.ground.copy()
         pen = ImageDraw.Draw(picture, "RGBA")
-        points = self._pixels(moment.unit_float[X], moment.unit_float[Y])
-        alive = moment.unit_float[HEALTH] > 0
+        points = self._pixels(frame.unit_float[X], frame.unit_float[Y])
+        alive = frame.unit_float[HEALTH] > 0
         for unit in np.flatnonzero(~alive).tolist():
-            self._cross(pen, points[unit], unit, moment.dead_for[unit])
+            self._cross(pen, points[unit], unit, frame.dead_for[unit])
         for agent in np.flatnonzero(alive[: self.map.num_agents]).tolist():
-            self._order(pen, points, moment, agent)
+            self._order(pen, points, frame, agent)
         if attention is not None:
-            self._looks(pen, points, attention, alive)
+            self._attention(pen, points, attention, alive)
         for unit in self.layers:
             if alive[unit]:
-                self._stamp(picture, points[unit], unit, moment.unit_float)
+                self._stamp(picture, points[unit], unit, frame.unit_float)
         for unit in range(len(alive)):
-            self._effects(pen, points, moment, unit, bool(alive[unit]))
+            self._effects(pen, points, frame, unit, bool(alive[unit]))
         if attention is not None:
-            self._table(pen, attention, alive)
-        self._write(pen, moment, alive, attention is not None)
-        return np.asarray(picture.reduce(FINE))
+            self._attention_table(pen, attention, alive)
+        self._write(pen, frame, alive, attention is not None)
+        return np.asarray(picture.reduce(SUPERSAMPLING))
 
     def _pixels(self, x: Any, y: Any) -> np.ndarray:
-        """(..., 2) places in the fine picture, whose second axis points south."""
+        """Return points (..., 2) in the enlarged image, whose second axis points south."""
         east, south = (x - self.left) * self.scale, (self.high - y) * self.scale
-        return np.stack([east + self.margin, south + FINE * HEADER], axis=-1)
+        return np.stack([east + self.margin, south + SUPERSAMPLING * HEADER], axis=-1)
 
     def _ground(self) -> Any:
-        """The picture without units."""
+        """Draw the map without units."""
         width, height = self._corner(self.right, self.low)
-        width, even = width + self.margin, 2 * FINE
+        width, even = width + self.margin, 2 * SUPERSAMPLING
         picture = Image.new("RGB", (-(-width // even) * even, -(-height // even) * even), WALL)
         pen = ImageDraw.Draw(picture)
         ground = np.pad(reachable(self.map), 1)
@@ -150,34 +150,38 @@ class Painter:
             for (dx, dy), (start, end) in BORDERS.items():
                 if ground[x + 1, y + 1] and not ground[x + 1 + dx, y + 1 + dy]:
                     line = [*self._corner(x + start[0], y + start[1]), *self._corner(x + end[0], y + end[1])]
-                    pen.line(line, EDGE, 2 * FINE)
+                    pen.line(line, EDGE, 2 * SUPERSAMPLING)
         return picture
 
     def _corner(self, x: int, y: int) -> np.ndarray:
         return self._pixels(x, y).astype(int)
 
     def _cross(self, pen: Any, point: np.ndarray, unit: int, dead_for: float) -> None:
-        """Where a unit died; a suicide unit's explosion around it, while it lasts."""
+        """Draw a cross at a dead unit's place, and an explosion if it blew up."""
         x, y = point
         size = 0.6 * self.stats[RADIUS, unit] * self.scale
         color = (*self._side(unit), int(200 - 120 * min(1.0, dead_for / FADE)))
         for sign in (-1, 1):
-            pen.line([x - size, y - sign * size, x + size, y + sign * size], color, 2 * FINE)
+            pen.line([x - size, y - sign * size, x + size, y + sign * size], color, 2 * SUPERSAMPLING)
         if self.stats[BURSTS, unit] and dead_for < BLAST:
             share = (1 + dead_for) / (1 + BLAST)
             radius, left = BURST_RADIUS * self.scale * share**0.5, 1.0 - share
             glow, rim = (*self._side(unit), int(120 * left)), (*self._shot(unit), int(255 * left))
-            pen.ellipse([x - radius, y - radius, x + radius, y + radius], glow, rim, 2 * FINE)
+            pen.ellipse([x - radius, y - radius, x + radius, y + radius], glow, rim, 2 * SUPERSAMPLING)
 
-    def _order(self, pen: Any, points: np.ndarray, moment: Frame, agent: int) -> None:
+    def _order(self, pen: Any, points: np.ndarray, frame: Frame, agent: int) -> None:
         """A thin line from an agent to where or at whom it was sent."""
-        order, target = moment.unit_int[ORDER, agent], moment.unit_int[TARGET, agent]
-        if order == GOING:
-            goal = self._pixels(moment.unit_float[GOAL_X, agent], moment.unit_float[GOAL_Y, agent])
-            pen.line([*points[agent], *goal], (*SIDES[0], 110), FINE)
-            pen.ellipse([*(goal - 2 * FINE), *(goal + 2 * FINE)], (*SIDES[0], 150))
-        elif order in (ATTACKING, MENDING) and moment.unit_float[HEALTH, target] > 0:
-            pen.line([*points[agent], *points[target]], (*(SIDES[0] if order == ATTACKING else MENDED), 85), FINE)
+        order, target = frame.unit_int[ORDER, agent], frame.unit_int[TARGET, agent]
+        if order == MOVING:
+            goal = self._pixels(frame.unit_float[GOAL_X, agent], frame.unit_float[GOAL_Y, agent])
+            pen.line([*points[agent], *goal], (*SIDES[0], 110), SUPERSAMPLING)
+            pen.ellipse([*(goal - 2 * SUPERSAMPLING), *(goal + 2 * SUPERSAMPLING)], (*SIDES[0], 150))
+        elif order in (ATTACKING, MENDING) and frame.unit_float[HEALTH, target] > 0:
+            pen.line(
+                [*points[agent], *points[target]],
+                (*(SIDES[0] if order == ATTACKING else HEAL_COLOR), 85),
+                SUPERSAMPLING,
+            )
 
     def _stamp(self, picture: Any, point: np.ndarray, unit: int, unit_float: np.ndarray) -> None:
         """A living unit."""
@@ -194,9 +198,9 @@ class Painter:
         left, top = np.rint(point - sprite.width / 2).astype(int)
         picture.paste(sprite, (int(left), int(top)), sprite)
 
-    def _effects(self, pen: Any, points: np.ndarray, moment: Frame, unit: int, alive: bool) -> None:
-        """What a unit does: aims, shoots, has a missile or a beam on its way, heals."""
-        unit_float, unit_int, stats = moment.unit_float[:, unit], moment.unit_int[:, unit], self.stats[:, unit]
+    def _effects(self, pen: Any, points: np.ndarray, frame: Frame, unit: int, alive: bool) -> None:
+        """Draw the aim, shot, missile, beam and healing of a unit."""
+        unit_float, unit_int, stats = frame.unit_float[:, unit], frame.unit_int[:, unit], self.stats[:, unit]
         color = self._shot(unit)
         if unit_float[IMPACT] > 0 and stats[ATTACK] == LINE:
             self._beam(pen, points, unit, unit_int[VICTIM], 1.0 - unit_float[IMPACT] / stats[HIT_DELAY])
@@ -207,51 +211,51 @@ class Painter:
             return
         if unit_float[WINDUP] > 0:
             start, end = self._shot_line(points, unit, unit_int[AIM])
-            pen.line([*start, *end], (*color, 70), FINE)
+            pen.line([*start, *end], (*color, 70), SUPERSAMPLING)
         since = stats[BACKSWING] - unit_float[RECOVER]
         instant = not stats[MISSILE_SPEED] and stats[ATTACK] not in (LINE, BURST)
         if instant and unit_float[RECOVER] > 0 and since < FLASH:
             start, end = self._shot_line(points, unit, unit_int[VICTIM])
             shade = (*color, int(255 * (1.0 - since / FLASH)))
-            pen.line([*start, *end], shade, 2 * FINE)
-            pen.ellipse([*(end - 3 * FINE), *(end + 3 * FINE)], shade)
+            pen.line([*start, *end], shade, 2 * SUPERSAMPLING)
+            pen.ellipse([*(end - 3 * SUPERSAMPLING), *(end + 3 * SUPERSAMPLING)], shade)
         if unit_int[HEALING] >= 0:
             self._heal(pen, points[unit], points[unit_int[HEALING]], self.stats[RADIUS, unit_int[HEALING]] * self.scale)
 
     def _shot_line(self, points: np.ndarray, unit: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-        """From within a shooter's disc to within its target's."""
+        """Return a line from within the shooter's disc to within the target's."""
         way = points[target] - points[unit]
         way = way / max(1e-9, float(np.hypot(*way))) * self.scale
         near, far = 0.8 * self.stats[RADIUS, unit], 0.6 * self.stats[RADIUS, target]
         return points[unit] + near * way, points[target] - far * way
 
     def _missile(self, pen: Any, end: np.ndarray, start: np.ndarray, left: float, color: Color) -> None:
-        """A dot with a tail, `left` pixels before `end`."""
+        """Draw a dot with a tail, `left` pixels before `end`."""
         back = start - end
         back = back / max(1e-9, float(np.hypot(*back)))
         head = end + back * left
-        pen.line([*head, *(head + back * 0.7 * self.scale)], (*color, 120), 2 * FINE)
-        pen.ellipse([*(head - 3 * FINE), *(head + 3 * FINE)], (*color, 255))
+        pen.line([*head, *(head + back * 0.7 * self.scale)], (*color, 120), 2 * SUPERSAMPLING)
+        pen.ellipse([*(head - 3 * SUPERSAMPLING), *(head + 3 * SUPERSAMPLING)], (*color, 255))
 
     def _beam(self, pen: Any, points: np.ndarray, unit: int, target: int, share: float) -> None:
-        """A beam that sweeps across its target."""
+        """Draw a beam that sweeps across its target."""
         way = points[target] - points[unit]
         across = np.array([way[1], -way[0]]) / max(1e-9, float(np.hypot(*way)))
         reach = across * SPLASH_POINTS * SPLASH_PITCH * self.scale
         start, now = points[target] - reach, points[target] - reach + 2.0 * share * reach
-        pen.line([*start, *now], (*self._side(unit), 220), 3 * FINE)
-        pen.line([*points[unit], *now], (*self._shot(unit), 230), 2 * FINE)
+        pen.line([*start, *now], (*self._side(unit), 220), 3 * SUPERSAMPLING)
+        pen.line([*points[unit], *now], (*self._shot(unit), 230), 2 * SUPERSAMPLING)
 
     def _heal(self, pen: Any, start: np.ndarray, end: np.ndarray, radius: float) -> None:
-        """A line to a patient of that radius, and a plus sign at its shoulder."""
-        pen.line([*start, *end], (*MENDED, 190), 2 * FINE)
-        arm, half = 5 * FINE, FINE
+        """Draw a line to a healed unit of that radius, and a plus sign beside it."""
+        pen.line([*start, *end], (*HEAL_COLOR, 190), 2 * SUPERSAMPLING)
+        arm, half = 5 * SUPERSAMPLING, SUPERSAMPLING
         x, y = end + radius * np.array([0.9, -0.9])
-        pen.rectangle([x - arm, y - half, x + arm, y + half], (*MENDED, 255))
-        pen.rectangle([x - half, y - arm, x + half, y + arm], (*MENDED, 255))
+        pen.rectangle([x - arm, y - half, x + arm, y + half], (*HEAL_COLOR, 255))
+        pen.rectangle([x - half, y - arm, x + half, y + arm], (*HEAL_COLOR, 255))
 
-    def _looks(self, pen: Any, points: np.ndarray, attention: np.ndarray, alive: np.ndarray) -> None:
-        """Curves from each agent to a dot at those that it looks at, the stronger the more; weak ones come first."""
+    def _attention(self, pen: Any, points: np.ndarray, attention: np.ndarray, alive: np.ndarray) -> None:
+        """Draw curves from each agent to the agents it attends to, strong ones last."""
         rows, columns = np.nonzero(attention > 0)
         pairs = sorted((float(attention[i, j]), i, j) for i, j in zip(rows, columns, strict=True) if i != j)
         bend = np.linspace(0.0, 1.0, 17)[:, None]
@@ -263,34 +267,33 @@ class Painter:
             back = (middle - points[j]) / max(1e-9, float(np.hypot(*(middle - points[j]))))
             end = points[j] + back * self.stats[RADIUS, j] * self.scale
             curve = (1 - bend) ** 2 * points[i] + 2 * bend * (1 - bend) * middle + bend**2 * end
-            shade, width = (*LOOKED, int(40 + 200 * weight)), FINE * (1.0 + 4.0 * weight)
+            shade, width = (*ATTENTION_COLOR, int(40 + 200 * weight)), SUPERSAMPLING * (1.0 + 4.0 * weight)
             pen.line([tuple(point) for point in curve], shade, round(width), joint="curve")
-            pen.ellipse([*(end - 1.4 * width), *(end + 1.4 * width)], (*LOOKED, int(90 + 160 * weight)))
+            pen.ellipse([*(end - 1.4 * width), *(end + 1.4 * width)], (*ATTENTION_COLOR, int(90 + 160 * weight)))
 
-    def _table(self, pen: Any, attention: np.ndarray, alive: np.ndarray) -> None:
-        """The weights in the corner of the map, as close agents hide their curves: rows look at columns, and on the
-        diagonal is what an agent gave to none."""
-        agents, side = len(attention), TABLE * FINE
+    def _attention_table(self, pen: Any, attention: np.ndarray, alive: np.ndarray) -> None:
+        """Draw the weights in the corner of the map, since curves of close agents hide. Rows attend to columns."""
+        agents, side = len(attention), TABLE * SUPERSAMPLING
         cell = side / agents
-        left, top = self.ground.width - side - 8 * FINE, (HEADER + 8) * FINE
+        left, top = self.ground.width - side - 8 * SUPERSAMPLING, (HEADER + 8) * SUPERSAMPLING
         pen.rectangle([left, top, left + side, top + side], (*INK, 200))
         for i, j in np.argwhere(attention > 0).tolist():
             if alive[i] and alive[j]:
                 corner = np.array([left + j * cell, top + i * cell])
-                pen.rectangle([*corner, *(corner + cell - 1)], (*LOOKED, int(255 * min(1.0, attention[i, j]))))
+                pen.rectangle([*corner, *(corner + cell - 1)], (*ATTENTION_COLOR, int(255 * min(1.0, attention[i, j]))))
 
-    def _write(self, pen: Any, moment: Frame, alive: np.ndarray, attention: bool) -> None:
-        """The caption, and below it who lives, in the colors of the sides."""
+    def _write(self, pen: Any, frame: Frame, alive: np.ndarray, attention: bool) -> None:
+        """Write the caption and the numbers of living units, in the colors of the sides."""
         large, small = self.fonts
-        pen.text((12 * FINE, 8 * FINE), moment.caption, TEXT, large)
-        x = 12 * FINE
+        pen.text((12 * SUPERSAMPLING, 8 * SUPERSAMPLING), frame.caption, TEXT, large)
+        x = 12 * SUPERSAMPLING
         for side, units in enumerate((range(self.map.num_agents), range(self.map.num_agents, len(alive)))):
-            text = _census(self.map.types, alive, units)
-            pen.text((x, 35 * FINE), text, SIDES[side], small)
-            x += round(pen.textlength(text, small)) + 24 * FINE
+            text = _count_living(self.map.types, alive, units)
+            pen.text((x, 35 * SUPERSAMPLING), text, SIDES[side], small)
+            x += round(pen.textlength(text, small)) + 24 * SUPERSAMPLING
         if attention:
             words = "curves, and rows of the table: whose action an agent looks at"
-            pen.text((12 * FINE, self.ground.height - 6 * FINE), words, LOOKED, small, "ld")
+            pen.text((12 * SUPERSAMPLING, self.ground.height - 6 * SUPERSAMPLING), words, ATTENTION_COLOR, small, "ld")
 
     def _side(self, unit: int) -> Color:
         return SIDES[int(unit >= self.map.num_agents)]
@@ -300,16 +303,16 @@ class Painter:
 
 
 BORDERS = {(1, 0): ((1, 0), (1, 1)), (-1, 0): ((0, 0), (0, 1)), (0, 1): ((0, 1), (1, 1)), (0, -1): ((0, 0), (1, 0))}
-"""The side of a cell towards each neighbor: the ends of a line."""
+"""Ends of the line on a cell's side towards each neighbor."""
 
 
 def _level(share: float) -> int:
-    """0 only for nothing, LEVELS only for everything that can be told from it."""
+    """Return the step of a share: 0 only for nothing, LEVELS only for everything."""
     return int(np.ceil(share * LEVELS))
 
 
-def _census(types: tuple[str, ...], alive: np.ndarray, units: range) -> str:
-    """How many of one side live, by type, each with its letter."""
+def _count_living(types: tuple[str, ...], alive: np.ndarray, units: range) -> str:
+    """Return the numbers of living units of one side by type, each with its letter."""
     kinds = {types[unit]: 0 for unit in units}
     for unit in units:
         kinds[types[unit]] += bool(alive[unit])
@@ -318,7 +321,7 @@ def _census(types: tuple[str, ...], alive: np.ndarray, units: range) -> str:
 
 
 def _sprite(radius: float, color: Color, glyph: str, health: int, shield: int) -> Any:
-    """A disc of its true radius with a letter; its inner rim is the health left, its outer one the shield."""
+    """Draw a disc of a unit's radius with a letter; its inner rim shows the health, its outer one the shield."""
     fine = 3
     size = int(np.ceil(radius * 1.02)) * 2
     middle = size * fine / 2
@@ -336,9 +339,9 @@ def _sprite(radius: float, color: Color, glyph: str, health: int, shield: int) -
     pen.ellipse(disc(1.0), (*TRACK, 255))
     inside = 0.96
     if shield >= 0:
-        rim(inside, 0.83, shield, SHIELDED)
+        rim(inside, 0.83, shield, SHIELD_COLOR)
         inside = 0.79
-    rim(inside, inside - 0.18, health, HEALTHY)
+    rim(inside, inside - 0.18, health, HEALTH_COLOR)
     pen.ellipse(disc(inside - 0.22), (*color, 255))
     font = ImageFont.load_default(1.5 * (inside - 0.22) * radius * fine)
     pen.text((middle, middle), glyph, INK, font, "mm", stroke_width=radius * fine * 0.02, stroke_fill=INK)

@@ -1,4 +1,4 @@
-"""A battle as text, and what text and pictures share: the letters of unit types, and the part of a map that is seen."""
+"""A battle as text, and the letters and map window that text and pictures share."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ GLYPHS = {
     "hydralisk": "H",
     "spine_crawler": "P",
 }
-"""One letter for each type of unit."""
+"""Letter of each unit type."""
 
 
 def reachable(battle_map: BattleMap) -> np.ndarray:
-    """(x, y) bool: the ground that hangs together with the start of a unit."""
+    """Return the ground (x, y) bool that is connected to the start of a unit."""
     parts: Any = label(battle_map.walkable)
     parts = parts[0]
     x, y = battle_map.start.astype(int).T
@@ -32,7 +32,7 @@ def reachable(battle_map: BattleMap) -> np.ndarray:
 
 
 def window(battle_map: BattleMap) -> tuple[int, int, int, int]:
-    """West, east, south and north end of the reachable ground with the cells next to it."""
+    """Return the west, east, south and north end of the reachable ground, one cell wider."""
     columns, rows = np.nonzero(reachable(battle_map))
     west, south = (max(0, int(axis.min()) - 1) for axis in (columns, rows))
     east, north = (min(SIZE, int(axis.max()) + 2) for axis in (columns, rows))
@@ -40,7 +40,7 @@ def window(battle_map: BattleMap) -> tuple[int, int, int, int]:
 
 
 def draw_text(battle_map: BattleMap, unit_float: np.ndarray, title: str) -> str:
-    """The map from north to south, `#` wall, agents in capitals, and every unit's health and shield below."""
+    """Draw the map from north to south, `#` for walls and capitals for agents, with health and shields below."""
     canvas = np.where(battle_map.walkable.T, ".", "#")
     lines = {"allies": [], "enemies": []}
     for unit, kind in enumerate(battle_map.types):

@@ -1,4 +1,4 @@
-"""The film of a battle: what happened within each step, as pictures a few game loops apart."""
+"""Video of a battle: frames a few game loops apart, also within a step."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from marl.envs.smac.maps import LOOPS
 from marl.envs.smac.render.image import Frame, Painter
 
 if TYPE_CHECKING:
-    from marl.envs.smac.env import Battles
+    from marl.envs.smac.battles import Battles
 
-PACE = 2
-"""Game loops from one picture to the next: at 30 pictures a second, 3.75 times the game's normal speed."""
+LOOPS_PER_FRAME = 2
+"""Game loops between frames: at 30 frames a second, 3.75 times the game's normal speed."""
 
-HOLD = 20
-"""How often the last picture of a battle is repeated."""
+END_FRAMES = 20
+"""Number of repetitions of a battle's last frame."""
 
 RESULTS = {WON: "won", LOST: "lost", DRAWN: "drawn"}
 
 
 class BattleVideo:
-    """Draws the first battle of `battles`. Call `draw` after every reset and every step.
+    """Frames of the first battle of `battles`. Call `draw` after every reset and every step.
 
-    What happens between two steps is played again from where the first one ended, on a copy of the battle: the
-    pictures show the game itself, and the battle pays nothing for being watched.
+    Frames within a step come from a copy of the battle that plays the step again, so the battle itself is not slowed
+    down.
     """
 
     def __init__(self, battles: Battles) -> None:
@@ -39,16 +39,17 @@ class BattleVideo:
         self._total: float | None = None
 
     def draw(self, attention: np.ndarray | None = None) -> list[np.ndarray]:
-        """The pictures since the last call, (height, width, 3) uint8: one after a reset, else some for the step.
+        """Return the frames since the last call, (height, width, 3) uint8: one after a reset, else several for the
+        step.
 
-        `attention` (N, N) is the weight with which each agent's decision in that step looked at the others; None
-        draws none. Where neither a reset nor one step came between, only the present is drawn.
+        `attention` (N, N) is the weight of each column's agent in the decision of each row's agent, None to draw none.
+        If neither a reset nor a single step came between, only the present is drawn.
         """
         battles, before = self._battles, self._before["counters"]
         counters = battles.battle.counters[0]
         frames = []
         if before[RUNNING] and counters[STEPS] == before[STEPS] + 1:
-            frames = [self._paint(self._replay(loops), PACE, attention) for loops in self._pauses()]
+            frames = [self._paint(self._replay(loops), LOOPS_PER_FRAME, attention) for loops in self._pauses()]
             if self._total is not None:
                 self._total += float(battles.view.reward[0].mean())
         else:
@@ -59,16 +60,16 @@ class BattleVideo:
         result = (
             "" if counters[RUNNING] or not counters[STEPS] else RESULTS.get(int(battles.view.outcome[0]), "time is up")
         )
-        frames.append(self._paint(battles, (battles.world.loops - 1) % PACE + 1, attention, result))
+        frames.append(self._paint(battles, (battles.world.loops - 1) % LOOPS_PER_FRAME + 1, attention, result))
         self._before = battles.get_state(0)
-        return frames + [frames[-1]] * (HOLD if result else 0)
+        return frames + [frames[-1]] * (END_FRAMES if result else 0)
 
     def _pauses(self) -> range:
-        """The loops of a step after which a picture is drawn, but for the last one."""
-        return range(PACE, self._battles.world.loops, PACE)
+        """Return the loops of a step after which a frame is drawn, without the last one."""
+        return range(LOOPS_PER_FRAME, self._battles.world.loops, LOOPS_PER_FRAME)
 
     def _replay(self, loops: int) -> Battles:
-        """The step that has just been taken, up to one of its loops."""
+        """Play the last step again up to one of its loops."""
         replica = self._replica
         replica.set_loops(loops)
         replica.set_state(0, self._before)

@@ -1,7 +1,7 @@
-"""SMAC's battles in StarCraft II itself: one process of the game for each environment, all stepped at once.
+"""SMAC's battles in StarCraft II itself: one process of the game for each environment, stepped in parallel.
 
-The rules are those of the embedded engine, on units that come from the game's observations. Units have the numbers
-that they have there: agents by unit type, x and y, as in SMAC, and enemies in the game's order within their type.
+The task is that of the embedded engine, computed from the game's observations. Agents are numbered by unit type, x and
+y, as in SMAC, and enemies in the game's order within their type.
 """
 
 import os
@@ -19,8 +19,7 @@ import numpy as np
 from marl.envs.sc2 import ids
 from marl.envs.sc2.game import Game, GameError, GameNotListeningError
 from marl.envs.sc2.install import Install, find_install
-from marl.envs.smac import SmacOptions
-from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.battles import BattleBuffers
 from marl.envs.smac.engine.fields import (
     COOLDOWN,
     COUNTED,
@@ -42,10 +41,11 @@ from marl.envs.smac.engine.fields import (
     WEST,
     X,
     Y,
-    share_health,
 )
-from marl.envs.smac.env import BattleBuffers
 from marl.envs.smac.maps import DATA, SIZE, BattleMap
+from marl.envs.smac.options import SmacOptions
+from marl.envs.smac.task.observation import update_health_shares
+from marl.envs.smac.task.step import finish_step, observe_battle, record_actions
 from marl.errors import ConfigError
 from marl.protocols import State
 
@@ -61,26 +61,26 @@ GET_MAPS = (
 )
 
 ENEMY_TYPES = {number: name for name, number in ids.UNITS.items()}
-"""Agents have types of the map's own, numbered in the order of their names."""
+"""Unit types by the game's ids. Agents have types of the map's own, in the order of their names."""
 
 SELF, ENEMY = 1, 4
 """The game's numbers of alliances."""
 
 SHOWN = [X, Y, HEALTH, SHIELD, ENERGY, COOLDOWN]
-"""The fields that the game reports."""
+"""Fields that the game reports."""
 
 MAX_WAITS = 100
-"""Game loops in which a map has to create both sides anew."""
+"""Game loops within which a map has to create both sides again."""
 
 MAX_FAILURES = 3
-"""An environment whose game is lost so often without a step in between gives up."""
+"""Number of lost games without a step in between after which an environment gives up."""
 
 STUB = 2**32 - 1
-"""The game loop of an observation that only says that the game is over."""
+"""Game loop of an observation that only says that the game is over."""
 
 
 class SC2Battles(BattleBuffers):
-    """E battles on one map, each in a StarCraft II of its own. A game starts with the first episode."""
+    """E battles on one map, each in its own StarCraft II. A game starts with the first episode."""
 
     def __init__(self, task: str, num_envs: int, options: SmacOptions) -> None:
         super().__init__(task, num_envs, options)
@@ -92,23 +92,24 @@ class SC2Battles(BattleBuffers):
         self._pool = ThreadPoolExecutor(num_envs)
 
     def seed(self, index: int, seed: int | None) -> None:
-        """Have the next episode begin a new game. None draws its seed."""
+        """Let the next episode begin a new game with this seed. None draws a seed."""
         self._instances[index].seed(seed)
 
     def begin(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Begin an episode in each of the environments. Raises GameError if a game fails too often."""
         if self._closed:
             raise RuntimeError(f"{self.spec.name} is closed; make a new environment")
         self._each(self._begin, indices)
 
     def advance(self, action: np.ndarray) -> int:
-        """One step of every battle, with results in `view`; returns how many ended. Raises for impossible actions."""
+        """Play one step of every battle into `view`. Return the number of ended episodes. Raises as `check`."""
         action = self.check(action)
         self._lost[:] = False
         self._each(lambda index: self._step(index, action), range(len(self._instances)))
         return int((self.battle.counters[:, RUNNING] == 0).sum())
 
     def _each(self, act: Callable[[int], None], indices: Iterable[int]) -> None:
-        """Do the same for several environments at once; what goes wrong is raised when all are done."""
+        """Call `act` for several environments in parallel. Exceptions are raised when all are done."""
         first, *others = (int(index) for index in indices)
         waiting = [self._pool.submit(act, index) for index in others]
         try:
@@ -136,11 +137,11 @@ class SC2Battles(BattleBuffers):
         counters[[STEPS, RUNNING, IGNORED]] = 0, 1, 0
         self._worlds[index] = self.world._replace(walkable=instance.ground)
         self._rules[index] = self.rules._replace(span_x=instance.span[0], span_y=instance.span[1])
-        share_health(self.world.stats, unit_float)
-        engine.observe_battle(self._rules[index], self._worlds[index], self.battle, self.view, index)
+        update_health_shares(self.world.stats, unit_float)
+        observe_battle(self._rules[index], self._worlds[index], self.battle, self.view, index)
 
     def _step(self, index: int, action: np.ndarray) -> None:
-        engine.record_actions(self.rules, self.battle, self.view, action[index], index)
+        record_actions(self.rules, self.battle, self.view, action[index], index)
         unit_float, last = self.battle.unit_float[index], self.battle.unit_int[index, LAST]
         instance, world = self._instances[index], self._worlds[index]
         try:
@@ -152,10 +153,10 @@ class SC2Battles(BattleBuffers):
             self._lost[index] = True
             instance.lose(error)
         else:
-            engine.finish_step(self._rules[index], world, self.battle, self.view, index)
+            finish_step(self._rules[index], world, self.battle, self.view, index)
 
     def _orders(self, instance: "SC2Instance", unit_float: np.ndarray, last: np.ndarray) -> Any:
-        """The agents' actions as one request to the game."""
+        """Return the agents' actions as one request to the game."""
         request = api.Request()
         request.action.SetInParent()  # also without a single order
         actions = request.action.actions
@@ -181,12 +182,14 @@ class SC2Battles(BattleBuffers):
         return request
 
     def get_state(self, index: int) -> None:
-        """None: the game cannot be restored."""
+        """Return None: the game cannot be restored."""
 
     def set_state(self, index: int, state: State) -> None:  # noqa: ARG002 - the interface of battles
+        """Raises RuntimeError: the game cannot be restored."""
         raise RuntimeError(f"{self.spec.name}: StarCraft II cannot restore a state; get_state gives None")
 
     def close(self) -> None:
+        """Quit all games."""
         if not self._closed:
             self._closed = True
             self.battle.counters[:, RUNNING] = 0
@@ -195,10 +198,10 @@ class SC2Battles(BattleBuffers):
 
 
 class SC2Instance:
-    """One environment's game, from launch to launch. For one battle, `tags` names the unit of each column.
+    """One environment's game, from launch to launch. For one battle, `tags` holds the unit tag of each column.
 
-    The game reports `ground` (x, y), the cells that can be walked on, and `span`, the width and height of the playable
-    area. Both are set when a battle begins.
+    The game reports `ground` (x, y), the walkable cells, and `span`, the width and height of the playable area, when a
+    battle begins.
     """
 
     ground: np.ndarray
@@ -217,12 +220,13 @@ class SC2Instance:
         self.seed(None)
 
     def seed(self, seed: int | None) -> None:
+        """Let the next battle begin a new game with this seed. None draws a seed."""
         self._seed: Any = np.random.SeedSequence(seed).entropy
         self._restarts = 0
         self._new_game = True
 
     def begin(self, unit_float: np.ndarray) -> None:
-        """Start a battle and fill `real` (fields, U). Raises GameError where the game fails in it."""
+        """Start a battle and fill `unit_float` (fields, U). Raises GameError if the game fails."""
         if self._new_game:
             self._open()
         units = self._opening.arrange(self._assemble())
@@ -233,14 +237,14 @@ class SC2Instance:
         self._fill(unit_float)
 
     def step(self, orders: Any, loops: int, unit_float: np.ndarray) -> None:
-        """Give the orders, play, and fill `real` with where the units are then. Raises GameError likewise."""
+        """Send the orders, play, and fill `unit_float` with the units. Raises GameError if the game fails."""
         self._observe(orders, loops)
         self._fill(unit_float)
         self._failures = 0
         self._stepped = self._played = True
 
     def lose(self, error: GameError) -> None:
-        """Give the game up; the next battle begins a new one. Raises GameError where that has failed too often."""
+        """Give the game up, so that the next battle begins a new one. Raises GameError after too many failures."""
         self._drop()
         self._failures += 1
         if not self._new_game:
@@ -256,6 +260,7 @@ class SC2Instance:
         getLogger("marl").warning("%s: %s\nA new game is started and a new episode begins.", name, error)
 
     def close(self) -> None:
+        """Save the replay and quit the game."""
         self._save_replay()
         self._drop()
 
@@ -265,7 +270,7 @@ class SC2Instance:
             self._game = None
 
     def _open(self) -> None:
-        """Begin a new game, in the running process where there is one."""
+        """Begin a new game, in the running process if there is one."""
         self._save_replay()
         if self._game is None:
             self._game = Game(self._opening.install)
@@ -275,13 +280,13 @@ class SC2Instance:
         self._observe()
 
     def _wire_seed(self) -> int:
-        """The seed of 32 bits that the game takes: the given one, where it fits and has not been played before."""
+        """Return the game's 32-bit seed: the given one if it fits and has not been played before."""
         if self._restarts == 0 and self._seed < 2**32:
             return int(self._seed)
         return int(np.random.SeedSequence(self._seed, spawn_key=(self._restarts,)).generate_state(1)[0])
 
     def _observe(self, before: Any = None, loops: int = 0) -> None:
-        """Send what comes `before`, play, and keep what is seen then, in one exchange."""
+        """Send the request `before`, play `loops`, and store the visible units, in one exchange."""
         requests = [] if before is None else [before]
         if loops:
             requests.append(api.Request(step=api.RequestStep(count=loops)))
@@ -294,7 +299,7 @@ class SC2Instance:
         self._units = [unit for unit in units if unit.display_type == raw.Visible]
 
     def _assemble(self) -> list[Any]:
-        """The units of a battle that has not been fought: the map creates both sides where both are dead."""
+        """Return the units of a fresh battle: the map creates both sides once both are dead."""
         sides = self._opening.sides
         have: tuple[int, int] = (0, 0)
         for _ in range(MAX_WAITS):
@@ -315,7 +320,7 @@ class SC2Instance:
         )
 
     def _fill(self, unit_float: np.ndarray) -> None:
-        """What the last observation shows, each unit in its column; units that it does not show are dead."""
+        """Fill each unit's column from the last observation. Units that it does not show are dead."""
         columns, rows = [], []
         for unit in self._units:
             column = self._columns.get(unit.tag)
@@ -328,7 +333,7 @@ class SC2Instance:
             unit_float[SHOWN, np.array(columns)[:, None]] = rows
 
     def _save_replay(self) -> None:
-        """Write what has been played since the last new game; a replay that fails is not worth a run."""
+        """Save the game since the last new one. A replay that fails is only logged."""
         folder = self._opening.replay_dir
         if folder is None or self._game is None or not self._stepped:
             return
@@ -342,7 +347,7 @@ class SC2Instance:
 
 
 class GameSetup:
-    """What a game on a map begins with, and which units it has."""
+    """Requests that begin a game on a map, and the map's units."""
 
     def __init__(self, install: Install, battle_map: BattleMap, options: SmacOptions) -> None:
         self.install, self.map = install, battle_map
@@ -355,7 +360,7 @@ class GameSetup:
         self._races = [common.Race.Value(unit["race"].title()) for unit in units]
 
     def create(self, seed: int) -> Any:
-        """RequestCreateGame."""
+        """Return the RequestCreateGame."""
         request = api.RequestCreateGame(realtime=False, random_seed=seed)
         request.local_map.map_path = self.path
         request.local_map.map_data = self._data
@@ -364,11 +369,11 @@ class GameSetup:
         return request
 
     def join(self) -> Any:
-        """RequestJoinGame."""
+        """Return the RequestJoinGame."""
         return api.RequestJoinGame(race=self._races[0], options=api.InterfaceOptions(raw=True, score=False))
 
     def arrange(self, units: list[Any]) -> list[Any]:
-        """The units in the order of the map's. Raises ConfigError where they are others than SMAC's."""
+        """Sort the units into the order of the map. Raises ConfigError for units other than SMAC's."""
         allies = sorted(
             (unit for unit in units if unit.alliance == SELF), key=lambda unit: (unit.unit_type, unit.pos.x, unit.pos.y)
         )
@@ -399,7 +404,7 @@ class GameSetup:
             )
 
     def complain(self, what: str) -> str:
-        """The message that the map is not SMAC's."""
+        """Return the message that the map is not SMAC's."""
         return f"smac/{self.map.name}: the map {self.path} {what}. Put SMAC's own map in its place: {GET_MAPS}"
 
 
@@ -436,9 +441,10 @@ def read_span(info: Any) -> tuple[float, float]:
 
 
 def read_ground(info: Any) -> np.ndarray:
-    """(x, y) bool: the cells that can be walked on, of a ResponseGameInfo.
+    """Return the walkable cells (x, y) bool that a ResponseGameInfo reports.
 
-    One bit a cell says so from the south up. Eight bits a cell, of older games, are 0 there, from the north down.
+    With one bit a cell, 1 is walkable and rows run from the south. With eight bits, as in older games, 0 is walkable
+    and rows run from the north. Raises ConfigError for a grid of another size.
     """
     image = info.start_raw.pathing_grid
     width, height = image.size.x, image.size.y

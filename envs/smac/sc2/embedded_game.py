@@ -1,7 +1,7 @@
-"""A battle as a client of StarCraft II sees it: the embedded engine in the messages of the game's protocol.
+"""The embedded battle engine behind StarCraft II's protocol.
 
-Where the trigger of a SMAC map is at work in the game, so it is here: a step that begins with both sides dead ends
-with both created anew. The game's interface reports in single precision, and the engine rounds to it.
+As with the trigger of SMAC's maps, a step that begins with both sides dead ends with both created again. The game's
+interface reports single precision, and the engine rounds to it.
 """
 
 import math
@@ -14,13 +14,12 @@ import numpy as np
 
 from marl.envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
 from marl.envs.sc2.server_game import COMPUTER, PLAYER, Refused
-from marl.envs.smac import SmacOptions
-from marl.envs.smac.engine import battle as engine
-from marl.envs.smac.engine import orders
-from marl.envs.smac.engine.combat import ATTACK_MOVING, ATTACKING, CROWD, GOING, IDLE, MENDING, WAITING
+from marl.envs.smac.engine.battle import MAX_ENERGY, START_ENERGY, begin_episode, make_scratch, run_game_loops
 from marl.envs.smac.engine.compile_map import build_world, random_stream
 from marl.envs.smac.engine.fields import (
     AIM,
+    ATTACK_MOVING,
+    ATTACKING,
     COOLDOWN,
     COUNTER_FIELDS,
     ENERGY,
@@ -30,10 +29,13 @@ from marl.envs.smac.engine.fields import (
     HEALER,
     HEALING,
     HEALTH,
+    IDLE,
     IMPACT,
     INT_FIELDS,
     MAX_HEALTH,
     MAX_SHIELD,
+    MENDING,
+    MOVING,
     ORDER,
     RADIUS,
     RANDOM,
@@ -41,12 +43,16 @@ from marl.envs.smac.engine.fields import (
     SIDE,
     TARGET,
     VICTIM,
+    WAITING,
     X,
     Y,
 )
-from marl.envs.smac.feature_layers import draw_layers
-from marl.envs.smac.game_data import RACES, SPECIFIC, agent_type_ids, draw_tables
+from marl.envs.smac.engine.orders import give_order
+from marl.envs.smac.engine.pathing import MAX_UNITS
 from marl.envs.smac.maps import DATA, SIZE, BattleMap, lattice, load_map, nearest_free
+from marl.envs.smac.options import SmacOptions
+from marl.envs.smac.sc2.feature_layers import draw_layers
+from marl.envs.smac.sc2.game_data import RACES, SPECIFIC, agent_type_ids, draw_tables
 
 common: Any = import_module("s2clientprotocol.common_pb2")
 debug: Any = import_module("s2clientprotocol.debug_pb2")
@@ -63,20 +69,20 @@ FLAT_TYPES = tuple(kind for kind in UNITS if kind != "spine_crawler")
 _HEIGHT = 127
 _Z = -16.0 + 32.0 * _HEIGHT / 255.0
 INDICES = [TARGET, AIM, VICTIM, HEALING]
-"""Fields of `whole` that hold the index of a unit, or -1."""
+"""Fields of `unit_int` that hold the index of a unit, or -1."""
 
 _VISIBLE = bytes([2]) * SIZE * SIZE
 
 
 def image(values: np.ndarray, bits: int) -> Any:
-    """ImageData of values (x, y): row by row from y = 0 on, in a byte of eight points the first one highest."""
+    """Return an ImageData of values (x, y): rows from y = 0 on, the first of eight points in the highest bit."""
     rows = np.packbits(values.T.astype(bool), axis=1) if bits == 1 else values.T.astype(np.uint8)
     size = common.Size2DI(x=values.shape[0], y=values.shape[1])
     return common.ImageData(bits_per_pixel=bits, size=size, data=rows.tobytes())
 
 
 class NewUnit(NamedTuple):
-    """A unit to be created: its side, its type, the id under which it is shown, and its place."""
+    """A unit to create: side, type, id under which it is shown, and place."""
 
     own: bool
     kind: str
@@ -86,7 +92,7 @@ class NewUnit(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the arrays after units have been created: `old` is its index before, -1 for a new unit."""
+    """A column of the arrays after units were created. `old` is its index before, -1 for a new unit."""
 
     own: bool
     kind: str
@@ -115,7 +121,7 @@ def open_map(name: str) -> BattleMap:
 
 
 class EmbeddedGame:
-    """A battle on one of SMAC's maps; see `marl.envs.sc2.server_game.Simulation`. The agents are the player's units."""
+    """A battle on one of SMAC's maps; see `marl.envs.sc2.server_game.Simulation`. The player's units are the agents."""
 
     def __init__(self, name: str, seed: int) -> None:
         self._base = open_map(name)
@@ -134,7 +140,7 @@ class EmbeddedGame:
         """Create both sides of the map."""
         if self.map is not self._base:
             self._set_base()
-        engine.begin(self.world, self.unit_float, self.unit_int, self.counters)
+        begin_episode(self.world, self.unit_float, self.unit_int, self.counters)
         self._alive = self._living()
         self._tag_units([self._new_tag() for _ in self._type_ids])
 
@@ -145,12 +151,12 @@ class EmbeddedGame:
         self._set_units(self._base, own + [UNITS[kind] for kind in types[agents:]])
 
     def _set_units(self, battle_map: BattleMap, type_ids: list[int]) -> None:
-        """Set which units there are, with empty arrays."""
+        """Set the units, with empty arrays."""
         self.map, self._type_ids = battle_map, type_ids
         self.world = build_world(battle_map, SmacOptions())
         units = self.world.units
         self.unit_float, self.unit_int = np.zeros((FLOAT_FIELDS, units)), np.zeros((INT_FIELDS, units), np.int64)
-        self._scratch = engine.new_scratch(units)
+        self._scratch = make_scratch(units)
         self._units = [self._draw_unit(unit) for unit in range(units)]
 
     def _new_tag(self) -> int:
@@ -163,7 +169,7 @@ class EmbeddedGame:
             message.tag = tag
 
     def _draw_unit(self, unit: int) -> Any:
-        """What stays as it is in the report of a unit."""
+        """Return the constant part of a unit's message."""
         own, kind = unit < self.world.agents, self.map.types[unit]
         stats = self.world.stats[:, unit]
         message = raw_pb.Unit(
@@ -189,7 +195,7 @@ class EmbeddedGame:
         if stats[MAX_SHIELD] > 0.0:
             message.shield_max = stats[MAX_SHIELD]
         if stats[HEALER] > 0.0:
-            message.energy_max = engine.MAX_ENERGY
+            message.energy_max = MAX_ENERGY
         return message
 
     def _draw_ground(self) -> Any:
@@ -205,9 +211,11 @@ class EmbeddedGame:
         )
 
     def ground(self) -> Any:
+        """Return the StartRaw of the map."""
         return self._ground
 
     def races(self) -> tuple[int, int]:
+        """Return the races of player and computer."""
         if not self._base.types:
             return common.NoRace, common.NoRace
         player, computer = (RACES[DATA["units"][self._base.types[unit]]["race"]] for unit in (0, -1))
@@ -217,6 +225,7 @@ class EmbeddedGame:
         return np.flatnonzero(self.unit_float[HEALTH] > 0.0).tolist()
 
     def show(self, player: Any, raw: Any) -> None:
+        """Fill a PlayerCommon and an ObservationRaw, if one is given."""
         living = self._living()
         army = sum(unit < self.world.agents for unit in living)
         player.player_id = PLAYER
@@ -247,7 +256,7 @@ class EmbeddedGame:
                 self._show_order(message, unit, target[unit], unit_float)
 
     def _facing(self, unit: int, target: int, unit_float: list[list[float]]) -> float:
-        """Towards the target, else towards where it goes, else the way it faced in the beginning."""
+        """Return the angle towards the target, else the goal, else the opponent's side."""
         if target >= 0:
             x, y = unit_float[X][target], unit_float[Y][target]
         elif self.unit_int[ORDER, unit] == IDLE:
@@ -257,11 +266,11 @@ class EmbeddedGame:
         return math.atan2(y - unit_float[Y][unit], x - unit_float[X][unit]) % math.tau
 
     def _show_order(self, message: Any, unit: int, target: int, unit_float: list[list[float]]) -> None:
-        """The game tells no orders of the enemy's units."""
+        """Add the order of an agent's unit. The game shows no orders of enemies."""
         order = self.unit_int[ORDER, unit]
-        if order in (GOING, ATTACK_MOVING):
+        if order in (MOVING, ATTACK_MOVING):
             place = common.Point(x=unit_float[GOAL_X][unit], y=unit_float[GOAL_Y][unit], z=_Z)
-            message.orders.add(ability_id=MOVE if order == GOING else ATTACK, target_world_space_pos=place)
+            message.orders.add(ability_id=MOVE if order == MOVING else ATTACK, target_world_space_pos=place)
             if order == ATTACK_MOVING and target >= 0:
                 message.engaged_target_tag = self._tags[target]
         elif order == ATTACKING:
@@ -271,10 +280,11 @@ class EmbeddedGame:
             message.orders.add(ability_id=HEAL, target_unit_tag=self._tags[target])
 
     def order(self, command: Any) -> list[tuple[int, int]]:
+        """Give each unit of a command its order. Return (tag, ActionResult) of each."""
         return [(tag, self._order_unit(tag, command)) for tag in command.unit_tags]
 
     def _order_unit(self, tag: int, command: Any) -> int:
-        """Give one unit its order; returns an ActionResult."""
+        """Give one unit its order. Return an ActionResult."""
         unit = self._unit_of.get(tag, -1)
         if unit < 0 or self.unit_float[HEALTH, unit] <= 0.0:
             return error.Error
@@ -291,9 +301,9 @@ class EmbeddedGame:
         if kind == "target_world_space_pos" and ability != HEAL:
             x, y = command.target_world_space_pos.x, command.target_world_space_pos.y
             near = -SIZE <= x <= 2 * SIZE and -SIZE <= y <= 2 * SIZE
-            if self.world.way.shape[0] > 1:  # the engine looks the way to such a point up by its cell
+            if self.world.waypoints.shape[0] > 1:  # the engine looks the way to such a point up by its cell
                 near = 0.0 <= x < SIZE and 0.0 <= y < SIZE
-            order = ATTACK_MOVING if ability == ATTACK else GOING
+            order = ATTACK_MOVING if ability == ATTACK else MOVING
             return self._give(unit, order, x=x, y=y) if near else error.MustTargetWalkableLocation
         if kind != "target_unit_tag":
             return error.MustTargetUnit
@@ -312,29 +322,30 @@ class EmbeddedGame:
             return self._give(unit, ATTACKING, target)
         if ability == HEAL or (ability == SMART and heals and own and target != unit):
             return self._give(unit, MENDING, target)
-        return self._give(unit, GOING, x=self.unit_float[X, target], y=self.unit_float[Y, target])
+        return self._give(unit, MOVING, x=self.unit_float[X, target], y=self.unit_float[Y, target])
 
     def _give(self, unit: int, order: int, target: int = -1, x: float | None = None, y: float | None = None) -> int:
         here_x, here_y = self.unit_float[X, unit], self.unit_float[Y, unit]
         goal = (here_x if x is None else float(x), here_y if y is None else float(y))
-        taken = orders.give_order(self.world.stats, self.unit_float, self.unit_int, unit, order, target, *goal)
+        taken = give_order(self.world.stats, self.unit_float, self.unit_int, unit, order, target, *goal)
         return error.Success if taken else error.CantTargetThatUnit
 
     def _abilities(self, unit: int) -> tuple[int, ...]:
         return SMART, STOP, MOVE, HEAL if self.world.stats[HEALER, unit] > 0.0 else ATTACK
 
     def step(self, loops: int) -> None:
+        """Play game loops. Recreate both sides if both were dead."""
         empty, before = not self._living(), self._alive
         if self.world.units:
             world = self.world._replace(loops=loops)
-            engine.run_game_loops(world, self._scratch, self.unit_float, self.unit_int, self.counters)
+            run_game_loops(world, self._scratch, self.unit_float, self.unit_int, self.counters)
         self._alive = self._living()
         self._dead = [self._tags[unit] for unit in sorted(set(before) - set(self._alive))]
         if empty and self._base.types:
             self._begin()
 
     def plan(self, commands: Sequence[Any]) -> list[NewUnit]:
-        """Check DebugCreateUnits and return their units. Raises Refused where one cannot be created."""
+        """Return the units of DebugCreateUnits. Raises Refused for one that cannot be created."""
         units: list[NewUnit] = []
         for command in commands:
             own, number, place = command.owner == PLAYER, command.unit_type, command.pos
@@ -346,21 +357,21 @@ class EmbeddedGame:
             if not (0.0 <= place.x <= SIZE and 0.0 <= place.y <= SIZE):
                 raise Refused(f"create_unit has pos=({place.x}, {place.y}), outside the map of {SIZE} x {SIZE}")
             count = command.quantity if command.HasField("quantity") else 1
-            room = CROWD - 1 - len(self._kept()) - len(units)
+            room = MAX_UNITS - 1 - len(self._kept()) - len(units)
             if count > room:
                 raise Refused(f"create_unit has quantity={count}; there is room for {room} more units, kill some first")
             units += [NewUnit(own, kinds[number], number, place.x, place.y)] * count
         return units
 
     def _kept(self) -> list[int]:
-        """Columns that are still needed: living units, missiles on their way, and what these aim at."""
+        """Return columns still needed: living units, missiles on their way, and their targets."""
         kept = (self.unit_float[HEALTH] > 0.0) | (self.unit_float[IMPACT] > 0.0)
         targets = self.unit_int[INDICES][:, kept]
         kept[targets[targets >= 0]] = True
         return np.flatnonzero(kept).tolist()
 
     def create(self, units: Sequence[NewUnit]) -> None:
-        """Add units, each on the free spot nearest to its place, and forget units that are dead."""
+        """Add units, each on the free spot nearest to its place, and remove dead units."""
         kept, agents = self._kept(), self.world.agents
         names, ids, tags, unit_float, unit_int = (
             self.map.types,
@@ -393,7 +404,7 @@ class EmbeddedGame:
         self._alive = self._living()
 
     def _start_unit(self, unit: int, own: bool, place: tuple[float, ...]) -> None:
-        """Set the arrays of a unit that has just been created."""
+        """Set the arrays of a new unit."""
         stats = self.world.stats
         self.unit_int[:, unit] = -1
         self.unit_int[SIDE, unit] = 0
@@ -401,10 +412,10 @@ class EmbeddedGame:
         self.unit_int[ORDER, unit] = WAITING if waits else IDLE
         self.unit_float[[X, Y], unit] = np.array(place, np.float32)
         self.unit_float[HEALTH, unit], self.unit_float[SHIELD, unit] = stats[MAX_HEALTH, unit], stats[MAX_SHIELD, unit]
-        self.unit_float[ENERGY, unit] = engine.START_ENERGY * (stats[HEALER, unit] > 0.0)
+        self.unit_float[ENERGY, unit] = START_ENERGY * (stats[HEALER, unit] > 0.0)
 
     def kill(self, tags: Sequence[int]) -> None:
-        """A unit that is removed does not blow up."""
+        """Remove units. A removed unit does not blow up."""
         for unit in self._known(tags):
             self.unit_float[HEALTH, unit] = self.unit_float[SHIELD, unit] = 0.0
 
@@ -412,11 +423,11 @@ class EmbeddedGame:
         return [self._unit_of[tag] for tag in tags if tag in self._unit_of]
 
     def set_value(self, tag: int, kind: int, value: float) -> None:
-        """A unit takes no more than its type can have; without life it dies."""
+        """Set life, shields or energy of a unit, at most its type's maximum. Without life it dies."""
         fields = {
             debug.DebugSetUnitValue.Life: (HEALTH, self.world.stats[MAX_HEALTH]),
             debug.DebugSetUnitValue.Shields: (SHIELD, self.world.stats[MAX_SHIELD]),
-            debug.DebugSetUnitValue.Energy: (ENERGY, engine.MAX_ENERGY * (self.world.stats[HEALER] > 0.0)),
+            debug.DebugSetUnitValue.Energy: (ENERGY, MAX_ENERGY * (self.world.stats[HEALER] > 0.0)),
         }
         field, most = fields[kind]
         value = value if math.isfinite(value) else 0.0
@@ -425,11 +436,13 @@ class EmbeddedGame:
                 self.unit_float[field, unit] = np.float32(min(max(value, 0.0), most[unit]))
 
     def save(self) -> Any:
+        """Return a copy of the battle for `load`."""
         arrays = self.unit_float.copy(), self.unit_int.copy(), self.counters.copy()
         units = self.map, list(self._type_ids), list(self._tags)
         return arrays, units, self._created, list(self._alive), list(self._dead), self._camera
 
     def load(self, saved: Any) -> None:
+        """Restore a battle that `save` returned."""
         arrays, (battle_map, type_ids, tags), self._created, alive, dead, self._camera = saved
         if battle_map is not self.map:
             self._set_units(battle_map, type_ids)
@@ -439,17 +452,18 @@ class EmbeddedGame:
         self._tag_units(list(tags))
 
     def move_camera(self, x: float, y: float) -> None:
-        """Center the camera, as far as possible, on a point."""
+        """Center the camera on a point, as far as the map allows."""
         inside = [min(max(value, 0.0), float(SIZE)) if math.isfinite(value) else SIZE / 2 for value in (x, y)]
         self._camera = inside[0], inside[1]
 
     def show_layers(self, setup: Any, layers: Any) -> None:
-        """Fill an ObservationFeatureLayer; `setup` is the SpatialCameraSetup that asks for it."""
+        """Fill an ObservationFeatureLayer for a SpatialCameraSetup."""
         raw = raw_pb.ObservationRaw()
         self.show(api.PlayerCommon(), raw)
         draw_layers(setup, self._camera, raw.units, self._ground, layers)
 
     def query(self, request: Any, response: Any) -> None:
+        """Answer pathing, ability and placement queries."""
         for asked in request.pathing:
             start = asked.start_pos
             if asked.HasField("unit_tag"):
@@ -474,10 +488,10 @@ class EmbeddedGame:
         return 0.0 <= x < SIZE and 0.0 <= y < SIZE and bool(self.map.walkable[int(x), int(y)])
 
     def _distance(self, start: Any, end: Any) -> float:
-        """The way between two points around walls, from cell to cell; 0 where there is none, as the game says it."""
+        """Return the length of the way between two points around walls, 0 if there is none, as in the game."""
         if not (self._walkable(start.x, start.y) and self._walkable(end.x, end.y)):
             return 0.0
-        x, y, way, length = start.x, start.y, self.world.way, 0.0
+        x, y, way, length = start.x, start.y, self.world.waypoints, 0.0
         while way.shape[0] > 1:
             here, there = int(x) * SIZE + int(y), int(end.x) * SIZE + int(end.y)
             via = int(way[here, there])
@@ -489,4 +503,5 @@ class EmbeddedGame:
         return length + math.hypot(end.x - x, end.y - y)
 
     def data(self, request: Any) -> Any:
+        """Return the ResponseData that a RequestData asks for."""
         return draw_tables(request, self.agent_types)

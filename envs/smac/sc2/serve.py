@@ -1,7 +1,7 @@
-"""The embedded battle engine behind the StarCraft II API, so that any client of the game can play it.
+"""Server of the embedded battle engine, for any client of the StarCraft II API.
 
 `python -m marl.envs.smac.sc2.serve install FOLDER` writes a folder that looks like an installation of the game. A
-client that finds it in SC2PATH starts `python -m marl.envs.smac.sc2.serve -listen 127.0.0.1 -port 5000`, and gets this
+client that finds it in SC2PATH starts `python -m marl.envs.smac.sc2.serve -listen 127.0.0.1 -port 5000` and gets this
 engine in place of the game. `FIDELITY.md` lists what the engine models.
 """
 
@@ -24,28 +24,29 @@ VERSIONS = {
     69232: Version("4.6.2.69232", "B3E14058F1083913B80C20993AC965DB", 69232),
     75689: Version("4.10.0.75689", "B89B5D6FA7CBF6452E721311BFBC6CB2", 75689),
 }
-"""The builds for which SMAC's results are published, one of which a server says that it is."""
+"""Builds for which SMAC's results are published. The server reports one of them."""
 
 MAPS = (*TASKS, FLAT_MAP)
 
 COMMAND = ("-m", "marl.envs.smac.sc2.serve")
-"""What Python runs in place of the game."""
+"""Arguments with which Python runs in place of the game."""
 
 
 class SmacLibrary:
-    """The maps of SMAC and the one of SMACv2; see `marl.envs.sc2.server_game.Library`."""
+    """Maps of SMAC and SMACv2; see `marl.envs.sc2.server_game.Library`."""
 
     maps = MAPS
 
     def open(self, name: str, seed: int) -> EmbeddedGame:
+        """Return a battle on a map."""
         return EmbeddedGame(name, seed)
 
 
 def make_install(folder: Path, build: int = BUILD, command: Sequence[str] = COMMAND) -> Path:
-    """Write what passes for an installation of the game; returns the folder, to be named by SC2PATH.
+    """Write a folder that passes for an installation of the game. Return it; SC2PATH has to name it.
 
-    The executable is a script for a POSIX shell, which runs this Python with `command`. The maps are files that say
-    what they are: the engine knows a map by its name.
+    The executable is a POSIX shell script that runs this Python with `command`. The map files only hold their names:
+    the engine knows a map by its name.
     """
     root = Path(errors.__file__).resolve().parents[1]
     run = shlex.join([sys.executable, *command, "-build", str(build)])
@@ -62,14 +63,14 @@ def make_install(folder: Path, build: int = BUILD, command: Sequence[str] = COMM
 
 
 def make_session(arguments: argparse.Namespace) -> Session:
-    """What answers the requests of a process that was started with these arguments; it can play at once."""
+    """Return the session of a process with these arguments, with the engine compiled."""
     library = SmacLibrary()
     library.open("3m", 0).step(1)  # compile before anybody waits for an answer
     return Session(library, VERSIONS[arguments.build], Path(arguments.dataDir), Path(arguments.tempDir))
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Those of the game that mean something here; the others (pictures, windows) are passed over, as none are drawn."""
+    """Parse the game's arguments that matter here. Others, such as those of windows, are ignored."""
     parser = argparse.ArgumentParser(
         prog="python -m marl.envs.smac.sc2.serve",
         description="Serve the embedded battle engine. `install FOLDER` makes an installation that starts this.",
@@ -90,7 +91,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run_server(handler: Handler, host: str, port: int) -> int:
-    """Serve until a client says quit, nobody comes, or the process is told to end; returns its exit status."""
+    """Serve until a client quits, no client comes, or SIGTERM. Return the exit status."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     def announce() -> None:
@@ -105,6 +106,7 @@ def run_server(handler: Handler, host: str, port: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Serve, or write an installation. Return the exit status."""
     if arguments[:1] == ["install"]:
         parser = argparse.ArgumentParser(prog="python -m marl.envs.smac.sc2.serve install")
         parser.add_argument("folder", type=Path)

@@ -1,14 +1,15 @@
-"""How a battle stands, and what a step pays."""
+"""Outcome and reward of a step."""
 
-from marl.envs.smac.engine.fields import COUNTED, DRAWN, HEALER, HEALTH, LOST, RUNNING_ON, SCALE, SHIELD, WON, compiled
+from marl.envs.smac.engine.compiling import compiled
+from marl.envs.smac.engine.fields import COUNTED, DRAWN, HEALER, HEALTH, LOST, RUNNING_ON, SCALE, SHIELD, WON
 
 
 @compiled
 def battle_outcome(rules, stats, unit_float):
-    """WON, LOST, DRAWN (nobody is left) or RUNNING_ON.
+    """Return WON, LOST, DRAWN (nobody is left) or RUNNING_ON.
 
-    With healers, allies that are only healers have lost, and an enemy that is one single healer has too; in SMACv2,
-    any number of them.
+    On maps with healers, allies that are all healers have lost. So has an enemy of one single healer, and in SMACv2 of
+    any number of healers.
     """
     allies, fighters, enemies, healers = 0, 0, 0, 0
     for unit in range(rules.agents + rules.enemies):
@@ -30,9 +31,9 @@ def battle_outcome(rules, stats, unit_float):
 
 @compiled
 def step_reward(rules, stats, unit_float, outcome):
-    """The reward of a step that ended with `outcome`; brings COUNTED up to date.
+    """Return the reward of a step that ended with `outcome`, and update COUNTED.
 
-    Where only what is positive is paid, SMAC pays for what an enemy regenerates, and SMACv2 nothing.
+    With `only_positive`, SMAC takes the absolute value, so that regeneration of enemies pays too. SMACv2 clips at 0.
     """
     damage, kills, lost = 0.0, 0.0, 0.0
     for unit in range(rules.agents + rules.enemies):

@@ -8,7 +8,7 @@ pytest.importorskip("numba")
 
 from marl.envs.smac import batch, make
 from marl.envs.smac.engine.fields import COOLDOWN, HEALTH, LAST, SHIELD, X, Y
-from marl.envs.smac.scripted import FIRST_TARGET, NORTH, STOP, ScriptedTeam, UnitTables, read, shoot
+from marl.envs.smac.scripted import FIRST_TARGET, NORTH, STOP, ScriptedTeam, UnitTables, choose_targets, decode_state
 from marl.errors import ConfigError
 from marl.evaluation import paired_seeds, run_episodes
 from marl.registry import AGENTS, NoOptions, find_env
@@ -45,16 +45,16 @@ def test_the_state_says_where_the_units_are(task):
     team, obs = ScriptedTeam(env.spec, kites=False), env.reset([3, 4])
     for _ in range(18):
         obs = env.step(team.choose(obs.state, obs.action_mask)).obs
-    facts = UnitTables(task)
-    scene, unit_float = read(facts, obs.state, obs.action_mask), env._battles.battle.unit_float
-    agents, living = facts.agents, unit_float[:, HEALTH] > 0
-    assert (unit_float[:, HEALTH] < facts.health).any()
-    np.testing.assert_allclose(scene.health, unit_float[:, HEALTH], atol=1e-3)
-    np.testing.assert_allclose(scene.shield, unit_float[:, SHIELD], atol=1e-3)
-    np.testing.assert_allclose(scene.place[living], unit_float[:, [X, Y]].swapaxes(1, 2)[living], atol=1e-4)
-    armed = living[:, :agents] & ~facts.healer[:agents]
-    np.testing.assert_allclose(scene.cooldown[armed], unit_float[:, COOLDOWN, :agents][armed], atol=1e-3)
-    assert (scene.last[armed] == env._battles.battle.unit_int[:, LAST, :agents][armed]).all()
+    tables = UnitTables(task)
+    view, unit_float = decode_state(tables, obs.state, obs.action_mask), env._battles.battle.unit_float
+    agents, living = tables.agents, unit_float[:, HEALTH] > 0
+    assert (unit_float[:, HEALTH] < tables.health).any()
+    np.testing.assert_allclose(view.health, unit_float[:, HEALTH], atol=1e-3)
+    np.testing.assert_allclose(view.shield, unit_float[:, SHIELD], atol=1e-3)
+    np.testing.assert_allclose(view.place[living], unit_float[:, [X, Y]].swapaxes(1, 2)[living], atol=1e-4)
+    armed = living[:, :agents] & ~tables.healer[:agents]
+    np.testing.assert_allclose(view.cooldown[armed], unit_float[:, COOLDOWN, :agents][armed], atol=1e-3)
+    assert (view.last[armed] == env._battles.battle.unit_int[:, LAST, :agents][armed]).all()
 
 
 @pytest.mark.parametrize("agent", ["focus-fire", "kiting"])
@@ -100,19 +100,19 @@ def test_a_battle_is_played_the_same_alone_and_in_a_batch_and_again(task, kites)
 
 
 def test_no_more_shoot_than_a_kill_takes():
-    env, facts = make("3m"), UnitTables("3m")
+    env, tables = make("3m"), UnitTables("3m")
     line = {0: (10, 15, 45, 0), 1: (10, 16, 45, 0), 2: (10, 17, 45, 0)}
     for weak, expected in ((5.0, 1), (6.0, 1), (6.5, 2), (12.5, 3), (40.0, 3)):
-        scene = read(facts, *arrange(env, line | {3: (14, 16, weak, 0), 4: (14, 15.5, 45, 0)}))
-        chosen = shoot(facts, scene)[0]
+        view = decode_state(tables, *arrange(env, line | {3: (14, 16, weak, 0), 4: (14, 15.5, 45, 0)}))
+        chosen = choose_targets(tables, view)[0]
         assert (chosen == FIRST_TARGET).sum() == expected
         assert (chosen == FIRST_TARGET + 1).sum() == 3 - expected
 
 
 def test_weapons_that_cool_down_leave_the_kill_to_others():
-    env, facts = make("3m"), UnitTables("3m")
+    env, tables = make("3m"), UnitTables("3m")
     units = {0: (10, 15, 45, 12), 1: (10, 16, 45, 0), 2: (10, 17, 45, 0), 3: (14, 16, 6, 0), 4: (14, 15.5, 45, 0)}
-    chosen = shoot(facts, read(facts, *arrange(env, units)))[0]
+    chosen = choose_targets(tables, decode_state(tables, *arrange(env, units)))[0]
     assert chosen[1] == FIRST_TARGET
     assert chosen[2] == FIRST_TARGET + 1
 
@@ -142,9 +142,9 @@ def test_a_stalker_steps_back_from_a_zealot_only_while_that_costs_no_shot():
     env = make("3s_vs_3z")
     teams = {kites: ScriptedTeam(env.spec, kites) for kites in (False, True)}
     for apart, cooldown, shoots in ((4.5, 0, True), (4.5, 18, True), (2.5, 18, False), (1.6, 0, False)):
-        scene = arrange(env, {0: (16, 16, 80, cooldown), 3: (16 + apart, 16, 100, 0)})
-        assert teams[False].choose(*scene)[0, 0] == FIRST_TARGET
-        chosen = teams[True].choose(*scene)[0, 0]
+        view = arrange(env, {0: (16, 16, 80, cooldown), 3: (16 + apart, 16, 100, 0)})
+        assert teams[False].choose(*view)[0, 0] == FIRST_TARGET
+        chosen = teams[True].choose(*view)[0, 0]
         assert (chosen == FIRST_TARGET) == shoots
         if not shoots:
             assert NORTH <= chosen < FIRST_TARGET
@@ -162,9 +162,9 @@ def test_who_would_die_gives_its_place_to_a_healthy_ally():
     env = make("3m")
     near = {3: (15, 16, 45, 0), 4: (15, 16.9, 45, 0)}
     for health, cooldown, leaves in ((10, 10, True), (45, 10, False), (10, 0, False)):
-        scene = arrange(env, {0: (10, 16, health, cooldown), 1: (9.4, 15, 45, 10)} | near)
-        assert (ScriptedTeam(env.spec, True).choose(*scene)[0, 0] < FIRST_TARGET) == leaves
-        assert ScriptedTeam(env.spec, False).choose(*scene)[0, 0] >= FIRST_TARGET
+        view = arrange(env, {0: (10, 16, health, cooldown), 1: (9.4, 15, 45, 10)} | near)
+        assert (ScriptedTeam(env.spec, True).choose(*view)[0, 0] < FIRST_TARGET) == leaves
+        assert ScriptedTeam(env.spec, False).choose(*view)[0, 0] >= FIRST_TARGET
     last = arrange(env, {0: (10, 16, 10, 10)} | near)
     assert ScriptedTeam(env.spec, True).choose(*last)[0, 0] >= FIRST_TARGET
 

@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("numba")
 
 from marl.envs.smac import batch
-from marl.envs.smac.engine import thread_pool as crew
+from marl.envs.smac.engine import thread_pool
 
 PREAMBLE = """
 import os, sys
 import numpy as np
 from marl.envs.smac import batch
-from marl.envs.smac.engine import thread_pool as crew
-crew.WORTH = 1
+from marl.envs.smac.engine import thread_pool
+thread_pool.UNITS_PER_THREAD = 1
 
 def play(env, steps):
     env.reset(range(env.num_envs))
@@ -34,15 +34,15 @@ expected = play(env, 20)
 def count(done, desk, helps):
     """Work in Python: note each battle that was claimed."""
     if not helps:
-        crew.publish(desk, len(done))
-    first, last = crew.take_work(desk, helps, 0, 0)
+        thread_pool.publish(desk, len(done))
+    first, last = thread_pool.take_work(desk, helps, 0, 0)
     while first < last:
         done[first:last] += 1
-        first, last = crew.take_work(desk, helps, last - first, last - first)
-    return int(desk[crew.ENDED])
+        first, last = thread_pool.take_work(desk, helps, last - first, last - first)
+    return int(desk[thread_pool.ENDED])
 
 
-class Count(crew.ThreadPool):
+class Count(thread_pool.ThreadPool):
     def __init__(self, battles, threads, work=None):
         self.done = np.zeros(battles, np.int64)
         super().__init__(
@@ -89,12 +89,12 @@ def test_a_helper_that_fails_is_heard():
             broken.play()
             time.sleep(0.001)
 
-    with pytest.raises(RuntimeError, match="helper of the battle engine failed") as error:
+    with pytest.raises(RuntimeError, match="worker thread of the battle engine failed") as error:
         play_on()
     assert isinstance(error.value.__cause__, ValueError)
 
 
-def test_a_caller_that_fails_sends_the_helpers_home():
+def test_a_caller_that_fails_ends_the_workers():
     def work(done, _, desk, helps):
         ended = count(done, desk, helps)
         if not helps and done[0] == 3:
@@ -110,7 +110,7 @@ def test_a_caller_that_fails_sends_the_helpers_home():
 
 
 def test_threads_go_with_their_battles(monkeypatch):
-    monkeypatch.setattr(crew, "WORTH", 1)
+    monkeypatch.setattr(thread_pool, "UNITS_PER_THREAD", 1)
     before = threading.active_count()
     envs = [batch("3m", 4, 3) for _ in range(2)]
     for env in envs:
@@ -129,9 +129,9 @@ def test_threads_go_with_their_battles(monkeypatch):
 
 
 def test_few_units_are_left_to_one_thread():
-    assert crew.useful_threads(8, 6) == 1
-    assert crew.useful_threads(8, 64 * 6) == 2
-    assert crew.useful_threads(2, 1024 * 16) == 2
+    assert thread_pool.useful_threads(8, 6) == 1
+    assert thread_pool.useful_threads(8, 64 * 6) == 2
+    assert thread_pool.useful_threads(2, 1024 * 16) == 2
 
 
 def run(code, timeout=240):  # the first one on a machine compiles the engine
@@ -140,18 +140,18 @@ def run(code, timeout=240):  # the first one on a machine compiles the engine
     )
 
 
-def test_a_process_ends_with_helpers_asleep():
+def test_a_process_ends_with_workers_asleep():
     done = run("print(len(expected))")
     assert (done.returncode, done.stdout, done.stderr) == (0, "20\n", "")
 
 
-def test_a_forked_process_has_helpers_of_its_own():
+def test_a_forked_process_has_workers_of_its_own():
     code = """
 for _ in range(20):
     child = os.fork()
     if child == 0:
         again = play(env, 20)
-        if again == expected and len(env._battles._crew._helpers) == 1:
+        if again == expected and len(env._battles._pool._workers) == 1:
             env.close()
             os._exit(0)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""A server in the game's place that fails on demand: `python -m tests.support.mischief -listen HOST -port PORT ...`."""
+"""A server in the game's place that fails on demand: `python -m tests.support.faulty_sc2_server -port PORT ...`."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from marl.envs.smac.sc2 import serve
 from marl.envs.smac.sc2.embedded_game import common
 
 
-class Mischief:
+class FaultyHandler:
     """Answers as the server does, until a file in its data folder, `once` or `always`, says what to do instead.
 
     The file holds a failure and the request that it is the answer to, such as `crash step`.
@@ -32,7 +32,7 @@ class Mischief:
                 if request.WhichOneof("request") == name:
                     if file.name == "once":
                         file.unlink()
-                    print("mischief:", kind, file=sys.stderr, flush=True)
+                    print("faults:", kind, file=sys.stderr, flush=True)
                     return self.misbehave(kind, api.Response.FromString(answer))
         return answer
 
@@ -71,5 +71,5 @@ class Mischief:
 
 if __name__ == "__main__":
     parsed = serve.parse_arguments(sys.argv[1:])
-    handler = Mischief(serve.make_session(parsed), Path(parsed.dataDir))
+    handler = FaultyHandler(serve.make_session(parsed), Path(parsed.dataDir))
     sys.exit(serve.run_server(handler, parsed.listen, parsed.port))

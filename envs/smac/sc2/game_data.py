@@ -6,7 +6,7 @@ from typing import Any
 
 from marl.envs.sc2.ids import ATTACK, HEAL, MOVE, SMART, STOP, UNITS
 from marl.envs.sc2.protos import load
-from marl.envs.smac.engine import battle as engine
+from marl.envs.smac.engine.battle import HEAL_RANGE
 from marl.envs.smac.maps import DATA
 
 load()  # before the imports that need what it builds
@@ -82,7 +82,7 @@ def draw_ability(number: int) -> Any:
         is_instant_placement=False,
     )
     if ability == HEAL:
-        message.cast_range = engine.HEAL_RANGE
+        message.cast_range = HEAL_RANGE
     return message
 
 

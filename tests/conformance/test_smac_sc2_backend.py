@@ -34,10 +34,10 @@ from marl.envs.smac.sc2.backend import GameSetup, api, read_ground, read_span
 from marl.envs.testing import check_env, check_vector_env
 from marl.errors import ConfigError, EnvironmentContractError
 from marl.experiments import cli
-from tests.support.games import choose, install, installed, make_real, mischief, same_obs
+from tests.support.games import choose, faults, install, installed, make_real, same_obs
 from tests.support.smac import EVERY_MAP
 
-__all__ = ["install", "installed", "mischief"]
+__all__ = ["faults", "install", "installed"]
 
 pytestmark = pytest.mark.usefixtures("install")
 
@@ -119,9 +119,9 @@ def test_moves_are_offered_where_the_game_says_that_one_can_walk(monkeypatch):
     env.close()
 
 
-def test_the_state_divides_by_the_playable_area_that_the_game_reports(mischief):
+def test_the_state_divides_by_the_playable_area_that_the_game_reports(faults):
     """The center is that of the whole map, as in SMAC; observations and masks do not depend on the area."""
-    (mischief / "always").write_text("area game_info")
+    (faults / "always").write_text("area game_info")
     embedded, other = make("MMM", obs_own_pos=True), make_real("MMM", obs_own_pos=True)
     expected, obs = embedded.reset(3), other.reset(3)
     for _ in range(2):
@@ -268,17 +268,17 @@ def test_seeds_decide_and_entropy_differs():
 
 
 def test_what_a_game_begins_with(install):
-    def begin(task, **options):
+    def new_setup(task, **options):
         opening = GameSetup(find_install(), load_map(task), SmacOptions(backend="sc2", **options))
         return opening.create(5), opening.join()
 
-    create, join = begin("2m_vs_1z", difficulty="A")
+    create, join = new_setup("2m_vs_1z", difficulty="A")
     assert (create.random_seed, create.realtime, create.local_map.map_path) == (5, False, "SMAC_Maps/2m_vs_1z.SC2Map")
     assert create.local_map.map_data == (install / "Maps" / "SMAC_Maps" / "2m_vs_1z.SC2Map").read_bytes()
     player, computer = create.player_setup
     assert (player.type, computer.type, computer.race, computer.difficulty) == (api.Participant, api.Computer, 3, 10)
     assert (join.race, join.options.raw, join.options.score) == (1, True, False)
-    create, join = begin("6h_vs_8z")
+    create, join = new_setup("6h_vs_8z")
     assert (create.player_setup[1].race, create.player_setup[1].difficulty, join.race) == (3, 7, 2)
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from marl.envs.smac import make
-from marl.envs.smac.engine.combat import GOING, IDLE
 from marl.envs.smac.engine.fields import (
     FIRST_TARGET,
     GOAL_X,
     GOAL_Y,
     HEALTH,
+    IDLE,
     LAST,
+    MOVING,
     ORDER,
     RADIUS,
     SHIELD,
@@ -27,12 +28,12 @@ from marl.envs.smac.engine.fields import (
 from marl.envs.smac.maps import DATA, load_map
 from marl.envs.smac.render import image as paint
 from marl.envs.smac.render.image import (
+    ATTENTION_COLOR,
     FLASH,
     HEADER,
-    HEALTHY,
-    LOOKED,
-    MENDED,
-    SHIELDED,
+    HEAL_COLOR,
+    HEALTH_COLOR,
+    SHIELD_COLOR,
     SHOTS,
     SIDES,
     TABLE,
@@ -41,7 +42,7 @@ from marl.envs.smac.render.image import (
     Painter,
 )
 from marl.envs.smac.render.text import GLYPHS, draw_text, reachable, window
-from marl.envs.smac.render.video import HOLD, PACE
+from marl.envs.smac.render.video import END_FRAMES, LOOPS_PER_FRAME
 from marl.envs.smac.scripted import ScriptedTeam
 from marl.errors import MissingDependencyError
 from tests.support.smac import EVERY_MAP, Arena
@@ -106,7 +107,7 @@ def test_discs_have_the_true_radius_and_nothing_spills_over(kind):
         assert extent == pytest.approx(wide, abs=2.0)
 
 
-@pytest.mark.parametrize(("field", "color"), [(HEALTH, HEALTHY), (SHIELD, SHIELDED)])
+@pytest.mark.parametrize(("field", "color"), [(HEALTH, HEALTH_COLOR), (SHIELD, SHIELD_COLOR)])
 def test_the_rims_are_as_long_as_health_and_shield(field, color):
     scene = Scene([("stalker", 10.0, 16.0)], [("marine", 28.0, 28.0)])
 
@@ -123,7 +124,7 @@ def test_the_rims_are_as_long_as_health_and_shield(field, color):
 
 def test_units_without_shields_show_none():
     scene = Scene([("marine", 10.0, 16.0)], [("zergling", 20.0, 16.0)])
-    assert not like(scene.paint()[HEADER:], SHIELDED, 40).any()
+    assert not like(scene.paint()[HEADER:], SHIELD_COLOR, 40).any()
 
 
 def test_the_dead_leave_a_cross_that_fades():
@@ -155,7 +156,7 @@ def test_every_shot_is_seen_as_a_line_to_its_victim():
         elif shots == 0:
             assert not like(scene.around(scene.paint(), 12, 16, 0.2), SHOTS[0], 40).any()
     assert shots >= 2
-    assert FLASH >= PACE, "a shot is over before the next picture"
+    assert FLASH >= LOOPS_PER_FRAME, "a shot is over before the next picture"
     assert not like(quiet, SHOTS[0], 40).any()
 
 
@@ -194,20 +195,20 @@ def test_a_suicide_unit_explodes_as_far_as_its_splash_reaches():
 def test_healing_is_a_green_line():
     scene = Scene([("medivac", 10.0, 16.0), ("marine", 13.0, 16.0)], [("marine", 28.0, 28.0)])
     scene.arena.unit_float[HEALTH, 1] = 10.0
-    assert not like(scene.paint(), MENDED, 60).any()
+    assert not like(scene.paint(), HEAL_COLOR, 60).any()
     scene.arena.command(0, FIRST_TARGET + 1)
     scene.arena.play()
     assert scene.arena.health[1] > 10.0
-    assert like(scene.around(scene.paint(), 11.5, 16, 0.4), MENDED, 70).any()
+    assert like(scene.around(scene.paint(), 11.5, 16, 0.4), HEAL_COLOR, 70).any()
     scene.arena.command(0, 1)
     scene.arena.play()
-    assert not like(scene.paint(), MENDED, 60).any()
+    assert not like(scene.paint(), HEAL_COLOR, 60).any()
 
 
 def test_orders_lead_to_where_agents_were_sent():
     scene = Scene([("marine", 10.0, 16.0)], [("marine", 28.0, 28.0)])
     calm = scene.paint().astype(int)
-    scene.arena.unit_int[ORDER, 0] = GOING
+    scene.arena.unit_int[ORDER, 0] = MOVING
     scene.arena.unit_float[[GOAL_X, GOAL_Y], 0] = 12.0, 19.0
     changed = (scene.paint() != calm).any(-1)
     assert changed[scene.pixel(12, 19)]
@@ -259,7 +260,7 @@ def test_rows_of_the_table_of_attention_look_at_columns():
     top, left, cell = HEADER + 8, frame.shape[1] - 8 - TABLE, TABLE / 3
     middle = (np.arange(3) + 0.5) * cell
     shown = frame[np.ix_((top + middle).astype(int), (left + middle).astype(int))].astype(float)
-    strength = np.abs(shown - shown[0, 2]).sum(-1) / np.abs(np.array(LOOKED) - shown[0, 2]).sum()
+    strength = np.abs(shown - shown[0, 2]).sum(-1) / np.abs(np.array(ATTENTION_COLOR) - shown[0, 2]).sum()
     np.testing.assert_allclose(strength, weights, atol=0.03)
 
 
@@ -271,7 +272,7 @@ def test_attention_of_the_dead_is_not_drawn():
     weights[1, 0] = weights[0, 2] = 1.0
     assert (scene.paint(weights) == plain).all()
     weights[2, 1] = 1.0
-    assert like(scene.paint(weights), LOOKED, 60)[HEADER:-30].any()
+    assert like(scene.paint(weights), ATTENTION_COLOR, 60)[HEADER:-30].any()
 
 
 @pytest.mark.parametrize("task", EVERY_MAP)
@@ -308,7 +309,7 @@ def test_walls_and_ground_differ_where_the_map_says_so():
     frame = painter.paint(Frame(far, np.full((7, units), -1), np.zeros(units), ""))
     west, east, south, north = window(battle_map)
     ground = reachable(battle_map)
-    scale = painter.scale // paint.FINE
+    scale = painter.scale // paint.SUPERSAMPLING
     for x in range(west, east):
         for y in range(south, north):
             color = frame[int(HEADER + (north - y - 0.5) * scale), int((x - west + 0.5) * scale)]
@@ -414,7 +415,7 @@ def test_captions_tell_step_return_and_result(monkeypatch):
     assert captions[-1][4] == ("won" if env._battles.infos([0])[0]["success"] else "lost")
     assert captions[-2][3] == f"return {sum(rewards[:-1]):.2f}", "a reward is paid at the end of its step"
     assert all(len(caption) == 4 for caption in captions[:-1])
-    assert len(drawn[-1]) == 4 + HOLD
+    assert len(drawn[-1]) == 4 + END_FRAMES
     assert all((frame == drawn[-1][3]).all() for frame in drawn[-1][3:])
 
 

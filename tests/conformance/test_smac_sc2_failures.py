@@ -27,9 +27,9 @@ from marl.envs.smac.sc2 import backend as real_module
 from marl.envs.smac.sc2.backend import api
 from marl.envs.smac.sc2.serve import make_install
 from marl.errors import ConfigError, MissingDependencyError
-from tests.support.games import choose, install, installed, make_real, mischief, processes, same_obs, wait_until_gone
+from tests.support.games import choose, faults, install, installed, make_real, processes, same_obs, wait_until_gone
 
-__all__ = ["install", "installed", "mischief"]
+__all__ = ["faults", "install", "installed"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,13 +74,13 @@ FAILURES = {
 }
 
 
-def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog):
+def test_a_game_that_fails_in_a_step_is_started_anew(faults, caplog):
     env = make_real("3m")
     for kind, part in FAILURES.items():
         before = env.reset(5)
         seen = {name: getattr(before, name).copy() for name in ("agents", "alive", "action_mask", "state")}
         first = env._battles._instances[0]._game.pid
-        (mischief / "once").write_text(kind)
+        (faults / "once").write_text(kind)
         env._battles.view.reward[:] = 9
         step = env.step(np.array([4, 4, 4]))
         assert (step.terminated, step.truncated, step.reward.tolist()) == (False, True, [0, 0, 0]), kind
@@ -91,7 +91,7 @@ def test_a_game_that_fails_in_a_step_is_started_anew(mischief, caplog):
         assert part in message, message
         assert "smac/3m, environment 0" in message
         if kind.split()[0] not in ("ended", "stub", "id"):
-            assert f"mischief: {kind.split()[0]}" in message, "the game's own log is shown"
+            assert f"faults: {kind.split()[0]}" in message, "the game's own log is shown"
         with pytest.raises(RuntimeError, match="no running episode"):
             env.step(np.array([4, 4, 4]))
         assert env._battles._instances[0]._wire_seed() not in (4, 5, 6), "the same battle would only be lost again"
@@ -133,7 +133,7 @@ def launches(monkeypatch):
     return launches
 
 
-@pytest.mark.usefixtures("mischief")
+@pytest.mark.usefixtures("faults")
 def test_the_others_of_a_batch_play_on(caplog):
     def run(harm):
         vector = batch("3m", 3, backend="sc2")
@@ -162,13 +162,13 @@ def test_the_others_of_a_batch_play_on(caplog):
     assert "ended with code -9" in caplog.text
 
 
-def test_a_game_that_always_fails_is_given_up_with_its_own_words(mischief, launches):
+def test_a_game_that_always_fails_is_given_up_with_its_own_words(faults, launches):
     env = make_real("3m")
-    (mischief / "always").write_text("refuse create_game")
-    with pytest.raises(GameError, match=r"(?s)environment 0: lost 3 times .*MissingMap: 'no such map here'.*mischief"):
+    (faults / "always").write_text("refuse create_game")
+    with pytest.raises(GameError, match=r"(?s)environment 0: lost 3 times .*MissingMap: 'no such map here'.*faults"):
         env.reset(0)
     assert len(launches) == 3
-    (mischief / "always").write_text("crash step")
+    (faults / "always").write_text("crash step")
     env = make_real("3m")
     for number in range(3):
         env.reset(None if number else 0)
@@ -192,22 +192,22 @@ def test_losses_with_a_step_in_between_do_not_add_up(monkeypatch):
     env.close()
 
 
-def test_a_game_that_fails_between_battles_is_started_anew(mischief, caplog):
+def test_a_game_that_fails_between_battles_is_started_anew(faults, caplog):
     env, embedded = make_real("3m", max_steps=2), make("3m", max_steps=2)
-    (mischief / "once").write_text("garbage join_game")
+    (faults / "once").write_text("garbage join_game")
     same_obs(env.reset(8), embedded.reset(8))
     assert "failed to answer to join_game" in caplog.text
     for _ in range(2):
         step = env.step(np.array([4, 4, 4]))
     assert step.truncated
     assert "restarted" not in step.info
-    (mischief / "once").write_text("crash debug")
+    (faults / "once").write_text("crash debug")
     assert env.reset().alive.all()
     assert "failed to answer to debug, step, observation" in caplog.text
     env.close()
 
 
-@pytest.mark.usefixtures("mischief")
+@pytest.mark.usefixtures("faults")
 def test_a_game_that_ends_at_once_tells_why():
     binary = find_install().binary
     binary.write_text("#!/bin/sh\necho libSDL is missing >&2\nexit 5\n")
@@ -218,7 +218,7 @@ def test_a_game_that_ends_at_once_tells_why():
         Game(find_install())
 
 
-@pytest.mark.usefixtures("mischief")
+@pytest.mark.usefixtures("faults")
 def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog, launches):
     monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 1.0)
     monkeypatch.setattr(game_module, "LONG_REPLY_SECONDS", 0.3)
@@ -236,7 +236,7 @@ def test_a_game_that_never_listens_is_given_up(monkeypatch, caplog, launches):
     env.close()
 
 
-@pytest.mark.usefixtures("mischief")
+@pytest.mark.usefixtures("faults")
 def test_a_peer_that_is_no_game_is_given_up(monkeypatch):
     """Something else listens, and says nothing."""
     monkeypatch.setattr(game_module, "REPLY_SECONDS", 0.5)
@@ -247,7 +247,7 @@ def test_a_peer_that_is_no_game_is_given_up(monkeypatch):
             Game(find_install())
 
 
-@pytest.mark.usefixtures("mischief")
+@pytest.mark.usefixtures("faults")
 def test_a_peer_without_the_game_s_address_is_given_up(monkeypatch):
     """The game says so too, before it is ready; but not for ever."""
     monkeypatch.setattr(game_module, "LAUNCH_SECONDS", 1.0)
