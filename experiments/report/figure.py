@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from marl.errors import ConfigError, MissingDependencyError
-from marl.experiments.report.analysis import SHARES, THRESHOLDS, Report, Row
+from marl.experiments.report.analysis import METRIC_BOUNDS, SHARES, THRESHOLDS, Report, Row
 from marl.experiments.report.styles import color, dashes, label, task_label
 from marl.tracking.metrics import axis_label
 
@@ -113,7 +113,7 @@ def draw_task(panel: Any, report: Report, task: str, styles: dict[str, Any], *, 
     panel.set_ylabel(axis_label(f"eval/{report.options.metric}").removeprefix("eval/"))
     panel.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
     panel.grid(alpha=0.25, linewidth=0.5)
-    if bounds := report.options.bounds_of(task):
+    if bounds := METRIC_BOUNDS.get(report.options.metric):
         margin = 0.03 * (bounds[1] - bounds[0])
         panel.set_ylim(bounds[0] - margin, bounds[1] + margin)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from marl.experiments.report.analysis import SHARES, THRESHOLDS, Report, Row
+from marl.experiments.report.analysis import METRIC_BOUNDS, SHARES, THRESHOLDS, Report, Row
 from marl.experiments.report.figure import Axis
 from marl.experiments.report.styles import color, dashes, label, task_label
 from marl.experiments.report.tables import PERCENTAGES, Table, tables
@@ -47,7 +47,10 @@ def summary(report: Report) -> str:
 
 def to_html(table: Table) -> str:
     """Return a table whose headers sort its rows."""
-    head = "".join(f'<th scope="col"><button>{html.escape(each)}</button></th>' for each in table.headers)
+    head = "".join(
+        f'<th scope="col"{"" if number < table.left else " class=n"}><button>{html.escape(each)}</button></th>'
+        for number, each in enumerate(table.headers)
+    )
     rows = "".join(
         "<tr>"
         + "".join(
@@ -84,7 +87,7 @@ def data(report: Report, x: Axis) -> dict[str, Any]:
             {
                 "title": task_label(task, report.tasks),
                 "y": report.options.metric,
-                "bounds": report.options.bounds_of(task),
+                "bounds": METRIC_BOUNDS.get(report.options.metric),
                 "percent": report.options.metric in PERCENTAGES,
                 "curves": curves,
             }

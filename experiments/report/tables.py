@@ -126,11 +126,10 @@ def overall_table(report: Report) -> Table | None:
     rows = tuple(
         (
             label(each.name),
-            estimate(scale, each.iqm),
-            estimate(scale, each.median),
-            estimate(scale, each.mean),
-            estimate(scale, each.optimality_gap),
-            estimate(scale, each.on_the_way),
+            *(
+                format_score(scale, *_rounded(found, 9 if scale else 3))
+                for found in (each.iqm, each.median, each.mean, each.optimality_gap, each.on_the_way)
+            ),
             "-" if each.name == first else format_score("", *_rounded(each.improvement[first])),
         )
         for each in report.aggregates
@@ -159,8 +158,9 @@ def improvement_table(report: Report) -> Table | None:
     return Table(caption, ("agent", *map(label, names)), rows, left=1)
 
 
-def _rounded(each: Estimate) -> tuple[float, float, float]:
-    return round(each.value, 2), round(each.low, 2), round(each.high, 2)
+def _rounded(each: Estimate, digits: int = 2) -> tuple[float, float, float]:
+    """Return value, low and high with `digits` decimals."""
+    return round(each.value, digits), round(each.low, digits), round(each.high, digits)
 
 
 def tables(report: Report) -> list[Table]:
