@@ -12,7 +12,7 @@ from marl.callbacks import Callback
 from marl.config import RunConfig, from_yaml, override, to_yaml
 from marl.errors import ConfigError
 from marl.evaluation import EpisodeRow, summarize
-from marl.experiments.play import evaluate_task, resolve
+from marl.experiments.play import evaluate_task, load_agent
 from marl.experiments.presets import by_name, choose
 from marl.factories import factory_name
 from marl.registry import find_family
@@ -133,7 +133,7 @@ def evaluate(
         subject=name, agent=agent, env=env, which=str(which), act=act, trust=trust, env_options=chosen
     )
     parsed.episodes, parsed.num_envs, parsed.eval_max_steps = episodes, num_envs, eval_max_steps
-    loaded = resolve(parsed)
+    loaded = load_agent(parsed)
     rows = {task.label: evaluate_task(loaded, task, parsed) for task in loaded.config.tasks}
     summaries = {task: summarize(each, "test") for task, each in rows.items()}
     if len(rows) == 1:

@@ -57,7 +57,7 @@ class LoadedAgent:
         return parsed.act == "greedy" or (parsed.act == "run" and not self.config.evaluation.eval_stochastic)
 
 
-def resolve(parsed: Any) -> LoadedAgent:
+def load_agent(parsed: Any) -> LoadedAgent:
     """Load the run, checkpoint or environment that the subject names."""
     subject, agent, which = parsed.subject, parsed.agent, parsed.which
     path = Path(subject)
@@ -68,7 +68,7 @@ def resolve(parsed: Any) -> LoadedAgent:
         folder = path.parent.parent if checkpoint_only else path
         config, typed = read_config(folder), set()
         if parsed.env:
-            config = elsewhere(config, parsed.env)
+            config = config_for_env(config, parsed.env)
             typed = external_of_env(default_config(parsed.env, config.agent))
         require_trust(folder, (external_of_env(config) - typed) | external_of_algorithm(config), parsed.trust)
         root = path if checkpoint_only else path / "checkpoints"
@@ -96,7 +96,7 @@ def resolve(parsed: Any) -> LoadedAgent:
     return LoadedAgent(config, f"{agent} on {subject}", None, ValueNorm(0.0))
 
 
-def elsewhere(config: RunConfig, env: str) -> RunConfig:
+def config_for_env(config: RunConfig, env: str) -> RunConfig:
     """Return the configuration for another environment, with the same options if it is of the same family."""
     entry = find_family(env)
     kept = config.env_options if entry.name == find_family(config.env).name else entry.options()
@@ -116,7 +116,7 @@ def print_eval(parsed: Any) -> None:
     require_episodes("episodes", parsed.episodes)
     if parsed.num_envs < 1:
         raise ConfigError(f"num_envs={parsed.num_envs}; give 1 or more")
-    subject = resolve(parsed)
+    subject = load_agent(parsed)
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
     tasks, lines = subject.config.tasks, []
@@ -211,20 +211,20 @@ class Viewer:
         """Show the last reset or step."""
         if self.film is not None:
             for picture in self.film.draw(attention):
-                self.add(picture)
+                self.add_frame(picture)
             return
         with named_errors(self.name):
             shown = self.env.render()
         if isinstance(shown, str):
-            self.refuse("video", "text", "pictures")
+            self.refuse_view("video", "text", "pictures")
             self.refuse_video_options()
             print(shown)
             self.drawn = True
         elif shown is not None:
-            self.refuse("text", "pictures", "text")
-            self.add(shown)
+            self.refuse_view("text", "pictures", "text")
+            self.add_frame(shown)
 
-    def refuse(self, view: str, drawn: str, absent: str) -> None:
+    def refuse_view(self, view: str, drawn: str, absent: str) -> None:
         """Raise ConfigError if `view` was requested, which the environment does not draw."""
         if self.view == view:
             raise ConfigError(f"{self.name} draws {drawn}, not {absent}; leave out --view {view}")
@@ -234,13 +234,13 @@ class Viewer:
         if self.video_only:
             raise ConfigError(f"{self.name} is shown as text, so {self.video_only[0]} has no effect; leave it out")
 
-    def add(self, picture: np.ndarray) -> None:
+    def add_frame(self, picture: np.ndarray) -> None:
         """Append a frame to the video."""
         self.writer = self.writer or open_video(self.out, self.fps)
         self.writer.append_data(picture)
         self.drawn = True
 
-    def end(self) -> None:
+    def show_end(self) -> None:
         """Print the last moment of an episode as text if only frames of it were shown."""
         if self.film is not None and isinstance(text := self.env.render(), str):
             print(text)
@@ -253,7 +253,7 @@ class Viewer:
 
 def show(parsed: Any) -> None:
     """Run `marl play`: print a transcript, write a video into the run's folder, or print text."""
-    subject = resolve(parsed)
+    subject = load_agent(parsed)
     with named_errors(subject.task.name):
         env = EnvFactory(subject.task.name, drawing_options(subject.task))()
     try:
@@ -261,12 +261,12 @@ def show(parsed: Any) -> None:
         if parsed.view in (None, "transcript") and policy.has_transcript:
             print_transcript(subject, policy, parsed)
         else:
-            draw(subject, policy, env, parsed)
+            show_frames(subject, policy, env, parsed)
     finally:
         close_env(env, subject.task.name)
 
 
-def draw(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
+def show_frames(subject: LoadedAgent, policy: Policy, env: Env, parsed: Any) -> None:
     """Show episodes as a video or as the text that the environment renders."""
     name = subject.task.name
     if parsed.view == "transcript":
@@ -408,7 +408,7 @@ def play_episode(
             viewer.show(policy.attention(played.inputs, nodes)[0].cpu().numpy() if attention else None)
         if not played.cut[0] and played.ended[0]:
             end = "terminated" if step.terminated[0] else "reached the time limit"
-    viewer.end()
+    viewer.show_end()
     print(f"return {total:.6g} in {length} steps; {end}")
 
 

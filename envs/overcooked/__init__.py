@@ -66,10 +66,10 @@ class Overcooked(TextEnv):
     def render(self) -> str:
         """Return prompt, candidates and a map of the kitchen."""
         text = super().render()
-        return text if self.state is None else f"{text}\n\n{picture(self.renderer.rules, self.state)}"
+        return text if self.state is None else f"{text}\n\n{draw_map(self.renderer.rules, self.state)}"
 
 
-def picture(rules: Rules, kitchen: Kitchen) -> str:
+def draw_map(rules: Rules, kitchen: Kitchen) -> str:
     """Return a map of the kitchen: C cook, B board, D delivery, # counter, o bowl, foods by their first letter."""
     layout = rules.layout
     rows = [["#"] * layout.size for _ in range(layout.size)]

@@ -23,7 +23,7 @@ class TextRenderer:
         self.boards = ("the cutting board",) if len(boards) == 1 else tuple(f"the {n} cutting board" for n in ORDINALS)
         room = "one cutting board" if len(boards) == 1 else "two cutting boards"
         self.opening = f"You cook in a kitchen with {room}."
-        chopped = listed([f"chopped {name}" for name in rules.dish.recipe])
+        chopped = join_names([f"chopped {name}" for name in rules.dish.recipe])
         self.closing = f"To serve a {rules.dish.name}, with {chopped} in a bowl, the best next step is to"
         self.words = (WORDS, *(name for name, _ in rules.starts), rules.dish.name)
 
@@ -36,14 +36,14 @@ class TextRenderer:
         ]
         parts = [self.opening]
         if seen:
-            names = listed([named(thing) for thing in seen])
+            names = join_names([describe_thing(thing) for thing in seen])
             parts.append(f"{names[0].upper()}{names[1:]} {'is' if len(seen) == 1 else 'are'} on the counter.")
         for cell, board in zip(self.rules.layout.boards, self.boards, strict=True):
             if kitchen.at(cell) and sees(kitchen, cell):
-                parts.append(f"On {board} there is {bundle(kitchen.at(cell))}.")
+                parts.append(f"On {board} there is {describe_cell(kitchen.at(cell))}.")
         board = self._board_at_hand(kitchen)
         place = "" if board is None else f"stand at {self.boards[board]} and "
-        parts.append(f"You {place}carry {bundle(kitchen.carried) if kitchen.carried else 'nothing'}.")
+        parts.append(f"You {place}carry {describe_cell(kitchen.carried) if kitchen.carried else 'nothing'}.")
         return " ".join([*parts, self.closing])
 
     def label(self, kitchen: Kitchen, macro: Macro) -> str:
@@ -75,21 +75,21 @@ class TextRenderer:
         return f"the {food[0].name}" if offered else "nothing"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Join names: a, b and c."""
     return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + [names[-1]])
 
 
-def named(thing: Thing) -> str:
+def describe_thing(thing: Thing) -> str:
     """Return a thing with its article and state."""
     if thing.name == BOWL:
         return "a bowl"
     return f"a {'chopped' if thing.chopped else 'raw'} {thing.name}"
 
 
-def bundle(things: tuple[Thing, ...]) -> str:
+def describe_cell(things: tuple[Thing, ...]) -> str:
     """Describe the things in one cell: a food, or the bowl and its content."""
     if not has_bowl(things):
-        return named(things[0])
-    inside = [named(thing) for thing in things if thing.name != BOWL]
-    return f"a bowl with {listed(inside)}" if inside else "a bowl"
+        return describe_thing(things[0])
+    inside = [describe_thing(thing) for thing in things if thing.name != BOWL]
+    return f"a bowl with {join_names(inside)}" if inside else "a bowl"

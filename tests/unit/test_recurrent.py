@@ -252,7 +252,7 @@ def test_evaluations_and_transcripts_keep_the_recurrent_state():
     record_transcript(policy, one, 0, Links(), ValueNorm(0.0), max_steps=4)
     assert (policy.told, policy.valued) == ([[0], [1], [2], [3]], [[4]])
     policy = Counter(one.spec)
-    viewer: Any = SimpleNamespace(show=lambda *_: None, end=lambda: None)
+    viewer: Any = SimpleNamespace(show=lambda *_: None, show_end=lambda: None)
     play_episode(make_toy("chain"), policy, viewer, 0, True, max_steps=3)
     assert policy.told == [[0], [1], [2]]
 
