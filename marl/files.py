@@ -65,7 +65,8 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
 
     Without `wait`, raises BlockingIOError if another process holds it. On a file system without locks it does nothing.
     """
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    # The fallback is a marker file. One of a killed process on another machine would stay for ever.
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:

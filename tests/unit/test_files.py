@@ -36,12 +36,13 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch, number):
     def refuse(*_):
-        raise OSError(errno.ENOLCK, "no locks")
+        raise OSError(number, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with exclusive_lock(tmp_path / ".lock", wait=False):
+    with exclusive_lock(tmp_path / ".lock", wait=False), exclusive_lock(tmp_path / ".lock", wait=False):
         pass
 
 
