@@ -262,7 +262,8 @@ def train_until(config: RunConfig) -> None:
         if digest(read_config(folder)) != digest(config):
             raise ConfigError(f"{folder} was started with other settings; give another --name, or remove it")
         if trained_steps(folder) < config.steps:
-            resume(folder, {"steps": config.steps}, trust=True)  # its settings equal those of this command
+            # Its settings equal those of this command, except what a resumed run may change, such as trackers.
+            resume(folder, {"steps": config.steps, "trackers": config.trackers}, trust=True)
     else:
         start(config)
     if trained_steps(folder) < config.steps:

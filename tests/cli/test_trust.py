@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from marl import load_policy, run
 from marl.checkpoint.store import load
 from marl.errors import CheckpointError, ConfigError
 from marl.experiments import cli
+from marl.experiments.transfer import train_until
 from marl.registry import AGENTS
 from marl.trust import MARK, external_of_agent, external_of_env, key_path, mark_trusted, require_trust
 
@@ -143,3 +145,12 @@ def test_a_home_that_cannot_be_written_is_told_and_trusts_nothing(monkeypatch, h
     monkeypatch.setenv("HOME", str(home / "other"))
     with pytest.raises(ConfigError, match="not made here"):
         require_trust(home / "run", {"environment a:b"}, trust=False)
+
+
+def test_a_comparison_imports_no_tracker_that_a_run_s_files_name(home, small):
+    config = small(runs_dir="runs", steps=32, eval_episodes=0)
+    run.start(config)
+    file = Path("runs/run/config.yaml")
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"trackers": ["theirs:Tracker"]}))
+    train_until(replace(config, steps=64))
+    assert not (home / "imported").exists()
