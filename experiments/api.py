@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import yaml
+
 from marl import run
 from marl.callbacks import Callback
 from marl.config import RunConfig, from_yaml, override, to_yaml
@@ -15,7 +17,7 @@ from marl.evaluation import EpisodeRow, summarize
 from marl.experiments.play import evaluate_task, load_agent
 from marl.experiments.presets import by_name, choose
 from marl.factories import factory_name
-from marl.registry import find_family
+from marl.registry import find_family, require_options
 from marl.run import IfExists, Result
 from marl.run_folder import read_config_file
 from marl.settings import MAX_EPISODE_STEPS, require_episodes
@@ -63,10 +65,10 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
     if not options:
         return config
     try:
-        changed = override(config, options)
-    except TypeError as error:
+        text = to_yaml(override(config, options))
+    except (TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"options {dict(options)} hold a value of the wrong type: {error}") from error
-    return from_yaml(to_yaml(changed), "options")  # which checks the types
+    return from_yaml(text, "options")  # which checks the types
 
 
 def make_config(
@@ -128,7 +130,13 @@ def evaluate(
     if num_envs < 1:
         raise ConfigError(f"num_envs={num_envs}; give 1 or more")
     name = str(subject.folder if isinstance(subject, Result) else os.fspath(subject))
-    chosen = find_family(name).options(**env_options) if env_options else None
+    chosen = None
+    if env_options:
+        if Path(name).is_dir():
+            raise ConfigError(f"{name} is a run with its own environment options; leave {', '.join(env_options)} out")
+        family = find_family(name).options
+        require_options(name, family, env_options)
+        chosen = family(**env_options)
     parsed = SimpleNamespace(
         subject=name, agent=agent, env=env, which=str(which), act=act, trust=trust, env_options=chosen
     )

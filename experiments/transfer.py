@@ -24,6 +24,7 @@ from marl.experiments.report.runs import read_curve, row_metrics, unknown_metric
 from marl.experiments.report.tables import format_score
 from marl.files import require_folder_name, write_whole
 from marl.multitask import share_parameters
+from marl.policy import require_policy
 from marl.registry import AGENTS
 from marl.run import resume, start
 from marl.run_folder import has_checkpoint, read_config
@@ -220,7 +221,7 @@ def require_fit(options: Transfer, agent: str) -> None:
             raise ConfigError(f"target {task.label} is a task of the source too, so it is not unseen; give another")
     for task in source.tasks + unseen:
         with closing(make_vector(task.name, task.options, 1)) as env:
-            policies.append(entry.make(env.spec, source.agent_options))
+            policies.append(require_policy(entry.make(env.spec, source.agent_options), agent))
             labels.append(task.label)
             if task in unseen and options.metric not in COMMON_METRICS:
                 (row,) = run_episodes(policies[-1], env, [0])

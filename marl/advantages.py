@@ -76,6 +76,29 @@ class AdvantageEstimator:
             raise ConfigError(f"advantage={name!r} compares the episodes of a group, but group_size=1; set 2 or more")
 
 
+def require_advantages(made: Any, estimator: AdvantageEstimator, rollout: Rollout) -> Advantages:
+    """Return what an estimator made of a rollout.
+
+    Raises ConfigError if it is not Advantages, has other shapes, or lacks the returns that the critic learns.
+    """
+    name, page = f"advantage class {type(estimator).__name__}", "as docs/add-algorithm.md shows"
+    if not isinstance(made, Advantages):
+        raise ConfigError(f"{name} returned a {type(made).__name__}; return marl.advantages.Advantages, {page}")
+    shapes = (rollout.node_mask.shape, (*rollout.node_mask.shape[:-1], 1))
+    if made.advantage.shape not in shapes:
+        raise ConfigError(
+            f"{name} returned an advantage of shape {tuple(made.advantage.shape)}; return {tuple(shapes[0])} or "
+            f"{shapes[1]}, {page}"
+        )
+    if made.returns is None and estimator.uses_critic:
+        raise ConfigError(f"{name} returned returns=None; return the critic's targets, or set uses_critic = False")
+    if made.returns is not None and made.returns.shape != rollout.value.shape:
+        raise ConfigError(
+            f"{name} returned returns of shape {tuple(made.returns.shape)}; return {tuple(rollout.value.shape)}, {page}"
+        )
+    return made
+
+
 @register_advantage("gae", summary="generalized advantage estimation, from a critic")
 @dataclass(frozen=True)
 class GAE(AdvantageEstimator):

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 import dacite
 
-from marl.errors import CallbackError, ConfigError, UnknownNameError, unknown_name_message
+from marl.errors import CallbackError, ConfigError, MarlError, UnknownNameError, unknown_name_message
 
 FILE_SUFFIX = ".py"
 
@@ -119,13 +119,14 @@ def check_arguments(
 def call_method(part: Any, kind: str, method: str, *arguments: Any) -> Any:
     """Call a method of a callback or a tracker, which `kind` says, and return its result.
 
-    Raises CallbackError, with the class and the method, for an error of a class from outside this package.
+    Raises CallbackError, with the class and the method, for an error of a class from outside this package, and for an
+    error of the library behind a tracker. Errors of this package's own classes pass.
     """
     try:
         return getattr(part, method)(*arguments)
     except (Exception, SystemExit) as error:
         owner = type(part)
-        if owner.__module__.partition(".")[0] == "marl":
+        if owner.__module__.partition(".")[0] == "marl" and (kind != "tracker" or isinstance(error, MarlError)):
             raise
         raise CallbackError(
             f"{kind} {owner.__module__}.{owner.__qualname__} raised {type(error).__name__} in "

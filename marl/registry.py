@@ -379,6 +379,15 @@ def find_family(name: str) -> EnvEntry:
     return find_env(tasks_of(name, {})[0].name)[0]
 
 
+def require_options(name: str, kind: type, options: Mapping[str, Any]) -> list[str]:
+    """Return the options of the family of `name`. Raises UnknownNameError if `options` holds another one."""
+    known = [option.name for option in fields(kind)]
+    for given in options:
+        if given not in known:
+            raise UnknownNameError(unknown_name_message(f"option of {name}", given, known))
+    return known
+
+
 def make(name: str | Callable[..., Any], **options: Any) -> Any:
     """Return a new environment by its name, or by a factory of the user.
 
@@ -389,10 +398,7 @@ def make(name: str | Callable[..., Any], **options: Any) -> Any:
     kind = find_env(task.name)[0].options
     if kind is FactoryOptions:
         return EnvFactory(task.name, {"kwargs": options})()
-    known = [option.name for option in fields(kind)]
-    for given in options:
-        if given not in known:
-            raise UnknownNameError(unknown_name_message(f"option of {name}", given, known))
+    known = require_options(str(name), kind, options)
     chosen = kind(**{**task.options, **options})
     return EnvFactory(task.name, {option: getattr(chosen, option) for option in known})()
 

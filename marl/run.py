@@ -280,8 +280,13 @@ def opened_trackers(trainer: Trainer, folder: Path, trackers: Sequence[Tracker])
         first = ("agent", "env", "seed", "learning_rate", "steps")
         trainer.tracker.config(to_yaml(config), {name: flat[name] for name in first} | flat)
         yield console.message
-    finally:
-        trainer.tracker.close()
+    except BaseException as error:
+        try:
+            trainer.tracker.close()
+        except MarlError as second:
+            error.add_note(f"trackers could not be closed: {second}")
+        raise
+    trainer.tracker.close()
 
 
 @contextmanager
@@ -340,7 +345,8 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
         policy = require_policy(entry.make(env.spec, config.agent_options), config.agent).to(device)
         pairs = []
         for task, other in zip(config.tasks[1:], others, strict=True):
-            pairs.append((other, entry.make(other.spec, config.agent_options).to(device)))
+            made = require_policy(entry.make(other.spec, config.agent_options), config.agent)
+            pairs.append((other, made.to(device)))
             share_parameters(pairs[-1][1], policy, (task.label, config.tasks[0].label))
     return Trainer(config, env, policy, MultiTracker([]), device=device, free_threads=free, extra_tasks=pairs)
 

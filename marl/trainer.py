@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marl import distributed
-from marl.advantages import AdvantageContext
+from marl.advantages import AdvantageContext, require_advantages
 from marl.callbacks import Callback
 from marl.checkpoint.codec import load_weights, pack, pack_optimizer, rng_state, set_rng_state, unpack, unpack_optimizer
 from marl.checkpoint.store import Checkpoint
@@ -267,7 +267,7 @@ class Trainer:
             self.config.collect.group_size,
             rollout.node_reward(learn.reference_reward_coef),
         )
-        advantages = self.advantage(rollout, context)
+        advantages = require_advantages(self.advantage(rollout, context), self.advantage, rollout)
         batch = rollout.flat(advantages.advantage, advantages.returns)
         played = batch.nodes.node_mask.flatten(1).any(-1).view(-1, self.segment_steps).any(-1).nonzero().squeeze(-1)
         if self.config.collect.whole_episodes and len(played) >= learn.minibatches:

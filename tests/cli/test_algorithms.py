@@ -5,11 +5,14 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import marl
-from marl.advantages import AdvantageEstimator, GiGPO
+from marl.advantages import GAE, RLOO, AdvantageEstimator, Advantages, GiGPO, require_advantages
 from marl.config import RunConfig, default_config, digest, from_yaml, override, to_yaml
 from marl.errors import ConfigError, UnknownNameError
 from marl.experiments import cli
@@ -86,6 +89,23 @@ def test_a_file_with_something_else_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(monkeypatch, tmp_path, "--objective", f"{EXAMPLES}/advantage.py:TimeBaseline")
     assert "made a TimeBaseline; give a subclass of marl.objective.Objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (torch.zeros(2, 3, 4, 2), "returned a Tensor; return marl.advantages.Advantages"),
+        (Advantages(torch.zeros(2, 3, 4)), r"of shape \(2, 3, 4\); return \(2, 3, 4, 2\) or \(2, 3, 4, 1\)"),
+        (Advantages(torch.zeros(2, 3, 4, 2)), "returned returns=None.* set uses_critic = False"),
+        (Advantages(torch.zeros(2, 3, 4, 2), torch.zeros(2, 3, 4, 2)), r"returns of shape .* return \(2, 3, 4, 1\)"),
+    ],
+)
+def test_what_an_estimator_returns_is_checked(made, message):
+    rollout: Any = SimpleNamespace(node_mask=torch.ones(2, 3, 4, 2, dtype=torch.bool), value=torch.zeros(2, 3, 4, 1))
+    with pytest.raises(ConfigError, match=message):
+        require_advantages(made, GAE(), rollout)
+    fitting = Advantages(torch.zeros(2, 3, 4, 1))
+    assert require_advantages(fitting, RLOO(), rollout) is fitting
 
 
 @pytest.mark.usefixtures("plugin")

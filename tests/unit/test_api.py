@@ -99,6 +99,12 @@ def test_wrong_arguments_are_named(tmp_path):
         marl.train(tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="episodes"):
         marl.evaluate("toy/chain", episodes=0)
+    with pytest.raises(UnknownNameError, match="unknown option of toy/chain 'lenght'"):
+        marl.evaluate("toy/chain", lenght=3)
+    with pytest.raises(ConfigError, match="is a run with its own environment options; leave length out"):
+        marl.evaluate(tmp_path, length=3)
+    with pytest.raises(ConfigError, match="wrong type"):
+        marl.train(env=own_env, kwargs={"task": object()})
 
 
 def test_make_returns_an_environment():

@@ -11,6 +11,7 @@ from marl import run
 from marl.callbacks import Callback
 from marl.checkpoint.store import load
 from marl.errors import CallbackError, ConfigError, UnknownNameError
+from marl.factories import call_method
 from marl.run_folder import git_commit, read_status
 from marl.tracking.base import Tracker
 
@@ -133,13 +134,30 @@ def test_a_callback_that_raises_stops_the_run_with_a_checkpoint(small):
     assert read_status(folder)["status"] == "finished"
 
 
-def test_a_tracker_that_raises_is_named(small):
-    class Full(Tracker):
-        def log(self, step, values):
-            raise OSError("no room")
+class Full(Tracker):
+    def log(self, step, values):
+        raise OSError("no room")
 
+
+def test_a_tracker_that_raises_is_named(small):
     with pytest.raises(CallbackError, match=r"Full raised OSError in log at .*no room"):
         run.start(small(steps=64, eval_episodes=0), run.Extras(trackers=[Full()]))
+
+
+def test_an_error_of_the_library_behind_a_tracker_is_named(monkeypatch):
+    monkeypatch.setattr(Full, "__module__", "marl.tracking.mlflow_tracker")
+    with pytest.raises(CallbackError, match=r"tracker marl.tracking.mlflow_tracker.Full raised OSError in log"):
+        call_method(Full(), "tracker", "log", 1, {})
+
+
+def test_an_error_at_the_end_does_not_hide_the_first(small):
+    class Gone(Full):
+        def close(self):
+            raise OSError("still no room")
+
+    with pytest.raises(CallbackError, match="in log at") as error:
+        run.start(small(steps=64, eval_episodes=0), run.Extras(trackers=[Gone()]))
+    assert any("could not be closed" in note and "still no room" in note for note in error.value.__notes__)
 
 
 def test_parts_of_another_kind_are_refused_before_the_start(small):
