@@ -2,7 +2,7 @@
 
 import os
 
-# Threads that wait without spinning: on a busy machine a spinning barrier makes acting many times slower.
+# Waiting threads sleep. On a busy machine a spinning barrier makes acting many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -33,13 +33,13 @@ from marl.settings import MAX_EPISODE_STEPS, require_episodes
 
 USAGE = """usage: marl COMMAND ...
 
-  train ENV [--agent NAME] [--option value ...]   train an agent; a tuned preset is taken where there is one
+  train ENV [--agent NAME] [--option value ...]   train an agent, with a tuned preset if there is one
   resume RUN [--steps N]                          continue a run from its last checkpoint
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               compare seeds and agents: tables, statistics, HTML page, figures
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
-  list envs | agents | advantages | ...           what there is, and what is missing for it
+  list envs | agents | advantages | ...           list what is available, and what to install
   check-env ENV                                   test an environment against the rules of the suite
   check-agent AGENT                               test an agent against the rules of the suite
   bench [PART ...]                                measure speed on this machine
@@ -72,9 +72,9 @@ def main() -> None:
     except BrokenPipeError as error:
         if not stdout_closed():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards the rest of the buffer
         print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
-        sys.exit(141)  # as of a program that SIGPIPE has ended
+        sys.exit(141)  # the exit status of a program killed by SIGPIPE
     except OSError as error:
         if error.errno not in FULL or error.filename is not None:
             raise
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def open_closed_streams() -> None:
-    """Point the standard streams that the caller closed to nowhere, so that no file of ours takes their numbers."""
+    """Open closed standard streams on the null device, so that no other file gets their descriptors."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             try:
@@ -107,7 +107,7 @@ def dispatch() -> None:
     """Run a command. An error that the user can act on is one message on stderr, and exit status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     args = sys.argv[1:]
-    # A factory of the user's own stands in the working folder; behind ours, so that it cannot hide a module.
+    # Users keep factories in the working folder. It comes last, so its files cannot hide other modules.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -249,8 +249,10 @@ def evaluate(args: list[str]) -> None:
 
 
 def parse_play_args(kind: type, prog: str, args: list[str]) -> Any:
-    """Parse `args`, in which the options of the environment are flat fields too where the subject comes first and is
-    one; they are then its `env_options`."""
+    """Parse `args`. If the first argument names an environment, its options are flags too.
+
+    The result holds them as `env_options`.
+    """
     subject = args[0] if args and not args[0].startswith("-") else ""
     is_factory = ":" in subject and not Path(subject).exists()
     if not subject or Path(subject).exists() or (subject.startswith(("runs/", "/")) and not is_factory):

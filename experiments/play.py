@@ -131,6 +131,8 @@ def print_eval(parsed: Any) -> None:
             Console().print(table)
             if stopped:
                 break
+    if parsed.out is not None:
+        print(f"wrote {parsed.out}")
 
 
 def evaluate_task(

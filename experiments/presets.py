@@ -20,11 +20,11 @@ TOY: dict[str, Any] = {
     "eval_episodes": 16,
 }
 
-# The first agent must keep trying what miscoordination punishes until the second has learned to follow.
+# The first agent must keep exploring actions with a penalty until the second agent has learned to follow.
 COORDINATION: dict[str, Any] = TOY | {"entropy_coef": 0.5}
 
-# MAT's released script takes 40 minibatches, 10 epochs, clip 0.05 and a rate of 5e-5 on raw observations;
-# these settings learn faster per step and take an eighth of the updates.
+# MAT's released script uses 40 minibatches, 10 epochs, clip 0.05 and a learning rate of 5e-5 on raw observations.
+# These settings learn faster per step and need an eighth of the updates.
 MUJOCO: dict[str, Any] = {
     "num_envs": 40,
     "rollout_steps": 100,
@@ -40,8 +40,8 @@ MUJOCO: dict[str, Any] = {
     "eval_episodes": 10,
 }
 
-# The settings of MAPPO's paper for SMAC take one minibatch, 5 to 15 epochs and ten million steps; four minibatches
-# a pass learn the same in fewer steps on the embedded engine.
+# MAPPO's paper uses one minibatch, 5 to 15 epochs and ten million steps. On the embedded engine, four minibatches
+# per epoch learn the same in fewer steps.
 SMAC: dict[str, Any] = {
     "num_envs": 32,
     "rollout_steps": 64,
@@ -54,8 +54,8 @@ SMAC: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
-# MAPPO's paper takes one minibatch, twenty million steps and a rate of 7e-4, with which MAT stands still early; four
-# agents of six end better with 3e-4, and MAT worse again with 1e-4.
+# MAPPO's paper uses one minibatch, twenty million steps and a learning rate of 7e-4. With 7e-4 MAT stops improving
+# early. Four of six agents end better with 3e-4, and MAT ends worse again with 1e-4.
 SPREAD: dict[str, Any] = {
     "num_envs": 64,
     "rollout_steps": 25,
@@ -68,8 +68,8 @@ SPREAD: dict[str, Any] = {
     "eval_episodes": 32,
 }
 
-# Tasks in text with a handful of prompts. What a prompt does not tell makes greedy play go in circles, so actions are
-# sampled in evaluations too, as in the published ones.
+# Prompts leave facts out, so greedy agents can repeat the same actions for ever. Evaluations sample actions, as in the
+# papers.
 TEXT: dict[str, Any] = {
     "num_envs": 16,
     "rollout_steps": 64,
@@ -95,8 +95,8 @@ DISCOUNTS = {
 HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["virtualhome"]}
 KITCHEN: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["overcooked"], "steps": 40_000, "anneal_learning_rate": True}
 
-# One-step targets carry a reward over one token a rollout, longer returns at once; staying near the reference at the
-# default beta is worth more than these tasks' rewards.
+# One-step targets move a reward by one token per rollout; longer returns move it at once. At the default beta the KL
+# term outweighs the rewards of these tasks.
 SOFT: dict[str, Any] = {"steps": 40_000, "beta": 0.02, "gae_lambda": 0.95, "lambda_intra": 1.0}
 
 
@@ -122,7 +122,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
 }
 PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
-# Not tuned: without a critic, what is learned is the discounted return itself.
+# Not tuned. Without a critic the discount only defines the return to maximize.
 PRESETS |= {(task, agent): {"gamma": discount} for task, discount in DISCOUNTS.items() for agent in CRITIC_FREE}
 PRESETS |= {
     ("virtualhome", "twosome"): HOUSEHOLD | {"steps": 55_000},

@@ -235,7 +235,7 @@ def add_callbacks(
 def run_trainer(
     trainer: Trainer, saver: Checkpoints, folder: Path, trackers: Sequence[Tracker], notes: Sequence[str]
 ) -> None:
-    """Train with trackers, the handling of signals, and status.json."""
+    """Train with trackers and signal handlers, and keep status.json up to date."""
     if distributed.rank() != 0:
         with interrupts(trainer, lambda text: None, folder):  # noqa: ARG005
             save_on_error(trainer, saver, folder)
@@ -249,7 +249,7 @@ def run_trainer(
             with interrupts(trainer, message, folder):
                 save_on_error(trainer, saver, folder)
     except BaseException as error:
-        status.folder = saver.root.parent  # the run may have moved
+        status.folder = saver.root.parent  # the folder may have been moved
         with suppress(MarlError):
             if isinstance(error, KeyboardInterrupt):
                 status.write("stopped", trainer.steps, "stopped at once")
@@ -305,23 +305,30 @@ def interrupts(trainer: Trainer, message: Any, folder: Path) -> Iterator[None]:
 
 
 def local_share(config: RunConfig) -> int:
-    """The environments of this rank. Raises ConfigError where ranks do not divide them, or leave minibatches empty."""
+    """Return the number of environments of each rank.
+
+    Raises ConfigError if they cannot be shared evenly, or if a rank has fewer rows than minibatches.
+    """
     world = distributed.world_size()
     count, left = divmod(config.collect.num_envs, world)
     if left:
-        raise ConfigError(f"num_envs is {config.collect.num_envs}, which {world} ranks do not divide; give a multiple")
+        raise ConfigError(f"num_envs={config.collect.num_envs} is no multiple of the {world} ranks; give a multiple")
     if count % config.collect.group_size:
-        raise ConfigError(f"group_size is {config.collect.group_size}, which does not divide a rank's {count}")
+        raise ConfigError(
+            f"group_size={config.collect.group_size} does not divide the {count} environments of a rank; give a divisor"
+        )
     rows = count * config.collect.rollout_steps
     if config.learn.minibatches > rows:
-        raise ConfigError(f"minibatches is {config.learn.minibatches}, more than the {rows} rows of each rank")
+        raise ConfigError(
+            f"minibatches={config.learn.minibatches} is more than the {rows} rows of each rank; give fewer"
+        )
     return count
 
 
 def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: bool, number: int = 0) -> VectorEnv:
-    """`count` environments of a task; those that are batched by nature take the `free` cores by default.
+    """Return `count` environments of a task. Environments with a batched engine use the `free` cores by default.
 
-    Environments for evaluation run in this process. `number`: the task's place among those of the run.
+    Environments for evaluation run in this process. `number` is the index of the task in the run.
     """
     workers = min(count, config.collect.workers) if train else 0
     batched = find_env(task.name)[0].make_vector is not None and not workers
@@ -333,13 +340,16 @@ def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: 
 
 
 def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *others: VectorEnv) -> Trainer:
-    """The trainer of a configuration, without trackers or callbacks; `others` are the environments of further tasks."""
+    """Return the trainer of a configuration, without trackers and callbacks.
+
+    `others` are the environments of further tasks. Raises ConfigError if the agent does not learn.
+    """
     entry = AGENTS.get(config.agent)
     if entry.trains is False:
         raise ConfigError(
-            f"agent {config.agent!r} does not learn; watch it with `marl play {config.env} --agent {config.agent}`"
+            f"agent={config.agent!r} does not learn; watch it with `marl play {config.env} --agent {config.agent}`"
         )
-    # Every rank draws the same weights; after them, each goes on with global generators of its own.
+    # Every rank draws the same weights. Afterwards each rank uses global generators of its own.
     with own_globals(Streams(config.seed).integer("weights")):
         torch.manual_seed(Streams(config.seed).integer("weights"))
         policy = require_policy(entry.make(env.spec, config.agent_options), config.agent).to(device)
@@ -352,18 +362,20 @@ def build(config: RunConfig, env: VectorEnv, device: torch.device, free: int, *o
 
 
 def load_initial_weights(trainer: Trainer, path: Path) -> None:
-    """Give an untrained agent the weights of another run; its optimizer and the scale of its values begin anew.
+    """Load the weights of another run into an untrained agent. Optimizer and value statistics start new.
 
-    Raises CheckpointError where there are none, or they do not fit.
+    Raises CheckpointError if there are no weights, or if they do not fit.
     """
     checkpoint = load_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path, "last")
     if (agent := checkpoint.data["agent"]) != trainer.config.agent:
-        raise CheckpointError(f"{path} holds the weights of {agent!r}; begin a {trainer.config.agent!r} with its own")
+        raise CheckpointError(
+            f"{path} holds the weights of {agent!r}; give a run of {trainer.config.agent!r} to --init-from"
+        )
     try:
         load_policy_weights(trainer.policy, trainer.env.spec, checkpoint)
     except CheckpointError as error:
         given, mine = checkpoint.data["agent_options"], json.loads(json.dumps(asdict(trainer.config.agent_options)))
         unlike = [f"{name} {given.get(name)} and {mine[name]}" for name in mine if given.get(name) != mine[name]]
         if unlike:
-            error.add_note(f"agent options there and here: {', '.join(unlike)}")
+            error.add_note(f"agent options that differ, there and here: {', '.join(unlike)}")
         raise

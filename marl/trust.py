@@ -59,7 +59,7 @@ def require_trust(folder: Path, names: set[str], trust: bool) -> None:
     if trust or not names or names <= _marked(folder):
         return
     raise ConfigError(
-        f"{folder} was not made here by you, and its files name what would be imported or opened: "
+        f"{folder} was not made by you on this machine, and its files name code or files to import or open: "
         f"{', '.join(sorted(names))}. Read them first; then add --trust (in Python trust=True)"
     )
 
@@ -77,7 +77,7 @@ def mark_trusted(folder: Path, names: set[str]) -> str | None:
 
 
 def _marked(folder: Path) -> set[str]:
-    """Names that the mark in `folder` covers; none where it is absent, damaged, or made under another key."""
+    """Return the names that the mark in `folder` covers: none if it is absent, damaged or made under another key."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         names, seal = mark["names"], mark["hmac"]
