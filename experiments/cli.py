@@ -287,7 +287,7 @@ def play(args: list[str]) -> None:
     require_episodes("episodes", parsed.episodes)
     for name in ("fps", "stop_after"):
         if (value := getattr(parsed, name)) is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; give 1 or more")
+            raise ConfigError(f"{name}={value}; give 1 or more")
     show(parsed)
 
 

@@ -83,7 +83,7 @@ class RunConfig:
             self.check_algorithm()
         if self.learn.agent_updates == "sequential" and "+" in self.env:
             raise ConfigError(
-                f"agent_updates is 'sequential', agent by agent, and the tasks of {self.env!r} have agents of their "
+                f"agent_updates='sequential', agent by agent, and the tasks of {self.env!r} have agents of their "
                 "own; train in one task, or another agent"
             )
         require_not_negative(self, "seed")
@@ -92,7 +92,7 @@ class RunConfig:
         rows = self.collect.num_envs * self.collect.rollout_steps
         if self.learn.minibatches > rows:
             raise ConfigError(
-                f"minibatches is {self.learn.minibatches}, more than the {rows} rows of a rollout "
+                f"minibatches={self.learn.minibatches}, more than the {rows} rows of a rollout "
                 f"(num_envs {self.collect.num_envs} x rollout_steps {self.collect.rollout_steps})"
             )
 

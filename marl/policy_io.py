@@ -147,7 +147,7 @@ class LoadedPolicy:
             return np.asarray(observation, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"observation is {observation!r:.80}, no array of numbers ({error}); {self._expected}"
+                f"observation={observation!r:.80}, no array of numbers ({error}); {self._expected}"
             ) from error
 
     def _check(self, agents: Any) -> None:
@@ -155,13 +155,14 @@ class LoadedPolicy:
         if self._reads_text:
             rows = [agents] if _are_texts(agents, self.spec.num_agents) else agents
             fits = _is_row(rows) and len(rows) > 0 and all(_are_texts(row, self.spec.num_agents) for row in rows)
-            found = f"is {agents!r:.80}"
+            found = f"observation={agents!r:.80}"
         else:
             sizes = (self.spec.num_agents, self.spec.observation_size)
             fits = isinstance(agents, np.ndarray) and agents.shape[-2:] == sizes and agents.ndim <= 3
-            found = f"has shape {agents.shape}" if isinstance(agents, np.ndarray) else f"is {agents!r:.80}"
+            shape = f"observation has shape {getattr(agents, 'shape', None)}"
+            found = shape if isinstance(agents, np.ndarray) else f"observation={agents!r:.80}"
         if not fits:
-            raise ValueError(f"observation {found}; {self._expected}")
+            raise ValueError(f"{found}; {self._expected}")
 
     def _check_candidates(self, shape: tuple[int, ...], candidates: Any) -> None:
         """Raise ValueError unless every agent of every environment has candidates."""

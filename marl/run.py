@@ -100,7 +100,7 @@ def start(config: RunConfig, extras: Extras = Extras(), if_exists: IfExists = "e
     if folder is not None and distributed.rank() == 0:
         check_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
-        note = f"steps is {config.steps}; an iteration has {config.steps_per_iteration}, and one is trained"
+        note = f"steps={config.steps}; an iteration has {config.steps_per_iteration}, and one is trained"
         extras = Extras(extras.callbacks, extras.trackers, (*extras.notes, note))
     return execute(config, folder, device, None, extras)
 

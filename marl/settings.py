@@ -15,7 +15,7 @@ def require_positive(config: Any, *names: str) -> None:
     """Raise ConfigError unless the fields are 1 or more."""
     for name in names:
         if not getattr(config, name) >= 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; give 1 or more")
+            raise ConfigError(f"{name}={getattr(config, name)}; give 1 or more")
 
 
 MAX_EPISODES = 1_000_000
@@ -35,7 +35,7 @@ def require_not_negative(config: Any, *names: str) -> None:
     """Raise ConfigError unless the fields are finite and 0 or more."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{name} is {getattr(config, name)}; give 0 or more")
+            raise ConfigError(f"{name}={getattr(config, name)}; give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class CollectConfig:
         require_positive(self, "num_envs", "rollout_steps", "group_size")
         require_not_negative(self, "workers")
         if self.workers > self.num_envs:
-            raise ConfigError(f"workers is {self.workers}, more than num_envs, {self.num_envs}")
+            raise ConfigError(f"workers={self.workers}, more than num_envs, {self.num_envs}")
         if self.group_size > 1 and not self.whole_episodes:
-            raise ConfigError(f"group_size is {self.group_size}; groups need whole episodes, add --whole-episodes")
+            raise ConfigError(f"group_size={self.group_size}; groups need whole episodes, add --whole-episodes")
         if self.num_envs % self.group_size:
-            raise ConfigError(f"group_size is {self.group_size}, which does not divide num_envs, {self.num_envs}")
+            raise ConfigError(f"group_size={self.group_size}, which does not divide num_envs, {self.num_envs}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LearnConfig:
         )
         for name in ("learning_rate", "adam_epsilon"):
             if not 0.0 < getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number below 1")
+                raise ConfigError(f"{name}={getattr(self, name)}; give a positive number below 1")
         ValueNorm(self.value_norm_decay)
         self.links()
         object.__setattr__(self, "advantage", absolute_name(self.advantage))
@@ -166,7 +166,7 @@ class EvalConfig:
         require_episodes("eval_episodes", self.eval_episodes, at_least=0)
         require_positive(self, "checkpoint_interval", "keep_checkpoints", "eval_max_steps")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
-            raise ConfigError(f"stop_return is {self.stop_return}; give a number")
+            raise ConfigError(f"stop_return={self.stop_return}; give a number")
         if self.stop_return is not None and not self.eval_episodes:
             raise ConfigError("stop_return needs evaluations, but eval_episodes is 0")
 
@@ -187,4 +187,4 @@ class ComputeConfig:
         require_not_negative(self, "env_threads", "learn_threads")
         for name in ("env_threads", "learn_threads"):
             if getattr(self, name) > (os.cpu_count() or 1):
-                raise ConfigError(f"{name} is {getattr(self, name)}, more than the {os.cpu_count()} cores here")
+                raise ConfigError(f"{name}={getattr(self, name)}, more than the {os.cpu_count()} cores here")

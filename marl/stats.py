@@ -31,4 +31,4 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 def check_level(level: float) -> None:
     """Raise ConfigError unless a confidence level lies between 0 and 1."""
     if not 0 < level < 1:
-        raise ConfigError(f"level is {level}; a confidence level lies between 0 and 1, such as 0.95")
+        raise ConfigError(f"level={level}; a confidence level lies between 0 and 1, such as 0.95")

@@ -48,7 +48,7 @@ def check(config: RunConfig) -> None:
     options, learn = config.agent_options, config.learn
     soft, uses_critic = isinstance(options, ETPOOptions), config.make_advantage().uses_critic
     if (learn.objective == "soft_q") != soft:
-        raise ConfigError(f"objective is {learn.objective!r}; 'soft_q' is what agent etpo computes, and it alone")
+        raise ConfigError(f"objective={learn.objective!r}; 'soft_q' is what agent etpo computes, and it alone")
     if uses_critic and options.critic_reads == "none":
         raise ConfigError(
             f"critic is 'none', and advantage {learn.advantage!r} needs one; leave --critic out, or learn from whole "
@@ -57,16 +57,16 @@ def check(config: RunConfig) -> None:
     if uses_critic and config.make_objective().value_coef == 0.0:
         raise ConfigError("value_coef is 0, so nothing trains the critic that the advantages come from; give more")
     if not uses_critic and options.critic_reads != "none":
-        raise ConfigError(f"advantage is {learn.advantage!r}, which uses no critic; add --critic none")
+        raise ConfigError(f"advantage={learn.advantage!r}, which uses no critic; add --critic none")
     for name in ("reference_coef", "reference_reward_coef"):
         value = flatten(config).get(name, 0.0)
         if value and soft:
-            raise ConfigError(f"{name} is {value}, but agent etpo weighs that divergence by --beta; leave it 0")
+            raise ConfigError(f"{name}={value}, but agent etpo weighs that divergence by --beta; leave it 0")
         if value and not options.reference:
-            raise ConfigError(f"{name} is {value}, but no reference is kept; add --reference, or leave it 0")
+            raise ConfigError(f"{name}={value}, but no reference is kept; add --reference, or leave it 0")
     if learn.agent_updates == "sequential" and options.team == "sequential":
         raise ConfigError(
-            "agent_updates is 'sequential', which learns from one agent without the others, but with team "
+            "agent_updates='sequential', which learns from one agent without the others, but with team "
             "'sequential' an agent reads what the others have said; change one of them"
         )
 

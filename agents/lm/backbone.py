@@ -162,9 +162,7 @@ class Backbone(nn.Module):
         if self.placed:
             asked = fn(torch.empty(0, device=self.device)).device
             if asked != self.device:
-                raise ConfigError(
-                    f"device is {asked}, but device_map begins on {self.device}; use --device {self.device}"
-                )
+                raise ConfigError(f"device={asked}, but device_map begins on {self.device}; use --device {self.device}")
             return self
         super()._apply(fn, recurse)
         for model in (self._held[0], self._held[2]):

@@ -46,9 +46,9 @@ class ETPOOptions(LanguageOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 < self.beta < float("inf"):
-            raise ConfigError(f"beta is {self.beta}; give a positive number")
+            raise ConfigError(f"beta={self.beta}; give a positive number")
         if not 0.0 <= self.target_decay < 1.0:
-            raise ConfigError(f"target_decay is {self.target_decay}; give 0 or more, less than 1")
+            raise ConfigError(f"target_decay={self.target_decay}; give 0 or more, less than 1")
 
 
 class QHead(nn.Module):

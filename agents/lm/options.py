@@ -55,22 +55,22 @@ class LanguageOptions:
             raise ConfigError("model is empty; give tiny, smollm2, a folder, a GGUF file or a cached Hugging Face name")
         for name in ("max_action_tokens", "token_budget"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+                raise ConfigError(f"{name}={getattr(self, name)}; give 1 or more")
         if not 0.0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; give a positive number")
+            raise ConfigError(f"temperature={self.temperature}; give a positive number")
         if self.lora_alpha is not None and not 0.0 < self.lora_alpha < float("inf"):
-            raise ConfigError(f"lora_alpha is {self.lora_alpha}; give a positive number")
+            raise ConfigError(f"lora_alpha={self.lora_alpha}; give a positive number")
         if not 0.0 <= self.lora_dropout < 1.0:
-            raise ConfigError(f"lora_dropout is {self.lora_dropout}; give 0 or more, less than 1")
+            raise ConfigError(f"lora_dropout={self.lora_dropout}; give 0 or more, less than 1")
         if self.lora_rank is not None and self.lora_rank < 0:
-            raise ConfigError(f"lora_rank is {self.lora_rank}; give 0 or more")
+            raise ConfigError(f"lora_rank={self.lora_rank}; give 0 or more")
         if any(width < 1 for width in self.critic_hidden):
-            raise ConfigError(f"critic_hidden is {self.critic_hidden}; a layer has a width of 1 or more")
+            raise ConfigError(f"critic_hidden={self.critic_hidden}; a layer has a width of 1 or more")
         if self.model == "tiny" and self.device_map != "none":
             raise ConfigError("device_map is for pretrained models; tiny fits everywhere, leave it 'none'")
         if self.system and (self.model == "tiny" or self.chat == "off"):
             why = "model 'tiny' has no chat template" if self.model == "tiny" else "chat is 'off'"
-            raise ConfigError(f"system is {self.system!r:.80}, but {why}; leave it out")
+            raise ConfigError(f"system={self.system!r:.80}, but {why}; leave it out")
         if not self.lora_targets:
             raise ConfigError(f"lora_targets is empty; give names of layers, or {ALL_LINEAR}")
         if not self.rank:
@@ -81,7 +81,7 @@ class LanguageOptions:
             value, usual = getattr(self, name), getattr(LanguageOptions, name)
             if value != usual:
                 raise ConfigError(
-                    f"{name} is {value!r}, which is for adapters, and model {self.model} trains in full; give a "
+                    f"{name}={value!r}, which is for adapters, and model {self.model} trains in full; give a "
                     "--lora-rank above 0"
                 )
 
@@ -108,6 +108,6 @@ class TokenOptions(LanguageOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p is {self.top_p}; give a number above 0, at most 1")
+            raise ConfigError(f"top_p={self.top_p}; give a number above 0, at most 1")
         if "" in self.stop_strings:
             raise ConfigError("stop_strings holds an empty string, before which all text ends; leave it out")

@@ -96,7 +96,7 @@ class PretrainedTokenizer:
         """The messages before the user's: none where the template adds no system message of its own accord."""
         if not self.chat:
             if system:
-                raise ConfigError(f"system is {system!r:.80}, but model {self._name} has no chat template to put it in")
+                raise ConfigError(f"system={system!r:.80}, but model {self._name} has no chat template to put it in")
             return []
         from jinja2 import TemplateError
 
@@ -110,11 +110,11 @@ class PretrainedTokenizer:
             with_system = ""
             if system:
                 raise ConfigError(
-                    f"system is {system!r:.80}, but the chat template of model {self._name} takes no system message "
+                    f"system={system!r:.80}, but the chat template of model {self._name} takes no system message "
                     f"({error}); leave it out"
                 ) from error
         if system and system.strip() not in with_system:
-            raise ConfigError(f"system is {system!r:.80}, but the chat template of model {self._name} does not show it")
+            raise ConfigError(f"system={system!r:.80}, but the chat template of model {self._name} does not show it")
         return [message] if system or 0 < len(with_system) < len(bare) else []
 
     def _template(self, text: str) -> str:

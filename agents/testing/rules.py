@@ -43,7 +43,7 @@ def require_shape(rule: Rule, where: str, name: str, x: Any, *shapes: tuple[int,
     if tuple(x.shape) not in shapes:
         fail(rule, where, f"{name} has shape {tuple(x.shape)}; expected {' or '.join(map(str, shapes))}")
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        fail(rule, where, f"{name} is {float(x[~x.isfinite()][0])} at {first(~x.isfinite())}; expected finite numbers")
+        fail(rule, where, f"{name}={float(x[~x.isfinite()][0])} at {first(~x.isfinite())}; expected finite numbers")
     return x
 
 

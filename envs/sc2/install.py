@@ -111,17 +111,17 @@ def _named_version(config: Any, game_version: str, builds: list[int]) -> Any:
     installed = ", ".join(_titles(builds, VERSIONS))
     if name not in VERSIONS:
         raise ConfigError(
-            f"game_version is {game_version!r}, which pysc2 does not know; {config.data_dir} has {installed}. "
+            f"game_version={game_version!r}, which pysc2 does not know; {config.data_dir} has {installed}. "
             "Name one of these, or leave game_version out for the newest"
         )
     version = VERSIONS[name]
     if version.build_version not in builds:
         raise ConfigError(
-            f"game_version is {game_version!r} (Base{version.build_version}), but {config.data_dir} has {installed}. "
+            f"game_version={game_version!r} (Base{version.build_version}), but {config.data_dir} has {installed}. "
             f"Install that version there, name another one, or leave game_version out for the newest. {GET_GAME}"
         )
     if version.build_version < OLDEST:
-        raise ConfigError(f"game_version is {game_version!r}; versions before 3.16.1 cannot be driven by programs")
+        raise ConfigError(f"game_version={game_version!r}; versions before 3.16.1 cannot be driven by programs")
     return version
 
 

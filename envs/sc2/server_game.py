@@ -274,7 +274,7 @@ class ServerGame:
     def step(self, count: int) -> None:
         """Play game loops. Raises Refused above MAX_LOOPS."""
         if count > MAX_LOOPS:
-            raise Refused(f"count is {count}; give at most {MAX_LOOPS}")
+            raise Refused(f"count={count}; give at most {MAX_LOOPS}")
         self.record.add(step=api.RequestStep(count=count))
         self.simulation.step(count)
         self.loop += count

@@ -119,21 +119,21 @@ class SmacOptions:
         for name in ("step_mul", "max_steps", "num_fov_actions"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; give a whole number of 1 or more")
+                raise ConfigError(f"{name}={value}; give a whole number of 1 or more")
         for name in ("sight_range", "shoot_range", "move_amount", "reward_scale_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; give more than 0")
+                raise ConfigError(f"{name}={value}; give more than 0")
         for name in ("reward_death_value", "reward_win", "reward_negative_scale"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+                raise ConfigError(f"{name}={getattr(self, name)}; give 0 or more")
         if self.reward_defeat > 0:
-            raise ConfigError(f"reward_defeat is {self.reward_defeat}; give 0 or less")
+            raise ConfigError(f"reward_defeat={self.reward_defeat}; give 0 or less")
         if not 0 <= self.prob_obs_enemy <= 1:
-            raise ConfigError(f"prob_obs_enemy is {self.prob_obs_enemy}; give a probability from 0 to 1")
+            raise ConfigError(f"prob_obs_enemy={self.prob_obs_enemy}; give a probability from 0 to 1")
         if self.num_fov_actions != 12 and not self.conic_fov:
             raise ConfigError(
-                f"num_fov_actions is {self.num_fov_actions}, which has no effect without conic_fov; leave it out or "
+                f"num_fov_actions={self.num_fov_actions}, which has no effect without conic_fov; leave it out or "
                 "set conic_fov"
             )
         if self.layout == "entities" and (self.obs_last_action or self.obs_agent_id):
@@ -151,7 +151,7 @@ class SmacOptions:
             else:
                 fits, wanted = any(_is_a(kind, value) for kind in kinds), (_KINDS[kind] for kind in kinds)
             if not fits:
-                raise ConfigError(f"{name} is {value!r}; give {' or '.join(wanted)}")
+                raise ConfigError(f"{name}={value!r}; give {' or '.join(wanted)}")
 
     def _refuse_idle_options(self) -> None:
         """Raises ConfigError for options that the chosen backend does not read."""
@@ -160,6 +160,6 @@ class SmacOptions:
             value = getattr(self, option.name)
             if option.name in idle and value != option.default:
                 raise ConfigError(
-                    f"{option.name} is {value!r}, which has no effect with backend={self.backend}; leave it out or "
+                    f"{option.name}={value!r}, which has no effect with backend={self.backend}; leave it out or "
                     f"choose backend={'embedded' if self.backend == 'sc2' else 'sc2'}"
                 )

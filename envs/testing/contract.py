@@ -57,7 +57,7 @@ def check_spec(env: Env | VectorEnv) -> str:
         fail(Promise.SPEC, where, f"is a {type(spec).__name__}; expected marl.types.EnvSpec")
     count = spec.num_agents
     if len(set(spec.agents)) < count:
-        fail(Promise.SPEC, where, f"agents is {spec.agents!r}; expected distinct names")
+        fail(Promise.SPEC, where, f"agents={spec.agents!r}; expected distinct names")
     if len(spec.agent_types) != count:
         fail(
             Promise.SPEC,
@@ -77,7 +77,7 @@ def check_spec(env: Env | VectorEnv) -> str:
         _check_sizes(where, "action_sizes", spec.action_sizes, count, 1, spec.action_size)
     limit = spec.max_steps
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        fail(Promise.SPEC, where, f"max_steps is {limit!r}; expected an int of 1 or more, or None")
+        fail(Promise.SPEC, where, f"max_steps={limit!r}; expected an int of 1 or more, or None")
     for index, word in enumerate(spec.words):
         if not isinstance(word, str) or not word.strip():
             fail(Promise.SPEC, where, f"words[{index}] is {word!r}; expected a word")
@@ -95,7 +95,7 @@ def _check_team(where: str, spec: EnvSpec) -> None:
     own: Any = spec.action_spaces
     widths = tuple(int(space.n) if isinstance(space, spaces.Discrete) else space.shape[0] for space in own)
     if spec.action_sizes != widths:
-        fail(Promise.SPEC, where, f"action_sizes is {spec.action_sizes}; expected {widths}, as in action_space")
+        fail(Promise.SPEC, where, f"action_sizes={spec.action_sizes}; expected {widths}, as in action_space")
 
 
 def described(space: Any) -> str:
@@ -239,7 +239,7 @@ def check_step(spec: EnvSpec, step: Any, where: str) -> None:
     check_ending(bool(step.terminated), bool(step.truncated), where)
     check_agent_cuts(spec, step, where)
     if not isinstance(step.restarted, bool | np.bool_) or (step.restarted and not step.truncated):
-        fail(Promise.ENDING, where, f"restarted is {step.restarted!r}; expected a bool, True only where truncated is")
+        fail(Promise.ENDING, where, f"restarted={step.restarted!r}; expected a bool, True only where truncated is")
     read_duration(step.duration, where)
     check_info(step.info, where)
 
@@ -252,7 +252,7 @@ def read_duration(duration: Any, where: str) -> int:
         steps = 0
     if steps < 1:
         expected = "expected a whole number of primitive steps, 1 or more"
-        fail(Promise.DURATION, where, f"duration is {duration!r}; {expected}")
+        fail(Promise.DURATION, where, f"duration={duration!r}; {expected}")
     return steps
 
 

@@ -43,7 +43,7 @@ def check_vector_env(
     name = vector.spec.name
     lines = [check_spec(vector)]
     if vector.num_envs != len(seeds):
-        fail(Promise.BATCH, name, f"num_envs is {vector.num_envs}; expected {len(seeds)}, one for each seed")
+        fail(Promise.BATCH, name, f"num_envs={vector.num_envs}; expected {len(seeds)}, one for each seed")
     first = _checked_batch(vector, vector.reset(list(seeds)), f"{name}, reset")
     trace = _run_vector(vector, first, _generators(seeds), steps)
     ends = sum(int((step.terminated | step.truncated).sum()) for _, step in trace)
@@ -112,9 +112,9 @@ def _check_vector_step(vector: VectorEnv, step: VectorStep, elapsed: np.ndarray,
     if step.duration is not None:
         check_array(Promise.DURATION, where, "duration", step.duration, (count,), np.int64)
         if step.duration.min() < 1:
-            fail(Promise.DURATION, where, f"duration is {step.duration.tolist()}; expected 1 or more everywhere")
+            fail(Promise.DURATION, where, f"duration={step.duration.tolist()}; expected 1 or more everywhere")
     if step.restarted is not None and step.restarted.any():
-        fail(Promise.BATCH, where, f"restarted is {step.restarted.tolist()}; expected no environment to be lost")
+        fail(Promise.BATCH, where, f"restarted={step.restarted.tolist()}; expected no environment to be lost")
     for index in range(count):
         at = f"{where}, environment {index}"
         terminated, truncated = bool(step.terminated[index]), bool(step.truncated[index])

@@ -131,7 +131,7 @@ def load(
             raise CheckpointError(f"no checkpoint of step {which} in {path}; found steps: {sorted(present)}")
         return _read(present[which], map_location, check)
     if which not in ("last", "best"):
-        raise ConfigError(f"which is {which!r}; give 'last', 'best' or a step number")
+        raise ConfigError(f"which={which!r}; give 'last', 'best' or a step number")
     history = _history(path)
     scored = _by_score(history)
     candidates = [entry for entry in history if entry.error] + scored if which == "best" and scored else history
@@ -154,11 +154,11 @@ def best(root: Path) -> Path | None:
 
 def _check_arguments(step: int, groups: Iterable[str], keep: int, score: float | None) -> None:
     if step < 0:
-        raise ConfigError(f"step is {step}; a checkpoint's step is 0 or more")
+        raise ConfigError(f"step={step}; a checkpoint's step is 0 or more")
     if keep < 1:
-        raise ConfigError(f"keep is {keep}; keep at least 1 checkpoint")
+        raise ConfigError(f"keep={keep}; keep at least 1 checkpoint")
     if score is not None and not math.isfinite(score):
-        raise ConfigError(f"score is {score}; give a finite number, or None where there is none")
+        raise ConfigError(f"score={score}; give a finite number, or None where there is none")
     for name in groups:
         if not _GROUP.fullmatch(name):
             raise ConfigError(f"tensor group {name!r} is no file name; use letters, digits, '_' and '-'")

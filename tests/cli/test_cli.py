@@ -113,7 +113,7 @@ WRONG = [
     (["train", "mamujoco/HalfCheetah-5x1"], "HalfCheetah-6x1"),
     (["train", "toy/climbing", "--embedding", "0"], "embedding=0"),
     (["train", "toy/climbing", "--entropy-coef", "inf"], "entropy_coef=inf"),
-    (["train", "toy/climbing", "--stop-return", "nan"], "stop_return is nan"),
+    (["train", "toy/climbing", "--stop-return", "nan"], "stop_return=nan"),
     (["train", "toy/climbing", "--learn-threads", "9999"], "cores here"),
     (["train", "toy/climbing", "--name", "../x"], "name='../x'"),
     (["train", "toy/climbing", "--name", ".."], "name='..'"),
@@ -166,7 +166,7 @@ WRONG = [
     (["resume", "nowhere"], "no config.yaml"),
     (["eval", "runs/typo"], "there is no run"),
     (["eval", "toy/chain", "--out", "no/where.jsonl"], "folder does not exist"),
-    (["play", "gymnasium:CartPole-v1", "--fps", "-1"], "fps is -1"),
+    (["play", "gymnasium:CartPole-v1", "--fps", "-1"], "fps=-1"),
     (["check-env", "toy/chain", "--episodes", "0"], "episodes is 0"),
     (["eval", "nowhere"], "nowhere"),
     (["eval", "toy/climbing", "--agent", "mat"], "must be trained first"),
@@ -190,8 +190,8 @@ def test_wrong_input_is_named(monkeypatch, capsys, folder, args, said):
 def test_a_variant_and_a_short_run_are_pointed_out(monkeypatch, capsys, folder):  # noqa: ARG001
     args = ["train", "toy/climbing", "--agent", "happo", "--agent-updates", "together", "--steps", "100"]
     out = " ".join(call(monkeypatch, capsys, *args)[1].split())
-    assert "agent_updates is 'together', where happo has 'sequential'" in out
-    assert "steps is 100; an iteration has 512, and one is trained" in out
+    assert "agent_updates='together', where happo has 'sequential'" in out
+    assert "steps=100; an iteration has 512, and one is trained" in out
     for number, (more, told) in enumerate(
         [
             (["--agent", "mat-bad"], False),
@@ -263,7 +263,7 @@ def test_eval_and_play_take_the_environment_s_options(monkeypatch, capsys, folde
         assert bool(re.search(r"length\s*\S\s*3\s", out)) == ("--max-steps" in args)
     code, _, err = call(monkeypatch, capsys, "eval", "smac/3m", "--step-mul", "0")
     assert code == 2
-    assert "step_mul is 0; give a whole number of 1 or more" in err
+    assert "step_mul=0; give a whole number of 1 or more" in err
 
 
 TEAM = ["--num-envs", "2", "--rollout-steps", "4", "--eval-episodes", "0", "--steps", "8", "--epochs", "1"]

@@ -78,7 +78,7 @@ DIAL = spaces.Box(-1, 1, (1,), np.float32)
 @pytest.mark.parametrize(
     ("lie", "said"),
     [
-        ({"action_sizes": (3, 1, 2, 1)}, r"action_sizes is \(3, 1, 2, 1\); expected \(3, 1, 3, 1\)"),
+        ({"action_sizes": (3, 1, 2, 1)}, r"action_sizes=\(3, 1, 2, 1\); expected \(3, 1, 3, 1\)"),
         (
             {"action_space": spaces.Tuple([spaces.Discrete(3), DIAL, spaces.Discrete(3, start=1), DIAL])},
             r"action_space\[2\] starts at 1; expected 0",
@@ -213,13 +213,13 @@ STEPS = [
     (
         from_step(2, lambda s: replace(s, duration=0)),
         Promise.DURATION,
-        "step 1: duration is 0; expected a whole number",
+        "step 1: duration=0; expected a whole number",
     ),
-    (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration is 1.5; expected a whole"),
+    (from_step(1, lambda s: replace(s, duration=1.5)), Promise.DURATION, "step 0: duration=1.5; expected a whole"),
     (
         from_step(1, lambda s: replace(s, duration=np.array(0))),
         Promise.DURATION,
-        r"step 0: duration is array\(0\); expected a whole",
+        r"step 0: duration=array\(0\); expected a whole",
     ),
     (from_step(1, lambda s: replace(s, info={"x": [1]})), Promise.INFO, r"`info\['x'\]` must be a scalar, got list"),
     (from_step(1, lambda s: replace(s, info={3: 1.0})), Promise.INFO, r"info has the key 3; expected a string"),
@@ -235,7 +235,7 @@ def test_lies_about_steps(lie, promise, message):
 
 
 SPECS = [
-    ({"agents": ("a", "a", "b")}, r"agents is \('a', 'a', 'b'\); expected distinct names"),
+    ({"agents": ("a", "a", "b")}, r"agents=\('a', 'a', 'b'\); expected distinct names"),
     ({"agent_types": ("x",)}, "agent_types has 1 entries; expected 3"),
     (
         {"observation_space": spaces.Box(0, 1, (5,), np.float64)},
@@ -249,8 +249,8 @@ SPECS = [
     ({"observation_sizes": (5, 6, 5)}, r"observation_sizes\[1\] is 6; expected 0..5, the padded width"),
     ({"action_sizes": (4, 4, 0)}, r"action_sizes\[2\] is 0; expected 1..4, the padded width"),
     ({"action_sizes": (4, 4)}, "action_sizes has 2 entries; expected 3"),
-    ({"max_steps": 0}, "max_steps is 0; expected an int of 1 or more, or None"),
-    ({"max_steps": 6.0}, "max_steps is 6.0; expected an int"),
+    ({"max_steps": 0}, "max_steps=0; expected an int of 1 or more, or None"),
+    ({"max_steps": 6.0}, "max_steps=6.0; expected an int"),
 ]
 
 

@@ -150,8 +150,8 @@ class FirstReset(SyncVector):
             Promise.BATCH,
             r"reward has shape \(3,\) and dtype float32; expected an array of shape \(3, 2\)",
         ),
-        (Restarted, None, Promise.BATCH, r"restarted is \[False, True, False\]; expected no environment to be lost"),
-        (Timeless, None, Promise.DURATION, r"step 0: duration is \[2, 0, 1\]; expected 1 or more"),
+        (Restarted, None, Promise.BATCH, r"restarted=\[False, True, False\]; expected no environment to be lost"),
+        (Timeless, None, Promise.DURATION, r"step 0: duration=\[2, 0, 1\]; expected 1 or more"),
         (Slow, singles, Promise.AUTORESET, r"environment 2 .*, step 4, duration: value is 2, it was 1"),
         (Tied, singles, Promise.AUTORESET, r"environment 1 beside a single one with seed 2, reset: agents\["),
         (Coupled, None, Promise.INDEPENDENCE, r"environment 0 beside other seeds, reset: agents\["),
@@ -166,5 +166,5 @@ def test_lies_of_vectors(kind, make_env, promise, message):
 
 
 def test_the_number_of_environments_must_fit_the_seeds():
-    with pytest.raises(EnvironmentContractError, match="num_envs is 3; expected 2, one for each seed"):
+    with pytest.raises(EnvironmentContractError, match="num_envs=3; expected 2, one for each seed"):
         check_vector_env(vector_of(SyncVector), [1, 2])

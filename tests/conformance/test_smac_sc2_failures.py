@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.usefixtures("install")
 def test_what_is_missing_is_told_before_anything_starts(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match=r"game_version is '4.6.2' .*Base69232.* has Base75689"):
+    with pytest.raises(ConfigError, match=r"game_version='4.6.2' .*Base69232.* has Base75689"):
         make_real("3m", game_version="4.6.2")
     folder = make_install(tmp_path, 69232)
     monkeypatch.setenv("SC2PATH", str(folder))
@@ -328,7 +328,7 @@ def test_a_replay_that_cannot_be_written_does_not_stop_a_run(tmp_path, caplog):
     assert "smac/3m: no replay is saved" in caplog.text
     env.close()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"replay_dir is '.*file/deeper', which cannot be made"):
+    with pytest.raises(ConfigError, match=r"replay_dir='.*file/deeper', which cannot be made"):
         make_real("3m", replay_dir=str(tmp_path / "file" / "deeper"))
 
 

@@ -503,7 +503,7 @@ def test_what_makes_no_sense_is_refused():
     for options, message in (
         ({"prob_obs_enemy": 1.2}, "prob_obs_enemy is 1.2"),
         ({"num_fov_actions": 8}, "without conic_fov"),
-        ({"num_fov_actions": 0, "conic_fov": True}, "num_fov_actions is 0"),
+        ({"num_fov_actions": 0, "conic_fov": True}, "num_fov_actions=0"),
         ({"sight_range": 0.0}, "sight_range is 0.0"),
         ({"conic_fov": True, "backend": "sc2"}, "conic_fov is True.*backend=embedded"),
         ({"prob_obs_enemy": 0.0, "backend": "sc2"}, "prob_obs_enemy is 0.0"),

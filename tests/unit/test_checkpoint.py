@@ -327,16 +327,16 @@ def test_loading_unpickles_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step": -1}, "step is -1"),
-        ({"keep": 0}, "keep is 0"),
-        ({"score": float("nan")}, "score is nan"),
+        ({"step": -1}, "step=-1"),
+        ({"keep": 0}, "keep=0"),
+        ({"score": float("nan")}, "score=nan"),
         ({"tensors": {"a/b": {}}}, "tensor group 'a/b'"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_named(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         save(**{"root": tmp_path, "step": 1, "tensors": {}, "data": {}, **options})
-    with pytest.raises(ConfigError, match="which is 'newest'"):
+    with pytest.raises(ConfigError, match="which='newest'"):
         load(tmp_path, which="newest")
     assert names(tmp_path) == []
 

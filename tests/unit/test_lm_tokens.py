@@ -112,10 +112,10 @@ def test_a_prompt_has_the_system_message_that_was_asked_for_and_no_other(templat
 
 def test_a_system_message_that_would_not_be_seen_is_refused():
     for template, reason in ((None, "has no chat template"), (NO_SYSTEM, "no such role"), (DEAF, "does not show it")):
-        with pytest.raises(ConfigError, match=f"system is 'Be brief.', but .*{reason}"):
+        with pytest.raises(ConfigError, match=f"system='Be brief.', but .*{reason}"):
             PretrainedTokenizer(byte_tokenizer(template), "bytes", "auto", "Be brief.")
     for options, reason in (({"model": "tiny"}, "no chat template"), ({"model": "x", "chat": "off"}, "chat is 'off'")):
-        with pytest.raises(ConfigError, match=f"system is 'Be brief.', but .*{reason}"):
+        with pytest.raises(ConfigError, match=f"system='Be brief.', but .*{reason}"):
             LanguageOptions(system="Be brief.", **options)
 
 

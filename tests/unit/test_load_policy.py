@@ -71,15 +71,15 @@ def test_arrays_by_name_are_answered_by_name(task):
 
 
 WRONG_TEXTS = [
-    (np.zeros((1, 3)), None, "observation is array.*kitchen is read as text: give its text, 1 strings"),
-    (["a", "b"], None, r"observation is \['a', 'b'\]; kitchen is read as text"),
-    ([], None, r"observation is \[\]; kitchen"),
+    (np.zeros((1, 3)), None, "observation=array.*kitchen is read as text: give its text, 1 strings"),
+    (["a", "b"], None, r"observation=\['a', 'b'\]; kitchen is read as text"),
+    ([], None, r"observation=\[\]; kitchen"),
     ([["a"], ["b", "c"]], None, "kitchen is read as text"),
-    (None, None, "observation is None; kitchen is read as text"),
-    (7, None, "observation is 7; kitchen"),
+    (None, None, "observation=None; kitchen is read as text"),
+    (7, None, "observation=7; kitchen"),
     ({"chef": "a"}, None, "observation is of agents 'chef'; kitchen has cook"),
     ({}, None, "observation is of nobody; kitchen has cook"),
-    ({"cook": 3}, None, r"observation is \[3\]; kitchen"),
+    ({"cook": 3}, None, r"observation=\[3\]; kitchen"),
     ("a", "go", "candidates are .*; give each agent a list of texts"),
     ("a", [], "candidates are .*; give each agent a list of texts"),
     ("a", [1], "candidates are .*; give each agent a list of texts"),
@@ -87,7 +87,7 @@ WRONG_TEXTS = [
     ([["a"]] * 2, [["go"]], "candidates are .*; give each agent a list of texts"),
     ({"cook": "a"}, ["go"], "candidates are not for the agents of the observation"),
     (observe([[0]]), ["go"], "candidates are given twice"),
-    (Obs(np.zeros((1, 2)), np.ones(1, bool)), None, "observation is array.*kitchen is read as text"),
+    (Obs(np.zeros((1, 2)), np.ones(1, bool)), None, "observation=array.*kitchen is read as text"),
 ]
 
 
@@ -98,14 +98,14 @@ def test_what_is_no_text_is_refused_with_what_would_be(cook, observation, candid
 
 
 WRONG_ARRAYS = [
-    ("text", None, "observation is .*'text'.*, no array of numbers"),
-    ([[1.0], [1.0, 2.0]], None, r"observation is \[\[1.0\], \[1.0, 2.0\]\], no array of numbers"),
+    ("text", None, "observation=.*'text'.*, no array of numbers"),
+    ([[1.0], [1.0, 2.0]], None, r"observation=\[\[1.0\], \[1.0, 2.0\]\], no array of numbers"),
     (None, None, r"observation has shape \(\); toy/copy gives"),
     (np.zeros((3, 99)), None, r"observation has shape \(3, 99\); toy/copy gives"),
     ({"agent_0": [1.0]}, None, r"the observation of agent_0 has shape \(1,\); toy/copy gives"),
-    ({"agent_0": "x"}, None, "observation is 'x', no array of numbers"),
+    ({"agent_0": "x"}, None, "observation='x', no array of numbers"),
     ({"nobody": [1.0]}, None, "observation is of agents 'nobody'; toy/copy has agent_0"),
-    (Obs(("a", "b"), np.ones(2, bool)), None, r"observation is \('a', 'b'\); toy/copy gives"),
+    (Obs(("a", "b"), np.ones(2, bool)), None, r"observation=\('a', 'b'\); toy/copy gives"),
 ]
 
 

@@ -111,7 +111,7 @@ def test_a_vocabulary_of_other_words_is_refused():
 def test_tasks_of_other_shapes_and_agents_of_their_own_are_refused(small):
     with pytest.raises(ConfigError, match=r"the parameters '.*embed.* in climbing and .* in copy"):
         run.start(small("toy/climbing+copy", "mat"))
-    with pytest.raises(ConfigError, match="agent_updates is 'sequential'"):
+    with pytest.raises(ConfigError, match="agent_updates='sequential'"):
         small(PAIR, "happo")
 
 
@@ -131,7 +131,7 @@ def test_a_run_begins_with_the_weights_of_another(small, tmp_path):
         run.start(small("toy/penalty", "mat", name="third", init_from=str(tmp_path / "none")))
     with pytest.raises(CheckpointError, match="of other agent options") as caught:
         run.start(small("toy/penalty", "mat", name="third", init_from=str(folder), embedding=8))
-    assert "agent options there and here: embedding 16 and 8" in caught.value.__notes__
+    assert "agent options that differ, there and here: embedding 16 and 8" in caught.value.__notes__
 
 
 SETTINGS = {"num_envs": 4, "rollout_steps": 8, "embedding": 16, "epochs": 1}

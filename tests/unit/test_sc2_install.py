@@ -56,15 +56,15 @@ def test_the_path_may_begin_with_the_home(root, monkeypatch):
 
 def test_a_version_that_is_not_there_is_told_beside_those_that_are(root):
     build(root, 75689)
-    with pytest.raises(ConfigError, match=r"game_version is '4.6.2' \(Base69232\), but .* has Base75689 \(4.10.0\)"):
+    with pytest.raises(ConfigError, match=r"game_version='4.6.2' \(Base69232\), but .* has Base75689 \(4.10.0\)"):
         find_install("4.6.2")
-    with pytest.raises(ConfigError, match=r"game_version is '4.42', which pysc2 does not know; .* has Base75689"):
+    with pytest.raises(ConfigError, match=r"game_version='4.42', which pysc2 does not know; .* has Base75689"):
         find_install("4.42")
 
 
 def test_versions_without_an_api_are_refused(root):
     build(root, 52910, 75689)
-    with pytest.raises(ConfigError, match=r"game_version is '3.13'; versions before 3.16.1"):
+    with pytest.raises(ConfigError, match=r"game_version='3.13'; versions before 3.16.1"):
         find_install("3.13")
 
 
@@ -131,12 +131,12 @@ def test_maps(root):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"backend": "sc3"}, "backend is 'sc3'; give 'embedded' or 'sc2'"),
-        ({"backend": "sc2", "difficulty": "B"}, "difficulty is 'B'; give '1' or .* or 'A'"),
-        ({"backend": "sc2", "creep_decay": True}, "creep_decay is True, which has no effect with backend=sc2"),
-        ({"difficulty": "3"}, "difficulty is '3', which has no effect with backend=embedded; .* choose backend=sc2"),
-        ({"game_version": "4.10"}, "game_version is '4.10', which has no effect with backend=embedded"),
-        ({"replay_dir": "here"}, "replay_dir is 'here', which has no effect with backend=embedded"),
+        ({"backend": "sc3"}, "backend='sc3'; give 'embedded' or 'sc2'"),
+        ({"backend": "sc2", "difficulty": "B"}, "difficulty='B'; give '1' or .* or 'A'"),
+        ({"backend": "sc2", "creep_decay": True}, "creep_decay=True, which has no effect with backend=sc2"),
+        ({"difficulty": "3"}, "difficulty='3', which has no effect with backend=embedded; .* choose backend=sc2"),
+        ({"game_version": "4.10"}, "game_version='4.10', which has no effect with backend=embedded"),
+        ({"replay_dir": "here"}, "replay_dir='here', which has no effect with backend=embedded"),
     ],
 )
 def test_options_that_the_backend_does_not_read_are_refused(options, match):

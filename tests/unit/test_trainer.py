@@ -115,7 +115,7 @@ def test_a_full_disc_at_a_checkpoint_does_not_stop_training(small, monkeypatch, 
 
 def test_non_finite_loss_keeps_finite_weights(small):
     config = broken(small, "huge", at=12)
-    with pytest.raises(NonFiniteError, match="iteration 2, epoch 1"):
+    with pytest.raises(NonFiniteError, match="iteration 2: loss or gradient of epoch 1 is not finite"):
         run.start(config)
     checkpoint = load(Path(config.runs_dir) / "run" / "checkpoints")
     assert checkpoint.step == 32
@@ -124,7 +124,7 @@ def test_non_finite_loss_keeps_finite_weights(small):
 
 
 def test_an_error_does_not_replace_the_checkpoint_of_the_same_step(small, tmp_path):
-    """Saved at iteration 2 with environments; the error in iteration 3 must not write it anew mask_done."""
+    """Saved at iteration 2 with environments; the error in iteration 3 must not write it again."""
     config = broken(small, "reward", at=19, once=tmp_path / "once")
     with pytest.raises(NonFiniteError):
         run.start(config)
@@ -366,7 +366,7 @@ def test_a_folder_belongs_to_one_run(small):
 
 def test_runs_of_one_second_have_folders_of_their_own_and_failures_leave_none(small):
     config = small(name="", eval_episodes=0, steps=32)
-    with pytest.raises(ConfigError, match="group_size is 3"):
+    with pytest.raises(ConfigError, match="group_size=3"):
         run.start(override(config, {"group_size": 3}))
     assert not Path(config.runs_dir).exists()
     folders = {run_folder.new_folder(config), run.start(config).folder, run_folder.new_folder(config)}
@@ -419,13 +419,13 @@ def test_passes_change_nothing_whatever_is_read(small, env, agent, changes):
     ("changes", "said"),
     [
         ({"minibatches": 33}, "33, more than the 32 rows"),
-        ({"num_envs": 0}, "num_envs is 0"),
-        ({"steps": 0}, "steps is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"num_envs": 0}, "num_envs=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"seed": -1}, "seed=-1"),
         ({"clip": 0.0}, "clip=0.0"),
-        ({"gamma": 1.5}, "gamma is 1.5"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"device": "cuda:7"}, "sees no GPU"),
+        ({"gamma": 1.5}, "gamma=1.5"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"device": "cuda:7"}, "sees none; use --device cpu"),
         ({"stop_return": 1.0, "eval_episodes": 0}, "eval_episodes is 0"),
         ({"restart_workers": True}, "worker"),
     ],

@@ -413,7 +413,7 @@ def _make_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"replay_dir is {name!r}, which cannot be made: {error}; name another folder") from error
+        raise ConfigError(f"replay_dir={name!r}, which cannot be made: {error}; name another folder") from error
     return folder
 
 
