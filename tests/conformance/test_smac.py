@@ -398,19 +398,19 @@ def test_wrong_names_counts_and_states_are_refused():
 
 WRONG_OPTIONS = [
     ({"step_mul": 0}, "step_mul=0; give a whole number of 1 or more"),
-    ({"step_mul": 8.0}, "step_mul is 8.0; give a whole number"),
-    ({"step_mul": True}, "step_mul is True; give a whole number"),
+    ({"step_mul": 8.0}, "step_mul=8.0; give a whole number"),
+    ({"step_mul": True}, "step_mul=True; give a whole number"),
     ({"max_steps": "60"}, "max_steps='60'; give a whole number or None"),
-    ({"sight_range": float("nan")}, "sight_range is nan; give a finite number or None"),
-    ({"reward_win": float("inf")}, "reward_win is inf; give a finite number"),
+    ({"sight_range": float("nan")}, "sight_range=nan; give a finite number or None"),
+    ({"reward_win": float("inf")}, "reward_win=inf; give a finite number"),
     ({"reward_win": -1.0}, "reward_win=-1.0; give 0 or more"),
     ({"reward_defeat": 5}, "reward_defeat=5; give 0 or less"),
     ({"move_amount": 0}, "move_amount=0; give more than 0"),
-    ({"obs_all_health": 1}, "obs_all_health is 1; give True or False"),
+    ({"obs_all_health": 1}, "obs_all_health=1; give True or False"),
     ({"game_version": 4.1, "backend": "sc2"}, "game_version=4.1; give a text in quotes or None"),
-    ({"difficulty": 7, "backend": "sc2"}, "difficulty is 7; give '1' or '2'"),
+    ({"difficulty": 7, "backend": "sc2"}, "difficulty=7; give '1' or '2'"),
     ({"unavailable_action": "noop"}, "unavailable_action='noop'; give 'error' or 'ignore'"),
-    ({"backend": "sc3"}, "backend is 'sc3'; give 'embedded' or 'sc2'"),
+    ({"backend": "sc3"}, "backend='sc3'; give 'embedded' or 'sc2'"),
 ]
 
 

@@ -501,13 +501,13 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(UnknownNameError, match="protoss_10_vs_11"):
         make("protoss_10_vs_12")
     for options, message in (
-        ({"prob_obs_enemy": 1.2}, "prob_obs_enemy is 1.2"),
+        ({"prob_obs_enemy": 1.2}, "prob_obs_enemy=1.2"),
         ({"num_fov_actions": 8}, "without conic_fov"),
         ({"num_fov_actions": 0, "conic_fov": True}, "num_fov_actions=0"),
-        ({"sight_range": 0.0}, "sight_range is 0.0"),
-        ({"conic_fov": True, "backend": "sc2"}, "conic_fov is True.*backend=embedded"),
-        ({"prob_obs_enemy": 0.0, "backend": "sc2"}, "prob_obs_enemy is 0.0"),
-        ({"action_mask": False, "backend": "sc2"}, "action_mask is False"),
+        ({"sight_range": 0.0}, "sight_range=0.0"),
+        ({"conic_fov": True, "backend": "sc2"}, "conic_fov=True.*backend=embedded"),
+        ({"prob_obs_enemy": 0.0, "backend": "sc2"}, "prob_obs_enemy=0.0"),
+        ({"action_mask": False, "backend": "sc2"}, "action_mask=False"),
     ):
         with pytest.raises(ConfigError, match=message):
             SmacOptions(**options)

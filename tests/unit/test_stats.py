@@ -37,5 +37,5 @@ def test_values_that_cannot_be_used_are_named(values, error, message):
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
 def test_levels_lie_between_0_and_1(level):
-    with pytest.raises(ConfigError, match=f"level is {level}"):
+    with pytest.raises(ConfigError, match=f"level={level}"):
         mean_interval([1.0, 2.0], level=level)
