@@ -90,8 +90,6 @@ class Evaluate(Callback):
         self.envs: list[VectorEnv] = []
         self.transcript_env: VectorEnv | None = None
         self.rows: RecordFile | None = None
-        self.scores: dict[str, float] = {}
-        """Scores of the last evaluation on each split, by tag."""
 
     def on_start(self, trainer: "Trainer") -> None:
         """Play an evaluation that was interrupted before the run was resumed, or the one of --eval-start."""
@@ -166,7 +164,6 @@ class Evaluate(Callback):
             self.log_transcript(trainer)
         prefix = "eval" if split == "validation" else "test"
         scores = trainer.mean_over_tasks([summarize(rows, prefix) for rows in episodes.values()])
-        self.scores |= scores
         trainer.notify("on_evaluation", split, episodes, scores)
         return scores
 

@@ -27,7 +27,9 @@ def free_cores(seconds: float = 0.2) -> int:
         return 1
     busy = psutil.cpu_percent(seconds, percpu=True)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores)
-    return max(1, cores - round(sum(busy[core] for core in usable) / 100))
+    # The system's list leaves out cores that are offline, and a container may number its own from 0.
+    own = [busy[core] for core in usable] if max(usable) < len(busy) else busy
+    return max(1, cores - round(sum(own) / 100))
 
 
 def peak_memory_mb() -> float:

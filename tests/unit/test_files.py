@@ -51,3 +51,9 @@ def test_free_cores(monkeypatch, busy, free):
     monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(psutil, "cpu_percent", lambda *_, **__: busy)
     assert cpu.free_cores() == free
+
+
+def test_free_cores_of_a_container_with_its_own_numbers(monkeypatch):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: {12, 13}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda *_, **__: [100, 0])
+    assert cpu.free_cores() == 1
