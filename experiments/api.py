@@ -16,12 +16,13 @@ from marl.errors import ConfigError
 from marl.evaluation import EpisodeRow, summarize
 from marl.experiments.play import evaluate_task, load_agent
 from marl.experiments.presets import by_name, choose
-from marl.factories import factory_name
+from marl.factories import absolute_name, factory_name
 from marl.registry import find_family, require_options
 from marl.run import IfExists, Result
-from marl.run_folder import read_config_file
+from marl.run_folder import is_run, read_config_file
 from marl.settings import MAX_EPISODE_STEPS, require_episodes
 from marl.tracking.base import Tracker
+from marl.trust import external_names, require_trust
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     trackers: Sequence[Tracker | str] = (),
     if_exists: IfExists = "error",
+    trust: bool = False,
     **options: Any,
 ) -> Result:
     """Train an agent and return the run's folder, scores and policy.
@@ -50,9 +52,10 @@ def train(
     Give a configuration (a RunConfig, or the path of a YAML file), or an environment and an agent by name or as a
     factory; the tuned preset of the two is the start, or `preset`. `options` are those of `marl train --help`, with
     underscores. The run remembers trackers that are given by name; other trackers, and callbacks, are to be given again
-    when it is resumed. `if_exists` is as in `marl.run.start`. Raises MarlError if the run is refused or fails.
+    when it is resumed. `if_exists` is as in `marl.run.start`. `trust` allows the code that a YAML file in the folder of
+    another user's run names. Raises MarlError if the run is refused or fails.
     """
-    chosen, source = make_config(config, env, agent, preset)
+    chosen, source = make_config(config, env, agent, preset, trust)
     if names := tuple(each for each in trackers if isinstance(each, str)):
         options["trackers"] = (*chosen.trackers, *names)
     notes = (f"settings: {source}",)
@@ -76,10 +79,12 @@ def make_config(
     env: str | Callable[..., Any] | None,
     agent: str | Callable[..., Any] | None,
     preset: str = "",
+    trust: bool = False,
 ) -> tuple[RunConfig, str]:
     """Return a configuration, and a note on its source.
 
-    `env` and `agent` take the place of those in a YAML file. Raises ConfigError for other combinations.
+    `env` and `agent` take the place of those in a YAML file. Raises ConfigError for other combinations, and for a file
+    in the folder of a run that names code and that another user made, unless `trust`.
     """
     names = {kind: factory_name(each) for kind, each in (("env", env), ("agent", agent)) if each is not None}
     if config is None:
@@ -93,7 +98,13 @@ def make_config(
         if names:
             raise ConfigError(f"{' and '.join(names)} beside a RunConfig, which has its own; leave them out")
         return config, "the given configuration"
-    return read_config_file(Path(config), names), f"{os.fspath(config)}"
+    path = Path(config)
+    read = read_config_file(path, names)
+    if is_run(folder := path.absolute().parent):
+        kinds = {"env": "environment", "agent": "agent"}
+        typed = {f"{kinds[kind]} {absolute_name(name)}" for kind, name in names.items()}
+        require_trust(folder, external_names(read) - typed, trust)
+    return read, str(path)
 
 
 def resume(

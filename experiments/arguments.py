@@ -142,6 +142,7 @@ config.yaml, status.json, metrics.jsonl, evaluations.jsonl, TensorBoard events a
 OWN_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("preset", str, "", "Preset to start from (see `marl list presets`), or none for the defaults."),
     ("config", str, "", "YAML file of settings to start from, such as a run's config.yaml."),
+    ("trust", bool, False, "Run the code that --config names, although somebody else made its run."),
     ("if_exists", Literal["error", "skip", "resume"], "error", "Treatment of a run of this --name that is there."),
 )
 """Options of `marl train` that are no settings of the run: name, type, default, help."""

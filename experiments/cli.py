@@ -159,7 +159,10 @@ def train(args: list[str]) -> None:
         if not wants_help(args):
             raise ConfigError("train what? Name an environment first: marl train ENV ...; `marl list envs` shows them")
         env = "toy/climbing"
-    base, source = make_config(Path(file) if file else None, env, scan_flag(args, "--agent", "") or None, preset)
+    agent, trust = scan_flag(args, "--agent", "") or None, "--trust" in args
+    if trust and not file:
+        raise ConfigError("--trust is for a --config of somebody else's run; leave it out")
+    base, source = make_config(Path(file) if file else None, env, agent, preset, trust)
     config = parse(base, args)
     notes = (f"settings: {source}", *algorithm_changes(config, base))
     start(config, Extras(notes=notes), scan_flag(args, "--if-exists", "error"))  # pyright: ignore[reportArgumentType]

@@ -38,6 +38,11 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step_*"))
 
 
+def is_run(folder: Path) -> bool:
+    """Return True if a run has written to the folder."""
+    return any((folder / name).exists() for name in ("status.json", "metrics.jsonl", "checkpoints"))
+
+
 def read_config(folder: Path) -> RunConfig:
     """Return the configuration of a run. Raises CheckpointError without one, and ConfigError if it cannot be read."""
     path = folder / "config.yaml"

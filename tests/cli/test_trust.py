@@ -154,3 +154,18 @@ def test_a_comparison_imports_no_tracker_that_a_run_s_files_name(home, small):
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"trackers": ["theirs:Tracker"]}))
     train_until(replace(config, steps=64))
     assert not (home / "imported").exists()
+
+
+def test_settings_of_a_run_of_somebody_else_import_nothing(monkeypatch, capsys, home, small):
+    run.start(small("theirs:make", runs_dir="runs", steps=32, eval_episodes=0))
+    forget_user(home)
+    command = ("train", "--config", "runs/run/config.yaml", "--name", "mine", "--runs-dir", "runs")
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert code == 2
+    assert "environment theirs:make" in err
+    assert not (home / "imported").exists()
+    assert call(monkeypatch, capsys, "train", "theirs:make", *command[1:])[0] == 0
+    forget_user(home)
+    assert call(monkeypatch, capsys, *command[:4], "trusted", "--trust")[0] == 0
+    assert (home / "imported").exists()
+    assert "leave it out" in call(monkeypatch, capsys, "train", "toy/chain", "--trust")[2]
