@@ -46,7 +46,7 @@ def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
     """Return the advice for parameters of the same shape in both environments."""
     agents = (
         "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
-        "ippo and mat-dec also without memory)"
+        "ippo and mat-dec also with bptt_steps=0)"
     )
     if mine.entities is not None and other.entities is not None:
         widths, others = (each.features() for each in (mine.entities, other.entities))

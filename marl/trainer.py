@@ -235,8 +235,8 @@ class Trainer:
         """
         learn = self.config.learn
         norms = [{name: x.clone() for name, x in task.value_norm.state_dict().items()} for task in self.tasks]
-        credited = [self.make_batch(rollout, number) for number, rollout in enumerate(rollouts)]
-        batches, credit = [batch for batch, _ in credited], self.mean_over_tasks([told for _, told in credited])
+        made = [self.make_batch(rollout, number) for number, rollout in enumerate(rollouts)]
+        batches, credit = [batch for batch, _ in made], self.mean_over_tasks([values for _, values in made])
         rates = self.updater.set_learning_rates(self.steps, self.annealing_steps)
         try:
             if learn.agent_updates == "sequential":
@@ -251,11 +251,11 @@ class Trainer:
         if not distributed.any_rank(has_choice, self.device):
             for name in ("policy/entropy", "policy/kl", "policy/clip_fraction"):
                 metrics.pop(name, None)
-        told = []
+        policy_metrics = []
         for task, batch in zip(self.tasks, batches, strict=True):
             task.policy.update_statistics(batch.inputs, batch.nodes)
-            told.append(task.policy.metrics(batch.inputs, batch.nodes))
-        metrics |= self.mean_over_tasks(told)
+            policy_metrics.append(task.policy.metrics(batch.inputs, batch.nodes))
+        metrics |= self.mean_over_tasks(policy_metrics)
         return metrics | credit | rates
 
     def make_batch(self, rollout: Rollout, task: int = 0) -> tuple[Batch, dict[str, float]]:

@@ -88,7 +88,9 @@ def find_runs(folder: Path) -> list[Path]:
     """Return the runs below a folder, sorted, or the folder itself if it is a run or holds none."""
     if (folder / "config.yaml").exists():
         return [folder]
-    return sorted(path.parent for path in folder.rglob("config.yaml")) or [folder]
+    found = sorted(path.parent for path in folder.rglob("config.yaml"))
+    # W&B and MLflow keep copies of the file in folders of their own.
+    return [run for run in found if not {"wandb", "mlruns"} & set(run.relative_to(folder).parts)] or [folder]
 
 
 def read_curve(folder: Path, metric: str, split: Split = "validation") -> Curve:

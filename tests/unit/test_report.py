@@ -253,3 +253,11 @@ def test_wrong_runs_are_named(tmp_path):
     write_run(tmp_path / "runs" / "never", 2, {})
     with pytest.raises(ConfigError, match=r"no run in .* can be reported on: left out, because it was never evaluated"):
         command(tmp_path / "runs")
+
+
+def test_copies_that_other_trackers_keep_are_no_runs(tmp_path):
+    run = write_run(tmp_path / "run", 1, {100: 0.5})
+    for copy in (run / "wandb" / "offline-run" / "files", tmp_path / "mlruns" / "1" / "artifacts"):
+        copy.mkdir(parents=True)
+        (copy / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert find_runs(tmp_path) == [run]
