@@ -18,11 +18,11 @@ from marl.settings import LearnConfig
 ESSENTIAL = ("agent_credit", "token_credit", "agent_updates", "objective", "advantage", "ratio_level")
 """Settings of learning that tell one algorithm from another."""
 INTRA_STEP_FIELDS = ("gamma_intra", "lambda_intra")
-"""Such settings of the links inside a step, which mean nothing where there are none."""
+"""Settings of the links inside a step. They have no effect without sequential links."""
 
 
 def algorithm_changes(config: RunConfig, base: RunConfig) -> list[str]:
-    """A line for each setting that makes the run another algorithm than its agent's name says."""
+    """Return a line for each setting in which the run differs from the algorithm that its agent is named for."""
     mine, usual = flatten(config), flatten(base)
     linked = "sequential" in (config.learn.agent_credit, config.learn.token_credit)
     return [
@@ -149,7 +149,7 @@ OWN_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
 
 
 def scan_flag(args: list[str], flag: str, default: str) -> str:
-    """The value of a flag that decides which options there are; the last where it is given twice."""
+    """Return the value of a flag before the options are parsed: the last one given, or `default`."""
     for i, text in reversed(list(enumerate(args))):
         if text == flag and i + 1 < len(args):
             return args[i + 1]

@@ -72,7 +72,9 @@ class Updater:
         means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
         if self.objective.value_coef:
             critic = self.run_epochs(batch.values_only())
-            means |= {"loss/value": critic["loss/value"], "loss/total": means["loss/total"] + critic["loss/total"]}
+            means["loss/total"] += critic["loss/total"]
+            if "loss/value" in critic:  # absent if no agent was alive
+                means["loss/value"] = critic["loss/value"]
         return means
 
     @torch.no_grad()

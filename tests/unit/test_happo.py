@@ -161,3 +161,12 @@ def test_a_turn_reads_what_is_the_agent_s_own(env):
         assert torch.equal(whole.log_prob, part.log_prob)
         assert not part.value.requires_grad
         assert {name: x.shape[1] for name, x in cut.items()} == {"agents": 1, "action_mask": 1}
+
+
+def test_a_rollout_without_living_agents_changes_nothing():
+    trainer, batch = make_trainer()
+    none = torch.zeros_like(batch.nodes.node_mask)
+    empty = replace(batch, nodes=replace(batch.nodes, node_mask=none, loss_mask=none))
+    before = [parameter.clone() for parameter in trainer.policy.parameters()]
+    assert "loss/value" not in trainer.updater.update_sequentially(empty, trainer.agent_order())
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.parameters(), strict=True))
