@@ -480,7 +480,7 @@ def test_ranks_and_tasks_draw_different_global_numbers(small, monkeypatch):
         drawn.extend([random.random(), np.random.random(), float(torch.rand(()))])  # noqa: NPY002
         raise NotImplementedError
 
-    monkeypatch.setattr(run, "make_vector", lambda *args: seeds.append(args[-1]))
+    monkeypatch.setattr(run, "make_vector", lambda *_, seed, **__: seeds.append(seed))
     for rank in (0, 1, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         config = small("toy/climbing+penalty", workers=2)

@@ -163,7 +163,9 @@ for _ in range(20):
 
 
 def test_an_interrupt_ends_a_process_in_the_middle_of_steps():
-    code = "print('ready', flush=True)\nwhile True: play(env, 20)"
+    # A test run in the background may have been started with this signal ignored, which a child inherits.
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "print('ready', flush=True)\nwhile True: play(env, 20)"
     with subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as it:
@@ -171,6 +173,9 @@ def test_an_interrupt_ends_a_process_in_the_middle_of_steps():
         assert it.stdout.readline() == b"ready\n"
         time.sleep(0.2)
         it.send_signal(signal.SIGINT)
-        _, errors = it.communicate(timeout=30)
+        try:
+            _, errors = it.communicate(timeout=30)
+        finally:
+            it.kill()
         assert it.returncode != 0
     assert errors.rstrip().endswith(b"KeyboardInterrupt")
