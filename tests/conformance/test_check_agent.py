@@ -236,7 +236,7 @@ LIES = [
     (DeadDecide, Rule.DEAD_AGENTS, "dead agent 0 of row 0 has a node"),
     (HearsTheDead, Rule.DEAD_AGENTS, "changes the log_prob of a living one"),
     (OtherTemperature, Rule.LOG_PROB, "log_prob of act and evaluate differ: .* at row"),
-    (InfiniteValue, Rule.VALUE, "value is -?inf at row"),
+    (InfiniteValue, Rule.VALUE, "value=-?inf at row"),
     (ReadsLaterActions, Rule.ORDER, "depends on an action that is decided later"),
     (BatchStatistics, Rule.GRADIENT, "depends on the split into micro-batches"),
     (LosesRows, Rule.GRADIENT, "micro_batches holds"),

@@ -387,7 +387,7 @@ def test_uncompiled_functions_give_the_same_bits():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="layout is 'mat'; give 'smac' or 'mappo'"):
+    with pytest.raises(ConfigError, match="layout='mat'; give 'smac' or 'mappo'"):
         SmacOptions(layout="mat")  # type: ignore[arg-type] - a wrong value on purpose
     with pytest.raises(ConfigError, match="leave layout"):
         ScriptedTeam(fork("3m").spec, kites=False)

@@ -244,7 +244,7 @@ def test_a_model_behind_hooks_gives_the_same_features_gradients_and_answers(fold
 def test_a_model_over_several_devices_stays_where_it_is(folder):
     spread = open_folder(folder, device_map="auto")
     assert spread.to("cpu").device.type == "cpu"
-    with pytest.raises(ConfigError, match="device is meta, but device_map begins on cpu; use --device cpu"):
+    with pytest.raises(ConfigError, match="device=meta, but device_map begins on cpu; use --device cpu"):
         spread.to("meta")
 
 

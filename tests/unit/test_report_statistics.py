@@ -163,7 +163,7 @@ def test_scores_that_cannot_be_used_are_named(function, scores, error, message):
 def test_options_that_cannot_be_used_are_named():
     for function in (bootstrap_interval, bootstrap_means, student_means):
         for level in (0.0, 1.0, 95):
-            with pytest.raises(ConfigError, match=f"level is {level}"):
+            with pytest.raises(ConfigError, match=f"level={level}"):
                 function([1.0, 2.0], level=level)
     with pytest.raises(ConfigError, match="resamples=0"):
         bootstrap_interval([1.0, 2.0], resamples=0)
