@@ -59,7 +59,7 @@ class Bounds:
             env = index if envs is None else int(envs[index])
             raise EnvironmentContractError(
                 f"{self.spec.name}: environment {env}, agent {self.spec.agents[agent]!r}: feature {feature} of the "
-                f"observation={value}, outside the declared {low} to {high}; mend the space (`marl check-env` tests "
+                f"observation is {value}, outside the declared {low} to {high}; mend the space (`marl check-env` tests "
                 "the whole environment), or where the environment is not yours (gymnasium:, pettingzoo:) set bounds to "
                 "clip or ignore"
             )

@@ -139,11 +139,11 @@ def test_a_home_that_cannot_be_written_is_told_and_trusts_nothing(monkeypatch, h
     assert key_path().stat().st_mode & 0o077 == 0
     require_trust(home / "run", {"environment a:b"}, trust=False)
     key_path().write_bytes(b"")  # an empty key would be everybody's
-    with pytest.raises(ConfigError, match="not made here"):
+    with pytest.raises(ConfigError, match="not made by you"):
         require_trust(home / "run", {"environment a:b"}, trust=False)
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(home / "other"))
-    with pytest.raises(ConfigError, match="not made here"):
+    with pytest.raises(ConfigError, match="not made by you"):
         require_trust(home / "run", {"environment a:b"}, trust=False)
 
 
