@@ -13,7 +13,10 @@ from marl.rollout import Rollout
 @marl.register_advantage("time-baseline", summary="returns minus their mean over all episodes at the same time step")
 @dataclass(frozen=True)
 class TimeBaseline(AdvantageEstimator):
-    """Return to go minus the mean of all episodes at that step (Greensmith et al. 2004, section 4)."""
+    """Return to go minus its mean over episodes at that step (Greensmith et al. 2004, section 4).
+
+    The mean is over the episodes of this rank.
+    """
 
     uses_critic = False
     needs_whole_episodes = True

@@ -26,7 +26,7 @@ def algorithm_changes(config: RunConfig, base: RunConfig) -> list[str]:
     mine, usual = flatten(config), flatten(base)
     linked = "sequential" in (config.learn.agent_credit, config.learn.token_credit)
     return [
-        f"{name}={mine[name]!r}, where {config.agent} has {usual[name]!r}: a variant of it, under the same name"
+        f"{name}={mine[name]!r}, where {config.agent} has {usual[name]!r}: this run is a variant of {config.agent}"
         for name in (*ESSENTIAL, *(INTRA_STEP_FIELDS if linked else ()))
         if name in mine and name in usual and mine[name] != usual[name]
     ]

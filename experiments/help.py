@@ -1,4 +1,4 @@
-"""Help of the commands: a line an option with --help, and the whole text with --help-all."""
+"""Help of the commands: one line per option with --help, and the whole text with --help-all."""
 
 import ast
 import dataclasses

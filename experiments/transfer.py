@@ -94,7 +94,7 @@ class Transfer:
                 if (count := values.count(value)) > 1:
                     raise ConfigError(f"{name} has {value} {count} times; give it once")
         if not self.agents or not self.seeds or max(self.percentages, default=0) <= 0:
-            raise ConfigError("give one or more agents and seeds, and percentages of which one is above 0")
+            raise ConfigError("agents or seeds are empty, or no percentage is above 0; give at least one of each")
         if outside := [percentage for percentage in self.percentages if not 0 <= percentage <= 100]:
             raise ConfigError(f"percentages has {outside[0]:g}; give parts of the budget, from 0 to 100")
         if fixed := sorted(RESERVED & set(self.settings)):

@@ -32,7 +32,7 @@ class AdvantageContext:
     group_size: int
     """Environments of a group: their episodes begin alike."""
     node_reward: Tensor | None
-    """Reward of single nodes, shape (T, E, N, L): that of the policy, and the one for staying near its reference."""
+    """Reward of single nodes, shape (T, E, N, L): the policy's reward minus the weighted KL term, or None."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Callback:
     """Hooks that a run calls, on every rank unless noted. Every hook does nothing by default.
 
     A hook may read the trainer and set `trainer.stop_reason`, which ends the run after the iteration. If a hook raises,
-    the run stops with a checkpoint, and the error names the callback.
+    the error names the callback, and the run stops. Complete iterations before it are kept in a checkpoint.
     """
 
     def on_start(self, trainer: "Trainer") -> None:

@@ -41,7 +41,7 @@ def peak_memory_mb() -> float:
 def tune_malloc() -> None:
     """Let glibc keep freed memory for later allocations. Does nothing with another C library.
 
-    By default each forward pass returns its memory to the system, and the next one gets it anew, page by page. That
+    By default each forward pass returns its memory to the system, and the next one gets it again, page by page. That
     takes up to a fifth of an update. Blocks of more than 32 MiB are still returned.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

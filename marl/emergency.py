@@ -45,7 +45,7 @@ def keep_what_was_learned(trainer: Trainer, saver: Checkpoints, folder: Path, er
     lost = trainer.steps - saver.saved_steps
     if saver.saved > 0:
         kept = f"what was learned in {saver.saved_steps} steps is kept"
-        kept += f", and that of the {lost} steps since is lost" if lost else ""
+        kept += f", and what was learned in the {lost} steps since is lost" if lost else ""
         error.add_note(f"{kept}; continue with: {distributed.resume_command(folder)}")
     elif lost:
         error.add_note(f"what was learned in {lost} steps is lost: there is no checkpoint")

@@ -45,7 +45,7 @@ def share_parameters(policy: Policy, original: Policy, names: tuple[str, str]) -
 def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
     """Return the advice for parameters of the same shape in both environments."""
     agents = (
-        "an agent that knows no number of agents: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
+        "an agent for teams of any size: mat, its relatives, mappo or ippo, with parameters_per=team (mappo, "
         "ippo and mat-dec also with bptt_steps=0)"
     )
     if mine.entities is not None and other.entities is not None:
@@ -54,5 +54,5 @@ def one_shape(mine: EnvSpec, other: EnvSpec) -> str:
             return f"their entities have {others} and {widths} features; give tasks of one kind"
         return f"observations are made of entities, so take {agents}"
     if not mine.observation_sizes:
-        return "give tasks of one shape"
-    return f"give tasks of one shape, or with observations made of entities (SMAC: layout=entities) to {agents}"
+        return "give tasks with equal spaces"
+    return f"give tasks with equal spaces, or with observations made of entities (SMAC: layout=entities) to {agents}"

@@ -7,9 +7,11 @@ has `make_vector(task, num_envs, threads, **options) -> VectorEnv`. Modules are 
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -124,6 +126,15 @@ class ObjectiveFactoryOptions:
     """Keyword arguments of the objective."""
 
 
+def same_source(first: str, second: str) -> bool:
+    """Return True if two imported modules are one, or their files have equal contents."""
+    if first == second:
+        return True
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in (first, second)]
+    texts = [Path(file).read_bytes() for file in files if file is not None and Path(file).is_file()]
+    return len(texts) == 2 and texts[0] == texts[1]
+
+
 @dataclass
 class Registry:
     """Entries of one kind. The plug-ins of the entry-point group are imported on first use."""
@@ -139,9 +150,12 @@ class Registry:
     loaded: bool = False
 
     def add(self, entry: Any) -> None:
-        """Register an entry. Raises ConfigError if another module has registered its name."""
+        """Register an entry. Raises ConfigError if another module has registered its name.
+
+        A file that was imported by its module and by its path, or copied, is one module.
+        """
         known = self.entries.get(entry.name)
-        if known is not None and known.make.__module__ != entry.make.__module__:
+        if known is not None and not same_source(known.make.__module__, entry.make.__module__):
             raise ConfigError(
                 f"{self.kind} {entry.name!r} is registered twice, by {known.make.__module__} and "
                 f"{entry.make.__module__}; rename one"

@@ -169,7 +169,8 @@ def package_version() -> str:
 
 def git_commit() -> str | None:
     """Return the git commit of the working folder, with "-dirty" if files differ from it; None without a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Without optional locks git leaves the index of the user's repository as it is.
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT, check=False)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):

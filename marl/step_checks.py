@@ -26,7 +26,7 @@ def require_alive(spec: EnvSpec, obs: Obs) -> None:
     if not obs.alive.any(-1).all():
         index = int(np.flatnonzero(~obs.alive.any(-1))[0])
         raise EnvironmentContractError(
-            f"{spec.name}: environment {index}: nobody is alive at the beginning of an episode; mend `reset` "
+            f"{spec.name}: environment {index}: no agent is alive at the beginning of an episode; mend `reset` "
             "(`marl check-env` tests the whole environment)"
         )
 

@@ -136,7 +136,7 @@ class EnvSpec:
         if len(kinds) != self.num_agents or set(kinds) != {"Discrete", "Box"}:
             raise EnvironmentContractError(
                 f"{self.name}: action_space is the Tuple of {', '.join(kinds)} for {self.num_agents} agents; give one "
-                "space an agent, some Discrete and some Box, or where all are of one kind the widest of them alone"
+                "space per agent, both Discrete and Box among them; if all are of one kind, give the widest space alone"
             )
 
     def _width(self, space: gymnasium.Space) -> int:

@@ -30,7 +30,7 @@ def compare(here: Tensor, there: Tensor, name: str) -> None:
     if other := _different_parts(here, there):
         raise CheckpointError(
             f"model {name} has another {other} than when this checkpoint was trained, so what it "
-            "learned does not fit; put back the model it was trained on, or train anew"
+            "learned does not fit; put back the model it was trained on, or train from the beginning"
         )
 
 

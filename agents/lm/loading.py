@@ -59,7 +59,7 @@ def load_backbone(
     dtype = frozen_dtype(precision) if lora_rank and not from_scratch else torch.float32
     if precision == "bf16" and dtype != torch.bfloat16:
         raise ConfigError(
-            f"precision is bf16, which is for frozen weights; model {name} with lora_rank {lora_rank} needs fp32"
+            f"precision={precision!r} is for frozen weights; model {name} with lora_rank={lora_rank} needs fp32"
         )
     if device_map != "none":
         _require_one_process_and_accelerate()

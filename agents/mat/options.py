@@ -50,7 +50,7 @@ class MATOptions(TransformerOptions):
     """Options of the Multi-Agent Transformer."""
 
     agent_order: Order = "fixed"
-    """Order in which agents decide: as the environment lists them, or drawn anew at every step."""
+    """Order in which agents decide: as the environment lists them, or drawn at every step."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GRUOptions(TeamOptions):
     layers: int = 2
     """Layers of each recurrent network."""
     agent_order: Order = "fixed"
-    """Order in which agents are read and decide: as the environment lists them, or drawn anew at every step."""
+    """Order in which agents are read and decide: as the environment lists them, or drawn at every step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -158,18 +158,18 @@ class _Check:
 
     def play(self) -> Played:
         """Return a rollout. In the middle episodes end in half of the environments."""
-        memory = RecurrentState(self.policy, ROWS)
+        recurrent_state = RecurrentState(self.policy, ROWS)
         inputs, nodes, log_probs, orders = [], [], [], []
         for step in range(self.steps):
             obs = random_obs(self.spec, ROWS, self.rng)
-            seen = memory.add_to(self.policy.encode(obs))
+            seen = recurrent_state.add_to(self.policy.encode(obs))
             before = copy_of(seen)
             decision = self.act(seen, self.seed + step)
             self.check_decision(obs, decision)
             self.require_unchanged(before, seen, "act")
-            memory.update(decision)
+            recurrent_state.update(decision)
             if step == self.steps // 2:
-                memory.reset(np.arange(ROWS) % 2 == 0)
+                recurrent_state.reset(np.arange(ROWS) % 2 == 0)
             order = decision.nodes.order
             if order is None:
                 order = torch.arange(self.spec.num_agents, device=self.policy.device).expand(ROWS, -1)

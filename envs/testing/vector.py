@@ -57,7 +57,7 @@ def check_vector_env(
     _check_vector_independence(make_vector(), first, trace, seeds)
     lines.append("independence: other seeds elsewhere leave environment 0 as it was")
     _check_reset_at(vector, first, trace, seeds)
-    lines.append("reset_at: starts one environment anew and leaves the others")
+    lines.append("reset_at: starts a new episode in one environment and leaves the others")
     lines.append(_check_vector_restore(vector, make_vector(), seeds, steps))
     vector.close()
     vector.close()

@@ -33,7 +33,7 @@ class ProcessVector(VectorBase):
     are part of `get_state`.
 
     With `restart`, a worker that is lost in `step` (its process died or hung, or an environment raised) or in `reset`
-    is started anew, and its environments begin episodes with fresh seeds. These are a function of the last seeds and of
+    is restarted, and its environments begin episodes with fresh seeds. These are a function of the last seeds and of
     the number of restarts. The step reports the environments in `restarted`, with reward 0, truncated, and with a
     `final` that holds the observation before the lost step. `get_state` gives None for them until then. A broken
     contract, any other loss, and the third loss without a step in between raise. Without `restart` every loss raises.
@@ -141,7 +141,7 @@ class ProcessVector(VectorBase):
         raise answer
 
     def _replace_worker(self, number: int, error: WorkerError) -> ShardReport:
-        """Start a lost worker anew, and truncate the episodes that it held."""
+        """Restart a lost worker, and truncate the episodes that it held."""
         worker = self._pool.workers[number]
         text = self._text[number] or [NO_TEXT] * len(worker.env_range)
         while True:
@@ -149,7 +149,7 @@ class ProcessVector(VectorBase):
             if worker.failures >= MAX_FAILURES:
                 self.close()
                 raise WorkerError(f"{worker.title} was lost {MAX_FAILURES} times without a step: {error}") from error
-            getLogger("marl").warning("%s\nIt is started anew and its environments begin new episodes.", error)
+            getLogger("marl").warning("%s\nIt is restarted and its environments begin new episodes.", error)
             try:
                 report = self._restart_worker(worker)
                 break

@@ -241,7 +241,7 @@ class Worker:
 
     def _read(self, deadline: float, doing: str) -> Any:
         if self.partial:
-            return WorkerError(f"{self.title} was interrupted in the middle of a message; make the environments anew")
+            return WorkerError(f"{self.title} was interrupted in the middle of a message; create new environments")
         ready = self.ready.poll(max(0.0, deadline - time.monotonic()) * 1000)
         if not ready:
             return WorkerError(
@@ -265,7 +265,7 @@ class Worker:
             cause, fix = f"died of {signal.Signals(-code).name}", "see the trace that it printed, if any"
             if code == -signal.SIGKILL:
                 fix = "the system kills what exceeds its memory: use fewer workers or environments"
-        return f"{self.title} {cause} in `{doing}`; {fix}, or start lost workers anew (--restart-workers)"
+        return f"{self.title} {cause} in `{doing}`; {fix}, or restart lost workers with --restart-workers"
 
 
 class Pool:

@@ -20,20 +20,10 @@ from marl.errors import ConfigError
 from marl.experiments import cli
 from marl.experiments.presets import PRESETS, by_name, choose
 from marl.registry import AGENTS, ENVS
+from tests.support.command import call
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--num-envs", "4", "--rollout-steps", "8", "--eval-episodes", "2", "--embedding", "16", "--epochs", "1"]
-
-
-def call(monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["marl", *args])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as error:
-        code = int(error.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import marl
 from marl import factories, run_folder
 from marl.errors import ConfigError, UnknownNameError
-from marl.experiments import cli
 from marl.registry import AGENTS, ENVS
+from tests.support.command import call
 
 AGENT = """
 from dataclasses import dataclass
@@ -61,15 +61,6 @@ def home(tmp_path, monkeypatch):
     for name in set(sys.modules) - known:
         if name.startswith("own_"):
             del sys.modules[name]
-
-
-def call(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["marl", *args])
-    try:
-        cli.main()
-    except SystemExit as error:
-        return int(error.code or 0), *capsys.readouterr()
-    return 0, *capsys.readouterr()
 
 
 def test_an_agent_and_an_environment_of_ones_own_train_and_load_from_any_folder(monkeypatch, capsys, home):
@@ -145,3 +136,27 @@ def test_names_of_functions_lead_back_to_them():
     assert factories.short_name("smac/3m") == "smac/3m"
     with pytest.raises(UnknownNameError):
         ENVS.get("own")
+
+
+def test_a_file_may_be_reached_by_its_module_and_by_its_path(home):
+    """A name that the file registers is the same by both ways and in a copy, and is refused in a file that differs."""
+    code = """
+import marl
+from marl.agents.mlp import MLPOptions, make_mappo
+
+@marl.register_agent("own_registered", summary="as mappo")
+def make(spec):
+    return make_mappo(spec, MLPOptions())
+"""
+    Path("own_registered.py").write_text(code)
+    (home / "copy").mkdir()
+    Path("copy/own_registered.py").write_text(code)
+    Path("own_other.py").write_text(code + "\n# another file\n")
+    sys.path.append(str(home))
+    try:
+        for name in ("own_registered:make", "own_registered.py:make", "copy/own_registered.py:make"):
+            assert callable(factories.import_factory(name, "agent"))
+        with pytest.raises(ConfigError, match=r"'own_registered' is registered twice.*rename one"):
+            factories.import_factory("own_other.py:make", "agent")
+    finally:
+        AGENTS.entries.pop("own_registered", None)

@@ -12,10 +12,10 @@ import yaml
 from marl import load_policy, run
 from marl.checkpoint.store import load
 from marl.errors import CheckpointError, ConfigError
-from marl.experiments import cli
 from marl.experiments.transfer import train_until
 from marl.registry import AGENTS
 from marl.trust import MARK, external_of_agent, external_of_env, key_path, mark_trusted, require_trust
+from tests.support.command import call
 
 FACTORY = """
 from pathlib import Path
@@ -36,15 +36,6 @@ def home(tmp_path, monkeypatch):
     Path("theirs.py").write_text(FACTORY.format(proof=str(tmp_path / "imported")))
     yield tmp_path
     sys.modules.pop("theirs", None)
-
-
-def call(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["marl", *args])
-    try:
-        cli.main()
-    except SystemExit as error:
-        return int(error.code or 0), *capsys.readouterr()
-    return 0, *capsys.readouterr()
 
 
 def forget_user(home):

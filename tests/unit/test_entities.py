@@ -145,7 +145,7 @@ def test_advice_on_shapes_fits_what_is_read():
     entities = EntityLayout((("own", 1, 2), ("enemy", 3, 9), ("ally", 3, 4), ("own", 1, 2)), 3, "enemy", 3, "ally")
     wide = replace(make_spec(3, 3), entities=entities, observation_space=gymnasium.spaces.Box(-1, 1, (entities.width,)))
     assert "layout=entities" in one_shape(specs[0], specs[0])
-    assert one_shape(specs[1], specs[1]) == "give tasks of one shape"
+    assert one_shape(specs[1], specs[1]) == "give tasks with equal spaces"
     assert one_shape(make_spec(3, 3), make_spec(4, 3)).startswith("observations are made of entities")
     assert "'enemy': 9" in one_shape(make_spec(3, 3), wide)
 

@@ -152,7 +152,7 @@ def test_frozen_weights_in_bf16_train_adapters_in_fp32(folder):
     assert {weight.dtype for weight in backbone.parameters()} == {torch.float32}
     features = backbone.features([Tree((3, 4, 5))])
     assert features.dtype == torch.float32
-    with pytest.raises(ConfigError, match="precision is bf16, which is for frozen weights"):
+    with pytest.raises(ConfigError, match="precision='bf16' is for frozen weights"):
         open_folder(folder, precision="bf16", lora_rank=0)
     with pytest.raises(ConfigError, match="bf16"):
         load_backbone("tiny", SPEC, precision="bf16", lora_rank=2)

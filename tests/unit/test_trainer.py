@@ -81,7 +81,7 @@ def test_dropping_everything_stops_the_run(small):
     [
         ("mask", ", agent 'agent_0'.* after 5 steps of its episode: action_mask allows no action"),
         ("outside", ", agent 'agent_0'.* outside the declared"),
-        ("unborn", ": nobody is alive at the beginning"),
+        ("unborn", ": no agent is alive at the beginning"),
     ],
 )
 def test_spaces_that_lie_are_named(small, what, said):

@@ -502,7 +502,7 @@ def test_restart_ends_the_lost_episodes_and_leaves_the_others_alone(
     last = lost.final.obs
     assert frozen([last.agents[place], last.alive[place], last.action_mask[place], last.state[place]]) == before
     assert lost.final.info[-3:] == ({}, {}, {})
-    assert "It is started anew" in caplog.text
+    assert "It is restarted" in caplog.text
     assert ("Traceback" in caplog.text) == (kind == "raise")
     for _ in range(10):
         assert frozen([lost.obs.agents[:2], lost.reward[:2], lost.terminated[:2], lost.truncated[:2]]) == frozen(

@@ -51,7 +51,7 @@ from marl.envs.smac.engine.orders import give_order
 from marl.envs.smac.engine.pathing import MAX_UNITS
 from marl.envs.smac.maps import DATA, SIZE, BattleMap, lattice, load_map, nearest_free
 from marl.envs.smac.options import SmacOptions
-from marl.envs.smac.sc2.feature_layers import draw_layers
+from marl.envs.smac.sc2.feature_layers import draw_layers, image_data
 from marl.envs.smac.sc2.game_data import RACES, SPECIFIC, agent_type_ids, draw_tables
 
 common: Any = import_module("s2clientprotocol.common_pb2")
@@ -72,13 +72,6 @@ INDICES = [TARGET, AIM, VICTIM, HEALING]
 """Fields of `unit_int` that hold the index of a unit, or -1."""
 
 _VISIBLE = bytes([2]) * SIZE * SIZE
-
-
-def image(values: np.ndarray, bits: int) -> Any:
-    """Return an ImageData of values (x, y): rows from y = 0 on, the first of eight points in the highest bit."""
-    rows = np.packbits(values.T.astype(bool), axis=1) if bits == 1 else values.T.astype(np.uint8)
-    size = common.Size2DI(x=values.shape[0], y=values.shape[1])
-    return common.ImageData(bits_per_pixel=bits, size=size, data=rows.tobytes())
 
 
 class NewUnit(NamedTuple):
@@ -203,9 +196,9 @@ class EmbeddedGame:
         there = enemies.mean(axis=0) if len(enemies) else (SIZE / 2, SIZE / 2)
         return raw_pb.StartRaw(
             map_size=common.Size2DI(x=SIZE, y=SIZE),
-            pathing_grid=image(walkable, 1),
-            placement_grid=image(walkable, 1),
-            terrain_height=image(np.full_like(walkable, _HEIGHT, np.uint8), 8),
+            pathing_grid=image_data(walkable, 1),
+            placement_grid=image_data(walkable, 1),
+            terrain_height=image_data(np.full_like(walkable, _HEIGHT, np.uint8), 8),
             playable_area=common.RectangleI(p0=common.PointI(x=0, y=0), p1=common.PointI(x=SIZE, y=SIZE)),
             start_locations=[common.Point2D(x=there[0], y=there[1])],
         )

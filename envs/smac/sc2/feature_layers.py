@@ -99,3 +99,10 @@ def _put(target: Any, name: str, bits: int, values: np.ndarray) -> None:
     data = np.packbits(values.astype(bool)) if bits == 1 else values.astype("u1" if bits == 8 else "<i4")
     size = common.Size2DI(x=values.shape[1], y=values.shape[0])
     getattr(target, name).CopyFrom(common.ImageData(bits_per_pixel=bits, size=size, data=data.tobytes()))
+
+
+def image_data(values: np.ndarray, bits: int) -> Any:
+    """Return an ImageData of values (x, y): rows from y = 0 on, the first of eight points in the highest bit."""
+    rows = np.packbits(values.T.astype(bool), axis=1) if bits == 1 else values.T.astype(np.uint8)
+    size = common.Size2DI(x=values.shape[0], y=values.shape[1])
+    return common.ImageData(bits_per_pixel=bits, size=size, data=rows.tobytes())

@@ -158,10 +158,10 @@ def write_enemy_states(rules, stats, unit_float, unit_int, agent, mask, row, at)
         other = rules.agents + enemy
         if unit_float[HEALTH, other] > 0.0:
             row[at] = 1.0 if mask[FIRST_TARGET + rules.fov_actions + enemy] else 0.0
-            obs = write_offset(rules, stats, unit_float, agent, other, row, at + 1) and may_watch(
+            visible = write_offset(rules, stats, unit_float, agent, other, row, at + 1) and may_watch(
                 rules, unit_int, agent, other
             )
-            row[at + 4] = 1.0 if obs else 0.0
+            row[at + 4] = 1.0 if visible else 0.0
             end = at + 5
             if rules.all_health:
                 end = write_health(unit_float, other, rules.enemy_shield, row, end)

@@ -89,10 +89,10 @@ def write_enemies(rules, stats, unit_float, unit_int, agent, mask, row, at):
         other = n + enemy
         dx, dy = unit_float[X, other] - x, unit_float[Y, other] - y
         apart = dx * dx + dy * dy
-        obs = (
+        visible = (
             apart < sight * sight and unit_float[HEALTH, other] > 0.0 and in_cone(rules, look_x, look_y, dx, dy, apart)
         )
-        if obs and may_watch(rules, unit_int, agent, other):
+        if visible and may_watch(rules, unit_int, agent, other):
             row[at] = 1.0 if mask[FIRST_TARGET + rules.fov_actions + enemy] else 0.0
             row[at + 1] = math.sqrt(apart) * scale
             row[at + 2] = dx * scale
@@ -119,10 +119,10 @@ def write_allies(rules, stats, unit_float, unit_int, agent, row, at):
             continue
         dx, dy = unit_float[X, other] - x, unit_float[Y, other] - y
         apart = dx * dx + dy * dy
-        obs = (
+        visible = (
             apart < sight * sight and unit_float[HEALTH, other] > 0.0 and in_cone(rules, look_x, look_y, dx, dy, apart)
         )
-        if obs:
+        if visible:
             row[at] = 1.0
             row[at + 1] = math.sqrt(apart) * scale
             row[at + 2] = dx * scale

@@ -70,6 +70,8 @@ OVERKILL = 0.25
 FRONT, FRONT_SHARE, MELEE_RANGE = 12.0, 0.25, 1.0
 """Number of melee units that reach their targets at once, and the share of the others."""
 KITING_RANGE, KITING = 6.0, 1.2
+DEFENSE_SUPPLY, DEFENSE_WEIGHT = 4.0, 6.0
+"""Supply of a defensive structure, and its weight as a target per supply."""
 QUIET_LOOPS = 224
 """Loops without damage after which shields regenerate."""
 SHIELD_STEP, HEALTH_STEP = 2.0 * STEP_LOOPS / 16.0, 0.27 * STEP_LOOPS / 22.4
@@ -178,9 +180,8 @@ def engaged_share(game, side, group, kind, plane, own, foes):
 
 
 @compiled
-def fire(game, side, group, damage, structure_damage):
-    """Add a group's damage of one step to `damage` (2, groups, types) and `structure_damage` (2, sites + sites for
-    workers)."""
+def count_enemies(game, side, group):
+    """Return the targets of a group: weights on the ground and in the air, supply, and whether there are any."""
     enemy = 1 - side
     foes, contact = 0.0, False
     weight_ground, weight_air = 0.0, 0.0
@@ -196,6 +197,14 @@ def fire(game, side, group, damage, structure_damage):
                     weight_ground += weight
                 foes += SUPPLY[enemy, kind] * game.counts[enemy, other, kind]
                 contact = True
+    return weight_ground, weight_air, foes, contact
+
+
+@compiled
+def find_enemy_site(game, side, group):
+    """Return the enemy's site near a group, -1 for none, the supply that its defenses count for, its workers, and the
+    number of its structures."""
+    enemy = 1 - side
     place, defenses, workers, structures = -1, 0.0, 0, 0
     for site in range(NUM_SITES):
         if near_site(game, side, group, site) and standing_at(game, enemy, site):
@@ -209,7 +218,18 @@ def fire(game, side, group, damage, structure_damage):
             if kind >= 0 and game.structures[enemy, SITE, slot] == place:
                 structures += 1
                 if is_defense(enemy, kind) and game.structures[enemy, READY, slot]:
-                    defenses += 4.0
+                    defenses += DEFENSE_SUPPLY
+    return place, defenses, workers, structures
+
+
+@compiled
+def fire(game, side, group, damage, structure_damage):
+    """Add a group's damage of one step to `damage` (2, groups, types) and `structure_damage` (2, sites + sites for
+    workers)."""
+    enemy = 1 - side
+    weight_ground, weight_air, foes, contact = count_enemies(game, side, group)
+    place, defenses, workers, structures = find_enemy_site(game, side, group)
+    if place >= 0:
         foes += defenses
         contact = True
     row = game.groups[side, group]
@@ -226,7 +246,8 @@ def fire(game, side, group, damage, structure_damage):
         if count == 0 or (side == ZERG and kind == OVERLORD):
             continue
         hits_ground, hits_air = DAMAGE[side, kind, GROUND] > 0.0, DAMAGE[side, kind, AIR] > 0.0
-        total = (weight_ground + 6.0 * defenses if hits_ground else 0.0) + (weight_air if hits_air else 0.0)
+        total = weight_ground + DEFENSE_WEIGHT * defenses if hits_ground else 0.0
+        total += weight_air if hits_air else 0.0
         if side == PROTOSS and kind == HIGH_TEMPLAR and game.upgrades[PROTOSS, STORM] == 1:
             add_storm(game, enemy, group, count, weight_ground + weight_air, damage)
         if total > 0.0:
@@ -262,7 +283,7 @@ def fire(game, side, group, damage, structure_damage):
             if defenses > 0.0 and hits_ground:
                 share = engaged_share(game, side, group, kind, GROUND, own, foes)
                 rate = structure_rate(game, side, kind, enemy)
-                structure_damage[enemy, place] += count * share * rate * STEP_LOOPS * 6.0 * defenses / total
+                structure_damage[enemy, place] += count * share * rate * STEP_LOOPS * DEFENSE_WEIGHT * defenses / total
         elif place >= 0 and hits_ground and structures:
             share = engaged_share(game, side, group, kind, GROUND, own, own)
             rate = count * share * structure_rate(game, side, kind, enemy) * STEP_LOOPS
