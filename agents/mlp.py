@@ -29,7 +29,7 @@ class MLPOptions(VectorOptions):
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
     parameters_per: Sharing = "team"
-    """Agents that share an actor: the team, each group of agents of one type, or none. Only team reads entity
+    """Agents that share an actor: the team, those of one agent_type, or none. Only team reads entity
     observations as such."""
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class HAPPOOptions(MLPOptions):
     """Options of HAPPO."""
 
     parameters_per: Sharing = "agent"
-    """Agents that share an actor: the team, each group of agents of one type, or none."""
+    """Agents that share an actor: the team, those of one agent_type, or none."""
 
 
 class MLPPolicy(VectorPolicy):

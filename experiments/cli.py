@@ -435,15 +435,15 @@ def check_an_agent(args: list[str]) -> None:
         """Kinds of environments: discrete, continuous, mixed, entities, text, free text. By default all supported."""
         seed: int = 0
         """Seed of observations and actions."""
-        options: Any = dataclasses.field(default_factory=NoOptions)
+        own_options: Any = dataclasses.field(default_factory=NoOptions)
 
     name = args[0] if args and not args[0].startswith("-") else "mat"
     kind = AGENTS.get(name).options
     typed = dataclasses.make_dataclass(
-        "CheckAgent", [("options", kind, dataclasses.field(default_factory=kind))], bases=(CheckAgent,), frozen=True
+        "CheckAgent", [("own_options", kind, dataclasses.field(default_factory=kind))], bases=(CheckAgent,), frozen=True
     )
     parsed = parse_args(typed, "marl check-agent", args, about=CheckAgent.__doc__ or "")
-    options = {f.name: getattr(parsed.options, f.name) for f in dataclasses.fields(parsed.options)}
+    options = {f.name: getattr(parsed.own_options, f.name) for f in dataclasses.fields(parsed.own_options)}
     try:
         lines = check_agent(parsed.agent, parsed.kinds or None, options, parsed.seed)
     except MarlError:

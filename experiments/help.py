@@ -25,6 +25,7 @@ TITLES = {
     "agent_options": "Agent {agent}",
     "env_options": "Environment {env}",
     "options": "Environment",
+    "own_options": "Agent",
 }
 """Titles of the parts of a command's options."""
 
@@ -147,7 +148,7 @@ def _rows(kind: type, fields: list[tuple[dataclasses.Field[Any], Any]]) -> Itera
         choices = _choices(hint)
         if choices and "one of" not in text:
             text = f"{text} One of {', '.join(choices)}."
-        if f.name in ("env", "subject", "run", "runs", "what") and _is_positional(hint):
+        if _is_positional(hint):
             yield metavar or f.name.upper(), text
         elif isinstance(value, bool):
             yield f"--[no-]{_flag(f.name)} {'yes' if value else 'no'}", text

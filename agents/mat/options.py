@@ -17,7 +17,7 @@ class TeamOptions(VectorOptions):
     embedding: int = 64
     """Width of the network."""
     parameters_per: Sharing = "team"
-    """Agents that share embeddings and actor: the team, each group of agents of one type, or none. Attention and critic
+    """Agents that share embeddings and actor: the team, those of one agent_type, or none. Attention and critic
     are always shared. Only team reads entity observations as such."""
 
     def __post_init__(self) -> None:

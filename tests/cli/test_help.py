@@ -40,8 +40,21 @@ def test_the_defaults_of_the_preset_are_shown(monkeypatch, capsys):
     assert "--steps 1000000" in help_of(monkeypatch, capsys, 80, "train", "toy/climbing", "--preset", "none", "--help")
 
 
-@pytest.mark.parametrize("command", ["resume", "eval", "play", "report", "transfer", "list", "check-env", "bench"])
+SUBJECTS = {
+    "resume": "RUN",
+    "eval": "RUN|ENV",
+    "play": "RUN|ENV",
+    "report": "RUN ...",
+    "transfer": "SOURCE",
+    "list": "WHAT",
+    "check-env": "ENV",
+    "check-agent": "AGENT",
+    "bench": "PARTS",
+}
+
+
+@pytest.mark.parametrize("command", SUBJECTS)
 def test_every_command_has_help(monkeypatch, capsys, command):
     out = help_of(monkeypatch, capsys, 80, command, "--help-all")
-    assert out.startswith(f"usage: marl {command}")
+    assert out.startswith(f"usage: marl {command} {SUBJECTS[command]} [--option value ...]")
     assert max(map(len, out.splitlines())) <= 80
