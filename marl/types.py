@@ -9,17 +9,21 @@ A *node* is one decision, indexed (T, E, N, L): an agent's discrete action, one 
 continuous action, or one token of a text action.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from torch import Tensor
 
 from marl.errors import EnvironmentContractError
 
-Inputs = dict[str, Tensor]
+if TYPE_CHECKING:  # environments and the game server start without torch, which takes over a second to import
+    from torch import Tensor
+
+Inputs: TypeAlias = "dict[str, Tensor]"
 """Result of `Policy.encode`: tensors with leading axis E."""
 
 ROUNDING = 1e-5
