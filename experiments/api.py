@@ -11,13 +11,13 @@ import yaml
 
 from marl import run
 from marl.callbacks import Callback
-from marl.config import RunConfig, from_yaml, override, to_yaml
+from marl.config import ALGORITHM_REGISTRIES, RunConfig, from_yaml, override, to_yaml
 from marl.errors import ConfigError
 from marl.evaluation import EpisodeRow, summarize
 from marl.experiments.play import evaluate_task, load_agent
 from marl.experiments.presets import by_name, choose
 from marl.factories import absolute_name, factory_name
-from marl.registry import find_family, require_options
+from marl.registry import Registry, find_family, require_options
 from marl.run import IfExists, Result
 from marl.run_folder import is_run, read_config_file
 from marl.settings import MAX_EPISODE_STEPS, require_episodes
@@ -67,11 +67,29 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
     """Return a copy with options changed by their flat names. Raises ConfigError for a wrong name, type or value."""
     if not options:
         return config
+    options = dict(options)
+    for kind, registry in ALGORITHM_REGISTRIES.items():
+        if not isinstance(options.get(kind, ""), str):
+            options[kind] = class_name(options[kind], kind, registry)
     try:
         text = to_yaml(override(config, options))
     except (TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"options {dict(options)} hold a value of the wrong type: {error}") from error
     return from_yaml(text, "options")  # which checks the types
+
+
+def class_name(given: Any, kind: str, registry: Registry) -> str:
+    """Return the name of a class that is given as `kind`: its registered one, or the one that imports it.
+
+    Raises ConfigError for anything else, such as an instance.
+    """
+    if not isinstance(given, type):
+        raise ConfigError(
+            f"{kind}={given!r:.80} is an instance of {type(given).__name__}; give the class, and its options as "
+            f"keyword arguments, or in {kind}_kwargs if it is not registered"
+        )
+    registered = [name for name in registry.names() if registry.entries[name].make is given]
+    return registered[0] if registered else factory_name(given)
 
 
 def make_config(

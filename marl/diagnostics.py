@@ -17,6 +17,8 @@ EARLY = 0.25
 SOLVED = 0.9
 """Success rate of the training episodes above which low entropy is no fault."""
 MAX_KL = 1.0
+MAX_INITIAL_KL = 0.01
+"""Nats by which `evaluate` may differ from `act` on the same weights, for rounding in half precision."""
 MAX_CLIP_FRACTION = 0.75
 MAX_VALUE_LOSS = 10.0
 """In units of normalized returns: an error of more than four standard deviations."""
@@ -36,13 +38,26 @@ class Diagnostics(Callback):
     """
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
-        for kind, text in find_symptoms(metrics, trainer.config, trainer.iteration, trainer.steps):
+        disagreement = find_disagreement(trainer.updater.initial_kl, trainer.config.agent)
+        for kind, text in disagreement or find_symptoms(metrics, trainer.config, trainer.iteration, trainer.steps):
             if kind in trainer.warned:
                 continue
             trainer.warned.add(kind)
             if distributed.rank() == 0:
                 LOGGER.warning("iteration %d: %s", trainer.iteration, text)
                 trainer.tracker.text(trainer.steps, f"warning/{kind}", f"iteration {trainer.iteration}: {text}")
+
+
+def find_disagreement(initial_kl: float, agent: str) -> list[tuple[str, str]]:
+    """Return (kind, text) if `act` and `evaluate` disagree by `initial_kl` nats before the first gradient step."""
+    if initial_kl <= MAX_INITIAL_KL:
+        return []
+    text = (
+        f"policy/kl={initial_kl:.3g} nats before the first gradient step, where it must be 0: `evaluate` gives other "
+        f"log-probabilities than `act`. Run `marl check-agent {agent}`, which names the rule; dropout has this effect "
+        "as well"
+    )
+    return [("disagreement", text)]
 
 
 def find_symptoms(

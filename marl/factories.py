@@ -134,6 +134,21 @@ def call_method(part: Any, kind: str, method: str, *arguments: Any) -> Any:
         ) from error
 
 
+def user_error(part: Any, kind: str, error: Exception) -> CallbackError | None:
+    """Return a CallbackError for an error that was raised in the code of `part`, an instance of a user's class.
+
+    Returns None for classes of this package, and for errors that `part` had no hand in.
+    """
+    owner = type(part)
+    code = sys.modules.get(owner.__module__)
+    file = getattr(code, "__file__", None)
+    if owner.__module__.partition(".")[0] == "marl" or isinstance(error, MarlError) or file is None:
+        return None
+    if all(frame.filename != file for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    return CallbackError(f"{kind} {owner.__qualname__} raised {type(error).__name__}{place_of(error)}: {error}")
+
+
 def raised_in(error: BaseException, name: str) -> ConfigError:
     """Return an error of the user's code as a ConfigError that names its type and its place."""
     return ConfigError(f"{name} raised {type(error).__name__}{place_of(error)}: {error}; mend the code")

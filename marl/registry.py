@@ -417,6 +417,14 @@ def make(name: str | Callable[..., Any], **options: Any) -> Any:
     return EnvFactory(task.name, {option: getattr(chosen, option) for option in known})()
 
 
+def registering_modules(*entries: Any) -> list[str]:
+    """Return the modules outside this package that have registered the entries, sorted; a script is its file's path."""
+    names = {entry.make.__module__ for entry in entries if ":" not in entry.name}
+    if "__main__" in names:
+        names = names - {"__main__"} | {str(getattr(sys.modules["__main__"], "__file__", "__main__"))}
+    return sorted(name for name in names if name.partition(".")[0] != "marl")
+
+
 def find_env(name: str) -> tuple[EnvEntry, str]:
     """Return the entry and the task of `family/task`, `family:task` or the name of a user's factory.
 

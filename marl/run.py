@@ -13,7 +13,16 @@ import torch
 from marl import distributed
 from marl.callbacks import Callback, Checkpoints, Evaluate
 from marl.checkpoint.store import Checkpoint
-from marl.config import RESUMABLE_FIELDS, RunConfig, digest, flatten, option_names, override, to_yaml
+from marl.config import (
+    ALGORITHM_REGISTRIES,
+    RESUMABLE_FIELDS,
+    RunConfig,
+    digest,
+    flatten,
+    option_names,
+    override,
+    to_yaml,
+)
 from marl.cpu import free_cores, tune_malloc
 from marl.diagnostics import Diagnostics
 from marl.emergency import save_on_error
@@ -22,7 +31,7 @@ from marl.multitask import share_parameters
 from marl.policy import require_policy
 from marl.policy_io import LoadedPolicy, load_checkpoint, load_policy, load_policy_weights
 from marl.protocols import VectorEnv
-from marl.registry import AGENTS, EnvFactory, find_env
+from marl.registry import AGENTS, EnvFactory, find_env, registering_modules
 from marl.run_folder import (
     FolderWatch,
     RunStatus,
@@ -100,7 +109,7 @@ def start(config: RunConfig, extras: Extras = Extras(), if_exists: IfExists = "e
     if folder is not None and distributed.rank() == 0:
         check_empty(folder)
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
-        note = f"steps={config.steps}; an iteration has {config.steps_per_iteration}, and one is trained"
+        note = f"steps={config.steps} is less than an iteration, {config.steps_per_iteration} steps; one is trained"
         extras = Extras(extras.callbacks, extras.trackers, (*extras.notes, note))
     return execute(config, folder, device, None, extras)
 
@@ -240,7 +249,10 @@ def run_trainer(
         with interrupts(trainer, lambda text: None, folder):  # noqa: ARG005
             save_on_error(trainer, saver, folder)
         return
-    status = RunStatus(folder)
+    config = trainer.config
+    algorithm = [registry.get(getattr(config.learn, kind)) for kind, registry in ALGORITHM_REGISTRIES.items()]
+    entries = [find_env(config.tasks[0].name)[0], AGENTS.get(config.agent), *algorithm]
+    status = RunStatus(folder, registering_modules(*entries))
     try:
         status.write("running", trainer.steps)
         with opened_trackers(trainer, folder, trackers) as message:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from marl import distributed
 from marl.callbacks import Callback
 from marl.config import RunConfig, from_yaml, to_yaml
-from marl.errors import CheckpointError, ConfigError, RunFolderError
+from marl.errors import CheckpointError, ConfigError, RunFolderError, UnknownNameError
 from marl.factories import short_name
 from marl.files import exclusive_lock, write_whole
 from marl.tracking.jsonl import drop_lines
@@ -48,7 +48,16 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise CheckpointError(f"{folder} is not a run: it has no config.yaml; `ls runs` shows the runs")
-    return read_config_file(path)
+    try:
+        return read_config_file(path)
+    except ConfigError as error:
+        modules = read_status(folder).get("registered_by")
+        if modules and isinstance(error.__cause__, UnknownNameError):
+            error.add_note(
+                f"{', '.join(map(str, modules))} registered it when the run was made. In Python, import that first. "
+                "For the command line, declare it as an entry point of your package, or train with FILE.py:FUNCTION"
+            )
+        raise
 
 
 def read_config_file(path: Path, changes: Mapping[str, str] | None = None) -> RunConfig:
@@ -118,13 +127,14 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
 class RunStatus:
     """Writes status.json: whether the run is running, finished, stopped or failed, and why, and what code it ran.
 
-    A run that was killed keeps the status "running".
+    A run that was killed keeps the status "running". `registered_by`: modules outside this package that registered the
+    run's environment, agent or algorithm.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, registered_by: Sequence[str] = ()) -> None:
         self.folder = folder
         self.started = _now()
-        self.code = {"version": package_version(), "git_commit": git_commit()}
+        self.code = {"version": package_version(), "git_commit": git_commit(), "registered_by": list(registered_by)}
 
     def write(self, status: Status, steps: int, reason: str = "") -> None:
         """Write the status after `steps` environment steps. Raises ConfigError if the system refuses."""

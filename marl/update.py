@@ -39,6 +39,9 @@ class Updater:
         self.lr_factor = 1.0
         self.lr_start: tuple[int, float] = (0, 1.0)
         """Steps and factor from which learning rates are annealed to zero."""
+        self.initial_kl = 0.0
+        """Largest KL estimate of the iteration on weights that had not changed since acting. It is 0 but for rounding.
+        """
 
     def set_learning_rates(self, steps: int, last: int) -> dict[str, float]:
         """Anneal the learning rates linearly to zero at `last` steps, if configured; return them as metrics."""
@@ -104,6 +107,8 @@ class Updater:
                 for rows, counts in self.iter_minibatches(batches, row_counts):
                     minibatches = [batch.rows(index) for batch, index in zip(batches, rows, strict=True)]
                     parts = self.step(minibatches, counts, epochs)
+                    if not updates:
+                        self.initial_kl = max(self.initial_kl, float(parts["policy/kl"]))
                     epoch_kl += parts["policy/kl"]
                     for name, part in parts.items():
                         sums[name] = sums.get(name, torch.zeros_like(part)) + part

@@ -131,16 +131,15 @@ class Board:
         """Return one plain line about `values`, in ASCII."""
         parts = [f"{self.steps_text():>6} ({percent(min(1.0, self.step / self.total_steps))})"]
         if "eval/return" in values:
-            parts.append(f"EVALUATION {_score(values, 'eval')}")
+            parts.append(f"VALIDATION {_score(values, 'eval')}{_success(values, 'eval')}")
             if self.best:
                 parts.append(f"best {number(self.best[0])} at {steps(self.best[1])}")
             if "test/return" in values:
-                parts.append(f"TEST {_score(values, 'test')}")
-            if "eval/success" in values:
-                parts.append(f"success {percent(values['eval/success'])}")
+                parts.append(f"TEST {_score(values, 'test')}{_success(values, 'test')}")
         for tag in LINE_TAGS:
             if tag in values:
-                parts.append(f"{METRICS[tag].label} {_format(METRICS[tag], values[tag])}{_by_type(values, tag)}")
+                split = "training " if tag.startswith("episode/") else ""
+                parts.append(f"{split}{METRICS[tag].label} {_format(METRICS[tag], values[tag])}{_by_type(values, tag)}")
         left = self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -206,6 +205,11 @@ def _score(values: Mapping[str, float], prefix: str) -> str:
     low, high = (values.get(f"{prefix}/return_{end}", math.nan) for end in ("low", "high"))
     interval = "" if math.isnan(low) or math.isnan(high) else f" [{number(low)}, {number(high)}]"
     return f"{number(values[f'{prefix}/return'])}{interval}{_by_type(values, f'{prefix}/return')}"
+
+
+def _success(values: Mapping[str, float], prefix: str) -> str:
+    """Return ` success 80 %`, or nothing if the task reports none."""
+    return f" success {percent(values[f'{prefix}/success'])}" if f"{prefix}/success" in values else ""
 
 
 def _by_type(values: Mapping[str, float], tag: str) -> str:

@@ -181,7 +181,7 @@ def test_a_variant_and_a_short_run_are_pointed_out(monkeypatch, capsys, folder):
     args = ["train", "toy/climbing", "--agent", "happo", "--agent-updates", "together", "--steps", "100"]
     out = " ".join(call(monkeypatch, capsys, *args)[1].split())
     assert "agent_updates='together', where happo has 'sequential'" in out
-    assert "steps=100; an iteration has 512, and one is trained" in out
+    assert "steps=100 is less than an iteration, 512 steps; one is trained" in out
     for number, (more, told) in enumerate(
         [
             (["--agent", "mat-bad"], False),

@@ -3,16 +3,19 @@
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import marl
+from marl.advantages import GAE
 from marl.agents.mlp import MLPOptions, make_mappo
 from marl.config import from_yaml, to_yaml
-from marl.errors import ConfigError, UnknownNameError
-from marl.registry import EnvFactory
+from marl.errors import CallbackError, ConfigError, UnknownNameError
+from marl.objective import ClippedPPO
+from marl.registry import AGENTS, EnvFactory
 
 QUICK = {"num_envs": 4, "rollout_steps": 8, "steps": 32, "epochs": 1, "eval_episodes": 2}
 
@@ -105,6 +108,48 @@ def test_wrong_arguments_are_named(tmp_path):
         marl.evaluate(tmp_path, length=3)
     with pytest.raises(ConfigError, match="wrong type"):
         marl.train(env=own_env, kwargs={"task": object()})
+
+
+@dataclass(frozen=True)
+class Late(GAE):
+    """Fails in an iteration."""
+
+    def __call__(self, rollout, context):
+        if rollout.reward.shape[0] == 8:
+            raise KeyError("ratio")
+        return super().__call__(rollout, context)
+
+
+@dataclass(frozen=True)
+class Broken(ClippedPPO):
+    def extra_terms(self, evaluation, batch, units):  # noqa: ARG002
+        return {}["surrogate"]
+
+
+def test_classes_are_algorithms(tmp_path):
+    run = {"env": "toy/climbing", "agent": "mappo", "runs_dir": str(tmp_path), "eval_episodes": 0, "num_envs": 4}
+    result = marl.train(**run, advantage=Late, objective=ClippedPPO, rollout_steps=4, steps=16)
+    settings = (result.folder / "config.yaml").read_text()
+    assert f"advantage: {__name__}:Late" in settings
+    assert "objective: ppo" in settings
+    with pytest.raises(ConfigError, match=r"advantage=.* is an instance of GAE; give the class"):
+        marl.train(**run, advantage=GAE())
+    with pytest.raises(CallbackError, match=r"advantage Late raised KeyError at .*test_api.py:\d+: 'ratio'"):
+        marl.train(**run, advantage=Late, rollout_steps=8, steps=32)
+    with pytest.raises(CallbackError, match=r"objective Broken raised KeyError at .*test_api.py:\d+: 'surrogate'"):
+        marl.train(**run, objective=Broken, rollout_steps=4, steps=16)
+
+
+def test_a_run_names_the_module_that_registered_its_agent(tmp_path, monkeypatch):
+    mappo = AGENTS.get("mappo")
+    entry = replace(mappo, name="own", make=lambda spec, options: mappo.make(spec, options))
+    monkeypatch.setitem(AGENTS.entries, "own", entry)
+    result = marl.train(env="toy/climbing", agent="own", runs_dir=str(tmp_path), steps=100, eval_episodes=0)
+    monkeypatch.delitem(AGENTS.entries, "own")
+    with pytest.raises(ConfigError, match="unknown agent 'own'") as caught:
+        marl.evaluate(result.folder)
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{__name__} registered it when the run was made. In Python, import that first.")
 
 
 def test_make_returns_an_environment():

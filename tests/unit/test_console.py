@@ -54,7 +54,7 @@ def test_plain_lines_are_the_first_the_evaluations_the_last_and_one_in_two_secon
     lines = out.getvalue().splitlines()
     assert lines[0] == "mat: 1.00k steps"
     assert [int(line.split()[0]) for line in lines[1:]] == [10, 40, 80, 100]
-    assert "EVALUATION 5234 [5012, 5432]" in lines[2]
+    assert "VALIDATION 5234 [5012, 5432] success 80 %" in lines[2]
     assert "best 5234 at 40" in lines[2]
     assert out.getvalue().isascii()
     assert "\x1b" not in out.getvalue()
@@ -163,8 +163,8 @@ def test_a_line_tells_returns_by_agent_type_and_the_score_on_test_seeds():
     board = Board("run", 100)
     board.update(10, values)
     line = board.line(values)
-    assert "return 27.5 (prey 5, hunter 50)" in line
-    assert "EVALUATION 30 (prey 6)" in line
+    assert "training return 27.5 (prey 5, hunter 50)" in line
+    assert "VALIDATION 30 (prey 6)" in line
     assert "TEST 28 [20, 36]" in line
 
 

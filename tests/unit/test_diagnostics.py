@@ -1,6 +1,7 @@
 """Warnings about collapse and divergence, and none about health."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -18,6 +19,7 @@ from marl.diagnostics import find_symptoms
 from marl.envs.toy import make as make_toy
 from marl.envs.wrappers import EnvWrapper
 from marl.errors import NonFiniteError
+from marl.registry import AGENTS
 from marl.types import Nodes
 
 HEALTHY = {
@@ -84,6 +86,34 @@ def test_a_run_that_diverges_says_so_once(small, caplog):
     assert "Lower --learning-rate" in text
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Tensors("warning/kl")] == [int(text.split()[1][:-1]) * 32]
+
+
+def disagreeing(spec):
+    policy = AGENTS.get("mappo").make(spec, AGENTS.get("mappo").options())
+    evaluate = policy.evaluate
+
+    def evaluate_wrongly(inputs, nodes):
+        evaluation = evaluate(inputs, nodes)
+        return replace(evaluation, log_prob=evaluation.log_prob - 0.5)
+
+    policy.evaluate = evaluate_wrongly
+    return policy
+
+
+def test_an_agent_whose_act_and_evaluate_disagree_is_named(small):
+    """Before the first step the ratio is exp(-.5), so the estimate exp(-.5) - 1 + .5 of KL is .107."""
+    agent = "tests.unit.test_diagnostics:disagreeing"
+    folder = run.start(small("toy/climbing", agent, eval_episodes=0)).folder
+    (text,) = logged(folder, "warning/disagreement")
+    assert text.startswith("iteration 1: policy/kl=0.107 nats before the first gradient step")
+    assert f"`marl check-agent {agent}`" in text
+    assert not logged(folder, "warning/kl")
+
+
+@pytest.mark.parametrize("agent", ["mat", "happo"])
+def test_agents_agree_with_themselves(small, agent):
+    folder = run.start(small("toy/climbing", agent, eval_episodes=0)).folder
+    assert not logged(folder, "warning/disagreement")
 
 
 def test_steps_without_effect_are_counted(small):
