@@ -18,6 +18,7 @@ from marl.files import RecordFile
 from marl.policy_io import spec_to_json
 from marl.protocols import VectorEnv
 from marl.seeding import Streams, own_globals
+from marl.stopping import ANOTHER_RANK, INTERRUPTED
 from marl.transcript import record_transcript
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Evaluate(Callback):
         self.envs: list[VectorEnv] = []
         self.transcript_env: VectorEnv | None = None
         self.rows: RecordFile | None = None
+        self.last_tested = 0
+        """Iteration of the last evaluation on the test seeds."""
 
     def on_start(self, trainer: "Trainer") -> None:
         """Play an evaluation that was interrupted before the run was resumed, or the one of --eval-start."""
@@ -118,6 +121,13 @@ class Evaluate(Callback):
             found = self.run(trainer, "test")
             trainer.evaluation_missing |= not found
             metrics |= found
+            self.last_tested = trainer.iteration
+
+    def on_stop(self, trainer: "Trainer") -> None:
+        """Score the last weights if another callback ended the run early."""
+        done = self.last_tested == trainer.iteration or trainer.stop_reason in ("finished", INTERRUPTED, ANOTHER_RANK)
+        if not done and distributed.rank() == 0:
+            trainer.tracker.log(trainer.steps, self.run(trainer, "validation") | self.run(trainer, "test"))
 
     def close(self) -> None:
         """Close the environments and the file."""

@@ -45,12 +45,12 @@ from marl.run_folder import (
     run_lock,
 )
 from marl.seeding import Streams, own_globals, seed_everything
-from marl.stopping import stop_requests
+from marl.stopping import ANOTHER_RANK, INTERRUPTED, stop_requests
 from marl.tracking.base import MultiTracker, Tracker, make_tracker, run_name
 from marl.tracking.console import ConsoleTracker
 from marl.tracking.jsonl import JsonlTracker
 from marl.tracking.tensorboard import TensorBoardTracker
-from marl.trainer import ANOTHER_RANK, INTERRUPTED, Trainer
+from marl.trainer import Trainer
 from marl.trust import external_names, mark_trusted, require_trust
 from marl.vector import make_vector
 

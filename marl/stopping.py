@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+INTERRUPTED, ANOTHER_RANK = "interrupted", "another rank was asked to stop"
+"""Reasons for the end of a run that was stopped from outside. It is not finished."""
+
 
 class StopNow(KeyboardInterrupt):
     """A second stop request, which aborts immediately."""

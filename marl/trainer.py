@@ -26,13 +26,12 @@ from marl.protocols import VectorEnv
 from marl.recurrent_state import segment_steps
 from marl.rollout import Rollout, rows_of
 from marl.seeding import Streams
+from marl.stopping import ANOTHER_RANK, INTERRUPTED
 from marl.tracking.base import Tracker
 from marl.transitions import Recorder
 from marl.update import Updater
 from marl.value_norm import ValueNorm
 
-INTERRUPTED, ANOTHER_RANK = "interrupted", "another rank was asked to stop"
-"""Reasons for the end of a run that is to be continued."""
 SMALL_UPDATE = 32768
 """Agent rows of a minibatch below which a second thread costs as much as it saves (`marl bench update`)."""
 

@@ -88,6 +88,19 @@ def test_every_hook_is_called_in_order(small):
     assert result.policy.act(np.zeros((spec.num_agents, spec.observation_size))).shape == (spec.num_agents,)
 
 
+class Impatient(Callback):
+    def on_iteration(self, trainer, metrics):
+        if trainer.iteration == 2:
+            trainer.stop_reason = "enough"
+
+
+def test_a_run_that_a_callback_stops_is_scored_on_the_test_seeds(small):
+    config = small(steps=128, eval_interval=3, eval_episodes=3)
+    result = run.start(config, run.Extras(callbacks=[Impatient()]))
+    assert (result.steps, result.stop_reason) == (64, "enough")
+    assert result.scores.keys() >= {"eval/return", "test/return"}
+
+
 def test_raw_transitions_hold_the_whole_rollout(small):
     """The next observation is that of the following step, or the last of the episode."""
     spy = Spy()
