@@ -89,7 +89,7 @@ def class_name(given: Any, kind: str, registry: Registry) -> str:
             f"keyword arguments, or in {kind}_kwargs if it is not registered"
         )
     registered = [name for name in registry.names() if registry.entries[name].make is given]
-    return registered[0] if registered else factory_name(given)
+    return registered[0] if registered else factory_name(given, kind)
 
 
 def make_config(
@@ -104,7 +104,7 @@ def make_config(
     `env` and `agent` take the place of those in a YAML file. Raises ConfigError for other combinations, and for a file
     in the folder of a run that names code and that another user made, unless `trust`.
     """
-    names = {kind: factory_name(each) for kind, each in (("env", env), ("agent", agent)) if each is not None}
+    names = {kind: factory_name(each, kind) for kind, each in (("env", env), ("agent", agent)) if each is not None}
     if config is None:
         if "env" not in names:
             raise ConfigError("train needs a configuration or an environment; give config=... or env=...")

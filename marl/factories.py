@@ -32,17 +32,23 @@ def short_name(name: str) -> str:
     return f"{Path(place).stem}:{attribute}" if colon and place.endswith(FILE_SUFFIX) else name
 
 
-def factory_name(factory: Any) -> str:
+def factory_name(factory: Any, kind: str = "factory") -> str:
     """Return the name under which a function or class can be imported again; a string is returned as it is.
 
     A factory of a script is named by the script's file. A factory of a notebook has a name that holds in this process
-    alone. Raises ConfigError for a lambda, a nested function and anything else that no name leads to.
+    alone. Raises ConfigError, which says `kind`, for an instance, a lambda, a nested function and anything else that
+    has no such name.
     """
     if isinstance(factory, str):
         return factory
     module, attribute = getattr(factory, "__module__", ""), getattr(factory, "__qualname__", "")
     if not attribute.isidentifier() or getattr(sys.modules.get(module), attribute, None) is not factory:
-        raise ConfigError(f"factory={factory!r} cannot be imported by a name; define it at the top of a module")
+        if not callable(factory):
+            raise ConfigError(
+                f"{kind}={factory!r:.80} is an instance of {type(factory).__name__}; give a name, or the class or "
+                "function that makes it, and its keyword arguments beside it"
+            )
+        raise ConfigError(f"{kind}={factory!r} cannot be imported by a name; define it at the top of a module")
     if module == "__main__" and (file := getattr(sys.modules["__main__"], "__file__", None)):
         return f"{os.path.abspath(file)}:{attribute}"
     return f"{module}:{attribute}"

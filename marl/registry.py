@@ -398,21 +398,20 @@ def require_options(name: str, kind: type, options: Mapping[str, Any]) -> list[s
     known = [option.name for option in fields(kind)]
     for given in options:
         if given not in known:
-            raise UnknownNameError(unknown_name_message(f"option of {name}", given, known))
+            hint = "; give the keyword arguments of a factory as kwargs={...}" if kind is FactoryOptions else ""
+            raise UnknownNameError(unknown_name_message(f"option of {name}", given, known) + hint)
     return known
 
 
 def make(name: str | Callable[..., Any], **options: Any) -> Any:
     """Return a new environment by its name, or by a factory of the user.
 
-    `options` are the fields of the family's options, or the keyword arguments of the factory. Raises UnknownNameError
-    for an unknown name or option, and ConfigError for one that does not fit.
+    `options` are those of the environment in `marl train`; `kwargs` are the keyword arguments of a factory. Raises
+    UnknownNameError for an unknown name or option, and ConfigError for one that does not fit.
     """
-    (task,) = tasks_of(factory_name(name), {})
+    (task,) = tasks_of(factory_name(name, "name"), {})
     kind = find_env(task.name)[0].options
-    if kind is FactoryOptions:
-        return EnvFactory(task.name, {"kwargs": options})()
-    known = require_options(str(name), kind, options)
+    known = require_options(task.name, kind, options)
     chosen = kind(**{**task.options, **options})
     return EnvFactory(task.name, {option: getattr(chosen, option) for option in known})()
 

@@ -11,6 +11,7 @@ from marl.errors import ConfigError
 from marl.experiments.report import statistics
 from marl.experiments.report.published import Published, find_published
 from marl.experiments.report.runs import RunGroup
+from marl.experiments.report.styles import shorten
 
 Method = Literal["auto", "bootstrap", "student"]
 """Interval of a mean over seeds. auto: bootstrap if the metric is bounded, else Student's t."""
@@ -135,7 +136,7 @@ def analyze(groups: Sequence[RunGroup], options: Options, notes: Iterable[str] =
     warnings = [*notes, *find_problems(groups, rows)]
     warnings += [f"{g.name} on {g.env}: no evaluation is common to its seeds" for g in groups if not g.common_steps()]
     aggregates, ends, tested = aggregate(groups, options, warnings)
-    return Report(options, rows, aggregates, ends, tested, tuple(warnings))
+    return Report(options, rows, aggregates, ends, tested, tuple(map(shorten, warnings)))
 
 
 def check_bounds(group: RunGroup, bounds: tuple[float, float] | None, metric: str) -> None:

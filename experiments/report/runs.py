@@ -112,8 +112,10 @@ def mean_curves(rows: Sequence[Mapping[str, Any]], metric: str, folder: Path) ->
             known[metric] = 0.0 if metric == "success" else np.nan
         if metric not in known:
             raise unknown_metric(metric, folder, known)
+        if (split := row.get("split", "validation")) not in scores:
+            raise CheckpointError(f"{folder / 'evaluations.jsonl'} has split={split!r}; it was made by another version")
         if math.isfinite(known[metric]):
-            scores[row.get("split", "validation")].setdefault(row["step"], []).append(known[metric])
+            scores[split].setdefault(row["step"], []).append(known[metric])
     if not rows:
         raise CheckpointError(f"{folder} was never evaluated; train it with --eval-episodes above 0")
     return {split: {step: float(np.mean(each)) for step, each in steps.items()} for split, steps in scores.items()}

@@ -3,6 +3,7 @@
 The colors are those of Okabe and Ito 2008, "Color Universal Design", with lighter ones for dark pages.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -48,8 +49,13 @@ DASHES = ("", "7 3", "2 2", "8 3 2 3", "12 4", "4 2 1 2")
 
 def label(name: str) -> str:
     """Return the label of a group: the agent as its paper spells it, and the settings behind it."""
-    agent, space, settings = name.partition(" ")
+    agent, space, settings = shorten(name).partition(" ")
     return AGENTS.get(agent, (agent, ""))[0] + space + settings
+
+
+def shorten(name: str) -> str:
+    """Return a name with only the last folder of each file FILE.py:FUNCTION in it."""
+    return re.sub(r"[^+=\s]*/(?=[^/+\s]+/[^/+\s]+\.py:\w)", "", name)
 
 
 def color(name: str) -> tuple[str, str]:
@@ -73,5 +79,5 @@ def dashes(names: Sequence[str]) -> dict[str, str]:
 
 def task_label(task: str, tasks: Sequence[str]) -> str:
     """Return a task's name without the family, if all tasks are of one family."""
-    families = {each.partition("/")[0] if "/" in each else None for each in tasks}
-    return task.partition("/")[2] if len(families) == 1 and None not in families else task
+    families = {None if ".py:" in each or "/" not in each else each.partition("/")[0] for each in tasks}
+    return task.partition("/")[2] if len(families) == 1 and None not in families else shorten(task)

@@ -106,6 +106,10 @@ def test_wrong_arguments_are_named(tmp_path):
         marl.evaluate("toy/chain", lenght=3)
     with pytest.raises(ConfigError, match="is a run with its own environment options; leave length out"):
         marl.evaluate(tmp_path, length=3)
+    with pytest.raises(ConfigError, match=r"env=.* is an instance of Matrix.*; give a name, or the class or function"):
+        marl.train(env=marl.make("toy/climbing"))
+    with pytest.raises(ConfigError, match=r"agent=<function .*lambda.* cannot be imported"):
+        marl.train(env="toy/climbing", agent=lambda spec: None)
     with pytest.raises(ConfigError, match="wrong type"):
         marl.train(env=own_env, kwargs={"task": object()})
 
@@ -156,7 +160,9 @@ def test_make_returns_an_environment():
     env = marl.make("toy/agent_death", length=5)
     assert env.reset(0).alive.all()
     env.close()
-    assert marl.make(own_env, task="copy").spec.name == "toy/copy"
+    assert marl.make(own_env, kwargs={"task": "copy"}).spec.name == "toy/copy"
+    with pytest.raises(UnknownNameError, match=r"as kwargs=\{\.\.\.\}"):
+        marl.make(own_env, task="copy")
     with pytest.raises(UnknownNameError, match="unknown option of toy/chain 'lenght'"):
         marl.make("toy/chain", lenght=3)
 

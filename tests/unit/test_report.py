@@ -13,7 +13,7 @@ from marl.experiments.report.analysis import Options, analyze
 from marl.experiments.report.command import ReportCommand, compare_runs, parse_bounds
 from marl.experiments.report.published import read_published
 from marl.experiments.report.results_file import to_json
-from marl.experiments.report.runs import RunGroup, find_runs, group_runs, read_curve
+from marl.experiments.report.runs import RunGroup, find_runs, group_runs, mean_curves, read_curve
 from marl.experiments.report.tables import overall_table, task_table
 
 
@@ -261,3 +261,9 @@ def test_copies_that_other_trackers_keep_are_no_runs(tmp_path):
         copy.mkdir(parents=True)
         (copy / "config.yaml").write_text((run / "config.yaml").read_text())
     assert find_runs(tmp_path) == [run]
+
+
+def test_an_unknown_split_is_named(tmp_path):
+    row = {"episode_return": 1.0, "length": 1, "info": {}, "step": 0, "split": "holdout"}
+    with pytest.raises(CheckpointError, match="split='holdout'"):
+        mean_curves([row], "return", tmp_path)

@@ -16,7 +16,7 @@ from marl.experiments.report.figure import draw_report
 from marl.experiments.report.page import page
 from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
 from marl.experiments.report.runs import RunGroup, read_clock
-from marl.experiments.report.styles import COLORS, color, dashes, task_label
+from marl.experiments.report.styles import COLORS, color, dashes, label, shorten, task_label
 from marl.experiments.report.tables import latex_page, markdown_page, to_csv
 
 STEPS = (1000, 20_000, 30_000)
@@ -190,6 +190,19 @@ def test_an_agent_has_one_color_in_every_figure():
     assert len({patterns[name] for name in ("mat", "mat lr=1", "mat lr=2")}) == 3
     assert task_label("smac/3m", ["smac/3m", "smac/8m"]) == "3m"
     assert task_label("smac/3m", ["smac/3m", "toy/a"]) == "smac/3m"
+
+
+def test_files_are_shown_with_their_last_folder():
+    assert label("/home/me/v1/agent.py:make") == "v1/agent.py:make"
+    assert label("mat advantage=/home/me/lib/gae.py:Mine") == "MAT advantage=lib/gae.py:Mine"
+    assert task_label("/home/me/lib/env.py:make", ["/home/me/lib/env.py:make"]) == "lib/env.py:make"
+    assert shorten("/a/b/c/x.py:f+/a/b/d/y.py:g on toy/climbing") == "c/x.py:f+d/y.py:g on toy/climbing"
+    name = "/home/me/lib/agent.py:make"
+    report = analyze(make_groups(names=("mat", name)), REPORT.options)
+    assert f"| {name}" not in markdown_page(report)
+    assert "| lib/agent.py:make |" in markdown_page(report)
+    assert name not in " ".join(report.warnings)
+    assert name in to_csv(report)
 
 
 def test_the_clock_of_a_run(tmp_path):
