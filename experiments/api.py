@@ -14,13 +14,13 @@ from marl.callbacks import Callback
 from marl.config import ALGORITHM_REGISTRIES, RunConfig, from_yaml, override, to_yaml
 from marl.errors import ConfigError
 from marl.evaluation import EpisodeRow, summarize
-from marl.experiments.play import evaluate_task, load_agent
+from marl.experiments.play import evaluate_task, load_for_evaluation
 from marl.experiments.presets import by_name, choose
 from marl.factories import absolute_name, factory_name
 from marl.registry import Registry, find_family, require_options
 from marl.run import IfExists, Result
 from marl.run_folder import is_run, read_config_file
-from marl.settings import MAX_EPISODE_STEPS, require_episodes
+from marl.settings import MAX_EPISODE_STEPS
 from marl.tracking.base import Tracker
 from marl.trust import external_names, require_trust
 
@@ -155,9 +155,6 @@ def evaluate(
     `subject` is a result, the folder of a run or of a checkpoint, or an environment for an `agent` that needs no
     training. The other arguments are the options of `marl eval --help`; `env_options` are the environment's.
     """
-    require_episodes("episodes", episodes)
-    if num_envs < 1:
-        raise ConfigError(f"num_envs={num_envs}; give 1 or more")
     name = str(subject.folder if isinstance(subject, Result) else os.fspath(subject))
     chosen = None
     if env_options:
@@ -170,7 +167,7 @@ def evaluate(
         subject=name, agent=agent, env=env, which=str(which), act=act, trust=trust, env_options=chosen
     )
     parsed.episodes, parsed.num_envs, parsed.eval_max_steps = episodes, num_envs, eval_max_steps
-    loaded = load_agent(parsed)
+    loaded = load_for_evaluation(parsed)
     rows = {task.label: evaluate_task(loaded, task, parsed) for task in loaded.config.tasks}
     summaries = {task: summarize(each, "test") for task, each in rows.items()}
     if len(rows) == 1:

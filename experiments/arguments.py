@@ -10,8 +10,8 @@ from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from marl.config import ALGORITHM_REGISTRIES, PARTS, RunConfig, algorithm_options, flatten
-from marl.errors import ConfigError
-from marl.experiments.help import print_help, wants_help
+from marl.errors import ConfigError, UnknownNameError, unknown_name_message
+from marl.experiments.help import flag_names, print_help, wants_help
 from marl.registry import AGENTS, ENVS
 from marl.settings import LearnConfig
 
@@ -100,9 +100,22 @@ def parse_args(kind: type, prog: str, args: list[str], default: Any = None, abou
         sys.exit(0)
     defaults = {} if default is None else {"default": default}
     flat = (OmitArgPrefixes,)
-    return tyro.cli(
-        kind, prog=prog, args=args, config=flat, description=about or kind.__doc__, registry=KEYWORDS, **defaults
+    description = about or kind.__doc__
+    parsed, unknown = tyro.cli(
+        kind,
+        prog=prog,
+        args=args,
+        config=flat,
+        description=description,
+        registry=KEYWORDS,
+        return_unknown_args=True,
+        **defaults,
     )
+    if unknown:
+        name = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+        what, listed = "option" if name.startswith("-") else "argument", f"`{prog} --help-all` lists the options"
+        raise UnknownNameError(unknown_name_message(f"{what} of {prog}", name, flag_names(kind, default), listed))
+    return parsed
 
 
 KEYWORDS = ConstructorRegistry()

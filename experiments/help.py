@@ -91,6 +91,12 @@ def print_help(kind: type, prog: str, args: list[str], default: Any = None, abou
     sys.stdout.flush()
 
 
+def flag_names(kind: type, default: Any = None) -> list[str]:
+    """Return the flags of a dataclass and its parts, as they are typed."""
+    rows = [name.partition(" ")[0] for _, rows in _groups(kind, default) for name, _ in rows]
+    return [name.replace("[no-]", "") for name in rows if name.startswith("-")]
+
+
 def _field(name: str) -> str:
     """Return the field of a row's flag."""
     return name.partition(" ")[0].removeprefix("--").removeprefix("[no-]").replace("-", "_")

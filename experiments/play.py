@@ -111,12 +111,17 @@ def policy_for(subject: LoadedAgent, spec: EnvSpec) -> Policy:
     return require_policy(made, subject.config.agent)
 
 
-def print_eval(parsed: Any) -> None:
-    """Run `marl eval`: print the mean return with its interval, and the means of the final infos."""
+def load_for_evaluation(parsed: Any) -> LoadedAgent:
+    """Return `load_agent(parsed)`. Raises ConfigError first for numbers of episodes or environments that cannot be."""
     require_episodes("episodes", parsed.episodes)
     if parsed.num_envs < 1:
         raise ConfigError(f"num_envs={parsed.num_envs}; give 1 or more")
-    subject = load_agent(parsed)
+    return load_agent(parsed)
+
+
+def print_eval(parsed: Any) -> None:
+    """Run `marl eval`: print the mean return with its interval, and the means of the final infos."""
+    subject = load_for_evaluation(parsed)
     if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
         raise ConfigError(f"cannot write {parsed.out}: its folder does not exist")
     tasks, lines = subject.config.tasks, []

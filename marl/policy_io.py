@@ -235,6 +235,11 @@ RUN_FIELDS: dict[str, type] = {
 
 def require_run(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless the checkpoint has all data of a run."""
+    if absent := [name for name in RUN_FIELDS if name not in checkpoint.data]:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} was made by another version of seqmarl: it lacks {', '.join(absent)}; load "
+            "it with that version, or train again"
+        )
     for name, kind in RUN_FIELDS.items():
         if type(value := checkpoint.data.get(name)) is not kind:
             raise CheckpointError(f"checkpoint {checkpoint.path} is damaged: its data has {name}={value!r:.80}")

@@ -123,10 +123,10 @@ def start_again(config: RunConfig, folder: Path, extras: Extras, if_exists: IfEx
         shown = ", ".join(f"{name}={old.get(name)!r} there and {new[name]!r} here" for name in differ[:5])
         raise ConfigError(f"the run in {folder} has other settings ({shown}); use another --name")
     status = read_status(folder)
-    ended = status.get("status") == "finished" and before.steps >= config.steps
-    if ended and before.evaluation.stop_return == config.evaluation.stop_return:
-        print(f"{folder} holds this run already, finished after {status['steps']} steps; nothing was trained")
-        return Result(folder, status.get("reason") or "finished", status["steps"])
+    ended, steps = status.get("status") == "finished" and before.steps >= config.steps, status.get("steps")
+    if ended and isinstance(steps, int) and before.evaluation.stop_return == config.evaluation.stop_return:
+        print(f"{folder} holds this run already, finished after {steps} steps; nothing was trained")
+        return Result(folder, status.get("reason") or "finished", steps)
     if if_exists == "skip":
         raise ConfigError(
             f"the run in {folder} is not finished; continue it with --if-exists resume, or use another --name"
@@ -281,8 +281,13 @@ def opened_trackers(trainer: Trainer, folder: Path, trackers: Sequence[Tracker])
     config, step = trainer.config, trainer.steps
     log = folder / "metrics.jsonl"
     console = ConsoleTracker(run_name(folder), config.steps)
-    board = TensorBoardTracker(folder, step or -1, option_names())
-    trainer.tracker = MultiTracker([JsonlTracker(log, step or -1), board, console, *trackers])
+    jsonl = JsonlTracker(log, step or -1)
+    try:
+        board = TensorBoardTracker(folder, step or -1, option_names())
+    except BaseException:
+        jsonl.close()
+        raise
+    trainer.tracker = MultiTracker([jsonl, board, console, *trackers])
     try:
         if step:
             console.restore_best(log)

@@ -80,10 +80,15 @@ class MultiTracker(Tracker):
             call_method(tracker, "tracker", method, *arguments)
 
 
+def runs_dir(folder: Path) -> Path:
+    """Return the folder --runs-dir of a run: the third above ENV/AGENT/SEED-TIME, else the one above."""
+    default = re.fullmatch(r"\d+-\d{8}-\d{6}(-\d+)?", folder.name)
+    return folder.parents[2] if default and len(folder.parents) > 2 else folder.parent
+
+
 def run_name(folder: Path) -> str:
     """Return the name of the run in `folder`: ENV/AGENT/SEED-TIME in a default folder, else the folder's name."""
-    default = re.fullmatch(r"\d+-\d{8}-\d{6}(-\d+)?", folder.name)
-    return "/".join(folder.parts[-3:]) if default else folder.name
+    return str(folder.relative_to(runs_dir(folder)))
 
 
 def check_tracker_name(name: str) -> None:

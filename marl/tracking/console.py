@@ -1,6 +1,7 @@
 """Console: a live dashboard on a terminal, plain lines anywhere else."""
 
 import json
+import logging
 import math
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.columns import Columns
@@ -240,6 +242,8 @@ class ConsoleTracker(Tracker):
         self._drawn = -math.inf
         self._pending = ""
         self._live: Live | None = None
+        self._log_streams: list[tuple[logging.StreamHandler[Any], Any]] = []
+        """Handlers of the root logger that print above the dashboard, and where they printed before."""
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         if terminal and self._console.encoding.lower().startswith("utf"):
             self._live = Live(self._board, console=self._console, auto_refresh=False)
@@ -269,6 +273,8 @@ class ConsoleTracker(Tracker):
         """Leave the last state on the screen, or print the last line if it is still due."""
         with suppress(OSError):
             if self._live:
+                for handler, stream in self._log_streams:
+                    handler.setStream(stream)
                 self._live.stop()
             elif self._pending:
                 self._print(self._pending)
@@ -279,7 +285,12 @@ class ConsoleTracker(Tracker):
         if now - self._drawn < REFRESH_SECONDS:
             return
         self._drawn = now
-        live.start()
+        if not live.is_started:
+            live.start()  # which puts a proxy that prints above the dashboard in the place of sys.stderr
+            handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+            self._log_streams = [(each, each.stream) for each in handlers if each.stream.isatty()]
+            for handler, _ in self._log_streams:
+                handler.setStream(sys.stderr)
         live.refresh()
 
     def _print_line(self, values: Mapping[str, float]) -> None:

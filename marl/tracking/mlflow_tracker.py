@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from marl.errors import ConfigError, MissingDependencyError
-from marl.tracking.base import Tracker, run_name
+from marl.tracking.base import Tracker, run_name, runs_dir
 
 ID_FILE = "mlflow_id"
 MAX_VALUE = 500
@@ -20,7 +20,7 @@ MAX_BATCH = 100
 
 
 class MLflowTracker(Tracker):
-    """Logs a run to MLflow: to `uri`, else MLFLOW_TRACKING_URI, else the folder `mlruns` beside the run.
+    """Logs a run to MLflow: to `uri`, else MLFLOW_TRACKING_URI, else `mlruns` in the folder of all runs.
 
     A resumed run continues the same MLflow run, whose id is kept in the run's folder. Without an answer of the server
     the run is refused before it trains. Raises MissingDependencyError without the package.
@@ -41,7 +41,7 @@ class MLflowTracker(Tracker):
 
     def start(self, folder: Path, step: int) -> None:
         """Open the MLflow run. Raises ConfigError if the server does not answer."""
-        uri = self.uri or (folder.absolute().parent / "mlruns").as_uri()
+        uri = self.uri or (runs_dir(folder.absolute()) / "mlruns").as_uri()
         if not self.uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else files are refused, and a database is needed
         path = folder / ID_FILE

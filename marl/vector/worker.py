@@ -77,7 +77,13 @@ def _serve(
         outbox.send_bytes(pickle.dumps(answer))
         return
     try:
-        outbox.send_bytes(pickle.dumps(shard.spec))
+        try:
+            spec = pickle.dumps(shard.spec)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            problem = f"{shard.name}: its spec cannot be pickled ({error}); use spaces of gymnasium"
+            outbox.send_bytes(pickle.dumps(ConfigError(f"{problem}, or leave out --workers")))
+            return
+        outbox.send_bytes(spec)
         num_envs = pickle.loads(inbox.recv_bytes())
         shard.attach(Buffers.from_memory(shard.spec, num_envs, memory.map(Buffers.size(shard.spec, num_envs))))
         memory.close()
@@ -255,7 +261,15 @@ class Worker:
         except (EOFError, OSError):
             return WorkerError(self._death_message(doing))
         self.partial = self.busy = False
-        return EMPTY_REPORT if message == DONE else pickle.loads(message)
+        if message == DONE:
+            return EMPTY_REPORT
+        try:
+            return pickle.loads(message)
+        except (ImportError, AttributeError) as error:  # a class of a file that this process has not imported
+            return WorkerError(
+                f"{self.title} answered `{doing}` with an object of a class that cannot be imported here ({error}); "
+                "use spaces of gymnasium in the spec, define the class in an installed module, or leave out --workers"
+            )
 
     def _death_message(self, doing: str) -> str:
         self.process.join(TIMEOUT)

@@ -58,3 +58,19 @@ def test_every_command_has_help(monkeypatch, capsys, command):
     out = help_of(monkeypatch, capsys, 80, command, "--help-all")
     assert out.startswith(f"usage: marl {command} {SUBJECTS[command]} [--option value ...]")
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("check-agent mat --sead 3", "unknown option of marl check-agent '--sead'; did you mean '--seed'"),
+        ("train toy/chain --wormers 3", "unknown option of marl train '--wormers'; did you mean '--workers'"),
+        ("eval toy/chain --xyz=3", "unknown option of marl eval '--xyz'; `marl eval --help-all` lists the options"),
+        ("resume runs/a runs/b", "unknown argument of marl resume 'runs/b'"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_closest_one(monkeypatch, capsys, words, message):
+    monkeypatch.setattr("sys.argv", ["marl", *words.split()])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert message in capsys.readouterr().err

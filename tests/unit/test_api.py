@@ -109,7 +109,7 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"env=.* is an instance of Matrix.*; give a name, or the class or function"):
         marl.train(env=marl.make("toy/climbing"))
     with pytest.raises(ConfigError, match=r"agent=<function .*lambda.* cannot be imported"):
-        marl.train(env="toy/climbing", agent=lambda spec: None)
+        marl.train(env="toy/climbing", agent=lambda _: None)
     with pytest.raises(ConfigError, match="wrong type"):
         marl.train(env=own_env, kwargs={"task": object()})
 

@@ -205,3 +205,11 @@ def test_a_run_that_is_there_is_skipped_or_resumed(small, capsys):
     assert run.start(more, if_exists="resume").steps == 96
     with pytest.raises(ConfigError, match=r"other settings \(clip=0.2 there and 0.3 here\)"):
         run.start(small(steps=96, name="again", eval_episodes=0, clip=0.3), if_exists="skip")
+
+
+def test_a_status_without_steps_is_not_taken_for_a_finished_run(small):
+    config = small(steps=32, name="again", eval_episodes=0)
+    folder = run.start(config).folder
+    (folder / "status.json").write_text('{"status": "finished"}')
+    with pytest.raises(ConfigError, match="is not finished"):
+        run.start(config, if_exists="skip")

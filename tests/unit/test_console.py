@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import math
 import os
 
@@ -250,3 +251,28 @@ def test_counts_times_and_fractions():
         *("0:00:00", "0:00:58", "1:02:33", "1 day, 3:12:00")
     ]
     assert [percent(value) for value in (0.0, 0.345, 1.0, math.nan)] == ["0 %", "34 %", "100 %", "nan"]
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_log_records_print_above_the_dashboard_and_elsewhere_as_before():
+    terminal, file = FakeTerminal(), io.StringIO()
+    handlers = [logging.StreamHandler(terminal), logging.StreamHandler(file)]
+    root = logging.getLogger()
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        tracker, out = plain(terminal=True)
+        tracker.log(10, ITERATION)
+        root.warning("above")
+        tracker.close()
+        root.warning("after")
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+    assert "above\n" in out.getvalue()
+    assert terminal.getvalue() == "after\n"
+    assert file.getvalue() == "above\nafter\n"

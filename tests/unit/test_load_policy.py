@@ -182,3 +182,11 @@ def test_a_checkpoint_that_was_resealed_with_wrong_data_is_a_checkpoint_error(sa
             use(trainer, checkpoint)
     finally:
         (checkpoint / "manifest.json").write_text(before)
+
+
+def test_a_checkpoint_of_another_version_is_named(saved):
+    _, checkpoint = saved
+    before = reseal(checkpoint, lambda data: data.pop("warned"))
+    with pytest.raises(CheckpointError, match="made by another version of seqmarl: it lacks warned; load it with that"):
+        load_policy(checkpoint)
+    (checkpoint / "manifest.json").write_text(before)

@@ -100,6 +100,17 @@ def test_language_agents_learn_several_tasks_with_one_model(agent):
             torch.testing.assert_close(now, old.lerp(new, 1.0 - first.decay))
 
 
+def test_an_agent_that_is_no_policy_in_a_later_task_is_named(small, monkeypatch):
+    entry = AGENTS.get("mat")
+
+    def make(spec, options):
+        return entry.make(spec, options) if spec.name == "toy/climbing" else None
+
+    monkeypatch.setitem(AGENTS.entries, "mat", replace(entry, make=make))
+    with pytest.raises(ConfigError, match=r"agent='mat' returned .*not a marl\.Policy"):
+        run.start(small(PAIR, "mat"))
+
+
 def test_a_vocabulary_of_other_words_is_refused():
     entry = AGENTS.get("poad")
     specs = [make_vector(f"text/{task}", {}, 1).spec for task in ("wording", "bake")]

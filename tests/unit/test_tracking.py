@@ -16,7 +16,7 @@ from marl import files, run
 from marl.config import default_config, option_names, override
 from marl.errors import CallbackError, ConfigError
 from marl.files import RecordFile
-from marl.tracking.base import MultiTracker, run_name
+from marl.tracking.base import MultiTracker, run_name, runs_dir
 from marl.tracking.jsonl import JsonlTracker
 from marl.tracking.metrics import HPARAM_TAGS, LINE_TAGS, METRICS, axis_label, chart_layout, find_metric
 from marl.tracking.tensorboard import TensorBoardTracker
@@ -467,3 +467,18 @@ def test_a_run_is_named_by_its_folder_and_a_default_folder_by_environment_and_ag
     assert run_name(tmp_path / "toy-chain" / "mat" / "1-20260102-030405") == "toy-chain/mat/1-20260102-030405"
     assert run_name(tmp_path / "toy-chain" / "mat" / "1-20260102-030405-2") == "toy-chain/mat/1-20260102-030405-2"
     assert run_name(tmp_path / "toy-chain" / "mine") == "mine"
+    for name in ("toy-chain/mat/1-20260102-030405", "mine"):
+        assert runs_dir(tmp_path / name) == tmp_path
+
+
+def test_an_open_log_is_closed_if_another_cannot_be_opened(small, monkeypatch):
+    closed, close = [], JsonlTracker.close
+    monkeypatch.setattr(JsonlTracker, "close", lambda tracker: closed.append(tracker) or close(tracker))
+
+    def refuse(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(run, "TensorBoardTracker", refuse)
+    with pytest.raises(OSError, match="no room"):
+        run.start(small())
+    assert len(closed) == 1

@@ -831,3 +831,26 @@ def test_workers_run_one_thread(processes: Vector, monkeypatch: pytest.MonkeyPat
     assert os.environ["OMP_NUM_THREADS"] == "2"
     tested.reset([1])
     assert tested.render(0) == "1 thread of torch"
+
+
+SPACE_OF_A_FILE = """
+import dataclasses
+import gymnasium
+from marl.registry import EnvFactory
+
+class OwnBox(gymnasium.spaces.Box):
+    pass
+
+def make():
+    env = EnvFactory("toy/chain")()
+    box = env.spec.observation_space
+    env.spec = dataclasses.replace(env.spec, observation_space=OwnBox(box.low, box.high))
+    return env
+"""
+
+
+def test_a_space_of_a_class_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(SPACE_OF_A_FILE)
+    with pytest.raises(WorkerError, match=r"cannot be imported here \(No module named 'own_.*use spaces of gymnasium"):
+        make_vector(f"{file}:make", {}, 2, workers=1)
