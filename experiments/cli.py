@@ -38,6 +38,8 @@ USAGE = """usage: marl COMMAND ...
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               compare seeds and agents: tables, statistics, HTML page, figures
+  suite NAME [--agents NAME ...] [--seeds N]      run a benchmark over tasks, agents and seeds, and report on it
+  sweep FILE                                      search over options: a grid, random samples or a list
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
   list envs | agents | advantages | ...           list what is available, and what to install
   check-env ENV                                   test an environment against the rules of the suite
@@ -294,11 +296,42 @@ def play(args: list[str]) -> None:
     show(parsed)
 
 
+def suite_table() -> Table:
+    """Return the table of the suites."""
+    from marl.experiments.suite.plan import read_file
+    from marl.experiments.suite.suite import SuiteFile, known_suites
+
+    table = Table("suite", "title", "tasks", "agents", "scales")
+    for name, path in known_suites().items():
+        found = read_file(path, SuiteFile)
+        table.add_row(name, found.title, str(len(found.tasks)), ", ".join(found.agents), ", ".join(found.scales))
+    return table
+
+
 def report_runs(args: list[str]) -> None:
     """Run `marl report`."""
     from marl.experiments.report.command import ReportCommand, compare_runs
 
     compare_runs(parse_args(ReportCommand, "marl report", args))
+
+
+def suite(args: list[str]) -> None:
+    """Run `marl suite`."""
+    from marl.experiments.suite.command import SuiteCommand, run_suite
+    from marl.experiments.suite.suite import known_suites
+
+    if not wants_help(args) and (not args or args[0].startswith("-")):
+        raise ConfigError(f"name a suite first, one of {', '.join(known_suites())}, or a .yaml file")
+    sys.exit(run_suite(parse_args(SuiteCommand, "marl suite", args)))
+
+
+def sweep(args: list[str]) -> None:
+    """Run `marl sweep`."""
+    from marl.experiments.suite.command import SweepCommand, run_sweep
+
+    if not wants_help(args) and (not args or args[0].startswith("-")):
+        raise ConfigError("name the file of a sweep first: marl sweep FILE; see docs/suites.md")
+    sys.exit(run_sweep(parse_args(SweepCommand, "marl sweep", args)))
 
 
 def transfer(args: list[str]) -> None:
@@ -316,11 +349,11 @@ def list_things(args: list[str]) -> None:
     class List:
         """List what is registered, and what must be installed for it."""
 
-        what: Positional[Literal["envs", "agents", "advantages", "objectives", "presets"]]
-        """Environments, agents, advantages, objectives or presets."""
+        what: Positional[Literal["envs", "agents", "advantages", "objectives", "presets", "suites"]]
+        """Environments, agents, advantages, objectives, presets or suites."""
 
     what = parse_args(List, "marl list", args).what
-    tables = {"envs": env_table, "agents": agent_table, "presets": preset_table}
+    tables = {"envs": env_table, "agents": agent_table, "presets": preset_table, "suites": suite_table}
     tables |= {f"{kind}s": partial(algorithm_table, kind) for kind in ALGORITHM_REGISTRIES}
     Console().print(tables[what]())
     if what == "envs":
@@ -467,6 +500,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "play": play,
     "report": report_runs,
+    "suite": suite,
+    "sweep": sweep,
     "transfer": transfer,
     "list": list_things,
     "check-env": check,
