@@ -134,7 +134,9 @@ class Trainer:
             # A signal may come on one rank at any moment, so the ranks vote once an iteration.
             stopped = distributed.any_rank(self.finished or self.asked_to_stop, self.device)
         asked = INTERRUPTED if self.interrupted else ANOTHER_RANK
-        self.stop_reason = "finished" if self.finished else self.stop_reason or asked
+        # A run whose last evaluation was interrupted is not finished: resuming it plays that evaluation.
+        finished = self.finished and not (self.interrupted and self.evaluation_missing)
+        self.stop_reason = "finished" if finished else self.stop_reason or asked
         self.notify("on_stop")
         return self.stop_reason
 

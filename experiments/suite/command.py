@@ -138,7 +138,7 @@ def conclude(plan: Plan, progress: dict[Job, Progress]) -> int:
     failed = [job for job in plan.jobs if progress[job].state == "failed"]
     left = [job for job in plan.jobs if progress[job].state in ("new", "unfinished")]
     for job in failed:
-        print(f"failed: {job.title} after {progress[job].steps:,} steps: {progress[job].reason}", file=sys.stderr)
+        print(f"failed after {progress[job].steps:,} steps: {job.title}: {progress[job].reason}", file=sys.stderr)
     if failed or left:
         print(
             f"{len(failed)} runs failed and {len(left)} are unfinished; the same command continues them",

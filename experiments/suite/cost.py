@@ -53,9 +53,16 @@ class Cost:
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.0f} MB"
         if math.isnan(self.hours):
             return f"{self.steps:,} steps are left; too few to be worth measuring"
-        duration = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.0f} minutes"
+        duration = duration_text(3600 * self.hours)
         rest = f", and {self.unmeasured} short runs that were not measured" if self.unmeasured else ""
         return f"{self.steps:,} steps are left: about {duration} and up to {size} on the disk{rest}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as `2.5 hours`, `12 minutes` or `40 seconds`."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def kind_of(job: Job) -> Kind:
@@ -113,7 +120,7 @@ def try_out(jobs: Sequence[Job], progress: Mapping[Job, Progress], engine: Engin
     tried = [job for kind, job in wanted.items() if left[kind] >= WORTH_MEASURING * TRIAL_ITERATIONS]
     if not tried:
         return
-    print(f"measuring {len(tried)} kinds of runs, {TRIAL_ITERATIONS} iterations each ...", flush=True)
+    print(f"measuring the speed of {len(tried)} pairs of environment and agent ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="marl-trial-") as folder:
         waiting, running = [trial_of(job, Path(folder), number) for number, job in enumerate(tried)], 0
         deadline = time.monotonic() + TRIAL_SECONDS

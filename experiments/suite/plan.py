@@ -16,9 +16,9 @@ from marl.run_folder import package_version, read_config, read_status
 State = Literal["new", "unfinished", "failed", "done"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One run of a plan."""
+    """One run of a plan. Jobs are compared by identity, because settings have no hash."""
 
     config: RunConfig
     row: str
@@ -86,7 +86,7 @@ def progress_of(job: Job) -> Progress:
     if status.get("status") == "finished" and found.steps >= job.config.steps:
         return Progress("done", steps, version=version)
     if status.get("status") == "failed":
-        return Progress("failed", steps, str(status.get("reason", "")), version)
+        return Progress("failed", steps, str(status.get("reason", "")).partition("\n")[0], version)
     return Progress("unfinished", steps, version=version)
 
 

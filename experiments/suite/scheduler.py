@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marl.errors import ConfigError
-from marl.experiments.suite.cost import Kind, Rate, kind_of
+from marl.experiments.suite.cost import Kind, Rate, duration_text, kind_of
 from marl.experiments.suite.engines.base import Ended, Engine
 from marl.experiments.suite.plan import Job, Plan, Progress, progress_of
 from marl.experiments.suite.table import ProgressTable, last_step
@@ -103,7 +103,8 @@ class Scheduler:
             if self.table.live is None:
                 self.table.event(f"done: {job.title}")
             return
-        if not ended.exit_status and self.stopping:
+        # The exit status is lost if the signal that stops everything ended the fork server as well.
+        if self.stopping and found.state == "unfinished":
             return
         reason = found.reason or last_line(self.log(job)) or f"its process ended with status {ended.exit_status}"
         if ended.exit_status < 0:
@@ -127,7 +128,7 @@ class Scheduler:
             steps = last_step(job.folder) if job in self.running else self.progress[job].steps
             seconds += max(0, job.config.steps - steps) / rate.steps_per_second
         seconds /= max(1, min(self.engine.slots, len(waiting) + len(self.running)))
-        return f"about {seconds / 3600:.1f} hours left" if seconds >= 3600 else f"about {seconds / 60:.0f} minutes left"
+        return f"about {duration_text(seconds)} left"
 
 
 def last_line(log: Path) -> str:

@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from marl.config import override
 from marl.errors import ConfigError, unknown_name_message
 from marl.experiments.api import with_options
 from marl.experiments.presets import choose
@@ -79,8 +80,8 @@ def plan_suite(
 ) -> Plan:
     """Return the runs of a suite. Empty `tasks`, `agents` and `seeds` are those of the scale.
 
-    A single seed is a count: 5 means the seeds 1 to 5. Every run is checked before anything starts. Raises ConfigError
-    for a task, agent, scale or option that does not exist, or for two equal ones.
+    A single number in `seeds` is a count: 5 means the seeds 1 to 5. Every run is checked before anything starts.
+    Raises ConfigError for a task, agent, scale or option that does not exist, or for two equal ones.
     """
     path = find_suite(name)
     suite: SuiteFile = read_file(path, SuiteFile)
@@ -89,11 +90,11 @@ def plan_suite(
     budget = suite.scales[scale]
     chosen = tuple(full_name(task, suite) for task in tasks or budget.tasks or suite.tasks)
     agents = agents or budget.agents or suite.agents
-    seeds = seeds or budget.seeds
     if len(seeds) == 1:
         if seeds[0] < 1:
             raise ConfigError(f"seeds={seeds[0]}; give a number of seeds, 1 or more, or several seeds")
         seeds = tuple(range(1, seeds[0] + 1))
+    seeds = seeds or budget.seeds
     for option, values in (("tasks", chosen), ("agents", agents), ("seeds", seeds)):
         require_distinct(option, values)
     jobs = []
@@ -108,7 +109,7 @@ def plan_suite(
             place = folder / folder_name(task.partition("/")[2] or task) / agent
             for seed in seeds:
                 own = {"seed": seed, "runs_dir": str(place), "name": str(seed)}
-                jobs.append(Job(with_options(base, own), task, agent))
+                jobs.append(Job(override(base, own), task, agent))
     require_distinct_folders(jobs)
     about = [suite.title, *([f"Source: {suite.source}"] if suite.source else []), f"A step is {suite.step}."]
     return Plan(f"{path.stem}, scale {scale}", folder, suite.metric, tuple(jobs), tuple(about))

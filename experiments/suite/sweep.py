@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from marl.config import RunConfig, to_yaml
+from marl.config import RunConfig, override, to_yaml
 from marl.errors import ConfigError, MarlError
 from marl.experiments.api import with_options
 from marl.experiments.presets import choose
@@ -107,7 +107,7 @@ def plan_sweep(path: Path, folder: Path) -> tuple[SweepFile, Plan]:
             place = folder / folder_name(f"{env}-{agent}") / folder_name(short(name, tried))
             for seed in sweep.seeds:
                 own = {"seed": seed, "runs_dir": str(place), "name": str(seed)}
-                jobs.append(Job(with_options(base, own), label, agent))
+                jobs.append(Job(override(base, own), label, agent))
     require_distinct_folders(jobs)
     about = f"{sweep.search} search over {', '.join(sorted(searched))}: {len(tried)} settings, {len(sweep.seeds)} seeds"
     return sweep, Plan(path.stem, folder, sweep.metric, tuple(jobs), (about,))
