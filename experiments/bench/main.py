@@ -19,12 +19,13 @@ from marl.errors import ConfigError
 from marl.experiments.bench.agents import act_part, update_part
 from marl.experiments.bench.language import language_part
 from marl.experiments.bench.smac import random_choice, smac_part
+from marl.experiments.bench.suite import suite_part
 from marl.experiments.bench.train import ranks_part, train_part
 from marl.registry import EnvFactory, find_env
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
-Part = Literal["env", "act", "update", "train", "ranks", "smac", "language"]
+Part = Literal["env", "act", "update", "train", "ranks", "smac", "language", "suite"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Bench:
     - ranks: two data-parallel processes against one, and against two independent ones.
     - smac: steps per second of the battle engine on six maps.
     - language: tokens per second of a language agent.
+    - suite: sixteen small runs one by one and as a suite, and a report on 500 runs, in seconds.
     """
 
     parts: Positional[tuple[Part, ...]] = ("env", "act", "update", "train")
@@ -194,4 +196,5 @@ PARTS: dict[str, Callable[[Bench], RenderableType]] = {
     "ranks": ranks_part,
     "smac": smac_part,
     "language": language_part,
+    "suite": suite_part,
 }

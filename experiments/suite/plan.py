@@ -1,4 +1,4 @@
-"""Plans: the runs of a suite or a sweep, with all their settings, and how far each of them came."""
+"""Plans: the runs of a suite or a sweep with all their settings, and the progress of each."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run came."""
+    """State of a run and the steps that it has trained."""
 
     state: State
     steps: int = 0
@@ -62,7 +62,7 @@ class Progress:
 
 
 def progress_of(job: Job) -> Progress:
-    """Return how far a run came, by the files in its folder.
+    """Return the progress of a run, by the files in its folder.
 
     Raises ConfigError if the folder holds a run with other settings, or one that cannot be read.
     """

@@ -51,7 +51,7 @@ class Scheduler:
         """Reason for which no further run starts; empty while runs start."""
 
     def execute(self) -> dict[Job, Progress]:
-        """Execute what is not done, and return how far each run came. A failed run does not stop the others.
+        """Execute what is not done, and return the progress of each run. A failed run does not stop the others.
 
         A stop request lets all runs save and end. A second one ends them at once.
         """

@@ -10,7 +10,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
-import torch  # noqa: F401 - imported for the runs
+import torch._dynamo  # noqa: F401 - the first step of an optimizer imports it, in 1.5 seconds
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from marl.config import from_yaml

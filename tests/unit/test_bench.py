@@ -25,7 +25,7 @@ def test_a_loop_measures_itself(env, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["env", "act", "update", "train", "ranks", "smac", "language"])
+@pytest.mark.parametrize("part", ["env", "act", "update", "train", "ranks", "smac", "language", "suite"])
 def test_a_part_prints_its_table(part):
     command = [sys.executable, "-m", "marl.experiments.cli", "bench", part, "--rounds", "1", "--seconds", "0.02"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
