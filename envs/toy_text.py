@@ -14,13 +14,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
 from marl.envs.text import Invalid, TextEnv, TextStep
-from marl.envs.toy import make_game
+from marl.envs.toy import make_game, option_names
 from marl.errors import ConfigError
 from marl.registry import register_env
 
@@ -321,7 +322,13 @@ GAMES: dict[str, Callable[..., TextEnv]] = {
 TASKS = tuple(GAMES)
 
 
-@register_env("text", tasks=TASKS, options=TextOptions, summary="tiny games of text with known optima")
+@register_env(
+    "text",
+    tasks=TASKS,
+    options=TextOptions,
+    reads=partial(option_names, GAMES),
+    summary="tiny games of text with known optima",
+)
 def make(task: str, **options: Any) -> TextEnv:
     """Return the game `task`. An option of None keeps the default of the task."""
     return make_game("text", GAMES, task, options)

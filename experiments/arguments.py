@@ -12,7 +12,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from marl.config import ALGORITHM_REGISTRIES, PARTS, RunConfig, algorithm_options, flatten
 from marl.errors import ConfigError, UnknownNameError, unknown_name_message
 from marl.experiments.help import flag_names, print_help, wants_help
-from marl.registry import AGENTS, ENVS
+from marl.registry import AGENTS, ENVS, find_env
 from marl.settings import LearnConfig
 
 ESSENTIAL = ("agent_credit", "token_credit", "agent_updates", "objective", "advantage", "ratio_level")
@@ -73,13 +73,21 @@ def parse(base: RunConfig, args: list[str]) -> RunConfig:
     typed = dataclasses.make_dataclass("Train", fields, bases=(RunConfig,), namespace=unchecked, frozen=True)
     values: dict[str, Any] = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | parts
     default = typed(**values | {"learn": learn(**vars(base.learn) | names)})
-    parsed = parse_args(typed, "marl train", args, default, TRAIN_HELP)
+    parsed = parse_args(typed, "marl train", args, default, TRAIN_HELP, unread=unread_options(base))
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)}
     values["learn"] = LearnConfig(**vars(parsed.learn))
     config = RunConfig(**values)
     if config.env != base.env:
         raise ConfigError(f"environment {parsed.env!r} must come first: marl train {parsed.env} --option value ...")
     return config
+
+
+def unread_options(config: RunConfig) -> frozenset[str]:
+    """Return the names of the family's options that no task of the run has."""
+    found = [find_env(task.name) for task in config.tasks]
+    known = {f.name for f in dataclasses.fields(config.env_options)}
+    read = {name for entry, task in found for name in (known if entry.reads is None else entry.reads(task))}
+    return frozenset(known - read)
 
 
 def learn_with_choices() -> type:
@@ -93,10 +101,21 @@ def learn_with_choices() -> type:
     return dataclasses.make_dataclass("Learn", fields, bases=(LearnConfig,), frozen=True)
 
 
-def parse_args(kind: type, prog: str, args: list[str], default: Any = None, about: str = "") -> Any:
-    """Return an instance of the dataclass `kind` made of the arguments, or print its help and exit."""
+def parse_args(
+    kind: type,
+    prog: str,
+    args: list[str],
+    default: Any = None,
+    about: str = "",
+    *,
+    unread: frozenset[str] = frozenset(),
+) -> Any:
+    """Return an instance of the dataclass `kind` made of the arguments, or print its help and exit.
+
+    `unread`: names of options without effect, see `print_help`. Raises UnknownNameError for an unknown option.
+    """
     if wants_help(args):
-        print_help(kind, prog, args, default, about)
+        print_help(kind, prog, args, default, about, unread=unread)
         sys.exit(0)
     defaults = {} if default is None else {"default": default}
     flat = (OmitArgPrefixes,)

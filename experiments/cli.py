@@ -29,6 +29,7 @@ from marl.errors import ConfigError, MarlError
 from marl.experiments.arguments import algorithm_changes, parse, parse_args, scan_flag
 from marl.experiments.help import wants_help
 from marl.registry import AGENTS, ENVS, NoOptions, find_env, find_family, missing, unknown_name_message
+from marl.run_folder import read_status
 from marl.settings import MAX_EPISODE_STEPS, require_episodes
 
 USAGE = """usage: marl COMMAND ...
@@ -105,6 +106,16 @@ def stdout_closed() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
+def working_folder_notes(args: list[str], error: MarlError) -> list[str]:
+    """Return a note on where a run was made if a module that it names is not found here."""
+    if len(args) < 2 or not isinstance(error.__cause__, ModuleNotFoundError):
+        return []
+    made = read_status(Path(args[1])).get("working_folder")
+    return (
+        [f"the run was made in the folder {made}; start the command there"] if made not in (None, os.getcwd()) else []
+    )
+
+
 def dispatch() -> None:
     """Run a command. An error that the user can act on is one message on stderr, and exit status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -123,7 +134,7 @@ def dispatch() -> None:
             raise ConfigError(unknown_name_message("command", args[0], COMMANDS))
         COMMANDS[args[0]](args[1:])
     except MarlError as error:
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+        notes = "".join(f"\n{note}" for note in (*getattr(error, "__notes__", []), *working_folder_notes(args, error)))
         rank = f", rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         print(f"marl{rank}: {error}{notes}", file=sys.stderr)
         sys.exit(2)

@@ -64,8 +64,19 @@ def wants_help(args: list[str]) -> bool:
     return any(flag in args for flag in FLAGS)
 
 
-def print_help(kind: type, prog: str, args: list[str], default: Any = None, about: str = "") -> None:
-    """Print the options of a dataclass, whose parts are groups; `default` is an instance with the defaults."""
+def print_help(
+    kind: type,
+    prog: str,
+    args: list[str],
+    default: Any = None,
+    about: str = "",
+    *,
+    unread: frozenset[str] = frozenset(),
+) -> None:
+    """Print the options of a dataclass, whose parts are groups; `default` is an instance with the defaults.
+
+    `unread`: names of options without effect, which --help leaves to --help-all.
+    """
     full, width = "--help-all" in args, min(shutil.get_terminal_size().columns, 120)
     groups = list(_groups(kind, default))
     positional = [row for _, rows in groups for row in rows if not row[0].startswith("-")]
@@ -79,7 +90,9 @@ def print_help(kind: type, prog: str, args: list[str], default: Any = None, abou
         column = min(MAX_COLUMN, max(len(name) for name, _ in rows)) + 4
         left = 0
         if not full:
-            shown = [row for row in rows if _field(row[0]) not in RARE][: None if title == "Learning" else MAX_ROWS]
+            shown = [row for row in rows if _field(row[0]) not in RARE | unread][
+                : None if title == "Learning" else MAX_ROWS
+            ]
             rows, left = shown, len(rows) - len(shown)
         for name, text in rows:
             for line in _lines(name, text, column, width, full):

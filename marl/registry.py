@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -67,6 +67,8 @@ class EnvEntry:
     """Modules that must be importable."""
     install: str = ""
     """Command that installs them."""
+    reads: Callable[[str], Collection[str]] | None = None
+    """`reads(task)` returns the names of the options that a task has, if it lacks some of the family's."""
     summary: str = ""
     external: Callable[[str, Mapping[str, Any]], list[str]] = nothing_external
     """`external(task, options)` lists the code and files outside the package that `make` imports, runs or opens."""

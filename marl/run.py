@@ -208,7 +208,7 @@ def execute(
             if (note := mark_trusted(folder, external_names(config))) is not None:
                 notes.append(note)
             trainer.callbacks.append(stack.enter_context(closing(FolderWatch(folder))))
-        saver = add_callbacks(trainer, folder, free, checkpoint, extras.callbacks, stack)
+        saver = add_callbacks(trainer, folder, free, checkpoint, callbacks=extras.callbacks, stack=stack)
         run_trainer(trainer, saver, folder, trackers, notes)
         distributed.barrier()
         return Result(folder, trainer.stop_reason or "", trainer.steps)
@@ -219,6 +219,7 @@ def add_callbacks(
     folder: Path,
     free: int,
     checkpoint: Checkpoint | None,
+    *,
     callbacks: Sequence[Callback],
     stack: ExitStack,
 ) -> Checkpoints:
@@ -342,7 +343,7 @@ def local_share(config: RunConfig) -> int:
     return count
 
 
-def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, train: bool, number: int = 0) -> VectorEnv:
+def make_env(config: RunConfig, task: EnvFactory, free: int, count: int, *, train: bool, number: int = 0) -> VectorEnv:
     """Return `count` environments of a task. Environments with a batched engine use the `free` cores by default.
 
     Environments for evaluation run in this process. `number` is the index of the task in the run.

@@ -125,7 +125,7 @@ def prepare_folder(folder: Path, config: RunConfig, step: int) -> None:
 
 
 class RunStatus:
-    """Writes status.json: whether the run is running, finished, stopped or failed, and why, and what code it ran.
+    """Writes status.json: whether the run is running, finished, stopped or failed, why, what code it ran, and where.
 
     A run that was killed keeps the status "running". `registered_by`: modules outside this package that registered the
     run's environment, agent or algorithm.
@@ -135,6 +135,7 @@ class RunStatus:
         self.folder = folder
         self.started = _now()
         self.code = {"version": package_version(), "git_commit": git_commit(), "registered_by": list(registered_by)}
+        self.code["working_folder"] = os.getcwd()
 
     def write(self, status: Status, steps: int, reason: str = "") -> None:
         """Write the status after `steps` environment steps. Raises ConfigError if the system refuses."""

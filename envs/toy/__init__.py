@@ -28,9 +28,10 @@ agents.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from marl.envs.toy.base import Toy, make_game
+from marl.envs.toy.base import Toy, make_game, option_names
 from marl.envs.toy.matrix_games import climbing, penalty, permutation, xor3
 from marl.envs.toy.sequences import Chain, Copy, Memory
 from marl.envs.toy.teams import AgentDeath, Continuous, Mixed
@@ -71,7 +72,9 @@ GAMES: dict[str, Callable[..., Toy]] = {
 TASKS = tuple(GAMES)
 
 
-@register_env("toy", tasks=TASKS, options=ToyOptions, summary="tiny games with known optima")
+@register_env(
+    "toy", tasks=TASKS, options=ToyOptions, reads=partial(option_names, GAMES), summary="tiny games with known optima"
+)
 def make(task: str, **options: Any) -> Toy:
     """Return the game `task`. An option of None keeps the default of the task."""
     return make_game("toy", GAMES, task, options)

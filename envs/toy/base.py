@@ -128,11 +128,16 @@ def make_game(family: str, games: Mapping[str, Callable[..., Any]], task: str, o
     if task not in games:
         raise UnknownNameError(unknown_name_message(f"task of {family}", task, games))
     given = {name: value for name, value in options.items() if value is not None}
-    accepted = inspect.signature(games[task]).parameters
+    accepted = option_names(games, task)
     for name in given:
         if name not in accepted:
             raise ConfigError(f"{family}/{task} has no option {name!r}; it takes: {', '.join(accepted) or 'none'}")
     return games[task](**given)
+
+
+def option_names(games: Mapping[str, Callable[..., Any]], task: str) -> list[str]:
+    """Return the names of the options that a game of a family has."""
+    return list(inspect.signature(games[task]).parameters)
 
 
 def agent_names(count: int) -> tuple[str, ...]:

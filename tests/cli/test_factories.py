@@ -79,6 +79,18 @@ def test_an_agent_and_an_environment_of_ones_own_train_and_load_from_any_folder(
     assert policy.act(np.zeros(shape, dtype=np.float32)).shape == shape[:1]
 
 
+def test_a_module_that_is_not_found_is_named_with_the_folder_of_the_run(monkeypatch, capsys, home):
+    assert call(monkeypatch, capsys, "train", "toy/chain", "--agent", "own_agent:make", *QUICK)[0] == 0
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(home)])
+    sys.modules.pop("own_agent")
+    code, _, err = call(monkeypatch, capsys, "eval", "../runs/own")
+    assert code == 2
+    assert "No module named 'own_agent'" in err
+    assert f"the run was made in the folder {home}; start the command there" in err
+
+
 def test_an_agent_of_somebody_else_is_not_imported(monkeypatch, capsys, home):
     assert call(monkeypatch, capsys, "train", "toy/chain", "--agent", "own_agent:make", *QUICK)[0] == 0
     shutil.rmtree(home / "state")

@@ -40,6 +40,14 @@ def test_the_defaults_of_the_preset_are_shown(monkeypatch, capsys):
     assert "--steps 1000000" in help_of(monkeypatch, capsys, 80, "train", "toy/climbing", "--preset", "none", "--help")
 
 
+def test_options_of_other_games_are_left_to_help_all(monkeypatch, capsys):
+    short = help_of(monkeypatch, capsys, 80, "train", "toy/climbing", "--help")
+    assert "--penalty" not in short
+    assert "--penalty" in help_of(monkeypatch, capsys, 80, "train", "toy/penalty", "--help")
+    assert "--penalty" in help_of(monkeypatch, capsys, 80, "train", "toy/climbing+penalty", "--help")
+    assert "--verbosity" not in help_of(monkeypatch, capsys, 80, "train", "text/bake", "--agent", "poad", "--help")
+
+
 SUBJECTS = {
     "resume": "RUN",
     "eval": "RUN|ENV",
