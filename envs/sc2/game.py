@@ -111,7 +111,7 @@ class Game:
 
     @property
     def pid(self) -> int | None:
-        """The process, or None after its end."""
+        """Number of the process, or None after its end."""
         return self._process.pid
 
     def _connect(self) -> Any:
@@ -161,11 +161,11 @@ class Game:
         return self.ask(api.Request(game_info=api.RequestGameInfo()))[0].game_info
 
     def save_replay(self) -> bytes:
-        """The replay of the present game up to now."""
+        """Return the replay of the present game up to now."""
         return self.ask(api.Request(save_replay=api.RequestSaveReplay()))[0].save_replay.data
 
     def close(self) -> None:
-        """End the process, politely if it listens. May be called again."""
+        """End the process: with a quit request if it listens, else with a signal. May be called again."""
         if self._protocol is not None:
             with suppress(PeerError, websocket.WebSocketException, OSError):
                 self._protocol.write(api.Request(quit=api.RequestQuit()))
@@ -181,7 +181,7 @@ class Game:
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Translate every failure of the peer to a GameError."""
+        """Raise GameError for every failure of the peer."""
         try:
             yield
         except (PeerError, ProtocolError, websocket.WebSocketException, DecodeError, OSError, *NONSENSE) as error:
@@ -195,7 +195,7 @@ class Game:
 
 
 class GameProcess(StarcraftProcess):
-    """pysc2's process of the game, which keeps what the game writes and ends with this one, however that ends."""
+    """Process of the game, started by pysc2. Its output is kept. It ends when this process ends, even by a kill."""
 
     _guard: subprocess.Popen | None = None
     _log: Path | None = None
@@ -238,7 +238,7 @@ class GameProcess(StarcraftProcess):
         return "running" if process.returncode is None else f"ended with code {process.returncode}"
 
     def read_log(self) -> str:
-        """The end of what the game wrote."""
+        """Return the last lines of the game's output."""
         if self._log is None or not self._log.exists():
             return ""
         with self._log.open("rb") as log:
@@ -247,7 +247,7 @@ class GameProcess(StarcraftProcess):
 
 
 def _open_websocket(port: int) -> Any:
-    """A connection of our own, because the library would ask the proxy that the environment names for the web."""
+    """Return a direct connection. The websocket library itself would use the proxy of the environment variables."""
     connection = socket.create_connection((HOST, port), REPLY_SECONDS)
     try:
         return websocket.create_connection(f"ws://{HOST}:{port}/sc2api", timeout=REPLY_SECONDS, socket=connection)
@@ -263,14 +263,14 @@ def _end(process: GameProcess, sockets: list[Any]) -> None:
 
 
 def _watch(pid: int, folder: str) -> subprocess.Popen:
-    """A shell that waits for the end of a pipe, which comes with the end of this process, and then cleans up."""
+    """Start a shell that waits until this process ends, which closes a pipe, and then cleans up."""
     command = ["/bin/sh", "-c", 'read -r _; kill -9 "$0"; rm -rf "$1"', str(pid), folder]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def _pick_port() -> int:
-    """A free port that no other game of this process was given."""
+    """Return a free port that no other game of this process uses."""
     with _ports_lock:
         while True:
             port = portpicker.pick_unused_port()

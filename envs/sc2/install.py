@@ -37,7 +37,7 @@ class Install:
 
     @property
     def build(self) -> int:
-        """The number in `Versions/BaseNNNNN`."""
+        """Build number, as in the folder `Versions/BaseNNNNN`."""
         return self.config.version.build_version
 
     def read_map(self, path: str, hint: str) -> bytes:
@@ -104,7 +104,7 @@ def _builds(root: Path) -> list[int]:
 
 
 def _named_version(config: Any, game_version: str, builds: list[int]) -> Any:
-    """pysc2's entry for a version such as 4.10 or 4.6.2."""
+    """Return pysc2's entry for a version such as 4.10 or 4.6.2."""
     from pysc2.run_configs.lib import VERSIONS
 
     name = f"{game_version}.0" if game_version.count(".") == 1 else game_version

@@ -19,7 +19,7 @@ INSTALL = "pip install 'seqmarl[sc2]'"
 """The line that installs what this package needs."""
 
 FILES = ("common", "data", "error", "raw", "score", "spatial", "ui", "debug", "query", "sc2api")
-"""The protocol's files, each after those that it imports."""
+"""Files of the protocol. Each comes after its imports."""
 
 _PACKAGE = "s2clientprotocol"
 _loaded = threading.Event()
@@ -46,7 +46,7 @@ def load() -> None:
 
 
 def build_modules() -> None:
-    """Build every message module from its serialized description, in place of those that cannot be imported.
+    """Build every message module from its serialized description, in place of the generated modules.
 
     Raises MissingDependencyError, naming the module, where a file holds no description or one that protobuf refuses.
     """
@@ -65,7 +65,7 @@ def build_modules() -> None:
 
 
 def read_description(path: Path) -> bytes:
-    """The serialized FileDescriptorProto in a generated module, which is read and not run."""
+    """Return the serialized FileDescriptorProto of a generated module. The module is parsed, not run."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError) as error:
@@ -85,7 +85,7 @@ def _argument(call: ast.Call) -> bytes | None:
 
 
 def _literal(node: ast.expr) -> bytes | None:
-    """The bytes of `b"..."`, or of `_b("...")`, which stands for Latin-1."""
+    """Return the bytes of `b"..."`, or of `_b("...")`, which encodes as Latin-1."""
     if isinstance(node, ast.Call) and len(node.args) == 1:
         node = node.args[0]
     if not isinstance(node, ast.Constant):
@@ -124,7 +124,7 @@ def _present(package: str) -> bool:
 
 
 def _mark_flags_parsed() -> None:
-    """pysc2 reads command line flags of absl, which refuses before somebody has parsed the command line."""
+    """Mark absl's flags as parsed. pysc2 reads them, and absl raises before the command line is parsed."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

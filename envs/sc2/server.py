@@ -284,7 +284,7 @@ class Session:
         part.result.extend(self._game.act(request))
 
     def _obs_action(self, _request: Any, _part: Any) -> None:
-        """The camera of whoever watches a replay, of which nothing is to be seen."""
+        """Accept a camera action of a replay's observer. It has no effect, because nothing is rendered."""
 
     def _map_command(self, request: Any, part: Any) -> None:
         raise Failed(part.NoTriggerError, f"the map has no trigger {request.trigger_cmd!r}")

@@ -127,7 +127,7 @@ def test_wrong_wishes_are_named_and_leave_nothing_behind(marl, args, expected):
 
 
 def colored(frames):
-    """How many pixels of the map are magenta, as attention is and nothing else, over all frames."""
+    """Return the number of magenta pixels of the map over all frames. Only attention is magenta."""
     maps = [frame[HEADER:-40].astype(int) for frame in frames]
     return sum(int((picture[..., 1] < picture[..., ::2].min(-1) - 30).sum()) for picture in maps)
 

@@ -1,4 +1,4 @@
-"""A run's folder from somebody else names code: it runs only where the user made the run, or says so."""
+"""Trust: code that a run's folder names runs only if the user made the run, or with --trust."""
 
 import json
 import shutil

@@ -92,7 +92,7 @@ class Timeless(Lying):
 
 
 class Slow(Lying):
-    """Where episodes end, so that the time limit finds nothing amiss."""
+    """Environment whose episodes end on time."""
 
     def lie(self, step):
         return step if step.final is None else replace(step, duration=np.array([1, 1, 2]))

@@ -64,7 +64,7 @@ SPECIAL = {f"{scenario}-{partition}" for scenario, partition in REPARTITIONS} | 
 
 
 def assert_step(step, oracle, action):
-    """One step of both; returns whether the episode ended."""
+    """Step both environments and compare. Return True if the episode ended."""
     expected, reward, terminated, truncated, info = oracle.step(action)
     assert_same(step.obs, expected)
     assert set(step.reward.tolist()) == {float(np.float32(reward))}
@@ -121,7 +121,7 @@ def test_batch_equals_upstream_over_ends(name):
 
 
 def upstream_state(env, oracle):
-    """What `set_state` needs to continue from where mamujoco_v1 stands."""
+    """Return the state of mamujoco_v1 for `set_state`."""
     single = oracle.env.single_agent_env.unwrapped
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     physics = np.empty(mujoco.mj_stateSize(single.model, kind))

@@ -1,4 +1,4 @@
-"""What the server of the StarCraft II API plays: battles bit for bit those of the embedded engine, told in full."""
+"""Battles on the server of the StarCraft II API: equal to the embedded engine's bit for bit, fully observed."""
 
 import numpy as np
 import pytest

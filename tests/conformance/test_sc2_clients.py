@@ -117,7 +117,7 @@ def test_smacv2_starts_an_episode(ask):
 
 
 def test_units_are_created_in_the_middle_of_a_fight(ask):
-    """Tags, orders, targets and missiles of those that are there stay what they are."""
+    """Tags, orders, targets and missiles of existing units do not change."""
     ask.begin("2s3z")
     before = ask.units()
     stalker, target = before[0].tag, before[-1].tag

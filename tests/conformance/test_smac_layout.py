@@ -247,7 +247,7 @@ def test_the_observation_is_smacs_in_another_order(name):
 
 
 def view_of(env, obs, agent):
-    """One agent's part of the state, from the units themselves."""
+    """Return one agent's part of the state, computed from the units."""
     rules, stats, unit_float = env._battles.rules, env._battles.world.stats, env._battles.battle.unit_float[0]
     last, n = env._battles.battle.unit_int[0, LAST], rules.agents
     here, row = unit_float[[X, Y], agent], []

@@ -1,4 +1,4 @@
-"""What a user meets when StarCraft II is absent, wrong, crashes, hangs or talks nonsense; nothing is left behind."""
+"""Errors if StarCraft II is absent, wrong, crashes, hangs or breaks its protocol. No process or file is left."""
 
 import http.server
 import os
@@ -122,7 +122,7 @@ def test_games_step_at_the_same_time(monkeypatch):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """One entry for each game that an environment launches."""
+    """List with one entry for each game that an environment launches."""
     launches, game = [], real_module.Game
 
     def launch(install):
@@ -375,7 +375,7 @@ def test_a_game_that_nobody_watches_over_is_ended(install, monkeypatch):
 
 @pytest.mark.usefixtures("install")
 def test_an_interrupt_from_the_keyboard_is_not_for_the_game():
-    """It goes to every process of the terminal's group; the game has a group of its own."""
+    """An interrupt reaches every process of the terminal's group, so the game has a group of its own."""
     env = make_real("3m")
     env.reset(0)
     assert os.getpgid(env._battles._instances[0]._game.pid) != os.getpgid(0)

@@ -273,7 +273,7 @@ def test_without_a_mask_an_attack_out_of_reach_is_not_sent():
 @pytest.mark.parametrize("layout", ["smac", "entities"])
 @pytest.mark.parametrize("task", ["MMM", "MMM2", "terran_5_vs_5", "terran_10_vs_11", "terran_20_vs_23"])
 def test_without_a_mask_healers_are_offered_living_allies_and_others_living_enemies(task, layout):
-    """SMACv2 offers a medivac the agents that are no medivacs, however many enemies there are."""
+    """SMACv2 offers a medivac all agents that are no medivacs, for any number of enemies."""
     env = make(task, action_mask=False, layout=layout)
     if task not in TASKS:
         find_team(env, ("marauder", "marine", "marine", "medivac") if task == "terran_5_vs_5" else ("marauder",))
@@ -407,7 +407,7 @@ def test_every_scenario_passes_the_conformance_suite(task):
 
 
 def play(env, obs, steps, seed=0):
-    """What a batch shows in some steps of random actions, mostly attacks."""
+    """Return the outputs of a batch over some steps of random actions, mostly attacks."""
     rng, run = np.random.default_rng(seed), []
     for _ in range(steps):
         score = rng.random(obs.action_mask.shape)

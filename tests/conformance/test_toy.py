@@ -313,7 +313,7 @@ def test_options_of_none_are_defaults_and_unknown_tasks_are_refused():
 
 
 def test_recall_pays_for_what_was_shown_and_does_not_show_it_again():
-    """What agents see after the first step, and so at the last, is the same whatever they were shown and did."""
+    """Observations after the first step do not depend on the first observation or on the actions."""
     later = set()
     for seed in range(9):
         env = toy.make("memory", agents=2, length=3, symbols=3)

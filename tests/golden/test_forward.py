@@ -1,6 +1,6 @@
-"""What each network computes of given weights, pinned, and the weights that it starts with.
+"""Pinned outputs of each network for given weights, and its initial weights.
 
-After a change that is meant to alter the numbers: `python -m tests.golden.test_forward` writes them anew.
+After an intended change of the numbers, `python -m tests.golden.test_forward` writes new ones.
 """
 
 import json
@@ -36,7 +36,7 @@ def wave(count: int, phase: float) -> torch.Tensor:
 
 
 def forward(name: str, discrete: bool) -> dict[str, list[float]]:
-    """Log-probabilities and values of fixed weights, observations and actions, in the last of which one is dead."""
+    """Return log-probabilities and values for fixed weights and inputs. An agent is dead in the last row."""
     torch.set_num_threads(1)
     width = {"hidden": (8, 8)} if name in ("mappo", "ippo", "happo") else {"embedding": 8}
     policy = build(name, discrete=discrete, **width)

@@ -1,6 +1,6 @@
-"""What training computes, step by step, pinned: a refactor must leave it as it was.
+"""Pinned numbers of training, step by step. A refactoring must not change them.
 
-After a change that is meant to alter the numbers: `python -m tests.golden.test_trace` writes them anew.
+After an intended change of the numbers, `python -m tests.golden.test_trace` writes new ones.
 """
 
 import json

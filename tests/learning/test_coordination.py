@@ -79,7 +79,7 @@ def test_mat_passes_observations_on():
     ],
 )
 def test_a_mixed_team_passes_on_what_one_agent_sees(agent, steps, changes):
-    """MAT by its encoder, or by the tokens of actions alone; whoever acts on its own observation stays at the bound."""
+    """MAT passes it on in its encoder or in action tokens. Agents with only their own observation stay at the bound."""
     best, bound = optimum("mixed"), factorized_optimum("mixed")
     if agent.startswith("mat"):
         enough = 0.95 * best

@@ -102,7 +102,7 @@ def test_agents_in_sequence_divide_the_work(links):
 
 
 def blurt():
-    """One token of free text, which pays where it is a word and no byte or mark."""
+    """Environment of one token of free text. The reward is 1 if it is a word, not a byte or a punctuation mark."""
     known = ("apple", "bell", "cloud", "drum", "ember", "frost", "grape", "horn")
     return TextEnv(
         "blurt",

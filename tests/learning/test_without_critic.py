@@ -24,7 +24,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("advantage", ["return", "rloo", "grpo", "gigpo"])
 def test_a_sequence_is_copied(advantage):
-    """One agent repeats three symbols that it sees; by chance it earns 1/3."""
+    """One agent repeats three symbols that it sees. A random policy earns 1/3."""
     config = override(default_config("toy/copy", "ippo"), SETTINGS | {"advantage": advantage})
     env = make_vector("toy/copy", {"agents": 1, "length": 3, "symbols": 3}, 32)
     trainer = build(config, env, torch.device("cpu"), 1)

@@ -127,7 +127,7 @@ def with_methods(rollout):
 
 
 def future(rollout, t, e, own, gamma, coef, begin=0):
-    """What follows node `begin` of step t, counted node by node; `own` says whose nodes and rewards count."""
+    """Return the discounted sum after node `begin` of step t. `own`: agents whose nodes and rewards count."""
     total, weight = 0.0, 1.0
     for s in range(t, rollout.reward.shape[0]):
         for place, index in enumerate(own):

@@ -1,4 +1,4 @@
-"""What the two-level backup promises about actions made of tokens, whatever their lengths."""
+"""Properties of the two-level backup for actions made of tokens, of any length."""
 
 import numpy as np
 import pytest

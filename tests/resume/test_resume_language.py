@@ -13,7 +13,7 @@ CASES = [("chain", "poad", {"critic": "frozen"}), ("chain", "twosome", {"lora_ra
 
 @pytest.mark.parametrize(("task", "agent", "changes"), CASES)
 def test_half_and_half_is_the_whole(small, task, agent, changes):
-    """What is remembered of situations, which the second half has to compute anew, changes no number."""
+    """The cache of prompts is empty in the second half, and no number changes."""
     whole = small(f"text/{task}", agent, name="whole", eval_interval=3, **changes)
     run.start(whole)
     half = small(f"text/{task}", agent, name="half", eval_interval=3, **changes)

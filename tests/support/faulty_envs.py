@@ -75,7 +75,7 @@ class Choices(EnvWrapper):
 
 
 def first(path: Path) -> bool:
-    """Whether this call created the file, among all processes."""
+    """Return True if this call, of all processes, created the file."""
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
@@ -88,7 +88,7 @@ def make(what: str = "nothing", at: int = 1, once: str = "") -> Broken:
 
 
 def on_rank(rank: int = 1, what: str = "nothing", at: int = 1) -> Broken:
-    """One that misbehaves on a single rank of a run."""
+    """Return an environment that misbehaves on a single rank of a run."""
     return Broken(what if os.environ.get("RANK") == str(rank) else "nothing", at)
 
 

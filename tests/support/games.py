@@ -33,7 +33,7 @@ def guards():
 
 
 def contents(path):
-    """What stands in a file of /proc, nothing if its process or thread has just ended."""
+    """Return the content of a file of /proc, empty if its process or thread has just ended."""
     try:
         return path.read_bytes()
     except OSError:
@@ -54,7 +54,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def install(installed, monkeypatch):
-    """The game that SC2PATH names; at the end of a test nothing of it runs any more."""
+    """Installation that SC2PATH names. At the end of a test no process of it runs."""
     monkeypatch.setenv("SC2PATH", str(installed))
     yield installed
     assert processes(installed) == []

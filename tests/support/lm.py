@@ -32,7 +32,7 @@ def branches(tree: Tree) -> list[list[int]]:
 
 
 def separate_features(backbone: Backbone, trees: list[Tree], model=None) -> Tensor:
-    """What `Backbone.features` returns, from one plain forward of the model per prompt and branch."""
+    """Return the features of `Backbone.features`, from one plain forward pass per prompt and branch."""
     decoder = (model or backbone.model).get_decoder()
     rows = [
         decoder(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]

@@ -1,4 +1,4 @@
-"""What the tests of multi-agent MuJoCo share."""
+"""Helpers of the tests of multi-agent MuJoCo."""
 
 import numpy as np
 

@@ -80,7 +80,7 @@ def main(path: str) -> None:
 
 
 def sums(rank: int, world: int) -> list[bool]:
-    """Whether messages of every size and type add up, and many in a row however late a rank comes."""
+    """Check sums of messages of every size and type, and of many in a row with late ranks."""
     delay = random.Random(rank)
     kinds = [(distributed.SLOT // 4 * 5 // 2, torch.float32), (2, torch.float64), (1, torch.int64), (0, torch.float32)]
     right = []
@@ -109,7 +109,7 @@ def update_one_by_one(batch: Batch, device: torch.device, world: int) -> list[fl
 
 
 def update_with_memory(batch: Batch, device: torch.device, rank: int, world: int) -> list[float]:
-    """The gradient of an agent that remembers, of which each rank has other chunks."""
+    """Return the gradient of a recurrent agent. Each rank has other segments."""
     config = override(default_config("toy/agent_death", "mat"), {"num_envs": 2, "embedding": 16, "bptt_steps": CHUNK})
     trainer = build(config, make_vector("toy/agent_death", {}, 2 // world), device, 1)
     g = torch.Generator().manual_seed(1)

@@ -26,7 +26,7 @@ def request(**fields) -> bytes:
 
 
 def creation(name: str = "3m", seed: int | None = 1, **fields):
-    """What create_game needs for a map."""
+    """Return the request that creates a game on a map."""
     players = [api.PlayerSetup(type=api.Participant), api.PlayerSetup(type=api.Computer, race=1, difficulty=7)]
     create = api.RequestCreateGame(player_setup=players, random_seed=seed, **fields)
     create.local_map.map_path = f"SMAC_Maps/{name}.SC2Map"

@@ -70,7 +70,7 @@ class Graph:
         return {self.prompt[state] for state in self.live}
 
     def unknown_pieces(self):
-        """What is read or said and is not among the words that the environment declares."""
+        """Return the words of prompts and actions that the environment does not declare."""
         texts = [text for state in self.states for text in (self.prompt[state], *self.candidates[state])]
         return {piece for text in texts for piece in pieces(text)} - set(self.env.spec.words)
 
@@ -80,8 +80,8 @@ class Graph:
                 if turn.state == state}  # fmt: skip
 
     def chance(self, limit):
-        """Of uniform choices: the probability of success within `limit` primitive steps, the mean discounted return and
-        its standard deviation; exact."""
+        """Return exact values for uniform choices: the probability of success within `limit` primitive steps, and mean
+        and standard deviation of the discounted return."""
         gamma, play = self.env.gamma, {(self.start, 0, 0.0): 1.0}
         success = mean = square = 0.0
         while play:

@@ -129,7 +129,7 @@ def test_act_evaluate_and_value_agree_on_values(name, state):
 
 
 def one_by_one(policy, parameters, mask, offset):
-    """Actions of a decoder that is run on all positions once per agent, of which it reads one row each time."""
+    """Return the actions of a full decoder pass per agent, of which one row is read each time."""
     action = policy.start_actions(*mask.shape[:2])
     for i in range(mask.shape[1]):
         row = slice(i, i + 1)
@@ -145,7 +145,7 @@ SHAPES = [{}, {"blocks": 2, "heads": 2}]
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 @pytest.mark.parametrize("passes", [0, N])
 def test_every_way_of_decoding_is_the_full_decoder(monkeypatch, kind, name, passes):
-    """One position at a time or all at once until nothing changes: the same sampled actions."""
+    """Cached and Jacobi decoding sample the same actions as the full decoder."""
     spec = make_spec(kind)
     policy = build(name, spec)
     monkeypatch.setattr("marl.agents.mat.autoregressive.max_jacobi_iterations", lambda *_: passes)
@@ -231,7 +231,7 @@ def test_folded_weights_compute_what_the_layers_do(kind, options):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("lives", [True, False])
 def test_the_gradient_of_attention_that_is_written_out(lives):
-    """Two heads, three agents that look at four, some of which may be dead."""
+    """Two heads, three queries and four keys, some of them masked."""
     torch.manual_seed(0)
     shapes = (2, 3, 4), (2, 4, 4), (8, 4), (8,), (4, 8), (4,)
     x, y, *fold = (torch.randn(shape, requires_grad=True) for shape in shapes)
@@ -310,7 +310,7 @@ def shifted(action, kind):
 
 @pytest.mark.parametrize("change", ["step", "fused step", "load", "in place", "replace"])
 def test_acting_follows_the_weights_at_once(change):
-    """What acting keeps of the weights is made anew after whatever changes them."""
+    """Weights cached for acting are rebuilt after every change of the weights."""
     spec = make_spec("discrete")
     policy, other = mat(spec), mat(spec)
     obs = make_obs(spec)
@@ -428,7 +428,7 @@ def test_the_living_do_not_see_the_dead(kind, name):
 
 @pytest.mark.parametrize("order", ["fixed", "random"])
 def test_a_chain_of_decisions_is_valued_before_the_first(order):
-    """The value of a step is that of its first node, whoever holds it."""
+    """The value of a step is that of its first node, whichever agent has it."""
     spec = make_spec("discrete")
     policy = make("mat-bad", spec, agent_order=order)
     inputs = policy.encode(make_obs(spec, deaths=order == "fixed"))
@@ -558,7 +558,7 @@ def test_gaussian_start_is_the_paper_s():
 
 
 def test_parameter_counts_are_the_paper_s():
-    """MAT at width 64 on 8m's sizes: 91.2k released, of which 7850 get no gradient."""
+    """MAT at width 64 on 8m's sizes: the released code has 91.2k parameters, and 7850 of them get no gradient."""
     spec = EnvSpec(
         "8m",
         tuple(map(str, range(8))),
@@ -651,7 +651,7 @@ def test_unusable_spaces_and_options_are_named():
 
 
 def test_agents_choose_only_what_they_have():
-    """Where an environment gives no mask, the widths before padding are one."""
+    """Without a mask from the environment, the agents' numbers of actions before padding act as one."""
     spec = dataclasses.replace(make_spec("discrete"), action_sizes=(1, 2, 3, 1, 2))
     policy = mat(spec)
     obs = dataclasses.replace(make_obs(spec), action_mask=None)

@@ -1,4 +1,4 @@
-"""What a process takes of the machine."""
+"""Cores, threads and memory of a process."""
 
 import pytest
 import torch

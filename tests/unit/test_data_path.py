@@ -473,7 +473,7 @@ def test_the_workers_global_numbers_go_on_from_a_state(opened):
 
 
 def test_ranks_and_tasks_draw_different_global_numbers(small, monkeypatch):
-    """What a rank's own process and its workers are seeded with, up to where its environments are made."""
+    """Each rank's process and its workers have different global seeds."""
     drawn, seeds = [], []
 
     def spy(*_):

@@ -161,7 +161,7 @@ def test_a_policy_tied_to_its_team_says_so(tmp_path):
 
 
 def test_the_number_of_those_who_chose_a_target_counts():
-    """Of two agents alike the second knows whom the first has chosen, though both targets look the same."""
+    """The second of two equal agents knows the target of the first, although both targets look the same."""
     spec = make_spec(2, 2)
     policy = make("mat", spec)
     obs = make_obs(spec, deaths=False)

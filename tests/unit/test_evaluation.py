@@ -149,7 +149,7 @@ def test_a_signal_in_an_evaluation_ends_it(small, caplog):
 
 @pytest.mark.parametrize("steps", [32, 64])
 def test_an_interrupted_evaluation_is_played_when_the_run_is_resumed(small, monkeypatch, steps):
-    """The first evaluation, which is the last one too after 32 steps, is interrupted. Then no signal comes any more."""
+    """The only evaluation, after 32 steps, is interrupted. No signal comes after that."""
     config = small(GAME, "mappo", steps=steps, num_envs=2, rollout_steps=16, eval_interval=1, eval_episodes=80)
     folder = run.start(override(config, {"kwargs": {"signal_at": 40}})).folder
     assert lines(folder) == []

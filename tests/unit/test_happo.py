@@ -80,7 +80,7 @@ def test_the_order_of_agents_is_drawn_for_each_rollout(monkeypatch):
     "changes", [{"micro_batch": 1, "minibatches": 1}, {"minibatches": 32}, {"bptt_steps": 4, "minibatches": 8}]
 )
 def test_parts_without_the_agent_move_no_other(changes):
-    """Where the agent is dead in all rows of a pass there is no gradient, and so no step of anybody's momentum."""
+    """If the agent is dead in all rows of a pass, there is no gradient, and no parameter moves by momentum."""
     trainer, batch = make_trainer(epochs=1, **changes)
     nobody = batch.nodes.node_mask.clone()
     nobody[: ROWS // 2] = False
@@ -121,7 +121,7 @@ TURNS = [
 
 @pytest.mark.parametrize(("env", "agent"), TURNS)
 def test_an_agent_s_turn_moves_its_actor_alone(env, agent):
-    """Momentum of earlier turns, and of the critic's passes, moves nobody who has no gradient."""
+    """Momentum of earlier updates and of the critic's passes moves no parameter without a gradient."""
     trainer, batch = make_trainer(env, agent, minibatches=1, epochs=1)
     ones = torch.ones_like(batch.advantage[:, :1, :1])
     trainer.updater.update_sequentially(batch, trainer.agent_order())  # leaves momentum in the optimizer

@@ -27,7 +27,7 @@ def seeded(seed=0):
 
 
 def features_log_prob(backbone, prompt, ids, temperature):
-    """What learning computes for an answer."""
+    """Return the log-probability of an answer as the update computes it."""
     vectors = backbone.features([Tree.path(prompt, ids[:-1])]) / temperature
     tokens = torch.tensor(ids).unsqueeze(-1)
     return backbone.output.token_logits(vectors, tokens).squeeze(-1) - backbone.output.moments(vectors)[0]

@@ -552,7 +552,7 @@ def test_without_a_critic_nothing_is_read_for_values(monkeypatch):
 
 @pytest.mark.parametrize("team", ["parallel", "sequential"])
 def test_the_critic_s_scale_is_that_of_what_agents_read(team):
-    """Of the prompts with what the agents before have said in them, where they read that, and not of the dead's."""
+    """Prompts of living agents count, with the actions of earlier agents where they are part of the prompt."""
     policy = make_agent("poad", spec_of(("Ada", "Bo")), team=team, critic="frozen")
     inputs, decision = act(policy, observe([[0, 1], [2, 0]], alive=np.array([[True, True], [True, False]])))
     read = policy.prompt_ids(inputs, decision.nodes)

@@ -1,4 +1,4 @@
-"""What becomes of text that is no harmless sentence: control tokens in it, and system messages around it."""
+"""Tokens of unusual text: control tokens in it, and system messages around it."""
 
 import numpy as np
 import pytest

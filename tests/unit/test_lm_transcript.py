@@ -1,4 +1,4 @@
-"""What is told of an episode: everything that was said, by those who lived, with the credit it got."""
+"""Transcripts: every utterance of living agents, with its advantage."""
 
 import dataclasses
 

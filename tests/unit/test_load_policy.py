@@ -1,4 +1,4 @@
-"""What a loaded policy can be given to act on, and how it answers."""
+"""Observations that a loaded policy accepts, and its actions."""
 
 import json
 
@@ -142,7 +142,7 @@ def saved(tmp_path_factory):
 
 
 def reseal(checkpoint, change):
-    """Change the data of a checkpoint as somebody would who knows how it is sealed; return what was there."""
+    """Change the data of a checkpoint and update its digest. Return the manifest before."""
     file = checkpoint / "manifest.json"
     before = file.read_text()
     manifest = json.loads(before)

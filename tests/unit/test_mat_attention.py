@@ -1,4 +1,4 @@
-"""Who looks at whom in the Multi-Agent Transformer: the decoder's self-attention, as agents."""
+"""Attention of the Multi-Agent Transformer's decoder, by agent."""
 
 import dataclasses
 

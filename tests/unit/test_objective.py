@@ -99,7 +99,7 @@ def test_passes_hold_every_row_once(rows, divisor, sizes):
 
 
 def enumerated(logits, behavior, advantage, **fields):
-    """One row for each action of a categorical policy, and the loss whose mean over the rows is weighted by `chance`.
+    """Return one row for each action of a categorical policy, and the loss as the mean over rows weighted by `chance`.
 
     A mean over samples of the sampler has this expectation, exactly.
     """

@@ -1,4 +1,4 @@
-"""What presets say of tasks is what the tasks say themselves."""
+"""Presets agree with the facts that the tasks declare."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What agents carry from step to step: in acting, in learning, and where it must end."""
+"""Recurrent state: in acting, in learning, and its reset at the end of an episode."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -72,7 +72,7 @@ def as_batch(rollout):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_learning_sees_what_acting_saw(name):
-    """Log-probabilities and values over whole rollouts, the second of which begins within episodes."""
+    """Log-probabilities and values agree over whole rollouts. The second rollout begins in the middle of episodes."""
     trainer = make_trainer(name)
     for iteration in range(2):
         rollout, _ = trainer.collector.collect()

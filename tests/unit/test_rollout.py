@@ -1,4 +1,4 @@
-"""What the collector keeps of an environment's steps."""
+"""Rollouts: the data that the collector stores of an environment's steps."""
 
 from dataclasses import replace
 

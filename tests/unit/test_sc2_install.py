@@ -1,4 +1,4 @@
-"""What is found at SC2PATH, and what a user is told where something is missing."""
+"""Installations at SC2PATH, and the errors if something is missing."""
 
 import platform
 
@@ -14,7 +14,7 @@ HINT = "put it there"
 
 
 def build(folder, *builds):
-    """What looks like installed versions of the game; nothing of it is ever run."""
+    """Write folders that look like installed versions of the game. No file of them runs."""
     for number in builds:
         binary = folder / "Versions" / f"Base{number}" / BINARIES.get(platform.system(), "SC2_x64")
         binary.parent.mkdir(parents=True)

@@ -133,7 +133,7 @@ def test_an_absent_package_is_named_with_the_line_that_installs_it(package):
 
 
 def damage(folder: Path, name: str, text: str | None) -> Path:
-    """A copy of the package, one file of which holds `text` or is gone."""
+    """Copy the package with one file replaced by `text`, or removed."""
     copy = shutil.copytree(FOLDER, folder / "s2clientprotocol", ignore=shutil.ignore_patterns("__pycache__"))
     if text is None:
         (copy / name).unlink()

@@ -1,4 +1,4 @@
-"""The threads that share a step's battles: nothing is left out or done twice, and nobody waits for ever."""
+"""Thread pool of SMAC: every battle of a step is played exactly once, and no thread waits forever."""
 
 import gc
 import signal

@@ -1,4 +1,4 @@
-"""What the helper for text environments promises to those who write a game."""
+"""Contract of `TextEnv` for authors of text environments."""
 
 import numpy as np
 import pytest

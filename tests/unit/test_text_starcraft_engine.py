@@ -32,7 +32,7 @@ UNIT_KEY = dict(zip(("probe", "zealot"), UNIT_KEYS[:2], strict=True))
 
 
 class Table:
-    """One game of a peaceful opponent, with orders by name and hands to change the state."""
+    """Game against a peaceful opponent, with orders by name and methods that change the state."""
 
     def __init__(self, task="tech", **options):
         self.games = Games(task, 1, 1, TextStarcraftOptions(frames=1, max_steps=50_000, **options))

@@ -48,7 +48,7 @@ def test_all_that_is_read_and_said_is_made_of_the_words(task):
 
 
 def test_a_discount_for_each_word_makes_giving_up_the_best_of_the_chain():
-    """What separates a backup over whole actions from a naive one over tokens: the best first action differs."""
+    """The best first action differs between a backup over whole actions and a naive one over tokens."""
     graph = Graph(toy_text.make("chain"))
     by_step = graph.start_options(graph.values())
     by_word = graph.start_options(graph.values(each_word=True), each_word=True)
@@ -59,7 +59,7 @@ def test_a_discount_for_each_word_makes_giving_up_the_best_of_the_chain():
 
 
 def test_chance_in_the_chain_is_worth_more_than_giving_up():
-    """So that a learner who counts steps is not drawn to the consolation before it knows better."""
+    """Otherwise a learner that counts steps would first learn to take the consolation."""
     graph = Graph(toy_text.make("chain"))
     options = graph.start_options(graph.values(greedy=False))
     assert options["stop"] < np.mean([value for action, value in options.items() if action != "stop"])

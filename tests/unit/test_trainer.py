@@ -1,4 +1,4 @@
-"""What the trainer does with bad numbers, dead workers and odd sizes."""
+"""Trainer: non-finite numbers, dead workers and odd sizes."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_spaces_that_lie_are_named(small, what, said):
 
 @pytest.mark.parametrize("agent", ["mat-bad", "mat-gru", "happo"])
 def test_a_step_without_anybody_is_passed_over(small, agent):
-    """Once in every environment, in the middle of an episode, of which nothing is decided or learned there."""
+    """One step in the middle of an episode has no living agent in every environment, so it holds no decisions."""
     config = override(small(BROKEN, agent, eval_episodes=0, steps=96), {"kwargs": {"what": "nobody", "at": 3}})
     found = rows(run.start(config).folder)
     assert len(found) == 3

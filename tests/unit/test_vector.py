@@ -397,7 +397,7 @@ def test_fields_that_the_spec_denies(vector: Vector) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shapes_that_only_fit_in_sum(workers: int, opened: list[Any]) -> None:
-    """One row too many here and one too few there fill a batch exactly."""
+    """One row too many in one environment and one too few in another fill a batch exactly."""
     more = partial(Broken, "reward", np.zeros(3, np.float32), "step")
     less = partial(Broken, "reward", np.zeros(1, np.float32), "step")
     opened.append(ProcessVector([more, less], workers) if workers else SyncVector([more, less]))

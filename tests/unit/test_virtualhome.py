@@ -81,7 +81,7 @@ def test_what_the_published_code_offers_elsewhere():
 
 
 def test_the_size_of_the_state_machines():
-    """Of food: it lies (6 states in the kitchen, 6 elsewhere), is held (4, 6), or is inside (2, 3, the end)."""
+    """States of the food: lying (6 in the kitchen, 6 elsewhere), held (4, 6), or inside (2, 3, the end)."""
     assert len(graph_of("food-preparation").states) == 6 + 6 + 4 + 6 + 2 + 3 + 1
     assert len(graph_of("entertainment").states) == 147
 

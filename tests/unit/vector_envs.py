@@ -18,7 +18,7 @@ WORDS = ("go", "stay", "turn left", "grüß dich", "")
 
 @dataclass(frozen=True)
 class Shape:
-    """Which kind of environment: every field changes the spec or what an observation holds."""
+    """Kind of an environment. Every field changes the spec or the content of an observation."""
 
     agents: int = 2
     size: int = 3

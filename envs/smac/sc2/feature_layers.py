@@ -31,7 +31,7 @@ UNIT_LAYERS: dict[str, tuple[int, Callable[[Any], float]]] = {
 """Bits per pixel, and the value of a unit. `alliance` has the numbers of `player_relative`."""
 
 EMPTY_LAYERS = {"creep": 1, "power": 1, "selected": 1}
-"""Layers of which nothing is ever there."""
+"""Layers that are always empty."""
 
 MINIMAP_LAYERS = ("player_id", "player_relative", "unit_type")
 

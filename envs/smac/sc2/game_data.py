@@ -64,7 +64,7 @@ def draw_tables(request: Any, agent_types: Mapping[str, int]) -> Any:
 
 
 def draw_ability(number: int) -> Any:
-    """AbilityData of one of ABILITIES, or of the general one that stands for it."""
+    """Return the AbilityData of one of ABILITIES, or of the general ability in its place."""
     ability = SPECIFIC.get(number, number)
     name, target, general = ABILITIES[ability]
     message = data_pb.AbilityData(
@@ -87,7 +87,7 @@ def draw_ability(number: int) -> Any:
 
 
 def draw_type(kind: str, number: int) -> Any:
-    """UnitTypeData of a type, under a number. Speed and periods are per second of 16 loops."""
+    """Return the UnitTypeData of a type with the id `number`. Speed and periods are per second of 16 loops."""
     unit = DATA["units"][kind]
     message = data_pb.UnitTypeData(
         unit_id=number,
