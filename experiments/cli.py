@@ -58,7 +58,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
-    """Run the command line. It ends quietly if nobody reads its output to the end, as in `marl list envs | head`.
+    """Run the command line. It ends quietly if its output is not read to the end, as in `marl list envs | head`.
 
     Characters that the output's encoding lacks are printed as escape sequences.
     """

@@ -351,7 +351,7 @@ def listen(
 ) -> None:
     """Serve one client after another at `ws://host:port/sc2api` until the handler is over; `ready` is called first.
 
-    Ends as well when nobody has been connected for `patience` seconds. Raises OSError where the port is taken.
+    Ends also after `patience` seconds without a client. Raises OSError if the port is taken.
     """
     over, talking = threading.Event(), threading.Lock()
     heard = time.monotonic()

@@ -1,4 +1,4 @@
-"""Scripted teams for SMAC's maps: what plain rules win.
+"""Scripted teams for SMAC's maps: baselines of plain rules.
 
 Both are centralized: every order is made from the state vector, which agents that learn do not see when they act, and
 from the map's own table of units. They are deterministic, keep no memory, and read nothing but the observation, so that

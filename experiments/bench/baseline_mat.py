@@ -79,7 +79,7 @@ class DecoderBlock(nn.Module):
 
 
 class ReferenceMAT(nn.Module):
-    """Network and decoding with the weights of `ours`, fixed order, nobody dead."""
+    """Network and decoding with the weights of `ours`, fixed order, all agents alive."""
 
     def __init__(self, ours: MAT) -> None:
         super().__init__()

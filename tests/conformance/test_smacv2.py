@@ -130,7 +130,7 @@ def test_the_cone_of_sight_by_hand():
         enemies = [bool(obs.agents[0, 4 + 5 * enemy + 1]) for enemy in range(3)]
         return enemies, obs.action_mask[0, 18:].tolist(), obs.agents[0, [19, 24]].tolist()
 
-    # half the angle is 15 degrees, 0.262 radians; what is behind is not seen
+    # half the angle is 15 degrees, 0.262 radians; units behind are not seen
     assert seen() == ([True, False, False], [True, False, False], [1, 0])
     np.testing.assert_allclose(obs.agents[0, -2:], [1, 0], atol=1e-7)
     assert obs.action_mask[0, 6:18].all()

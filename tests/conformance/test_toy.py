@@ -166,7 +166,7 @@ def test_continuous_is_solved_by_sharing_the_target(options):
 
     def choose(obs):
         share = obs.agents[0, :2] / obs.action_mask.sum(axis=0)
-        return np.where(obs.action_mask, share, 77.0).astype(np.float32)  # what is masked must not matter
+        return np.where(obs.action_mask, share, 77.0).astype(np.float32)  # masked entries must not matter
 
     total, last = play(env, choose)
     assert total == pytest.approx(env.optimum, abs=1e-9)

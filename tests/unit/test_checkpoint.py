@@ -48,7 +48,7 @@ def assert_step(found, step):
         assert all(torch.equal(found.tensors[group][name], tensor) for name, tensor in tensors.items())
 
 
-# --- what comes back -----------------------------------------------------------------------------------------------
+# --- loading -------------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):
@@ -227,7 +227,7 @@ def test_content_that_the_caller_refuses_is_passed_over(tmp_path):
         load(tmp_path, which=2, check=check)
 
 
-# --- what stands in the way ------------------------------------------------------------------------------------------
+# --- obstacles -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
@@ -321,7 +321,7 @@ def test_loading_unpickles_nothing(tmp_path, monkeypatch):
     assert load(tmp_path).step == 1
 
 
-# --- what goes wrong while saving ------------------------------------------------------------------------------------
+# --- errors while saving ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_a_cut_agent_is_valued_from_its_last_observation(steps, one_chain, opene
             agent_truncated=rollout.agent_cuts(),
         )
         if not one_chain:
-            # Agent 0 earns 1 in both of its steps, and then what its last observation is worth.
+            # Agent 0 earns 1 in both of its steps, then the value of its last observation.
             assert returns[0, 0, 0, 0] == pytest.approx(1 + 0.9 * (1 + 0.9 * float(before[0])), abs=1e-6)
         if not one_chain and steps >= 4:
             assert returns[0, 0, 1, 0] == pytest.approx(1 + 0.9 + 0.81, abs=1e-6)  # the dead earn nothing more
@@ -369,7 +369,7 @@ def test_a_whole_episode_that_was_lost_is_not_learned_from(opened):
     assert episodes.dropped == 1
 
 
-# What is said about observations, rewards and infos
+# Errors about observations, rewards and infos
 
 
 class Shifted(EnvWrapper):

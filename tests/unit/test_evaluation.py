@@ -99,7 +99,7 @@ def test_an_episode_without_an_end_is_left():
     ]
     summary = summarize(rows)
     assert summary["eval/cut"] == 1
-    assert summary["eval/success"] == 0.75  # what did not end is no success
+    assert summary["eval/success"] == 0.75  # an episode that was cut is no success
     assert summary["eval/level"] == 3.0
 
 

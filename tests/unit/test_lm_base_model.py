@@ -146,7 +146,7 @@ def test_every_end_token_of_the_generation_config_ends_an_answer(folder):
     assert not any(token in (0, 6, 9) for row in range(200) for token in answers.ids(row)[:-1])
 
 
-# What cannot be used
+# Folders that cannot be used
 
 
 def save_family(kind, folder, **config):

@@ -305,7 +305,7 @@ def test_agents_in_sequence_see_what_was_chosen_before_them():
     said = policy.backbone.tokenizer.decode(policy.prompt_table.prompts[int(last)])
     assert said.endswith(f"{PROMPTS[1]}\nAda: {decision.action[0, 0]}\nBo: {decision.action[0, 1]}")
 
-    # Another choice of the second agent is seen by the third and by nobody else.
+    # Another choice of the second agent is seen by the third agent alone.
     other = next(text for text in CANDIDATES[0] if text != decision.action[0, 1])
     trie = policy.prompt_table.tries[int(choices[0, 1])]
     row = policy.score_candidates([(int(policy.extended(prompt, choices, action, mask, 1)[0, 1]), int(choices[0, 1]))])[

@@ -83,7 +83,7 @@ def test_one_block_equals_the_softmax_of_its_own_queries_and_keys():
     attention = policy.attention(inputs, nodes)
     with torch.no_grad():
         for env in range(ENVS):
-            symbols = [0, *(action[env, :-1] + 1).tolist()]  # the beginning, then what each agent chose
+            symbols = [0, *(action[env, :-1] + 1).tolist()]  # the start token, then the action of each agent
             tokens = [policy.decoder.token_norm(F.gelu(policy.decoder.token.weight[symbol])) for symbol in symbols]
             for i in range(AGENTS):
                 query = block.self_attention.query(tokens[i])

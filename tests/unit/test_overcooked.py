@@ -55,7 +55,7 @@ def test_optimum_plan_and_prompts_are_the_published_ones(graphs, reproduce_upstr
     graph = graphs[reproduce_upstream_bugs]
     assert graph.optimum() == pytest.approx(0.920518, abs=5e-7)
     assert graph.plan() == PLAN
-    assert len(graph.prompts() - {graph.prompt[graph.start]}) == 20  # published are those that actions lead to
+    assert len(graph.prompts() - {graph.prompt[graph.start]}) == 20  # the paper does not count the start
     assert not graph.unknown_pieces()
 
 

@@ -222,7 +222,7 @@ def test_memory_begins_with_each_episode_and_outlives_a_rollout():
         [i % 5 for i in range(14)],
         [i % 3 for i in range(14)],
     ]
-    # The last observation of a truncated episode is valued with what led to it, and so is that behind a rollout.
+    # The last observation of a truncated episode, and that after a rollout, are valued with the recurrent state.
     assert tested.policy.valued == [[3.0], [3.0], [2.0, 1.0], [3.0], [3.0], [4.0, 2.0]]
 
 
@@ -356,7 +356,7 @@ def test_what_an_environment_gives_after_its_episode_reaches_no_gradient(name, m
     trainer = make_trainer(name, whole_episodes=True, on_nonfinite="drop", epochs=1, minibatches=1, bptt_steps=memory)
     makes = [lambda: BreaksLater(make_toy("agent_death", length=3)), lambda: make_toy("agent_death", length=6)]
     trainer.collector.env = SyncVector([*makes, lambda: BreaksLater(make_toy("agent_death", length=9), at=7)])
-    trainer.collector.collect([1, 2, 3])  # the episode that is to be left out needs a rollout before it
+    trainer.collector.collect([1, 2, 3])  # the dropped episode needs a rollout before it
     rollout, episodes = trainer.collector.collect([1, 2, 3])
     assert (len(episodes.returns), episodes.dropped) == (2, 1)
     assert rollout.node_mask[..., 0].any(-1).sum(0).tolist() == [3, 6, 0]

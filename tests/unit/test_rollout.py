@@ -147,7 +147,7 @@ def test_one_chain_goes_on_where_its_first_agent_is_dead():
     rollout, _ = trainer.collector.collect()
     assert rollout.truncated[-1].all()
     assert not rollout.node_mask[-1, :, 0].any()
-    # The dead would be worth 0; a living agent's chain is worth what the critic says.
+    # A dead agent would bootstrap with 0; a living agent's chain has the critic's value.
     torch.testing.assert_close(rollout.bootstrap[-1], torch.full((2, 3), 3.0), atol=0.5, rtol=0)
 
 

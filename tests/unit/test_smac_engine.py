@@ -131,7 +131,7 @@ def test_a_missile_in_flight_outlives_its_shooter():
         arena.play()
     arena.unit_float[HEALTH, 0] = 0
     arena.play(8)
-    assert arena.health[1] == pytest.approx(300 - 12, abs=0.2)  # 10 + 4 - 2, less what regenerates
+    assert arena.health[1] == pytest.approx(300 - 12, abs=0.2)  # 10 + 4 - 2, less the regeneration
 
 
 def test_two_equal_marines_win_equally_often():

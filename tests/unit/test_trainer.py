@@ -289,7 +289,7 @@ def test_settings_that_define_an_agent_are_its_defaults(small, defined):
     assert from_yaml(f"env: toy/chain\nagent: {defined}\nobjective_options: {{clip: 0.1}}") == override(
         config, {"clip": 0.1}
     )
-    # A digest holds what differs from the agent's own defaults.
+    # A digest holds the differences from the agent's defaults.
     assert digest(override(config, {"clip": 0.2})) != digest(config)
     folder = run.start(small(agent=defined, eval_episodes=0)).folder
     run.resume(folder, {"steps": 256})

@@ -260,7 +260,7 @@ def test_workers_need_not_divide_environments(workers: int, processes: Vector, t
     assert all(a.stop == b.start for a, b in pairwise(tested._env_ranges))
 
 
-# What the caller does wrong
+# Errors of the caller
 
 
 def test_calls_before_reset_and_after_close(vector: Vector) -> None:
@@ -337,7 +337,7 @@ def test_construction_refuses_what_cannot_run(vector: Vector) -> None:
         ProcessVector([lambda: Walk(Shape())], 1)
 
 
-# What an environment does wrong
+# Errors of an environment
 
 
 @pytest.mark.parametrize("when", ["reset", "step", "final", "autoreset"])

@@ -231,7 +231,7 @@ def act_ally(stats, unit_float, unit_int, counters, positions, unit):
 
 @compiled
 def choose_target(stats, positions, unit):
-    """Return the nearest opponent in scan range, those that fight or heal first, or -1."""
+    """Return the nearest opponent in scan range, or -1. Opponents that fight or heal come before all others."""
     xs, ys, rank = positions[POSITION_X], positions[POSITION_Y], positions[RANK]
     body = positions[BODY if stats[HITS_AIR, unit] > 0.0 else GROUND_BODY]
     x, y, reach = xs[unit], ys[unit], np.float32(stats[SCAN, unit] + stats[RADIUS, unit])

@@ -62,7 +62,7 @@ def publish(queue, battles):
 
 @entry
 def shutdown(queue):
-    """Wake all threads and end the workers. Battles that nobody has taken are not played."""
+    """Wake all threads and end the workers. Battles that no thread has taken are not played."""
     _lock(queue[MUTEX:].ctypes.data)
     queue[OPEN] = 0
     _unlock(queue[MUTEX:].ctypes.data)

@@ -26,7 +26,7 @@ ABILITIES = {
     ATTACK: ("Attack", "PointOrUnit", 3674),
     HEAL: ("Heal", "Unit", 0),
 }
-"""Name, target and the general ability that stands for it in clients."""
+"""Name, target, and the general ability that clients use in its place."""
 
 SPECIFIC = {general: specific for specific, (_, _, general) in ABILITIES.items() if general}
 RACES = {"terran": common.Terran, "zerg": common.Zerg, "protoss": common.Protoss}

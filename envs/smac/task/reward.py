@@ -6,7 +6,7 @@ from marl.envs.smac.engine.fields import COUNTED, DRAWN, HEALER, HEALTH, LOST, R
 
 @compiled
 def battle_outcome(rules, stats, unit_float):
-    """Return WON, LOST, DRAWN (nobody is left) or RUNNING_ON.
+    """Return WON, LOST, DRAWN (both sides are dead) or RUNNING_ON.
 
     On maps with healers, allies that are all healers have lost. So has an enemy of one single healer, and in SMACv2 of
     any number of healers.
@@ -33,7 +33,7 @@ def battle_outcome(rules, stats, unit_float):
 def step_reward(rules, stats, unit_float, outcome):
     """Return the reward of a step that ended with `outcome`, and update COUNTED.
 
-    With `only_positive`, SMAC takes the absolute value, so that regeneration of enemies pays too. SMACv2 clips at 0.
+    With `only_positive`, SMAC takes the absolute value, which also rewards regeneration of enemies. SMACv2 clips at 0.
     """
     damage, kills, lost = 0.0, 0.0, 0.0
     for unit in range(rules.agents + rules.enemies):
