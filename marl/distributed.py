@@ -60,11 +60,24 @@ def start(device: str) -> torch.device:
     end_with_launcher()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT, **_store_of_attempt())
         if local_world_size() == world_size() and sys.platform == "linux":
             global _shared
             _shared = SharedMemoryAllReduce.join()
     return chosen
+
+
+def _store_of_attempt() -> dict[str, Any]:
+    """Return arguments of `init_process_group` that keep the attempts of torchrun on one machine apart.
+
+    torchrun keeps its store when it starts the ranks again, with the addresses of the ranks that are gone.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return {}
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # pyright: ignore[reportPrivateImportUsage]
+    own = dist.PrefixStore(f"attempt-{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
+    return {"store": own, "rank": rank, "world_size": size}
 
 
 PR_SET_PDEATHSIG = 1
@@ -83,6 +96,12 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != launcher:
         raise RankError("torchrun ended while its ranks started; start it again")
+
+
+def will_restart() -> bool:
+    """Return True if torchrun starts all ranks again after an error of this one (`--max-restarts`)."""
+    restarts, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return world_size() > 1 and restarts < limit
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from marl.trust import external_names, mark_trusted
 def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     """Train. After an error, save what was learned since the last checkpoint, and add notes on how to continue.
 
-    Of several ranks, only rank 0 saves. If the run's folder is gone, the checkpoint goes to another.
+    Of several ranks, only rank 0 saves, and without the others' states. If torchrun starts the ranks again, none saves:
+    they repeat the iterations since the last checkpoint with the same result. If the run's folder is gone, the
+    checkpoint goes to another.
     """
     try:
         trainer.train()
@@ -23,7 +25,9 @@ def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     except BaseException as caught:
         # An environment may call sys.exit.
         error = caught if isinstance(caught, Exception) else named_error(caught, "training")
-        if distributed.rank():
+        if distributed.will_restart():
+            error.add_note("torchrun starts the ranks again; they continue from the last checkpoint")
+        elif distributed.rank():
             error.add_note("rank 0 saves what was learned if it can, and says so")
         else:
             keep_what_was_learned(trainer, saver, folder, error)

@@ -28,7 +28,18 @@ SHORT = {
     "checkpoint-interval": "100",
 }
 """Options that a training command of a page gets, in place of its own, so that it ends within a second or two."""
-OTHER_TOOLS = {"nproc-per-node", "logdir", "no-deps", "strict", "help", "help-all"}
+OTHER_TOOLS = {
+    "nproc-per-node",
+    "nnodes",
+    "rdzv-backend",
+    "rdzv-endpoint",
+    "max-restarts",
+    "logdir",
+    "no-deps",
+    "strict",
+    "help",
+    "help-all",
+}
 """Options of torchrun, TensorBoard, pip and MkDocs, and those that argument parsers add."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from marl import run
 from marl.checkpoint.store import load
@@ -106,6 +107,30 @@ def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeyp
     assert trainer.iterate()
     assert (trainer.iteration, trainer.steps) == (3, 64 + 16)
     assert not run.torch.equal(before, trainer.streams.torch("policy", 0).get_state())
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_rank_again_with_the_same_result(small):
+    """One of two ranks is killed in the middle. The run ends with the weights of one that nothing happened to."""
+    models = []
+    for name in ("whole", "killed"):
+        config = small("toy/chain", "mappo", name=name, steps=9600, eval_interval=100, checkpoint_interval=7)
+        folder = Path(config.runs_dir) / name
+        options = ["--num-envs", "4", "--rollout-steps", "8", "--minibatches", "3", "--epochs", "2", "--seed", "5"]
+        options += ["--steps", "9600", "--eval-interval", "100", "--eval-episodes", "3", "--checkpoint-interval", "7"]
+        options += ["--runs-dir", config.runs_dir, "--name", name, "--if-exists", "resume"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [*launcher, "--max-restarts=2", "-m", "marl.experiments.cli", "train", "toy/chain"]
+        process = subprocess.Popen([*command, "--agent", "mappo", *options], env=os.environ | SETTINGS)
+        if name == "killed":
+            deadline = time.monotonic() + 120
+            while not any((folder / "checkpoints").glob("step_*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            psutil.Process(process.pid).children()[-1].kill()
+        assert process.wait(240) == 0
+        models.append(load(folder / "checkpoints").tensors["model"])
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_ranks_end_with_their_launcher(small, start):
