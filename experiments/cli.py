@@ -39,6 +39,7 @@ USAGE = """usage: marl COMMAND ...
   eval RUN | ENV [--agent NAME]                   play evaluation episodes and report the returns
   play RUN | ENV [--agent NAME]                   watch an episode: mp4 or gif, or text
   report RUN ... [--metric success]               compare seeds and agents: tables, statistics, HTML page, figures
+  tensorboard RUN ...                             open TensorBoard on runs, under names that read well
   suite NAME [--agents NAME ...] [--seeds N]      run a benchmark over tasks, agents and seeds, and report on it
   sweep FILE                                      search over options: a grid, random samples or a list
   transfer TASK+TASK --target TASK                pre-train, then learn an unseen task from little data: a table
@@ -254,6 +255,9 @@ def evaluate(args: list[str]) -> None:
 
         episodes: int = 32
         """Episodes to play."""
+        act: Literal["run", "greedy", "sampled", "both"] = "run"  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Actions: run (as the run's own evaluations), greedy (the most probable ones), sampled, or both side by side.
+        """
         num_envs: int = 16
         """Environments stepped together."""
         eval_max_steps: int = MAX_EPISODE_STEPS
@@ -324,6 +328,13 @@ def report_runs(args: list[str]) -> None:
     from marl.experiments.report.command import ReportCommand, compare_runs
 
     compare_runs(parse_args(ReportCommand, "marl report", args))
+
+
+def tensorboard(args: list[str]) -> None:
+    """Run `marl tensorboard`."""
+    from marl.experiments.board import BoardCommand, open_board
+
+    open_board(parse_args(BoardCommand, "marl tensorboard", args))
 
 
 def suite(args: list[str]) -> None:
@@ -511,6 +522,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "play": play,
     "report": report_runs,
+    "tensorboard": tensorboard,
     "suite": suite,
     "sweep": sweep,
     "transfer": transfer,

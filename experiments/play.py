@@ -129,7 +129,8 @@ def print_eval(parsed: Any) -> None:
     with stop_requests(lambda: stopped.append(True)):
         for task in tasks:
             title = subject.title if len(tasks) == 1 else f"{subject.title}: {task.label}"
-            table, rows = report_task(subject, task, title, parsed, lambda: bool(stopped))
+            report = compare_acts if parsed.act == "both" else report_task
+            table, rows = report(subject, task, title, parsed, lambda: bool(stopped))
             lines += rows
             if parsed.out is not None:
                 write_whole(parsed.out, "\n".join(lines) + "\n")
@@ -186,6 +187,38 @@ def report_task(
         table.add_row(name.replace("_", " "), f"{mean:.1%}" if name == "success" else f"{mean:.6g}", "", "", "")
     note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
     return table, [json.dumps(note | dataclasses.asdict(row)) for row in rows]
+
+
+def compare_acts(
+    subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
+) -> tuple[Table, list[str]]:
+    """Evaluate with greedy and with sampled actions on the same test seeds.
+
+    Returns a table with a row for each, and a JSON line for each finished episode. The caption says so if each mean is
+    outside of the other's interval.
+    """
+    table = Table("actions", "return", "95 % interval", "success", "length", "episodes", title=title)
+    lines, means, intervals = [], [], []
+    for act in ("greedy", "sampled"):
+        rows = evaluate_task(subject, task, dataclasses.replace(parsed, act=act), stop)
+        if not rows:
+            raise ConfigError(f"{title}: stopped before an episode had ended")
+        values = summarize(rows)
+        if "eval/return" not in values:
+            raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+        means.append(values["eval/return"])
+        intervals.append((values["eval/return_low"], values["eval/return_high"]))
+        low, high = intervals[-1]
+        shown = f"{low:.4g} to {high:.4g}" if np.isfinite(low) else "-"
+        success = f"{values['eval/success']:.1%}" if "eval/success" in values else "-"
+        table.add_row(act, f"{means[-1]:.6g}", shown, success, f"{values['eval/length']:.6g}", str(len(rows)))
+        note = {"task": task.label} if len(subject.config.tasks) > 1 else {}
+        lines += [json.dumps({"act": act} | note | dataclasses.asdict(row)) for row in rows]
+    outside = [not low <= mean <= high for mean, (low, high) in zip(means, reversed(intervals), strict=True)]
+    if all(outside):
+        better = "greedy" if means[0] > means[1] else "sampled"
+        table.caption = f"{better} actions are better: each mean is outside of the other interval"
+    return table, lines
 
 
 FPS = 30
