@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from marl.errors import ConfigError
 from marl.experiments.report.runs import find_runs
 from marl.factories import short_name
+from marl.stopping import stop_requests
 
 FIELD = re.compile(r"^(env|agent|seed): (.+)$", re.M)
 """The first fields of config.yaml, which are read without parsing the rest of hundreds of files."""
@@ -78,8 +79,7 @@ def open_board(command: BoardCommand) -> None:
             url = board.launch()
         except program.TensorBoardServerException as error:
             raise ConfigError(f"port={command.port} cannot be opened ({error}); give another --port") from error
-        print(f"{len(runs)} runs, colored by agent: {url}{COLORS}; Ctrl-C ends it", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print()
+        stopped = threading.Event()
+        with stop_requests(stopped.set):
+            print(f"{len(runs)} runs, colored by agent: {url}{COLORS}; Ctrl-C ends it", flush=True)
+            stopped.wait()

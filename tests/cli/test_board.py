@@ -23,18 +23,18 @@ def test_the_page_lists_the_runs(small):
     assert named_runs([folder.parent]) == {"toy-chain/mappo/seed-5": other, "toy-chain/mappo/seed-5-2": folder}
     command = [sys.executable, "-m", "marl.experiments.cli", "tensorboard", str(folder.parent), "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as board:
-        try:
-            assert board.stdout is not None
-            line = board.stdout.readline()
-            (url,) = re.findall(r"2 runs, colored by agent: (http://[^?]+)\?", line)
-            with urllib.request.urlopen(f"{url.replace('localhost', '127.0.0.1')}data/runs", timeout=60) as answer:
-                assert set(json.load(answer)) == {"toy-chain/mappo/seed-5", "toy-chain/mappo/seed-5-2"}
-        finally:
-            board.send_signal(signal.SIGINT)
+    board = subprocess.Popen(command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert board.stdout is not None
+        line = board.stdout.readline()
+        (url,) = re.findall(r"2 runs, colored by agent: (http://[^?]+)\?", line)
+        with urllib.request.urlopen(f"{url.replace('localhost', '127.0.0.1')}data/runs", timeout=60) as answer:
+            assert set(json.load(answer)) == {"toy-chain/mappo/seed-5", "toy-chain/mappo/seed-5-2"}
+        board.send_signal(signal.SIGINT)
         assert board.wait(30) == 0
+    finally:
+        board.kill()
+        board.communicate()
 
 
 def test_a_folder_without_runs_is_named(tmp_path):
