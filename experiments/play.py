@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,16 +159,22 @@ def evaluate_task(
         env.close()
 
 
+def summarize_titled(rows: Sequence[EpisodeRow], title: str) -> dict[str, float]:
+    """Return `summarize(rows)`. Raises ConfigError without an episode, and NonFiniteError without a finite return."""
+    if not rows:
+        raise ConfigError(f"{title}: stopped before an episode had ended")
+    values = summarize(rows)
+    if "eval/return" not in values:
+        raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+    return values
+
+
 def report_task(
     subject: LoadedAgent, task: EnvFactory, title: str, parsed: Any, stop: Callable[[], bool]
 ) -> tuple[Table, list[str]]:
     """Evaluate on the test seeds of one environment. Return a table, and a JSON line for each finished episode."""
     rows = evaluate_task(subject, task, parsed, stop)
-    values = summarize(rows)
-    if not rows:
-        raise ConfigError(f"{title}: stopped before an episode had ended")
-    if "eval/return" not in values:
-        raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+    values = summarize_titled(rows, title)
     count = f"{len(rows)} episode{'s' if len(rows) > 1 else ''} on the test seeds"
     if len(rows) < parsed.episodes:
         count += f", stopped: {parsed.episodes - len(rows)} more had not ended; these are the longer ones"
@@ -201,11 +207,7 @@ def compare_acts(
     lines, means, intervals = [], [], []
     for act in ("greedy", "sampled"):
         rows = evaluate_task(subject, task, dataclasses.replace(parsed, act=act), stop)
-        if not rows:
-            raise ConfigError(f"{title}: stopped before an episode had ended")
-        values = summarize(rows)
-        if "eval/return" not in values:
-            raise NonFiniteError(f"{title}: the return of every episode is NaN or infinite")
+        values = summarize_titled(rows, title)
         means.append(values["eval/return"])
         intervals.append((values["eval/return_low"], values["eval/return_high"]))
         low, high = intervals[-1]

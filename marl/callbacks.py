@@ -124,10 +124,15 @@ class Evaluate(Callback):
             self.last_tested = trainer.iteration
 
     def on_stop(self, trainer: "Trainer") -> None:
-        """Score the last weights if another callback ended the run early."""
+        """Score the last weights, where that is not done, if another callback ended the run early."""
         done = self.last_tested == trainer.iteration or trainer.stop_reason in ("finished", INTERRUPTED, ANOTHER_RANK)
-        if not done and distributed.rank() == 0:
-            trainer.tracker.log(trainer.steps, self.run(trainer, "validation") | self.run(trainer, "test"))
+        if done or distributed.rank() != 0:
+            return
+        metrics: dict[str, float] = {}
+        if trainer.last_score is None:
+            metrics = self.run(trainer, "validation")
+            trainer.last_score = metrics.get("eval/return")
+        trainer.tracker.log(trainer.steps, metrics | self.run(trainer, "test"))
 
     def close(self) -> None:
         """Close the environments and the file."""

@@ -39,8 +39,10 @@ class Diagnostics(Callback):
 
     def on_iteration(self, trainer: Any, metrics: dict[str, float]) -> None:
         disagreement = find_disagreement(trainer.updater.initial_kl, trainer.config.agent)
-        for kind, text in disagreement or find_symptoms(metrics, trainer.config, trainer.iteration, trainer.steps):
-            if kind in trainer.warned:
+        hidden = ("kl", "clip_fraction") if disagreement else ()  # these follow from it
+        found = find_symptoms(metrics, trainer.config, trainer.iteration, trainer.steps)
+        for kind, text in (*disagreement, *found):
+            if kind in trainer.warned or kind in hidden:
                 continue
             trainer.warned.add(kind)
             if distributed.rank() == 0:

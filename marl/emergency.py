@@ -11,12 +11,12 @@ from marl.trainer import Trainer
 from marl.trust import external_names, mark_trusted
 
 
-def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
+def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path, continues: bool) -> None:
     """Train. After an error, save what was learned since the last checkpoint, and add notes on how to continue.
 
-    Of several ranks, only rank 0 saves, and without the others' states. If torchrun starts the ranks again, none saves:
-    they repeat the iterations since the last checkpoint with the same result. If the run's folder is gone, the
-    checkpoint goes to another.
+    Of several ranks, only rank 0 saves, and without the others' states. If torchrun starts the ranks again and their
+    command `continues` this run, none saves: they repeat the iterations since the last checkpoint with the same result.
+    If the run's folder is gone, the checkpoint goes to another.
     """
     try:
         trainer.train()
@@ -25,8 +25,9 @@ def save_on_error(trainer: Trainer, saver: Checkpoints, folder: Path) -> None:
     except BaseException as caught:
         # An environment may call sys.exit.
         error = caught if isinstance(caught, Exception) else named_error(caught, "training")
-        if distributed.will_restart():
-            error.add_note("torchrun starts the ranks again; they continue from the last checkpoint")
+        if continues and distributed.will_restart():
+            place = "from the last checkpoint" if saver.saved > 0 else "from the beginning, for want of a checkpoint"
+            error.add_note(f"torchrun starts the ranks again; they continue {place}")
         elif distributed.rank():
             error.add_note("rank 0 saves what was learned if it can, and says so")
         else:

@@ -7,7 +7,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -140,19 +141,23 @@ def call_method(part: Any, kind: str, method: str, *arguments: Any) -> Any:
         ) from error
 
 
-def user_error(part: Any, kind: str, error: Exception) -> CallbackError | None:
-    """Return a CallbackError for an error that was raised in the code of `part`, an instance of a user's class.
+@contextmanager
+def naming_class(part: Any, kind: str) -> Iterator[None]:
+    """Raise CallbackError, with the class, file and line, for an error in the code of `part` of a user's class.
 
-    Returns None for classes of this package, and for errors that `part` had no hand in.
+    Errors of this package's own classes pass, and errors whose traceback does not lead through the class's file.
     """
-    owner = type(part)
-    code = sys.modules.get(owner.__module__)
-    file = getattr(code, "__file__", None)
-    if owner.__module__.partition(".")[0] == "marl" or isinstance(error, MarlError) or file is None:
-        return None
-    if all(frame.filename != file for frame in traceback.extract_tb(error.__traceback__)):
-        return None
-    return CallbackError(f"{kind} {owner.__qualname__} raised {type(error).__name__}{place_of(error)}: {error}")
+    try:
+        yield
+    except Exception as error:
+        owner = type(part)
+        file = getattr(sys.modules.get(owner.__module__), "__file__", None)
+        passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if owner.__module__.partition(".")[0] == "marl" or isinstance(error, MarlError) or file not in passed:
+            raise
+        raise CallbackError(
+            f"{kind} {owner.__qualname__} raised {type(error).__name__}{place_of(error)}: {error}"
+        ) from error
 
 
 def raised_in(error: BaseException, name: str) -> ConfigError:

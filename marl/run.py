@@ -111,7 +111,7 @@ def start(config: RunConfig, extras: Extras = Extras(), if_exists: IfExists = "e
     if config.steps < config.steps_per_iteration and not config.collect.whole_episodes:
         note = f"steps={config.steps} is less than an iteration, {config.steps_per_iteration} steps; one is trained"
         extras = Extras(extras.callbacks, extras.trackers, (*extras.notes, note))
-    return execute(config, folder, device, None, extras)
+    return execute(config, folder, device, None, extras, continues=folder is not None and if_exists == "resume")
 
 
 def start_again(config: RunConfig, folder: Path, extras: Extras, if_exists: IfExists) -> Result:
@@ -158,9 +158,8 @@ def resume(
     device = distributed.start(config.compute.device)
     if not has_checkpoint(folder):
         notes = (*extras.notes, "no checkpoint yet: from the beginning")
-        return execute(
-            override(config, changes), folder, device, None, Extras(extras.callbacks, extras.trackers, notes)
-        )
+        extras = Extras(extras.callbacks, extras.trackers, notes)
+        return execute(override(config, changes), folder, device, None, extras, continues=True)
     checkpoint = load_checkpoint(folder / "checkpoints", "last")
     if checkpoint.data["digest"] != digest(config):
         raise ConfigError(
@@ -173,13 +172,22 @@ def resume(
             f"{folder} has trained for {checkpoint.step} steps already, and {changed.steps} were asked for; "
             f"train on with: {distributed.resume_command(folder)} --steps MORE"
         )
-    return execute(changed, folder, device, checkpoint, extras)
+    return execute(changed, folder, device, checkpoint, extras, continues=True)
 
 
 def execute(
-    config: RunConfig, folder: Path | None, device: torch.device, checkpoint: Checkpoint | None, extras: Extras
+    config: RunConfig,
+    folder: Path | None,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    extras: Extras,
+    *,
+    continues: bool,
 ) -> Result:
-    """Build and train a run in `folder`, by default a new one. A checkpoint is saved however training ends."""
+    """Build and train a run in `folder`, by default a new one. A checkpoint is saved however training ends.
+
+    `continues`: the same command, started again, continues this run.
+    """
     with ExitStack() as stack:
         stack.callback(distributed.stop)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -209,7 +217,7 @@ def execute(
                 notes.append(note)
             trainer.callbacks.append(stack.enter_context(closing(FolderWatch(folder))))
         saver = add_callbacks(trainer, folder, free, checkpoint, callbacks=extras.callbacks, stack=stack)
-        run_trainer(trainer, saver, folder, trackers, notes)
+        run_trainer(trainer, saver, folder, trackers, notes, continues=continues)
         distributed.barrier()
         return Result(folder, trainer.stop_reason or "", trainer.steps)
 
@@ -243,12 +251,18 @@ def add_callbacks(
 
 
 def run_trainer(
-    trainer: Trainer, saver: Checkpoints, folder: Path, trackers: Sequence[Tracker], notes: Sequence[str]
+    trainer: Trainer,
+    saver: Checkpoints,
+    folder: Path,
+    trackers: Sequence[Tracker],
+    notes: Sequence[str],
+    *,
+    continues: bool,
 ) -> None:
-    """Train with trackers and signal handlers, and keep status.json up to date."""
+    """Train with trackers and signal handlers, and keep status.json up to date. `continues` is as in `execute`."""
     if distributed.rank() != 0:
         with interrupts(trainer, lambda text: None, folder):  # noqa: ARG005
-            save_on_error(trainer, saver, folder)
+            save_on_error(trainer, saver, folder, continues)
         return
     config = trainer.config
     algorithm = [registry.get(getattr(config.learn, kind)) for kind, registry in ALGORITHM_REGISTRIES.items()]
@@ -260,7 +274,7 @@ def run_trainer(
             for note in notes:
                 message(note)
             with interrupts(trainer, message, folder):
-                save_on_error(trainer, saver, folder)
+                save_on_error(trainer, saver, folder, continues)
     except BaseException as error:
         status.folder = saver.root.parent  # the folder may have been moved
         with suppress(MarlError):

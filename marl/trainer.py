@@ -18,7 +18,7 @@ from marl.config import RunConfig
 from marl.cpu import onednn_matmul, peak_memory_mb, usable_cores
 from marl.errors import CheckpointError, MarlError, NonFiniteError
 from marl.evaluation import mean_by_label, return_labels
-from marl.factories import call_method, user_error
+from marl.factories import call_method, naming_class
 from marl.multitask import Task
 from marl.objective import Batch
 from marl.policy import Policy
@@ -241,18 +241,15 @@ class Trainer:
         rates = self.updater.set_learning_rates(self.steps, self.annealing_steps)
         self.updater.initial_kl = 0.0
         try:
-            if learn.agent_updates == "sequential":
-                metrics = self.updater.update_sequentially(batches[0], self.agent_order())
-            else:
-                metrics = self.updater.run_epochs(*batches)
+            with naming_class(self.updater.objective, "objective"):
+                if learn.agent_updates == "sequential":
+                    metrics = self.updater.update_sequentially(batches[0], self.agent_order())
+                else:
+                    metrics = self.updater.run_epochs(*batches)
         except NonFiniteError as error:
             for task, before in zip(self.tasks, norms, strict=True):
                 task.value_norm.load_state_dict(before)
             raise NonFiniteError(f"iteration {self.iteration + 1}: {error}") from error
-        except Exception as error:
-            if (named := user_error(self.updater.objective, "objective", error)) is not None:
-                raise named from error
-            raise
         has_choice = any(bool(batch.nodes.loss_mask.any()) for batch in batches)
         if not distributed.any_rank(has_choice, self.device):
             for name in ("policy/entropy", "policy/kl", "policy/clip_fraction"):
@@ -273,12 +270,8 @@ class Trainer:
             self.config.collect.group_size,
             rollout.node_reward(learn.reference_reward_coef),
         )
-        try:
+        with naming_class(self.advantage, "advantage"):
             made = self.advantage(rollout, context)
-        except Exception as error:
-            if (named := user_error(self.advantage, "advantage", error)) is not None:
-                raise named from error
-            raise
         advantages = require_advantages(made, self.advantage, rollout)
         batch = rollout.flat(advantages.advantage, advantages.returns)
         played = batch.nodes.node_mask.flatten(1).any(-1).view(-1, self.segment_steps).any(-1).nonzero().squeeze(-1)

@@ -11,12 +11,12 @@ from tyro.conf import Positional, arg
 from marl.cpu import free_cores
 from marl.errors import ConfigError
 from marl.experiments.report.command import ReportCommand, compare_runs
-from marl.experiments.suite.cost import estimate, measured_rates, require_space, try_out
+from marl.experiments.suite.cost import estimate, measure_missing_rates, measured_rates, require_space
 from marl.experiments.suite.engines.local import LocalEngine
 from marl.experiments.suite.plan import Job, Plan, Progress, older_versions, progress_of
 from marl.experiments.suite.scheduler import Scheduler, plan_lock
 from marl.experiments.suite.suite import plan_suite
-from marl.experiments.suite.sweep import plan_sweep, ranking_tables, write_best
+from marl.experiments.suite.sweep import plan_sweep, rank, ranking_tables, write_best
 from marl.experiments.suite.table import ProgressTable
 
 
@@ -99,9 +99,9 @@ def run_sweep(command: SweepCommand) -> int:
     progress = execute(plan, command)
     if progress is None:
         return 0
-    done = [job for job in plan.jobs if progress[job].state == "done"]
-    Console().print(*ranking_tables(sweep, done))
-    if written := write_best(sweep, done, plan.folder):
+    ranking = rank(sweep, [job for job in plan.jobs if progress[job].state == "done"])
+    Console().print(*ranking_tables(sweep, ranking))
+    if written := write_best(ranking, plan.folder):
         print(f"wrote {' and '.join(map(str, written))}")
     return conclude(plan, progress)
 
@@ -120,7 +120,7 @@ def execute(plan: Plan, options: Execution) -> dict[Job, Progress] | None:
         print(f"finished runs are of version {', '.join(versions)}; remove their folders to make them again")
     try:
         rates = measured_rates(plan.jobs, progress)
-        try_out(plan.jobs, progress, engine, rates)
+        measure_missing_rates(plan.jobs, progress, engine, rates)
         cost = estimate(plan.jobs, progress, rates, slots)
         print(cost.text(), flush=True)
         if options.dry_run:

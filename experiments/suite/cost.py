@@ -19,19 +19,20 @@ Kind = tuple[str, str]
 """Environment and agent. Runs of a kind are taken to be equally fast."""
 
 TRIAL_ITERATIONS = 2
-"""Iterations of a trial. The first holds what happens once."""
+"""Iterations of a trial. The first one includes work that happens once, such as compiling."""
 WORTH_MEASURING = 20
-"""A kind is tried if its runs have this many times the iterations of a trial left."""
+"""A kind is measured if its runs have at least this many times the iterations of a trial left."""
 LOG_BYTES = 2_000_000
-"""Space of a run without its checkpoints."""
+"""Assumed space of a run without its checkpoints."""
 TRIAL_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Speed and size of the runs of a kind."""
+    """Speed of the runs of a kind, without evaluations, and size of a checkpoint."""
 
     steps_per_second: float
+    """Environment steps per second of a run."""
     checkpoint_bytes: int
 
 
@@ -105,10 +106,12 @@ def read_rate(folder: Path) -> Rate | None:
     return None
 
 
-def try_out(jobs: Sequence[Job], progress: Mapping[Job, Progress], engine: Engine, rates: dict[Kind, Rate]) -> None:
-    """Add the rates of the kinds that are worth it, by two iterations of one run each in a temporary folder.
+def measure_missing_rates(
+    jobs: Sequence[Job], progress: Mapping[Job, Progress], engine: Engine, rates: dict[Kind, Rate]
+) -> None:
+    """Measure the kinds without a rate in short runs in a temporary folder, and add their rates to `rates`.
 
-    Raises ConfigError with the end of the log if a trial fails.
+    Kinds with few iterations left are not measured. Raises ConfigError with the end of the log if a trial fails.
     """
     wanted: dict[Kind, Job] = {}
     left: dict[Kind, float] = {}

@@ -1,5 +1,7 @@
 """Scheduler: executes the unfinished runs of a plan on an engine, and says what became of each."""
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,8 @@ POLL_SECONDS = 0.1
 TABLE_SECONDS = 1.0
 MIN_FREE_BYTES = 50_000_000
 """Space on the disk below which no further run starts."""
+FULL_DISK = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""Words of the system in the reason of a run that failed because the disk, or the user's share of it, is full."""
 
 
 @contextmanager
@@ -47,8 +51,8 @@ class Scheduler:
     ) -> None:
         self.plan, self.progress, self.engine, self.table, self.rates = plan, progress, engine, table, rates
         self.running: list[Job] = []
-        self.stopping = ""
-        """Reason for which no further run starts; empty while runs start."""
+        self.stopping = False
+        """No further run starts."""
 
     def execute(self) -> dict[Job, Progress]:
         """Execute what is not done, and return the progress of each run. A failed run does not stop the others.
@@ -64,7 +68,7 @@ class Scheduler:
                 while self.running or (waiting and not self.stopping):
                     while waiting and len(self.running) < self.engine.slots and not self.stopping:
                         if shutil.disk_usage(self.plan.folder).free < MIN_FREE_BYTES:
-                            self.stopping = "the disk is full"
+                            self.report_full_disk()
                             break
                         self.begin(waiting.pop(0))
                     for ended in self.engine.poll():
@@ -81,7 +85,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Start no further run, and ask the running ones to save and end."""
-        self.stopping = "interrupted"
+        self.stopping = True
         self.table.event("saving and ending the runs; interrupt again to end at once")
         self.engine.stop()
 
@@ -111,8 +115,13 @@ class Scheduler:
             reason = f"its process was killed by signal {-ended.exit_status}"
         self.progress[job] = Progress("failed", found.steps, reason, found.version)
         self.table.event(f"failed: {job.title}: {reason}; its output is in {self.log(job)}")
-        if "No space left" in reason or ("full" in reason and "disk" in reason):
-            self.stopping = "the disk is full"
+        if any(sign in reason for sign in FULL_DISK):
+            self.report_full_disk()
+
+    def report_full_disk(self) -> None:
+        """Start no further run, and say why."""
+        self.stopping = True
+        self.table.event(f"the disk of {self.plan.folder} is full, so no further run starts; make room and repeat")
 
     def log(self, job: Job) -> Path:
         """Return the file with the output of a run."""

@@ -98,13 +98,12 @@ def plan_sweep(path: Path, folder: Path) -> tuple[SweepFile, Plan]:
         if fixed := sorted(RESERVED & set(names)):
             raise ConfigError(f"{path}: {where} have {', '.join(fixed)}; a sweep has a field for it, or sets it itself")
     jobs = []
-    tried = list(dict.fromkeys(describe(each) for each in all_settings(sweep)))
-    by_name = {describe(each): each for each in all_settings(sweep)}
-    for name in tried:
+    tried = {describe(each): each for each in all_settings(sweep)}
+    for name, settings in tried.items():
         for env, agent in itertools.product(envs, agents):
-            base = with_options(choose(env, agent)[0], THREADS | sweep.options | by_name[name])
+            base = with_options(choose(env, agent)[0], THREADS | sweep.options | settings)
             label = name if len(envs) == 1 else f"{env} {name}"
-            place = folder / folder_name(f"{env}-{agent}") / folder_name(short(name, tried))
+            place = folder / folder_name(f"{env}-{agent}") / folder_name(short(name, list(tried)))
             for seed in sweep.seeds:
                 own = {"seed": seed, "runs_dir": str(place), "name": str(seed)}
                 jobs.append(Job(override(base, own), label, agent))
@@ -156,11 +155,12 @@ def values_of(name: str, given: Any, search: str) -> Range | list[Any]:
     raise ConfigError(f"values of {name} are {given!r}; give a list" + (" or a range" if search == "random" else ""))
 
 
-def rank(sweep: SweepFile, jobs: Sequence[Job]) -> dict[tuple[str, str], list[tuple[str, list[float], RunConfig]]]:
-    """Return, by environment and agent, the settings with the last validation scores of their seeds, best first.
+Ranking = dict[tuple[str, str], list[tuple[str, list[float], RunConfig]]]
+"""By environment and agent, best first: settings, the last validation score of each seed, and the configuration."""
 
-    Settings of which no run has a score are left out.
-    """
+
+def rank(sweep: SweepFile, jobs: Sequence[Job]) -> Ranking:
+    """Return the ranking of the settings. Settings of which no run has a score are left out."""
     found: dict[tuple[str, str], dict[str, tuple[list[float], RunConfig]]] = {}
     for job in jobs:
         try:
@@ -179,10 +179,10 @@ def rank(sweep: SweepFile, jobs: Sequence[Job]) -> dict[tuple[str, str], list[tu
     }
 
 
-def ranking_tables(sweep: SweepFile, jobs: Sequence[Job]) -> list[Table]:
+def ranking_tables(sweep: SweepFile, found: Ranking) -> list[Table]:
     """Return one table for each environment and agent, best settings first."""
     tables = []
-    for (env, agent), ranking in rank(sweep, jobs).items():
+    for (env, agent), ranking in found.items():
         title = f"{agent} on {env}: validation seeds, last weights"
         table = Table("settings", f"{sweep.metric} (95 %)", "seeds", title=title)
         for row, scores, _ in ranking:
@@ -192,10 +192,10 @@ def ranking_tables(sweep: SweepFile, jobs: Sequence[Job]) -> list[Table]:
     return tables
 
 
-def write_best(sweep: SweepFile, jobs: Sequence[Job], folder: Path) -> list[Path]:
+def write_best(found: Ranking, folder: Path) -> list[Path]:
     """Write the best settings of each environment and agent for `marl train --config`; return the files."""
     written = []
-    for (env, agent), ranking in rank(sweep, jobs).items():
+    for (env, agent), ranking in found.items():
         settings = yaml.safe_load(to_yaml(ranking[0][2]))
         for name in ("runs_dir", "name", "seed"):
             del settings[name]

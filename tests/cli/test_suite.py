@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,9 +17,9 @@ import yaml
 from marl.errors import ConfigError, MarlError
 from marl.experiments.suite.command import SuiteCommand, SweepCommand, run_suite, run_sweep
 from marl.experiments.suite.cost import Rate, estimate
-from marl.experiments.suite.plan import Progress, progress_of
+from marl.experiments.suite.plan import Progress, progress_of, read_file
 from marl.experiments.suite.scheduler import plan_lock
-from marl.experiments.suite.suite import known_suites, plan_suite
+from marl.experiments.suite.suite import SuiteFile, known_suites, plan_suite
 from marl.experiments.suite.sweep import plan_sweep
 
 SUITE = {
@@ -52,8 +54,10 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("name", list(known_suites()))
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+SCALES = [(name, scale) for name, path in known_suites().items() for scale in read_file(path, SuiteFile).scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_suites_of_this_package_can_be_planned(name, scale, tmp_path):
     plan = plan_suite(name, scale, tmp_path)
     assert plan.jobs
@@ -92,6 +96,22 @@ def test_a_run_that_fails_does_not_stop_the_others(write, capfd, monkeypatch):
     assert "done: toy/climbing mappo seed 1" in said.out
     assert "its output is in runs/toys-smoke/logs/tests.support.faulty_envs-make-mappo-1.log" in said.out
     assert "2 runs failed and 0 are unfinished; the same command continues them" in said.err
+
+
+def test_a_full_disk_starts_no_further_run_and_says_so(write, capfd, monkeypatch):
+    """The disk fills up when the first run has begun, which goes on to its end."""
+    begun = []
+
+    def usage(folder):
+        begun.append(folder)
+        return SimpleNamespace(free=10**12 if len(begun) <= 2 else 10**6)  # one question is of the cost
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert run_suite(SuiteCommand(suite=write(SUITE), scale="smoke", tasks=("xor3",), jobs=1)) == 1
+    said = capfd.readouterr()
+    assert "done: toy/xor3 mappo seed 1" in said.out
+    assert "the disk of runs/toys-smoke is full, so no further run starts; make room and repeat" in said.out
+    assert "0 runs failed and 3 are unfinished" in said.err
 
 
 def test_a_killed_suite_leaves_no_process_and_goes_on(write):

@@ -101,6 +101,13 @@ def test_a_run_that_a_callback_stops_is_scored_on_the_test_seeds(small):
     assert result.scores.keys() >= {"eval/return", "test/return"}
 
 
+def test_an_evaluation_is_not_played_again_if_a_callback_stops_the_run_behind_it(small):
+    config = small(steps=128, eval_interval=2, eval_episodes=3)
+    folder = run.start(config, run.Extras(callbacks=[Impatient()])).folder
+    rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(64, "validation")] * 3 + [(64, "test")] * 3
+
+
 def test_raw_transitions_hold_the_whole_rollout(small):
     """The next observation is that of the following step, or the last of the episode."""
     spy = Spy()

@@ -110,6 +110,13 @@ def test_an_agent_whose_act_and_evaluate_disagree_is_named(small):
     assert not logged(folder, "warning/kl")
 
 
+def test_other_symptoms_are_told_beside_a_disagreement(small):
+    agent = "tests.unit.test_diagnostics:disagreeing"
+    folder = run.start(small("tests.unit.test_diagnostics:ignoring", agent, steps=256, eval_episodes=0)).folder
+    assert logged(folder, "warning/disagreement")
+    assert logged(folder, "warning/invalid_actions")
+
+
 @pytest.mark.parametrize("agent", ["mat", "happo"])
 def test_agents_agree_with_themselves(small, agent):
     folder = run.start(small("toy/climbing", agent, eval_episodes=0)).folder

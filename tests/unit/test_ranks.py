@@ -85,7 +85,11 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_ranks(small, start):
 
 
 def test_an_error_on_one_rank_keeps_what_both_have_learned(small, start, monkeypatch):
-    """Rank 1 raises in the third iteration. Rank 0 saves two, which two ranks continue."""
+    """Rank 1 raises in the third iteration. Rank 0 saves two, which two ranks continue.
+
+    torchrun would start the ranks again, but their command would not continue this run.
+    """
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     config = small("tests.support.faulty_envs:on_rank", "mappo", eval_episodes=0, checkpoint_interval=9)
     config = override(config, {"kwargs": {"what": "raise", "at": 19}})
     (first, mine), (second, theirs) = both_ranks(start(config))
