@@ -81,5 +81,5 @@ def open_board(command: BoardCommand) -> None:
             raise ConfigError(f"port={command.port} cannot be opened ({error}); give another --port") from error
         stopped = threading.Event()
         with stop_requests(stopped.set):
-            print(f"{len(runs)} runs, colored by agent: {url}{COLORS}; Ctrl-C ends it", flush=True)
+            print(f"{len(runs)} runs, colored by agent; Ctrl-C ends it: {url}{COLORS}", flush=True)
             stopped.wait()

@@ -27,7 +27,7 @@ def test_the_page_lists_the_runs(small):
     try:
         assert board.stdout is not None
         line = board.stdout.readline()
-        (url,) = re.findall(r"2 runs, colored by agent: (http://[^?]+)\?", line)
+        (url,) = re.findall(r"2 runs, colored by agent; Ctrl-C ends it: (http://[^?]+)\?", line)
         with urllib.request.urlopen(f"{url.replace('localhost', '127.0.0.1')}data/runs", timeout=60) as answer:
             assert set(json.load(answer)) == {"toy-chain/mappo/seed-5", "toy-chain/mappo/seed-5-2"}
         board.send_signal(signal.SIGINT)
