@@ -155,11 +155,11 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
     trained = []
     original = run.execute
 
-    def counted(config, *rest):
+    def counted(config, *rest, **options):
         trained.append(config.name)
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return original(config, *rest)
+        return original(config, *rest, **options)
 
     monkeypatch.setattr(run, "execute", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -79,7 +79,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_ranks(small, start):
     folder.mkdir(parents=True)
     (folder / "checkpoints").touch()
     for status, said in both_ranks(start(config)):
-        assert status == 2
+        assert status == 2, said
         assert "cannot write checkpoint" in said
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
 
