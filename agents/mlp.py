@@ -70,14 +70,15 @@ class MLPPolicy(VectorPolicy):
             self.critic: Any = EntityCritic(spec, options.hidden, central)
             return
         self.evaluates_one = not options.bptt_steps
-        self.actor = make_actors(self.feature_size, options.hidden, self.head.size, sets)
+        norm = options.observation_layer_norm
+        self.actor = make_actors(self.feature_size, options.hidden, self.head.size, sets, input_norm=norm)
         if self.reads_state and options.normalize_observations:
             self.state_moments = RunningMoments(1, spec.state_size)
         if central:
             width = spec.state_size or spec.num_agents * spec.observation_size
-            self.critic = mlp(width, options.hidden, spec.num_agents, 1.0)
+            self.critic = mlp(width, options.hidden, spec.num_agents, 1.0, input_norm=norm)
         else:
-            self.critic = mlp(self.feature_size, options.hidden, 1, 1.0)
+            self.critic = mlp(self.feature_size, options.hidden, 1, 1.0, input_norm=norm)
 
     def critic_input(self, inputs: Inputs) -> Tensor:
         """Return what the critic reads: (B, N, D), or (B, S) if central."""

@@ -114,9 +114,14 @@ class NetworkSets(nn.Module):
         return RowwiseNetworks(stack_layers(list(self.networks)))
 
 
-def make_actors(inputs: int, hidden: tuple[int, ...], outputs: int, sets: Sequence[int]) -> SharedActor | NetworkSets:
-    """Return actors for the parameter sets `sets` (N,): from features (..., N, D) to parameters (..., N, A)."""
-    networks = [mlp(inputs, hidden, outputs, SMALL_GAIN) for _ in range(max(sets) + 1)]
+def make_actors(
+    inputs: int, hidden: tuple[int, ...], outputs: int, sets: Sequence[int], *, input_norm: bool = True
+) -> SharedActor | NetworkSets:
+    """Return actors for the parameter sets `sets` (N,): from features (..., N, D) to parameters (..., N, A).
+
+    `input_norm` as in `mlp`.
+    """
+    networks = [mlp(inputs, hidden, outputs, SMALL_GAIN, input_norm=input_norm) for _ in range(max(sets) + 1)]
     return NetworkSets(networks, sets) if len(networks) > 1 else SharedActor(*networks[0])
 
 

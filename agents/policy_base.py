@@ -41,6 +41,9 @@ class VectorOptions:
     """Append the agent's one-hot identity to its observation. Entity observations never get one."""
     normalize_observations: bool = False
     """Standardize observations by running mean and variance, which are saved with the weights."""
+    observation_layer_norm: bool = True
+    """LayerNorm on each observation, as in MAPPO's and MAT's released code. It hides the mean and the scale of an
+    observation, which matters where an observation has few features. Entity observations always get it."""
     max_std: float = 0.5
     """Upper bound of the standard deviation of continuous actions, in units where the action space is [-1, 1]."""
     init_std: float = 0.3655

@@ -201,7 +201,13 @@ class MATDec(SimultaneousPolicy):
         if reads_entities(spec, options) and not options.bptt_steps:
             self.actor: Any = EntityActor(spec, hidden)
         else:
-            self.actor = make_actors(self.feature_size, hidden, self.head.size, self.parameter_sets)
+            self.actor = make_actors(
+                self.feature_size,
+                hidden,
+                self.head.size,
+                self.parameter_sets,
+                input_norm=options.observation_layer_norm,
+            )
         if options.bptt_steps:
             self.actor = RecurrentActors(self.actor, spec.num_agents)
             self.recurrent_shape = (2 * spec.num_agents, options.embedding)

@@ -142,9 +142,13 @@ def previous_actions(action: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], 1)
 
 
-def observation_embedding(size: int, width: int) -> nn.Sequential:
-    """Return the embedding of an observation: LayerNorm, linear, GELU, LayerNorm."""
-    return nn.Sequential(nn.LayerNorm(size), linear(size, width), nn.GELU(), nn.LayerNorm(width))
+def observation_embedding(size: int, width: int, input_norm: bool = True) -> nn.Sequential:
+    """Return the embedding of an observation: LayerNorm, linear, GELU, LayerNorm.
+
+    Without `input_norm` the first layer is the identity.
+    """
+    norm = nn.LayerNorm(size) if input_norm else nn.Identity()
+    return nn.Sequential(norm, linear(size, width), nn.GELU(), nn.LayerNorm(width))
 
 
 def discrete_tokens(count: int, width: int) -> nn.Embedding:

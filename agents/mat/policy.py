@@ -68,7 +68,7 @@ class TeamPolicy(VectorPolicy):
 
     def make_embed(self) -> Any:
         """Return the embedding of one agent's observation."""
-        return observation_embedding(self.feature_size, self.options.embedding)
+        return observation_embedding(self.feature_size, self.options.embedding, self.options.observation_layer_norm)
 
     def make_encoder(self, embed: nn.Module) -> nn.Module:
         """Return the encoder on top of `embed`."""
@@ -87,7 +87,9 @@ class TeamPolicy(VectorPolicy):
         """
         if isinstance(self.encoder.embed, NetworkSets):
             return None
-        norm, first = cast(nn.LayerNorm, self.encoder.embed[0]), cast(nn.Linear, self.encoder.embed[1])
+        norm, first = self.encoder.embed[0], cast(nn.Linear, self.encoder.embed[1])
+        if not isinstance(norm, nn.LayerNorm):
+            return first.weight, first.bias
         return first.weight * norm.weight, first.bias + first.weight @ norm.bias
 
     def fuse_encoder(self) -> FusedEncoder:
@@ -148,9 +150,10 @@ class TeamPolicy(VectorPolicy):
         x = self.features(inputs)
         if fused.embed is None:
             return self.encoder.embed(x)
-        # With an explicit weight and bias a CPU's layer_norm is twice as fast.
-        width = x.shape[-1]
-        x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
+        if self.options.observation_layer_norm:
+            # With an explicit weight and bias a CPU's layer_norm is twice as fast.
+            width = x.shape[-1]
+            x = torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width))
         return self.encoder.embed[3](F.gelu(F.linear(x, *fused.embed)))
 
     def encode_observations(self, inputs: Inputs, fused: FusedEncoder) -> Tensor:

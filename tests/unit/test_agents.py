@@ -496,6 +496,21 @@ def test_one_agent_alone_is_evaluated_as_in_company(name, kind):
             torch.testing.assert_close(alone.value[:, agent], whole.value[:, agent])
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("name", ["mat", "mat-decoder", "mat-gru, per group, random order", "mat-dec", "mappo", "ippo"])
+def test_observation_layer_norm_hides_the_scale_of_an_observation(name, kept):
+    spec = make_spec("discrete")
+    policy = build(name, spec, agent_id=False, observation_layer_norm=kept)
+    obs = make_obs(spec, deaths=False)
+    inputs = policy.encode(obs)
+    scaled = policy.encode(dataclasses.replace(obs, agents=1000 * obs.agents))
+    with torch.no_grad():
+        nodes = policy.act(inputs, torch.Generator().manual_seed(3)).nodes
+        first, second = (policy.evaluate(given, nodes) for given in (inputs, scaled))
+    assert torch.allclose(first.value, second.value, atol=1e-3) == kept
+    assert torch.allclose(first.log_prob, second.log_prob, atol=1e-3) == kept
+
+
 OWN = [name for name, (agent, given) in POLICIES.items() if agent == "happo" or "parameters_per" in given]
 
 
