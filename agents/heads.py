@@ -31,9 +31,7 @@ def linear(inputs: int, outputs: int, gain: float = RELU_GAIN, bias: bool = True
     return layer
 
 
-def mlp(
-    inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, input_norm: bool = True
-) -> nn.Sequential:
+def mlp(inputs: int, hidden: tuple[int, ...], outputs: int, gain: float, *, input_norm: bool = True) -> nn.Sequential:
     """Return an MLP: LayerNorm on the input; linear, GELU and LayerNorm per hidden layer; a linear layer of `gain`.
 
     Without `input_norm` the first layer is the identity.

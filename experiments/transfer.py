@@ -20,6 +20,7 @@ from marl.config import RunConfig, digest, override
 from marl.errors import ConfigError
 from marl.evaluation import run_episodes
 from marl.experiments.presets import choose
+from marl.experiments.report import results_file
 from marl.experiments.report.runs import read_curve, row_metrics, unknown_metric
 from marl.experiments.report.tables import format_score
 from marl.files import require_folder_name, write_whole
@@ -166,12 +167,26 @@ def transfer(options: Transfer) -> None:
 
 
 def write_results(options: Transfer, actual_steps: ActualSteps, scores: Scores) -> None:
-    """Write options and scores so far to FILE in the comparison's folder."""
+    """Write options and scores so far to FILE in the comparison's folder: a results file, which `marl report` reads."""
+    groups = {
+        f"{agent} {initialization}": {
+            str(seed): {
+                str(actual_steps[agent][percentage]): found[str(seed)]
+                for percentage, found in percentages.items()
+                if str(seed) in found
+            }
+            for seed in options.seeds
+        }
+        for agent, initializations in scores.items()
+        for initialization, percentages in initializations.items()
+    }
+    curves = {options.target: groups}
     content = {
         **dataclasses.asdict(options),
         "runs_dir": str(options.runs_dir),
-        "steps": actual_steps,
-        "scores": scores,
+        "format": results_file.FORMAT,
+        "environments": curves,
+        "test": curves,
     }
     write_whole(options.folder / FILE, json.dumps(content, indent=1) + "\n")
 

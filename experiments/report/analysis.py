@@ -13,11 +13,18 @@ from marl.experiments.report.published import Published, find_published
 from marl.experiments.report.runs import RunGroup
 from marl.experiments.report.styles import shorten
 
+Rows = Literal["runs", "agents", "tasks", "overall"]
+"""Rows of the first table. runs: each agent on each task, with every statistic. agents, tasks: final scores alone, one
+row for each agent and a column for each task, or the other way round. overall: aggregates over tasks alone."""
+
 Method = Literal["auto", "bootstrap", "student"]
 """Interval of a mean over seeds. auto: bootstrap if the metric is bounded, else Student's t."""
 
 METRIC_BOUNDS = {"success": (0.0, 1.0), "normalized_return": (0.0, 1.0)}
-"""Bounds that hold in every environment."""
+"""Scales that hold in every environment."""
+
+METRIC_LIMITS = {"success": (0.0, 1.0), "normalized_return": (-np.inf, 1.0)}
+"""Lowest and highest possible scores in every environment. A normalized return is negative where penalties are."""
 
 FEWEST_SEEDS = 5
 """Number of seeds below which an interval is not reliable."""
@@ -43,7 +50,7 @@ class Options:
     """Choices of an analysis.
 
     `bounds`: (low, high) by task; "" holds for every task without an entry. `threshold`: score whose first step is
-    reported. `at`: further steps at which to report the score. `interval`: see `Method`.
+    reported. `at`: further steps at which to report the score. `interval`: see `Method`. `rows`: see `Rows`.
     """
 
     metric: str = "return"
@@ -51,10 +58,15 @@ class Options:
     threshold: float | None = None
     at: tuple[int, ...] = ()
     interval: Method = "auto"
+    rows: Rows = "runs"
 
     def bounds_of(self, env: str) -> tuple[float, float] | None:
-        """Return the lowest and highest score of a task, or None if they are not declared."""
+        """Return the scores of a task that count as 0 and 1 in aggregates, or None if they are not declared."""
         return self.bounds.get(env, self.bounds.get("", METRIC_BOUNDS.get(self.metric)))
+
+    def limits_of(self, env: str) -> tuple[float, float] | None:
+        """Return the lowest and highest score of a task, or None if they are not declared."""
+        return self.bounds.get(env, self.bounds.get("", METRIC_LIMITS.get(self.metric)))
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def analyze(groups: Sequence[RunGroup], options: Options, notes: Iterable[str] =
     if unknown := sorted(set(options.bounds) - {group.env for group in groups} - {""}):
         raise ConfigError(f"bounds name {unknown[0]!r}, which has no run; give a task of the report")
     for group in groups:
-        check_bounds(group, options.bounds_of(group.env), options.metric)
+        check_bounds(group, options.limits_of(group.env), options.metric)
     rows = tuple(make_row(group, options) for group in groups if group.common_steps())
     warnings = [*notes, *find_problems(groups, rows)]
     warnings += [f"{g.name} on {g.env}: no evaluation is common to its seeds" for g in groups if not g.common_steps()]
@@ -144,7 +156,7 @@ def check_bounds(group: RunGroup, bounds: tuple[float, float] | None, metric: st
     if bounds is None:
         return
     low, high = bounds
-    slack = 1e-6 * (high - low)
+    slack = 1e-6 * (high - max(low, -high))
     for curves in (group.curves, group.tests):
         for seed, curve in curves.items():
             for step, score in curve.items():
@@ -157,9 +169,9 @@ def check_bounds(group: RunGroup, bounds: tuple[float, float] | None, metric: st
 
 def make_row(group: RunGroup, options: Options) -> Row:
     """Return the statistics of one agent on one task."""
-    steps, bounds = group.common_steps(), options.bounds_of(group.env)
+    steps = group.common_steps()
     curves = group.table(steps)
-    interval = mean_estimator(options.interval, bounds)
+    interval = mean_estimator(options.interval, options.limits_of(group.env))
     mean = curves.mean(axis=0)
     low, high = interval(curves)
     best = int(mean.argmax())

@@ -2,21 +2,23 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 from marl.errors import ConfigError, unknown_name_message
-from marl.experiments.report.analysis import Method, Options, Report, analyze
+from marl.experiments.report.analysis import Method, Options, Report, Rows, analyze
 from marl.experiments.report.figure import Axis, draw_report
 from marl.experiments.report.page import page
 from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
 from marl.experiments.report.runs import RunGroup, find_runs, group_runs, read_rows
-from marl.experiments.report.tables import latex_page, markdown_page, overall_table, task_table, to_csv, to_rich
+from marl.experiments.report.tables import latex_page, markdown_page, tables, to_csv, to_markdown, to_rich
 from marl.files import whole_files
 
 SUFFIXES = {
@@ -32,6 +34,9 @@ SUFFIXES = {
 }
 """Suffix of each format."""
 
+TABLE = re.compile(r"<!-- marl report (.*) -->\n\n((?:\|.*\n)+)")
+"""A table of a page, below the command that makes it."""
+
 DEFAULT_FORMATS = ("json", "png")
 
 
@@ -42,7 +47,7 @@ class ReportCommand:
     Final scores are on the test seeds, curves on the validation seeds. Intervals are 95 %.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")]
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="")] = ()
     """Folders of runs, folders that hold them, or results files (.json) of earlier reports."""
     metric: str | None = None
     """Metric to compare: return, length, or a number that the environment reports, such as success. None is the metric
@@ -59,6 +64,9 @@ class ReportCommand:
     """Score whose first step is reported."""
     at: tuple[int, ...] = ()
     """Environment steps at which the tables report the score too."""
+    rows: Rows = "runs"
+    """Rows of the first table: runs (each agent on each task, with every statistic), agents or tasks (final scores
+    alone, with the other as columns), or overall (aggregates over tasks alone)."""
     interval: Method = "auto"
     """Interval of a mean over seeds: bootstrap, student (Student's t), or auto, which takes bootstrap for bounded
     metrics."""
@@ -66,6 +74,9 @@ class ReportCommand:
     """Horizontal axis of figures: environment steps, or training time."""
     seeds: bool = False
     """Draw the curve of every seed in figures too."""
+    update: tuple[Path, ...] = ()
+    """Markdown pages in which every table below a comment <!-- marl report ... --> is to be written anew. Paths in the
+    comments are relative to the present folder."""
 
 
 def compare_runs(command: ReportCommand) -> None:
@@ -73,20 +84,52 @@ def compare_runs(command: ReportCommand) -> None:
 
     Raises ConfigError if there is no run, for an unknown format, or for a file that cannot be written.
     """
+    if command.update:
+        update_pages(command.update)
+        if not command.runs:
+            return
     outputs = output_files(command.out, command.format)
-    metric, groups, notes = load(command.runs, command.metric)
-    options = Options(metric, parse_bounds(command.bounds), command.threshold, command.at, command.interval)
-    report = analyze(groups, options, notes)
+    groups, report = make_report(command)
     if outputs:
         with whole_files(*outputs.values()) as beside:
             for kind, path in zip(outputs, beside, strict=True):
                 write(kind, path, report, groups, command)
     console = Console()
-    console.print(*(to_rich(table) for table in (task_table(report), overall_table(report)) if table is not None))
+    console.print(*(to_rich(table) for table in tables(report)[:2]))
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     if outputs:
         print(f"wrote {' and '.join(map(str, outputs.values()))}")
+
+
+def make_report(command: ReportCommand) -> tuple[list[RunGroup], Report]:
+    """Return the groups of runs and their analysis."""
+    metric, groups, notes = load(command.runs, command.metric)
+    bounds = parse_bounds(command.bounds)
+    options = Options(metric, bounds, command.threshold, command.at, command.interval, command.rows)
+    return groups, analyze(groups, options, notes)
+
+
+def update_pages(pages: Sequence[Path]) -> None:
+    """Write the tables of all pages anew, or none of them. Raises ConfigError for a page without a table."""
+    with whole_files(*pages) as beside:
+        for page, new in zip(pages, beside, strict=True):
+            try:
+                text = page.read_text(encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"cannot read {page}: {error}") from error
+            if not TABLE.search(text):
+                raise ConfigError(f"{page} has no table below a comment <!-- marl report ... -->; add one")
+            new.write_text(TABLE.sub(updated_table, text), encoding="utf-8")
+    print(f"wrote the tables of {' and '.join(map(str, pages))}")
+
+
+def updated_table(found: re.Match[str]) -> str:
+    """Return a comment with a command, and the first table that the command makes."""
+    made = tables(make_report(tyro.cli(ReportCommand, args=shlex.split(found[1])))[1])
+    if not made:
+        raise ConfigError(f"marl report {found[1]} makes no table; the runs need two tasks and bounds")
+    return f"<!-- marl report {found[1]} -->\n\n{to_markdown(made[0])}"
 
 
 def load(paths: Sequence[Path], metric: str | None) -> tuple[str, list[RunGroup], list[str]]:

@@ -80,7 +80,7 @@ def task_table(report: Report) -> Table:
     for row in report.rows:
         cells = [task_label(row.group.env, tasks), label(row.group.name), str(len(row.group.curves))]
         cells.append(step_count(row.steps[-1]))
-        cells += ["-" if each is None else format_score(metric, each.value) for each in row.at]
+        cells += ["-" if each is None else estimate(metric, each) for each in row.at]
         if options.threshold is not None:
             cells.append("-" if row.reached is None else step_count(row.reached))
         mark = " *" if any_tested and not row.tested else ""
@@ -89,6 +89,23 @@ def task_table(report: Report) -> Table:
         cells += [published_cell(row, metric)] if published else []
         rows.append(tuple(cells))
     return Table(f"{metric} by task", tuple(headers), tuple(rows), tuple(task_notes(report)))
+
+
+def score_table(report: Report) -> Table:
+    """Return the table of final scores, one row for each agent and a column for each task, or the other way round."""
+    tasks, names = report.tasks, report.names
+    found = {(row.group.env, row.group.name): estimate(report.options.metric, row.final) for row in report.rows}
+    shown = [task_label(task, tasks) for task in tasks]
+    if report.options.rows == "agents":
+        headers = ("agent", *shown)
+        rows = [(label(name), *(found.get((task, name), "-") for task in tasks)) for name in names]
+    else:
+        headers = ("task", *map(label, names))
+        rows = [
+            (text, *(found.get((task, name), "-") for name in names)) for task, text in zip(tasks, shown, strict=True)
+        ]
+    at_end = next(iter(task_notes(report)))
+    return Table(f"{report.options.metric} at the end (95 %)", headers, tuple(rows), (at_end,), left=1)
 
 
 def task_notes(report: Report) -> Iterable[str]:
@@ -165,7 +182,8 @@ def _rounded(each: Estimate, digits: int = 2) -> tuple[float, float, float]:
 
 def tables(report: Report) -> list[Table]:
     """Return all tables that a report has."""
-    return [made for made in (task_table(report), overall_table(report), improvement_table(report)) if made]
+    by_task = {"runs": task_table, "overall": lambda _: None}.get(report.options.rows, score_table)
+    return [made for made in (by_task(report), overall_table(report), improvement_table(report)) if made]
 
 
 def to_rich(table: Table) -> RichTable:

@@ -11,6 +11,7 @@ import torch
 from marl import run
 from marl.config import default_config, override
 from marl.errors import CheckpointError, ConfigError, UnknownNameError
+from marl.experiments.report.results_file import read_results
 from marl.experiments.transfer import Transfer, transfer
 from marl.policy_io import load_policy
 from marl.registry import AGENTS, tasks_of
@@ -167,8 +168,14 @@ def test_transfer_compares_and_goes_on_where_it_was(tmp_path, capsys, monkeypatc
     assert trained == ["mat-1-source", "mat-1-pretrained", "mat-1-pretrained", "mat-1-scratch"]
     transfer(asked)
     whole = json.loads((tmp_path / "transfer" / "transfer.json").read_text())
-    assert whole["steps"] == {"mat": {"0": 0, "5": 32, "10": 64}}
-    assert [sorted(seeds) for seeds in whole["scores"]["mat"]["scratch"].values()] == [["1", "2"]] * 3
+    for split in ("environments", "test"):
+        assert set(whole[split]["toy/penalty,penalty=-50"]) == {"mat pretrained", "mat scratch"}
+        for seeds in whole[split]["toy/penalty,penalty=-50"].values():
+            assert {seed: sorted(map(int, curve)) for seed, curve in seeds.items()} == {
+                seed: [0, 32, 64] for seed in ("1", "2")
+            }
+    metric, groups = read_results(tmp_path / "transfer" / "transfer.json")
+    assert (metric, [group.name for group in groups]) == ("return", ["mat pretrained", "mat scratch"])
     count = len(trained)
     transfer(asked)
     assert len(trained) == count == 4 + 2 + 5

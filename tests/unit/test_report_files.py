@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from marl.experiments.report.page import page
 from marl.experiments.report.results_file import read_results, to_json, to_marl_eval
 from marl.experiments.report.runs import RunGroup, read_clock
 from marl.experiments.report.styles import COLORS, color, dashes, label, shorten, task_label
-from marl.experiments.report.tables import latex_page, markdown_page, to_csv
+from marl.experiments.report.tables import latex_page, markdown_page, tables, to_csv
 
 STEPS = (1000, 20_000, 30_000)
 
@@ -115,12 +116,42 @@ def test_tables_as_text():
     assert (float(end["value"]), end["seeds"], end["split"], end["step"]) == (0.3, "3", "test", "30000")
     assert {r["statistic"] for r in rows if r["task"] == "all"} >= {"IQM", "median", "optimality gap"}
     markdown = markdown_page(REPORT)
-    assert "| a | MAT | 3 | 30 k | 30 % | 20 k | 30 % (20 to 40) | 27 % | 50 % at 30 k |" in markdown
+    assert "| a | MAT | 3 | 30 k | 30 % (20 to 40) | 20 k | 30 % (20 to 40) | 27 % | 50 % at 30 k |" in markdown
     assert "**Warning:** fewer than 5 seeds" in markdown
     latex = latex_page(REPORT)
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 3
-    assert "a & MAT & 3 & 30 k & 30 \\% & 20 k & 30 \\% (20 to 40)" in latex
+    assert "a & MAT & 3 & 30 k & 30 \\% (20 to 40) & 20 k & 30 \\% (20 to 40)" in latex
     assert not re.search(r"(?<!\\)%(?! Needs| Warning)", latex)
+
+
+def test_final_scores_by_agent_and_by_task():
+    by_agent, by_task, overall = (
+        tables(analyze(make_groups(), Options("success", rows=rows)))[0] for rows in ("agents", "tasks", "overall")
+    )
+    assert by_agent.headers == ("agent", "a", "b")
+    assert by_agent.rows[0] == ("MAT", "30 % (20 to 40)", "30 % (20 to 40)")
+    assert [row[0] for row in by_task.rows] == ["a", "b"]
+    assert by_task.headers == ("task", *(row[0] for row in by_agent.rows))
+    assert by_task.rows[1][1] == by_agent.rows[0][2]
+    assert overall.headers[1].startswith("IQM")
+
+
+def test_tables_of_a_page_are_written_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.json").write_text(json.dumps(to_json(make_groups(), "success")))
+    before, comment = "# Page\n\n", "<!-- marl report r.json --rows agents -->\n\n"
+    Path("page.md").write_text(before + comment + "| old |\n\nText | stays.\n")
+    compare_runs(ReportCommand(update=(Path("page.md"),)))
+    text = Path("page.md").read_text()
+    assert text.startswith(before + comment + "| agent | a | b |\n|---|---|---|\n| MAT | 30 % (20 to 40) |")
+    assert text.endswith("|\n\nText | stays.\n")
+    Path("other.md").write_text("<!-- marl report none.json -->\n\n| old |\n")
+    with pytest.raises(ConfigError, match="cannot read none"):
+        compare_runs(ReportCommand(update=(Path("page.md"), Path("other.md"))))
+    Path("other.md").write_text("no table\n")
+    with pytest.raises(ConfigError, match="has no table below a comment"):
+        compare_runs(ReportCommand(update=(Path("other.md"),)))
+    assert Path("page.md").read_text() == text
 
 
 class Links(HTMLParser):
