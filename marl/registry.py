@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -298,6 +298,26 @@ def register_objective(name: str, summary: str = "") -> Callable[[type], Any]:
         return kind
 
     return decorate
+
+
+TextModel = Callable[[Sequence[str], int], list[str]]
+"""Function `write(prompts, max_tokens)` that returns one text for each prompt."""
+TEXT_MODELS: list[Callable[[str], TextModel]] = []
+"""The function that opens frozen language models for environments, registered by the language agents."""
+
+
+def register_text_models(open_model: Callable[[str], TextModel]) -> Callable[[str], TextModel]:
+    """Register `open_model(name) -> TextModel`, which raises ConfigError for a model that cannot be opened."""
+    TEXT_MODELS[:] = [open_model]
+    return open_model
+
+
+def open_text_model(name: str) -> TextModel:
+    """Return a frozen language model that writes texts. Raises ConfigError if there is none of that name."""
+    AGENTS.load()
+    if not TEXT_MODELS:
+        raise ConfigError(f"text model {name!r} cannot be opened, because the language agents are not there")
+    return TEXT_MODELS[0](name)
 
 
 BRIDGES: list[Callable[[Any, str], Any]] = []

@@ -13,13 +13,14 @@ from marl.agents.lm.policy import TokenPolicy
 from marl.agents.lm.twosome import Twosome, TwosomeOptions
 from marl.config import RunConfig, flatten
 from marl.errors import ConfigError
-from marl.registry import register_agent
+from marl.registry import TextModel, register_agent, register_text_models
 from marl.types import EnvSpec
 
 LEARN: dict[str, Any] = {"epochs": 4, "max_grad_norm": 1.0}
 TOKENS = LEARN | {"token_credit": "sequential", "ratio_level": "node"}
 EPISODES = TOKENS | {"critic": "none", "value_coef": 0.0, "whole_episodes": True}
 GROUPS = EPISODES | {"group_size": 8, "clip_high": 0.28, "entropy_coef": 0.0}
+
 
 ALGORITHMS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "poad": (
@@ -143,3 +144,11 @@ def make_twosome(spec: EnvSpec, options: TwosomeOptions) -> Twosome:
 def make_etpo(spec: EnvSpec, options: ETPOOptions) -> ETPOPolicy:
     """Return ETPO for `spec`."""
     return ETPOPolicy(spec, options, open_backbone(spec, options))
+
+
+@register_text_models
+def open_text_model(name: str) -> TextModel:
+    """Return a frozen pretrained model that writes texts; see `marl.agents.lm.text_model`."""
+    from marl.agents.lm.text_model import load_writer
+
+    return load_writer(name)

@@ -17,6 +17,7 @@ from marl.envs.text_starcraft.engine import simulator
 from marl.envs.text_starcraft.engine.observation import LABEL_TEXTS, PLANNED_UNITS, information
 from marl.envs.text_starcraft.engine.scenarios import SCENARIOS
 from marl.envs.text_starcraft.engine.state import (
+    CHOICE,
     FAILURES,
     GAME,
     KILLED,
@@ -37,7 +38,9 @@ from marl.envs.text_starcraft.engine.state import (
     random_stream,
 )
 from marl.envs.text_starcraft.metrics import metrics
-from marl.envs.text_starcraft.parsing import UNKNOWN, parse_actions, result_line, unknown_action
+from marl.envs.text_starcraft.parsing import UNKNOWN, choice_line, parse_actions, result_line, unknown_action
+from marl.envs.text_starcraft.roles import ROLE_LINES, TEAM, other_role, role_masks
+from marl.envs.text_starcraft.summaries import KEPT_FRAMES, Summarizer
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError
 from marl.protocols import State
 from marl.types import EnvSpec, Final, Obs, Step, VectorStep
@@ -66,20 +69,31 @@ class Games:
         if must_compile(simulator.advance):
             print("text-starcraft: compiling the simulator, once, in up to a minute ...", file=sys.stderr, flush=True)
         self.scenario, self.options = SCENARIOS[task], options
-        self.frames = options.frames or (SCENARIO_FRAMES if self.scenario.number else 1)
+        self.frames = options.window(SCENARIO_FRAMES if self.scenario.number else 1)
         self.reads_text = options.observation == "text"
-        self._texts = 0 if not self.reads_text else 1 if self.frames == 1 else 2
+        self.summarizer = None
+        if options.summary == "model":
+            self.summarizer = Summarizer(options.summary_model, options.summary_tokens, self.frames)
+        self._texts = 0 if not self.reads_text else 1 if self.frames == 1 or self.summarizer else 2
+        self.lists_candidates = self.reads_text and options.candidates
+        self.choices = options.actions if self.lists_candidates else 1
+        self.agents = TEAM if options.two_agents else ("protoss",)
+        self.role_masks = role_masks(self.agents)
         self.games, self.views = new_games(num_envs), new_views(num_envs)
         core = self.games.core
         core[:, SCENARIO], core[:, LEVEL] = self.scenario.number, self.scenario.level
         core[:, LIMITS] = options.building_limits
         core[:, MAX_STEPS] = options.max_steps or self.scenario.max_steps
         self.spec = self._spec(task)
-        self._actions = np.full((num_envs, options.actions), -1)
+        self._actions = np.full((num_envs, options.actions // self.choices, len(self.agents)), -1)
+        kept = min(KEPT_FRAMES, self.frames) if self.summarizer else 0
+        self._kept = np.zeros((num_envs, kept, TEXT_BYTES if kept else 0), np.uint8)
+        self._kept_lengths = np.zeros((num_envs, kept), np.int64)
+        self._heads = [""] * num_envs
         self._unknown: list[list[str]] = [[] for _ in range(num_envs)]
-        self._results: dict[tuple[int, int], str] = {}
-        self._candidates: dict[bytes, tuple[tuple[str, ...]]] = {}
-        self._alive = np.ones((num_envs, 1), bool)
+        self._results: dict[tuple[int, int, int], str] = {}
+        self._candidates: dict[bytes, tuple[tuple[str, ...], ...]] = {}
+        self._alive = np.ones((num_envs, len(self.agents)), bool)
         parts = np.array_split(np.arange(num_envs), min(threads, num_envs))
         self._parts = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
         self._pool = ThreadPoolExecutor(len(self._parts)) if len(self._parts) > 1 else None
@@ -90,10 +104,12 @@ class Games:
         name, steps = f"text-starcraft/{task}", int(self.games.core[0, MAX_STEPS])
         if not self.reads_text:
             box = spaces.Box(-np.inf, np.inf, (_NUM_NUMBERS,), np.float32)
-            return EnvSpec(name, ("protoss",), box, spaces.Discrete(NUM_ACTIONS), steps)
+            types = self.agents if self.options.two_agents else ()
+            return EnvSpec(name, self.agents, box, spaces.Discrete(NUM_ACTIONS), steps, agent_types=types)
         return EnvSpec(
             name=name,
-            agents=("protoss",),
+            agents=self.agents,
+            agent_types=self.agents if self.options.two_agents else (),
             observation_space=spaces.Text(MAX_PROMPT, charset=PRINTABLE),
             action_space=spaces.Text(MAX_ACTION, charset=PRINTABLE),
             max_steps=steps,
@@ -105,6 +121,8 @@ class Games:
                 result_line(0, 0),
                 UNKNOWN,
                 *(scenario.goal for scenario in SCENARIOS.values()),
+                *(TEAM_WORDS if self.options.two_agents else ()),
+                *(CHOICE_WORDS if self.choices > 1 else ()),
                 "Goal: Decisions: <>0123456789.",
             ),
         )
@@ -118,24 +136,54 @@ class Games:
         simulator.restart(self.games, self.views, np.asarray(indices, np.int64), self._texts)
         for index in indices:
             self._unknown[index] = []
+        self._read_heads(indices, summaries=False)
 
     def advance(self, action: np.ndarray) -> int:
-        """Play one decision (E, 1) of every game. Return the number of ended episodes. Raises EnvironmentContractError
+        """Play one decision (E, N) of every game. Return the number of ended episodes. Raises EnvironmentContractError
         for actions of another kind."""
         self._read(action)
-        if self._pool is None:
-            return self._advance(self._parts[0])
-        return sum(self._pool.map(self._advance, self._parts))
+        ended = self._advance(self._parts[0]) if self._pool is None else sum(self._pool.map(self._advance, self._parts))
+        if self.reads_text:
+            core = self.games.core
+            self._read_heads(np.flatnonzero((core[:, CHOICE] == 0) | (core[:, RUNNING] == 0)), summaries=True)
+        return ended
 
     def _advance(self, part: slice) -> int:
-        win = float(self.options.reward_win)
-        return simulator.advance(self.games[part], self.views[part], self._actions[part], self.frames, win, self._texts)
+        return simulator.advance(
+            self.games[part],
+            self.views[part],
+            self._kept[part],
+            self._kept_lengths[part],
+            self._actions[part],
+            self.frames,
+            self.choices,
+            float(self.options.reward_win),
+            self._texts,
+        )
+
+    def _read_heads(self, indices: Sequence[int] | np.ndarray, summaries: bool) -> None:
+        """Keep what prompts begin with until the next window: a frame, and what changed or a model's summary."""
+        if not self.reads_text:
+            return
+        for index in indices:
+            view = self.views[index]
+            self._heads[index] = view.text[: view.length].tobytes().decode("ascii")
+        if self.summarizer is not None and summaries and len(indices):
+            texts = self.summarizer.summarize([self._window(int(index)) for index in indices])
+            for index, text in zip(indices, texts, strict=True):
+                self._heads[index] += text
+
+    def _window(self, index: int) -> list[str]:
+        """Return the frames that were kept of the present window, in order."""
+        rows = zip(self._kept[index], self._kept_lengths[index], strict=True)
+        frames = [text[:length].tobytes().decode("ascii") for text, length in rows if length]
+        return frames or [self._heads[index]]
 
     def _read(self, action: np.ndarray) -> None:
-        """Fill `_actions` (E, L) with ids."""
+        """Fill `_actions` (E, L, N) with ids."""
         name, count = self.spec.name, len(self.games)
-        if action.shape != (count, 1):
-            raise EnvironmentContractError(f"{name}: the action's shape is {action.shape}; give {(count, 1)}")
+        if action.shape != self._alive.shape:
+            raise EnvironmentContractError(f"{name}: the action's shape is {action.shape}; give {self._alive.shape}")
         if not self.games.core[:, RUNNING].all():
             raise RuntimeError(f"{name}: step without a running episode; call reset first")
         if not self.reads_text:
@@ -144,56 +192,81 @@ class Games:
                     f"{name}: action {action.ravel().tolist()} is out of range; give whole numbers from 0 to "
                     f"{NUM_ACTIONS - 1}"
                 )
-            self._actions[:] = action
+            self._actions[:, 0] = action
+            self._refuse_roles()
             return
-        for text in action[:, 0]:
+        for text in action.flat:
             if not isinstance(text, str):
                 raise EnvironmentContractError(f"{name}: action {text!r:.100} is no text; give a string")
         self._actions[:] = -1
-        for index, text in enumerate(action[:, 0]):
-            ids, self._unknown[index] = parse_actions(text, self.options.actions)
-            self._actions[index, : len(ids)] = ids
+        for index in range(count):
+            if self.games.core[index, CHOICE] == 0:
+                self._unknown[index] = []
+            for agent, text in enumerate(action[index]):
+                ids, unknown = parse_actions(text, self._actions.shape[1])
+                self._actions[index, : len(ids), agent] = ids
+                self._unknown[index] += [self._signed(agent, line) for line in unknown]
+                self.games.core[index, FAILURES] += len(unknown)
+        self._refuse_roles()
+
+    def _refuse_roles(self) -> None:
+        """Take out of `_actions` those that belong to the other agent of a team, as failures with a reason."""
+        if len(self.agents) == 1:
+            return
+        allowed = np.take_along_axis(self.role_masks.T[None], np.maximum(self._actions, 0), axis=1)
+        for index, place, agent in np.argwhere((allowed == 0) & (self._actions >= 0)).tolist():
+            action = int(self._actions[index, place, agent])
+            self._actions[index, place, agent] = -1
+            self.games.core[index, FAILURES] += 1
+            line = f"Action failed: {ACTIONS[action]}, Reason: {other_role(action)}\n"
+            self._unknown[index].append(self._signed(agent, line))
+
+    def _signed(self, agent: int, line: str) -> str:
+        """Return a line about an action, in a team with the agent's name before it."""
+        return line if len(self.agents) == 1 else f"{self.agents[agent]}: {line}"
 
     def obs(self, index: int | None = None) -> Obs:
         """The observation of one game, or of all with a leading axis E. Arrays are copies."""
         chosen = range(len(self.games)) if index is None else (index,)
         if not self.reads_text:
-            rows = self._numbers(chosen)[:, None]
-            mask = self.views.mask[list(chosen)].view(bool)[:, None]
+            rows = np.repeat(self._numbers(chosen)[:, None], len(self.agents), axis=1)
+            mask = (self.views.mask[list(chosen)][:, None] & self.role_masks).view(bool)
             return Obs(rows[0], self._alive[0], mask[0]) if index is not None else Obs(rows, self._alive, mask)
-        prompts = tuple((self.prompt(each),) for each in chosen)
-        candidates = tuple(self._choices(each) for each in chosen) if self._lists_candidates else None
+        prompts = tuple(self.prompts(each) for each in chosen)
+        candidates = tuple(self._list(each) for each in chosen) if self.lists_candidates else None
         if index is None:
             return Obs(prompts, self._alive, candidates=candidates)
         return Obs(prompts[0], self._alive[0], candidates=candidates and candidates[0])
 
-    @property
-    def _lists_candidates(self) -> bool:
-        return self.options.candidates and self.options.actions == 1
+    def prompts(self, index: int) -> tuple[str, ...]:
+        """Return the prompt of each agent: `prompt`, in a team with the agent's role at its end."""
+        text = self.prompt(index)
+        return tuple(text + ROLE_LINES[agent] if agent in ROLE_LINES else text for agent in self.agents)
 
     def prompt(self, index: int) -> str:
-        """The single-frame text, what has changed, and what became of the last decision's actions."""
-        view = self.views[index]
-        text = self.views.text[index, : view.length].tobytes().decode("ascii")
-        for action, reason in self.games.results[index].tolist():
-            if action < 0:
-                break
-            text += self._result(action, reason)
-        return text + "".join(self._unknown[index])
+        """Return the frame at the start of the window, its summary, and what became of the actions since."""
+        text = self._heads[index]
+        for action, reason, agent in self.games.results[index].tolist():
+            if action >= 0:
+                text += self._result(action, reason, agent)
+        text += "".join(self._unknown[index])
+        choice = int(self.games.core[index, CHOICE])
+        return text + choice_line(choice + 1, self.choices) if choice else text
 
-    def _result(self, action: int, reason: int) -> str:
-        line = self._results.get((action, reason))
+    def _result(self, action: int, reason: int, agent: int) -> str:
+        line = self._results.get((action, reason, agent))
         if line is None:
-            line = self._results[action, reason] = result_line(action, reason)
+            line = self._results[action, reason, agent] = self._signed(agent, result_line(action, reason))
         return line
 
-    def _choices(self, index: int) -> tuple[tuple[str, ...]]:
+    def _list(self, index: int) -> tuple[tuple[str, ...], ...]:
         key = self.views.mask[index].tobytes()
         row = self._candidates.get(key)
         if row is None:
             if len(self._candidates) > 10_000:
                 self._candidates.clear()
-            row = (tuple(ACTIONS[action] for action, given in enumerate(key) if given),)
+            masks = (self.views.mask[index] & self.role_masks).tolist()
+            row = tuple(tuple(ACTIONS[action] for action, given in enumerate(mask) if given) for mask in masks)
             self._candidates[key] = row
         return row
 
@@ -241,20 +314,24 @@ class Games:
     def get_state(self, index: int) -> State:
         """Return a copy of one game's state."""
         fields: dict[str, Any] = {name: self.games[name][index].copy() for name in GAME.names or ()}
-        return {"task": self.spec.name, "unknown": list(self._unknown[index]), **fields}
+        texts = {"head": self._heads[index], "unknown": list(self._unknown[index])}
+        kept = {"kept": self._kept[index].copy(), "kept_lengths": self._kept_lengths[index].copy()}
+        return {"task": self.spec.name, **texts, **kept, **fields}
 
     def set_state(self, index: int, state: State) -> None:
         """Raises CheckpointError for a state of another task or version."""
         for name in GAME.names or ():
-            given = np.asarray(state.get(name))
-            if state.get("task") != self.spec.name or given.shape != self.games[name][index].shape:
+            given, kept = np.asarray(state.get(name)), np.asarray(state.get("kept"))
+            same = given.shape == self.games[name][index].shape and kept.shape == self._kept[index].shape
+            if state.get("task") != self.spec.name or not same:
                 raise CheckpointError(
                     f"{self.spec.name}: the state was saved in {state.get('task')} or by another version; begin a new "
                     "episode"
                 )
         for name in GAME.names or ():
             self.games[name][index] = state[name]
-        self._unknown[index] = list(state["unknown"])
+        self._kept[index], self._kept_lengths[index] = state["kept"], state["kept_lengths"]
+        self._heads[index], self._unknown[index] = state["head"], list(state["unknown"])
         simulator.refresh(self.games, self.views, np.array([index]), self._texts)
 
     def close(self) -> None:
@@ -263,6 +340,8 @@ class Games:
             self._pool.shutdown()
 
 
+TEAM_WORDS = (*ROLE_LINES.values(), *(f"{agent}: " for agent in TEAM), *map(other_role, range(NUM_ACTIONS)))
+CHOICE_WORDS = (choice_line(0, 0),)
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n\t\r\x0b\x0c"
 
 
@@ -304,7 +383,7 @@ class TextStarcraftVector:
         games = self.games
         count = games.advance(np.asarray(action))
         views = games.views
-        reward = views.reward.astype(np.float32)[:, None]
+        reward = np.repeat(views.reward.astype(np.float32)[:, None], len(games.agents), axis=1)
         terminated, truncated = views.terminated.astype(bool), views.truncated.astype(bool)
         duration, final = views.duration.copy(), None
         if count:
@@ -359,7 +438,7 @@ class TextStarcraftEnv:
         """Play one decision."""
         ended, view = self.games.advance(np.asarray(action)[None]), self.games.views[0]
         info = self.games.infos([0])[0] if ended else {}
-        reward = np.array([view.reward], np.float32)
+        reward = np.full(len(self.games.agents), view.reward, np.float32)
         return Step(self.games.obs(0), reward, bool(view.terminated), bool(view.truncated), info, int(view.duration))
 
     def information(self) -> dict[str, Any]:

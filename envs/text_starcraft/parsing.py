@@ -55,6 +55,11 @@ def result_line(action: int, reason: int) -> str:
     return f"Action failed: {ACTIONS[action]}, Reason: {explain(reason, action)}\n"
 
 
+def choice_line(number: int, count: int) -> str:
+    """Return the line that ends the prompts within a window."""
+    return f"Choice {number} of {count}.\n"
+
+
 def decisions_text(actions: list[int]) -> str:
     """The text that names actions as the original's agents do."""
     return "\n".join(["Decisions:", *(f"{place}: <{ACTIONS[action]}>" for place, action in enumerate(actions))])

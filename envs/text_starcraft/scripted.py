@@ -286,16 +286,18 @@ class ScriptedPlayer(Policy):
 
         if self.reads_text:
             if obs.candidates is None:
-                raise ConfigError(f"{self.spec.name}: this agent needs candidates; leave candidates and actions alone")
-            rows = [read_text(p[0], c[0]) for p, c in zip(obs.agents, obs.candidates, strict=True)]
+                raise ConfigError(f"{self.spec.name}: this agent needs candidates; leave candidates alone")
+            pairs = zip(obs.agents, obs.candidates, strict=True)
+            rows = [[read_text(*agent) for agent in zip(*pair, strict=True)] for pair in pairs]
         else:
-            numbers = np.rint(obs.agents[:, 0] / NUMBER_SCALE)
+            numbers = np.rint(obs.agents / NUMBER_SCALE)
             assert obs.action_mask is not None
+            pairs = zip(numbers, obs.action_mask, strict=True)
             rows = [
-                Reading(row[1 : 1 + NUM_SHOWN], row[0], mask)
-                for row, mask in zip(numbers, obs.action_mask[:, 0], strict=True)
+                [Reading(row[1 : 1 + NUM_SHOWN], row[0], mask) for row, mask in zip(*pair, strict=True)]
+                for pair in pairs
             ]
-        action = torch.tensor([[ACTION_ID[choose(self.style, row)]] for row in rows])
+        action = torch.tensor([[ACTION_ID[choose(self.style, agent)] for agent in row] for row in rows])
         return {"action": action, "alive": torch.as_tensor(obs.alive)}
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:  # noqa: ARG002
@@ -314,7 +316,7 @@ class ScriptedPlayer(Policy):
         raise NotImplementedError("this agent does not learn")
 
     def value(self, inputs: Inputs) -> Tensor:
-        """Return zeros (E, 1)."""
+        """Return zeros (E, N)."""
         return torch.zeros(inputs["alive"].shape)
 
 

@@ -1,12 +1,15 @@
 """Text StarCraft keeps the contract of environments: text, vector, candidates, free text, batches, saved states."""
 
+import re
+
 import numpy as np
 import pytest
 
 pytest.importorskip("numba")
 
 from marl.envs.testing import check_env, check_vector_env
-from marl.envs.text_starcraft import TASKS, batch, make
+from marl.envs.text_starcraft import TASKS, batch, make, roles
+from marl.envs.text_starcraft import summaries as registry
 from marl.envs.text_starcraft.data.names import ACTIONS, LEVELS
 from marl.envs.text_starcraft.engine import state as st
 from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, UnknownNameError
@@ -21,6 +24,7 @@ from marl.errors import CheckpointError, ConfigError, EnvironmentContractError, 
         ("defend", {"frames": 20}),
         ("tech", {"max_steps": 40, "frames": 10, "actions": 5}),
         ("expand", {"max_steps": 40, "candidates": False}),
+        ("defend", {"max_steps": 40, "frames": 6, "actions": 3, "two_agents": True}),
     ],
 )
 def test_games_keep_the_contract(task, options):
@@ -29,7 +33,8 @@ def test_games_keep_the_contract(task, options):
 
 
 @pytest.mark.parametrize(
-    ("task", "options"), [("pvz-10", {"frames": 10, "max_steps": 180}), ("opening", {"max_steps": 90})]
+    ("task", "options"),
+    [("pvz-10", {"frames": 10, "max_steps": 180}), ("opening", {"max_steps": 90}), ("defend", {"two_agents": True})],
 )
 @pytest.mark.parametrize("observation", ["text", "vector"])
 def test_batches_keep_the_contract(task, options, observation):
@@ -110,7 +115,7 @@ def test_free_text_is_an_action_or_a_failure_with_its_reason():
 
 
 def test_five_actions_are_spread_over_ten_frames():
-    env = make("opening", frames=10, actions=5, building_limits=False)
+    env = make("opening", frames=10, actions=5, building_limits=False, candidates=False)
     assert env.reset(0).candidates is None
     decisions = "Decisions:\n0: <TRAIN PROBE>\n1: <BUILD NEXUS>\n2: <CHRONOBOOST NEXUS>\n3: <EMPTY ACTION>\n4: <OH NO>"
     step = env.step(np.array([decisions], dtype=object))
@@ -124,6 +129,80 @@ def test_five_actions_are_spread_over_ten_frames():
     assert work == 2 * 272 - 10 * 8 - 4 * 6
 
 
+def test_candidates_of_five_actions_are_five_decisions_on_one_prompt():
+    """Each is taken as late as it is carried out, and its candidates are those of that moment."""
+    env = make("opening", actions=5)
+    obs, durations, prompts = env.reset(0), [], []
+    for _ in range(6):
+        train = "TRAIN PROBE" in obs.candidates[0]
+        prompts.append(obs.agents[0])
+        step = env.step(np.array(["TRAIN PROBE" if train else "EMPTY ACTION"], dtype=object))
+        obs = step.obs
+        durations.append(step.duration)
+    assert durations == [2, 2, 2, 3, 1, 2]
+    results = ["Action executed: TRAIN PROBE\n", *["Action executed: EMPTY ACTION\n"] * 3]
+    for number in range(1, 5):
+        assert prompts[number] == prompts[0] + "".join(results[:number]) + f"Choice {number + 1} of 5.\n"
+    assert "Changes since the decision before:\n- Mineral: 50 -> 0\n" in prompts[5]
+
+
+def test_a_game_saved_between_choices_goes_on():
+    env, other = make("opening", actions=3), make("opening", actions=3)
+    env.reset(1)
+    wait = np.array(["EMPTY ACTION"], dtype=object)
+    env.step(wait)
+    obs = other.set_state(env.get_state())
+    assert obs.agents[0].endswith("Choice 2 of 3.\n")
+    for _ in range(4):
+        assert env.step(wait).obs == other.step(wait).obs
+
+
+def test_a_model_summarizes_frames_of_the_window(monkeypatch):
+    asked = []
+
+    def write(prompts, max_tokens):
+        asked.extend(prompts)
+        return [f"{max_tokens} tokens\nfor caf\u00e9 {len(prompts)}" for _ in prompts]
+
+    monkeypatch.setattr(registry, "open_text_model", lambda name: {"some-model": write}[name])
+    env = batch("opening", 2, summary="model", summary_model="some-model", summary_tokens=9, actions=2, frames=20)
+    obs = env.reset([0, 1])
+    wait = np.array([["EMPTY ACTION"]] * 2, dtype=object)
+    assert not asked
+    assert "Summary" not in obs.agents[0][0]
+    env.step(wait)
+    assert not asked
+    prompt = env.step(wait).obs.agents[0][0]
+    assert len(asked) == 2
+    times = re.findall(r"Observation (\d): At 00:0(\d)", asked[0])
+    assert times == [("1", "0"), ("2", "1"), ("3", "2"), ("4", "2"), ("5", "3")]
+    assert "Summary of the last 20 steps:\n9 tokens for caf? 2\nAction executed: EMPTY ACTION" in prompt
+
+
+def test_economy_and_army_share_a_base():
+    env = make("defend", two_agents=True, building_limits=False)
+    obs = env.reset(0)
+    economy, army = map(set, obs.candidates)
+    assert env.spec.agents == ("economy", "army")
+    assert economy & army == {"EMPTY ACTION"}
+    assert "TRAIN PROBE" in economy
+    assert {"TRAIN ZEALOT", "BUILD PHOTONCANNON"} <= army
+    assert obs.agents[0].endswith("You are the economy agent: " + roles.ROLE_LINES["economy"].partition(": ")[2])
+    step = env.step(np.array(["TRAIN PROBE", "TRAIN ZEALOT"], dtype=object))
+    assert step.reward.shape == (2,)
+    assert "economy: Action executed: TRAIN PROBE\narmy: Action executed: TRAIN ZEALOT\n" in step.obs.agents[0]
+    failed = env.step(np.array(["TRAIN STALKER", "<BUILD PYLON>"], dtype=object)).obs.agents[1]
+    assert "economy: Action failed: TRAIN STALKER, Reason: an action of the army agent\n" in failed
+    assert "army: Action failed: BUILD PYLON, Reason: an action of the economy agent\n" in failed
+    assert env.games.games.core[0, st.FAILURES] == 2
+
+
+def test_every_action_of_a_team_has_an_agent():
+    masks = roles.role_masks(("economy", "army"))
+    assert masks.sum(axis=0).tolist() == [1] * 71 + [2]
+    assert masks.sum(axis=1).tolist() == [46, 27]
+
+
 def test_levels_and_options_that_do_not_exist_are_refused():
     assert len(TASKS) == len(LEVELS) + 4
     for task in ("pvz-11", "pvz-0", "tvz-1", "attack"):
@@ -131,11 +210,15 @@ def test_levels_and_options_that_do_not_exist_are_refused():
             make(task)
     with pytest.raises(UnknownNameError, match="frames"):
         make("pvz-1", frame=2)
-    for options in ({"frames": 0}, {"actions": 11}, {"max_steps": 0}, {"observation": "image"}, {"summary": "model"}):
+    for options in ({"frames": 0}, {"actions": 11}, {"max_steps": 0}, {"observation": "image"}, {"summary": "none"}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             make("pvz-1", **options)
     with pytest.raises(ConfigError, match="needs text"):
         make("pvz-1", actions=2, observation="vector")
+    with pytest.raises(ConfigError, match="summary='model' needs text"):
+        make("pvz-1", summary="model", observation="vector")
+    with pytest.raises(ConfigError, match="give frames=4 or more, or candidates=False"):
+        make("pvz-1", actions=4, frames=3)
     with pytest.raises(ConfigError, match="num_envs=0"):
         batch("pvz-1", 0)
 

@@ -14,6 +14,7 @@ from marl.envs.text_starcraft.win_rates import count_wins
 from marl.envs.toy import TASKS as TOY_TASKS
 from marl.envs.toy import make as make_toy
 from marl.errors import ConfigError
+from marl.evaluation import paired_seeds, run_episodes
 
 pytestmark = pytest.mark.timeout(900)  # the first test may compile the simulator
 
@@ -144,3 +145,9 @@ def test_actions_of_styles_exist():
     for style in STYLES.values():
         assert {order.action for order in style.orders} <= set(ACTION_ID)
         assert {action for action, _, _ in style.army} <= set(ACTION_ID)
+
+
+def test_an_economy_and_an_army_by_script_beat_the_first_level():
+    env = batch("pvz-1", 2, frames=10, observation="vector", two_agents=True)
+    rows = run_episodes(ScriptedPlayer(env.spec, "gateway"), env, paired_seeds(2))
+    assert [row.info["success"] for row in rows] == [1.0, 1.0]

@@ -5,7 +5,7 @@ from marl.envs.text_starcraft.engine.commands import apply_action, find_reason, 
 from marl.envs.text_starcraft.engine.compiling import compiled, entry
 from marl.envs.text_starcraft.engine.economy import count_types, distribute_workers, mine
 from marl.envs.text_starcraft.engine.movement import move_groups
-from marl.envs.text_starcraft.engine.observation import look, show, write_changes, write_frame
+from marl.envs.text_starcraft.engine.observation import copy, look, show, write_changes, write_frame
 from marl.envs.text_starcraft.engine.production import advance_pending, advance_structures, group_supply
 from marl.envs.text_starcraft.engine.scenarios import FULL_GAME, begin_game, score, technologies
 from marl.envs.text_starcraft.engine.state import (
@@ -13,7 +13,9 @@ from marl.envs.text_starcraft.engine.state import (
     BANK_SUM,
     BEST_TECH,
     BLOCKED_SECONDS,
+    CHOICE,
     FAILURES,
+    FRAME,
     LAST_SCOUT,
     LAST_SECONDS,
     LEVEL,
@@ -119,12 +121,12 @@ def has_structures(game, side):
 
 
 @compiled
-def act(game, view, action, place):
-    """Carry out an action, or record why it failed."""
+def act(game, view, action, agent, place):
+    """Carry out an agent's action, or record why it failed."""
     if action < 0:
         return
     reason = find_reason(game, view.summary[PROTOSS], action)
-    game.results[place, 0], game.results[place, 1] = action, reason
+    game.results[place, 0], game.results[place, 1], game.results[place, 2] = action, reason, agent
     if reason == 0:
         apply_action(game, action)
         count_types(game, view, PROTOSS)
@@ -140,19 +142,32 @@ def keep_shown(game, view):
 
 
 @compiled
-def decide_game(game, view, actions, frames, win_reward):
-    """Play `frames` steps of one game with its actions spread over them. Return whether it ended."""
+def decide_game(game, view, kept, lengths, actions, frames, choices, win_reward):
+    """Play one decision of a game: its actions (L, N), spread over the steps that it lasts. Return whether it ended.
+
+    A window of `frames` steps has `choices` decisions. `kept` (W, bytes) receives W of its frames, with their
+    `lengths` (W,), 0 for those that are not played yet.
+    """
     core = game.core
-    keep_shown(game, view)
-    game.results[:] = -1
-    count, reward, done, steps = len(actions), 0.0, 0, 0
+    choice = core[CHOICE]
+    if choice == 0:
+        keep_shown(game, view)
+        game.results[:] = -1
+        core[FRAME] = 0
+        lengths[:] = 0
+    begun = core[FRAME]
+    until = frames if choice == choices - 1 else offset(choice + 1, choices, frames)
+    count, agents = actions.shape
+    reward, done = 0.0, 0
     terminated = truncated = False
-    for frame in range(frames):
-        while done < count and frame >= offset(done, count, frames):
-            act(game, view, actions[done], done)
+    while core[FRAME] < until:
+        while done < count and core[FRAME] - begun >= offset(done, count, frames):
+            for agent in range(agents):
+                act(game, view, actions[done, agent], agent, (choice + done) * agents + agent)
             done += 1
         play_step(game, view)
-        steps += 1
+        core[FRAME] += 1
+        keep_frames(game, view, kept, lengths, frames)
         reached = score(game, view)
         reward += reached - game.totals[SCORE]
         game.totals[SCORE] = reached
@@ -165,9 +180,27 @@ def decide_game(game, view, actions, frames, win_reward):
         if terminated or truncated:
             core[RUNNING] = 0
             break
-    view.reward, view.duration = reward, steps
+    core[CHOICE] = (choice + 1) % choices
+    view.reward, view.duration = reward, core[FRAME] - begun
     view.terminated, view.truncated = terminated, truncated
     return terminated or truncated
+
+
+@compiled
+def keep_frames(game, view, kept, lengths, frames):
+    """Write the step's text to the row of `kept` (W, bytes) that it belongs to."""
+    wanted = len(lengths)
+    for row in range(wanted):
+        if kept_frame(row, wanted, frames) == game.core[FRAME]:
+            look(game, view)
+            lengths[row] = write_frame(game, view)
+            copy(view.text, 0, lengths[row], kept[row], 0)
+
+
+@compiled
+def kept_frame(row, wanted, frames):
+    """Return the step of a window, from 1 on, after which frame `row` is kept. The last row is the last step."""
+    return frames - (wanted - 1 - row) * frames // wanted
 
 
 @compiled
@@ -178,25 +211,27 @@ def offset(place, count, frames):
 
 @compiled
 def observe(game, view, texts):
-    """Update everything that follows from the state."""
+    """Update everything that follows from the state. The text is that of the window's start."""
     look(game, view)
     find_reasons(game, view)
-    if texts:
+    if texts and (game.core[CHOICE] == 0 or not game.core[RUNNING]):
         view.length = write_frame(game, view)
         if texts > 1:
             view.length = write_changes(game, view, view.length)
 
 
 @entry
-def advance(games, views, actions, frames, win_reward, texts):
-    """Play a decision of every game. Return the number of ended episodes. `actions` (E, L) are ids, -1 for none.
+def advance(games, views, kept, lengths, actions, frames, choices, win_reward, texts):
+    """Play a decision of every game. Return the number of ended episodes.
 
+    `actions` (E, L, N) are ids, -1 for none. `frames`, `choices`: steps and decisions of a window. `kept` (E, W, bytes)
+    and `lengths` (E, W): texts of W frames of the window.
     `texts`: 0 none, 1 frames, 2 frames and changes.
     """
     ended = 0
     for env in range(actions.shape[0]):
         game, view = games[env], views[env]
-        ended += decide_game(game, view, actions[env], frames, win_reward)
+        ended += decide_game(game, view, kept[env], lengths[env], actions[env], frames, choices, win_reward)
         observe(game, view, texts)
     return ended
 
@@ -207,7 +242,7 @@ def restart(games, views, chosen, texts):
     for env in chosen:
         game, view = games[env], views[env]
         core = game.core
-        core[LOOP] = core[STEPS] = core[OUTCOME] = core[FAILURES] = 0
+        core[LOOP] = core[STEPS] = core[OUTCOME] = core[FAILURES] = core[FRAME] = core[CHOICE] = 0
         core[RUNNING] = 1
         core[LAST_SCOUT] = -(1 << 20)
         begin_game(game)

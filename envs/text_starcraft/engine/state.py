@@ -22,8 +22,8 @@ ENERGY = 256
 """Units of a point of energy. 9 of them regenerate in a loop, 0.7875 points in a second."""
 
 MAX_STRUCTURES, MAX_PENDING, MAX_GROUPS, MAX_UPGRADES = 96, 128, 6, 32
-MAX_ACTIONS, TEXT_BYTES = 10, 8_000
-"""Largest number of actions of a decision, and of bytes of a text."""
+MAX_RESULTS, TEXT_BYTES = 20, 8_000
+"""Largest number of results of a window (10 actions of two agents), and of bytes of a text."""
 
 # Fields of `core` (int64): the clock, what the game was set up with, and the opponent's plan.
 (
@@ -53,8 +53,11 @@ MAX_ACTIONS, TEXT_BYTES = 10, 8_000
     AI_KILLED_BEFORE,
     AI_LOST_BEFORE,
     FAILURES,
-) = range(26)
-CORE_FIELDS = 26
+    FRAME,
+    CHOICE,
+) = range(28)
+CORE_FIELDS = 28
+"""FRAME and CHOICE are steps played and choices made of the present window."""
 
 # Fields of `totals` (float64): what metrics and rewards add up.
 (
@@ -129,11 +132,12 @@ GAME = np.dtype(
         ("pools", np.float64, (2, MAX_GROUPS, 2, MAX_TYPES)),
         ("seen", np.int64, (MAX_TYPES,)),
         ("previous", np.int64, (NUM_SHOWN,)),
-        ("results", np.int64, (MAX_ACTIONS, 2)),
+        ("results", np.int64, (MAX_RESULTS, 3)),
     ]
 )
 """State of a game. `bank`: minerals and gas of each side. `seen`: Zerg units that Protoss remembers. `previous`: shown
-numbers at the decision before. `results`: actions of that decision, -1 for none, with the reasons of their failures."""
+numbers at the start of the window. `results`: actions of the window, -1 for none, the reasons of their failures, and
+the agents that chose them."""
 
 VIEW = np.dtype(
     [
