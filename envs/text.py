@@ -21,6 +21,7 @@ from gymnasium import spaces
 
 from marl.envs.tools import Tool, Toolbox, shortened
 from marl.errors import ConfigError, EnvironmentContractError
+from marl.messages import Message, messages_text, parse_messages, plain_text, to_messages
 from marl.protocols import State
 from marl.types import EnvSpec, Obs, Step
 
@@ -57,6 +58,9 @@ class TextEnv:
     `max_steps`: primitive steps after which an episode is truncated.
     `words`: texts that contain the words of the game, for models with a word vocabulary.
     `characters`: characters beyond ASCII that prompts and candidates use.
+    `conversation`: the agent's context grows over the episode. `prompt(state)` is then what is new since the agent's
+    last action: a text, or messages with the roles system, user and tool (`marl.messages`). An observation is their
+    JSON. Answers of tools are tool messages.
 
     `invalid`: effect of a living agent's action that is blank or not among its candidates. "error" raises ValueError.
     "ignore" takes a step without effect for all agents and counts it in `info["invalid"]`. Default: "error" with
@@ -87,6 +91,7 @@ class TextEnv:
         words: Iterable[str] = (),
         characters: str = "",
         invalid: Invalid | None = None,
+        conversation: bool = False,
     ) -> None:
         if tools and len(agents) > 1:
             raise ConfigError(f"{name}: tools are for one agent, and there are {len(agents)}; answer calls in `play`")
@@ -108,6 +113,7 @@ class TextEnv:
             max_steps=max_steps,
             team_reward=team_reward,
             words=words_of(*words, NOOP, self.toolbox.manual()),
+            conversation=conversation,
         )
         self._random = np.random.default_rng()
         self._actions: list[list[str]] | None = None
@@ -122,6 +128,7 @@ class TextEnv:
         self._actions = []
         self.state = self._start(self._random)
         self.notes: list[str] = []
+        self._read = 0
         self.elapsed, self.ignored, self.discounted = 0, 0, 0.0
         self.over = self._ended = False
         self._obs = self._observe()
@@ -196,11 +203,30 @@ class TextEnv:
         count = self.spec.num_agents
         alive = np.ones(count, dtype=bool) if self._alive is None else np.array(self._alive(self.state), dtype=bool)
         prompt = self._prompt(self.state)
+        if self.spec.conversation:
+            rows = [prompt] if count == 1 else list(prompt)
+            prompts = tuple(messages_text(messages) for messages in self._new_messages(rows))
+            return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
         if not are_texts([prompt] if count == 1 else prompt):
             wanted = "a text" if count == 1 else f"{count} texts"
             raise EnvironmentContractError(f"{self.spec.name}: the prompt is {prompt!r:.200}; return {wanted}")
         prompts = (self._with_tools(prompt),) if count == 1 else tuple(prompt)
         return Obs(agents=prompts, alive=alive, candidates=self._choices(alive))
+
+    def _new_messages(self, rows: list[Any]) -> list[tuple[Message, ...]]:
+        """Return the new messages of each agent. A tool's answer stands alone, as its prompt has been read."""
+        count, self._read = self._read, len(self.notes)
+        if len(self.notes) > count:
+            return [(Message("tool", self.notes[-1].split(" -> ", 1)[-1]),)]
+        if len(rows) != self.spec.num_agents or isinstance(rows, str):
+            raise EnvironmentContractError(
+                f"{self.spec.name}: the prompt has {len(rows)} entries; return one for each of the "
+                f"{self.spec.num_agents} agents"
+            )
+        messages = [to_messages(row) for row in rows]
+        if self.toolbox.tools and not self._actions:
+            messages[0] = (Message("system", self.toolbox.manual()), *messages[0])
+        return messages
 
     def _note(self, text: str) -> str:
         """Return a call and its answer for the prompt. Characters outside the charset become escape sequences."""
@@ -241,7 +267,8 @@ class TextEnv:
         lines = [f"{self.spec.name}, step {self.elapsed} of {self.spec.max_steps or 'any number'}"]
         for agent, name in enumerate(self.spec.agents):
             label = f"{name}: " if self.spec.num_agents > 1 else ""
-            lines.append(f"{label}{obs.agents[agent] if obs.alive[agent] else 'is not there any more'}")
+            text = plain_text(parse_messages(obs.agents[agent])) if self.spec.conversation else obs.agents[agent]
+            lines.append(f"{label}{text if obs.alive[agent] else 'is not there any more'}")
             if obs.candidates is not None and not self.over:
                 lines += [f"  - {text}" for text in obs.candidates[agent]]
         return "\n".join(lines)

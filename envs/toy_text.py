@@ -10,6 +10,7 @@
 | bake | up to 5 | the first word of an action decides, the others are forced |
 | chores | length | a team whose members must take distinct actions |
 | free_text | 1 | free text: repeat some words |
+| guess | turns | a conversation: a number is guessed in turns, so an agent must know what it said before |
 """
 
 from collections.abc import Callable
@@ -44,6 +45,10 @@ class TextOptions:
     """Words of the action that earns `inferior` (wording)."""
     inferior: float | None = None
     """Reward of the lesser action (wording)."""
+    numbers: int | None = None
+    """Numbers among which one is secret (guess)."""
+    turns: int | None = None
+    """Guesses of an episode (guess)."""
     states: int | None = None
     """Number of places (mdp)."""
     actions: int | None = None
@@ -310,6 +315,43 @@ def free_text(length: int = 2, invalid: Invalid = "ignore") -> TextEnv:
     )
 
 
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def guess(numbers: int = 10, turns: int = 10, invalid: Invalid = "error") -> TextEnv:
+    """Return the conversation in which one of `numbers` is secret, and every guess is answered "wrong" or ends it.
+
+    The right guess earns 1. Guessing without repetition finds it with probability min(1, turns / numbers). An agent
+    without memory reads the same message after every wrong guess. Its best policy takes one number first, and then one
+    of the other n - 1 uniformly: 1/n + (1 - 1/n) (1 - (1 - 1/(n - 1))^(turns - 1)), .69 at the defaults.
+    """
+    _between("guess", "numbers", numbers, 2, len(NUMBERS))
+    _between("guess", "turns", turns, 1, 99)
+    known = NUMBERS[:numbers]
+
+    def prompt(state: tuple[str, int]) -> Any:
+        if not state[1]:
+            return [{"role": "system", "content": "Guess the number."}, {"role": "user", "content": "Your guess?"}]
+        return "Wrong."
+
+    def play(state: tuple[str, int], action: str, _: Generator) -> TextStep:
+        found = action == state[0]
+        return TextStep((state[0], state[1] + 1), float(found), found or state[1] + 1 == turns, found)
+
+    return TextEnv(
+        "text/guess",
+        lambda random: (str(random.choice(known)), 0),
+        prompt,
+        play,
+        lambda _: known,
+        max_steps=turns,
+        optimum=min(1.0, turns / numbers),
+        words=["Guess the number. Your guess? Wrong. system: user: tool:", *known],
+        invalid=invalid,
+        conversation=True,
+    )
+
+
 GAMES: dict[str, Callable[..., TextEnv]] = {
     "chain": chain,
     "wording": wording,
@@ -317,6 +359,7 @@ GAMES: dict[str, Callable[..., TextEnv]] = {
     "bake": bake,
     "chores": chores,
     "free_text": free_text,
+    "guess": guess,
 }
 
 TASKS = tuple(GAMES)

@@ -39,6 +39,8 @@ class Policy(nn.Module):
     """Steps of the segments through which the gradient of a recurrent policy runs; 0 means no recurrence."""
     recurrent_shape: tuple[int, int] | None = None
     """(R, W), the shape of the recurrent state of one environment; see marl.recurrent_state."""
+    recurrent_dtype = torch.float32
+    """Type of the recurrent state."""
 
     def __init__(self, spec: EnvSpec, slots: int = 1) -> None:
         super().__init__()
@@ -100,6 +102,14 @@ class Policy(nn.Module):
         Called where agents are updated sequentially. The default returns all inputs.
         """
         return inputs
+
+    def export_recurrent_state(self, state: Tensor) -> Any:
+        """Return the recurrent state (E, R, W) for a checkpoint, as tensors and JSON data."""
+        return state
+
+    def import_recurrent_state(self, data: Any) -> Tensor:
+        """Return the recurrent state (E, R, W) of `export_recurrent_state`."""
+        return data
 
     # Updates
 

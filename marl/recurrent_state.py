@@ -24,7 +24,7 @@ class RecurrentState:
     """Recurrent state of E environments; empty for a policy without recurrence."""
 
     def __init__(self, policy: Policy, envs: int) -> None:
-        self.shape = policy.recurrent_shape
+        self.policy, self.shape = policy, policy.recurrent_shape
         self.state: Tensor | None = None
         self.episode_start = np.ones(envs, dtype=bool)
 
@@ -40,9 +40,9 @@ class RecurrentState:
             )
         start = torch.as_tensor(self.episode_start, device=alive.device)
         if self.state is None:
-            state = torch.zeros((len(alive), *self.shape), device=alive.device)
+            state = torch.zeros((len(alive), *self.shape), dtype=self.policy.recurrent_dtype, device=alive.device)
         else:
-            state = self.state.to(alive.device).masked_fill(start[:, None, None], 0.0)
+            state = self.state.to(alive.device).masked_fill(start[:, None, None], 0)
         return inputs | {"recurrent_state": state, "episode_start": start}
 
     def update(self, decision: Decision) -> None:
@@ -63,11 +63,14 @@ class RecurrentState:
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"state": self.state, "episode_start": self.episode_start.tolist()}
+        state = None if self.state is None else self.policy.export_recurrent_state(self.state)
+        return {"state": state, "episode_start": self.episode_start.tolist()}
 
     def set_state(self, data: dict[str, Any]) -> None:
         """Continue from `get_state`."""
-        self.state, self.episode_start = data["state"], np.array(data["episode_start"])
+        state = data["state"]
+        self.state = None if state is None else self.policy.import_recurrent_state(state)
+        self.episode_start = np.array(data["episode_start"])
 
 
 def segment_steps(config: "RunConfig", policy: Policy, envs: int) -> int:

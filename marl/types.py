@@ -69,6 +69,7 @@ class EnvSpec:
     `agent_types` (N,): the type of each agent. Agents of one type are interchangeable.
     `words`: the vocabulary of a text environment, for models built from it.
     `entities`: layout of observations with any number of entities, or None.
+    `conversation`: each text observation is the messages since the agent's last action, see marl.messages.
     """
 
     name: str
@@ -83,6 +84,7 @@ class EnvSpec:
     action_sizes: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
     entities: EntityLayout | None = None
+    conversation: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.agents)

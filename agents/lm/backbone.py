@@ -4,16 +4,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from marl.agents.lm.adapters import dropout_layers
+from marl.agents.lm.candidate_trie import pick
 from marl.agents.lm.fingerprint import compare
 from marl.agents.lm.output_head import PLAIN, LogitRule, OutputMatrix
-from marl.agents.lm.token_tree import Tree, batches, pack
+from marl.agents.lm.token_tree import Tree, batches, merge, pack
 from marl.agents.lm.tokenizer import Tokenizer
 from marl.agents.lm.tree_attention import tree_attention
 from marl.errors import ConfigError
+
+MERGED = 512
+"""Tokens up to which trees are merged: attention inside a merged tree is computed for all pairs of its tokens."""
 
 
 class Backbone(nn.Module):
@@ -86,6 +91,22 @@ class Backbone(nn.Module):
     def _output(self, model: Any) -> OutputMatrix:
         layer = model.get_output_embeddings()
         return OutputMatrix(layer.weight, getattr(layer, "bias", None), self.logit_rule)
+
+    def merged_features(self, trees: Sequence[Tree]) -> Tensor:
+        """Return the same as `features`, but tokens at the beginning of several trees are read once.
+
+        A merged tree holds at most MERGED tokens, or twice as many as the longest tree. Rounding depends on which trees
+        are merged.
+        """
+        merged = merge(trees, max([MERGED, *(2 * tree.length for tree in trees)]))
+        hidden = self.features([tree for tree, _ in merged])
+        rows: list[Any] = [None] * len(trees)
+        start = 0
+        for tree, members in merged:
+            for index, own in members:
+                rows[index] = own + start
+            start += tree.rows
+        return pick(hidden, torch.from_numpy(np.concatenate(rows)).to(hidden.device))
 
     def features(self, trees: Sequence[Tree], reference: bool = False) -> Tensor:
         """Return the last hidden states (M, H) float32 at each prompt's last token and at each node of its tree.

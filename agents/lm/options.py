@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from marl.agents.lm.adapters import ALL_LINEAR
+from marl.agents.lm.conversation import History
 from marl.agents.lm.tokenizer import Overflow
 from marl.errors import ConfigError
 
@@ -38,6 +39,13 @@ class LanguageOptions:
     """Maximum tokens of an action."""
     prompt_overflow: Overflow = "error"
     """Treatment of a prompt longer than the model's context: error, or cut its beginning."""
+    history: History = "auto"
+    """Earlier turns of the episode in a prompt: none, all, the last turns (history_turns), or as many as fit
+    history_tokens. auto: all if the environment is a conversation, else none."""
+    history_turns: int = 8
+    """Earlier turns in a prompt with history turns."""
+    history_tokens: int = 2048
+    """Maximum tokens of a prompt with history tokens; the oldest turns are dropped whole."""
     team: Literal["parallel", "sequential"] = "parallel"
     """Each agent reads its own prompt (parallel), or also the actions of the agents before it (sequential)."""
     critic: Literal["auto", "shared", "frozen", "none"] = "auto"
@@ -53,7 +61,7 @@ class LanguageOptions:
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model is empty; give tiny, smollm2, a folder, a GGUF file or a cached Hugging Face name")
-        for name in ("max_action_tokens", "token_budget"):
+        for name in ("max_action_tokens", "token_budget", "history_turns", "history_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; give 1 or more")
         if not 0.0 < self.temperature < float("inf"):

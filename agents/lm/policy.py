@@ -16,7 +16,7 @@ from marl.agents.lm.backbone import Backbone
 from marl.agents.lm.candidate_trie import Tokens, Trie, flatten_tries
 from marl.agents.lm.generate import generate
 from marl.agents.lm.options import LanguageOptions, TokenOptions
-from marl.agents.lm.prompt_table import FREE
+from marl.agents.lm.prompt_table import FREE, common_length
 from marl.agents.lm.token_model import Key, TokenModel
 from marl.agents.lm.tokenizer import stop_at
 from marl.agents.policy_base import weights_version
@@ -76,8 +76,13 @@ class TokenPolicy(TokenModel):
         return self.options.model != "tiny"
 
     def encode(self, obs: Obs) -> Inputs:
-        """Return ids of prompts and candidate sets, "prompt" and "choices" (E, N) int64, and "alive" (E, N)."""
-        prompt = [[self.prompt_table.prompt_id(text) for text in row] for row in obs.agents]
+        """Return ids of prompts and candidate sets, "prompt" and "choices" (E, N) int64, and "alive" (E, N).
+
+        In conversations "prompt" holds ids of observations, see `read_prompts`.
+        """
+        table = self.prompt_table
+        number = table.observation_id if self.has_history or self.spec.conversation else table.prompt_id
+        prompt = [[number(text) for text in row] for row in obs.agents]
         alive = torch.as_tensor(obs.alive)
         if obs.candidates is None:
             choices = torch.full(alive.shape, FREE)
@@ -92,7 +97,8 @@ class TokenPolicy(TokenModel):
 
     def act(self, inputs: Inputs, generator: Generator | None = None, deterministic: bool = False) -> Decision:
         """Sample actions. `deterministic` takes the most probable candidate, and in free text each likeliest token."""
-        prompt, choices, alive = (inputs[name].cpu().numpy() for name in ("prompt", "choices", "alive"))
+        choices, alive = (inputs[name].cpu().numpy() for name in ("choices", "alive"))
+        prompt = self.read_prompts(inputs)
         envs, agents = prompt.shape
         sequential = self.options.team == "sequential"
         columns = [slice(i, i + 1) for i in range(agents)] if sequential else [slice(0, agents)]
@@ -112,7 +118,8 @@ class TokenPolicy(TokenModel):
         nodes = Nodes(stored["action"], stored["mask"], stored["trained"])
         optional = ("behavior_log_prob", "reference_log_prob", "node_reward")
         extra = {name: stored[name] for name in optional if name in stored}
-        return Decision(texts, nodes, stored["log_prob"], stored["value"], **extra)
+        context = self.next_contexts(inputs, prompt, joined["action"], joined["mask"])
+        return Decision(texts, nodes, stored["log_prob"], stored["value"], **extra, recurrent_state=context)
 
     def decide(
         self, prompt: np.ndarray, choices: np.ndarray, alive: np.ndarray, generator: Generator | None, greedy: bool
@@ -295,22 +302,34 @@ class TokenPolicy(TokenModel):
         groups = [first.setdefault(frozenset(each), index) for index, each in enumerate(keys)]
         longest = [max((lengths[key] for key in each), default=0) for each in keys]
         max_rows, budget = max(1, (rows or count) // divisor), self.options.token_budget // divisor
+        order = sorted(range(count), key=lambda i: (longest[i], groups[i], i))
+        if self.merges_prompts:  # the turns of a conversation together
+            prompts = self.prompt_table.prompts
+            order.sort(key=lambda i: [prompts[number] for number in sorted({key[0] for key in keys[i]})])
         parts: list[list[int]] = [[]]
         included: set[Key] = set()
-        for index in sorted(range(count), key=lambda i: (longest[i], groups[i], i)):
-            tokens = sum(lengths[key] for key in included | keys[index])
-            if parts[-1] and (len(parts[-1]) >= max_rows or (tokens > budget and not keys[index] <= included)):
+        tokens, last = 0, ()
+        for index in order:
+            new = keys[index] - included
+            added = sum(lengths[key] for key in new)
+            if self.merges_prompts and new:
+                prompt = self.prompt_table.prompts[min(key[0] for key in new)]
+                added, last = added - common_length(last, prompt) * bool(included), prompt
+            if parts[-1] and (len(parts[-1]) >= max_rows or (tokens + added > budget and new)):
                 parts.append([])
-                included = set()
+                included, tokens = set(), 0
+                added = sum(lengths[key] for key in keys[index])
             parts[-1].append(index)
-            included = included | keys[index]
+            included |= keys[index]
+            tokens += added
         return [torch.tensor(part, device=nodes.node_mask.device) for part in parts]
 
     def value(self, inputs: Inputs) -> Tensor:
         """Return values (E, N). A sequential team shares the value of its first living agent, which decides alone."""
         if self.critic is None:
             return torch.zeros(inputs["alive"].shape, device=self.device)
-        prompt, choices, alive = (inputs[name].cpu().numpy() for name in ("prompt", "choices", "alive"))
+        choices, alive = (inputs[name].cpu().numpy() for name in ("choices", "alive"))
+        prompt = self.read_prompts(inputs)
         if self.options.team == "sequential":
             first = alive.argmax(-1)[:, None]
             prompt, choices = (np.take_along_axis(x, first, 1).repeat(x.shape[1], 1) for x in (prompt, choices))
@@ -350,20 +369,28 @@ class TokenPolicy(TokenModel):
             self.run_in_batches(lambda: [key for key in keys if key not in done], add)
             self.critic_scale.add(sums)
         if len(self.prompt_table.prompts) + len(self.prompt_table.tries) > MAX_PROMPTS:
-            self.prompt_table.evict_except(
-                set(inputs["prompt"].unique().tolist()), set(inputs["choices"].unique().tolist())
+            seen = set(inputs["prompt"].unique().tolist())
+            read = (
+                set(self.prompt_ids(inputs, nodes).ravel().tolist())
+                if self.has_history or self.spec.conversation
+                else seen
             )
+            self.prompt_table.evict_except(read, set(inputs["choices"].unique().tolist()), seen)
 
     def metrics(self, inputs: Inputs, nodes: Nodes) -> dict[str, float]:
-        """Return the mean share of repeated token pairs in free text; nothing if there is no free text."""
+        """Return the mean share of repeated token pairs in free text, if there is any, and of dropped turns."""
+        metrics: dict[str, float] = {}
+        if self.has_history:
+            metrics["policy/dropped_turns"] = float(self.prompt_table.dropped_turns)
+            self.prompt_table.dropped_turns = 0
         free = inputs["choices"] == FREE
         rows = zip(nodes.action[free].cpu().numpy(), nodes.node_mask[free].cpu().numpy(), strict=True)
         answers = [action[mask].tolist() for action, mask in rows]
         pairs = [list(pairwise(tokens)) for tokens in answers if len(tokens) >= MIN_ANSWER]
         if not pairs:
-            return {}
+            return metrics
         repeated = [1.0 - len(set(each)) / len(each) for each in pairs]
-        return {"policy/repeated_text": sum(repeated) / len(repeated)}
+        return metrics | {"policy/repeated_text": sum(repeated) / len(repeated)}
 
     def after_update(self) -> None:
         """Drop the cached distributions."""

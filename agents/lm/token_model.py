@@ -8,7 +8,8 @@ tries, C candidates, H features.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from marl.agents.lm.candidate_trie import (
 from marl.agents.lm.feature_norm import DepthNorm
 from marl.agents.lm.options import LanguageOptions
 from marl.agents.lm.output_head import OutputMatrix
-from marl.agents.lm.prompt_table import FREE, PromptTable
+from marl.agents.lm.prompt_table import FREE, PromptTable, Window
 from marl.agents.lm.token_tree import Tree, batches
+from marl.messages import Message
 from marl.oom import MicroBatchBackoff
 from marl.policy import Policy
 from marl.types import EnvSpec, Inputs, Nodes
@@ -68,8 +70,22 @@ class EncodedBatch:
     frozen: Tensor | None
 
 
+def window_of(spec: EnvSpec, options: LanguageOptions) -> Window:
+    """Return the earlier turns that prompts of an environment hold."""
+    history = options.history
+    if history == "auto":
+        history = "all" if spec.conversation else "none"
+    return Window(
+        history,
+        options.history_turns if history == "turns" else None,
+        options.history_tokens if history == "tokens" else None,
+    )
+
+
 class TokenModel(Policy):
     """Base of the token policies: the forward pass over queries, and the lookup of stored actions."""
+
+    recurrent_dtype = torch.int64
 
     append_end_token = True
     """A candidate that is a prefix of another ends with an end token."""
@@ -85,7 +101,15 @@ class TokenModel(Policy):
             backbone.tokenizer.end if self.append_end_token else None,
             options.prompt_overflow,
             spec.agents if options.team == "sequential" else (),
+            window_of(spec, options),
+            spec.conversation,
         )
+        self.has_history = self.prompt_table.window.history != "none"
+        """Prompts hold earlier turns. The recurrent state is then each agent's context, (N, 1)."""
+        weights = backbone.model.get_input_embeddings().weight
+        self.merges_prompts = self.has_history and weights.dtype == torch.float32
+        """Updates read what prompts share once. In bf16 its rounding would move ratios by as much as a clip allows."""
+        self.recurrent_shape = (spec.num_agents, 1) if self.has_history else None
         self.critic = self.make_critic(backbone.feature_size)
         if self.critic is not None:
             self.critic.to(backbone.device)
@@ -141,9 +165,52 @@ class TokenModel(Policy):
         rows = zip(*(x.tolist() for x in (prompt.ravel(), choices.ravel(), flat, lengths)), strict=True)
         return np.flatnonzero(lengths), [self.find_candidate(*row) for row in rows if row[-1]]
 
+    def read_prompts(self, inputs: Inputs) -> np.ndarray:
+        """Return the ids (E, N) of the prompts of observations, in conversations behind their contexts."""
+        prompt = inputs["prompt"].cpu().numpy()
+        if not (self.has_history or self.spec.conversation):
+            return prompt
+        context = inputs["recurrent_state"][..., 0].cpu().numpy() if self.has_history else np.zeros_like(prompt)
+        pairs = zip(context.ravel().tolist(), prompt.ravel().tolist(), strict=True)
+        return np.array([self.prompt_table.prompt_after(*pair) for pair in pairs]).reshape(prompt.shape)
+
+    def next_contexts(self, inputs: Inputs, prompt: np.ndarray, action: np.ndarray, mask: np.ndarray) -> Tensor | None:
+        """Return the contexts (E, N, 1) after actions (E, N, L). A dead agent keeps its context."""
+        if not self.has_history:
+            return None
+        context, choices = inputs["recurrent_state"].clone(), inputs["choices"].cpu().numpy()
+        for e, n in zip(*np.nonzero(mask.any(-1)), strict=True):
+            key, candidate = self.find_candidate(
+                int(prompt[e, n]), int(choices[e, n]), action[e, n].tolist(), int(mask[e, n].sum())
+            )
+            context[e, n, 0] = self.prompt_table.context_id(int(prompt[e, n]), self.trie(key).tokens(candidate))
+        return context
+
+    def export_recurrent_state(self, state: Tensor) -> Any:
+        """Return the turns of every context: messages and sampled ids."""
+        rows = [[self.prompt_table.turns_of(context) for context in row] for row in state[..., 0].tolist()]
+        return [
+            [[[[asdict(m) for m in turn] for turn in turns], [list(ids) for ids in answers]] for turns, answers in row]
+            for row in rows
+        ]
+
+    def import_recurrent_state(self, data: Any) -> Tensor:
+        """Return the contexts (E, N, 1) with the turns of `export_recurrent_state`."""
+        rows = [
+            [
+                self.prompt_table.context_of(
+                    [tuple(Message(**message) for message in turn) for turn in turns],
+                    [tuple(int(token) for token in ids) for ids in answers],
+                )
+                for turns, answers in row
+            ]
+            for row in data
+        ]
+        return torch.tensor(rows, device=self.device).unsqueeze(-1)
+
     def prompt_ids(self, inputs: Inputs, nodes: Nodes) -> np.ndarray:
         """Return the ids (E, N) of the prompts that agents read before they took the actions of `nodes`."""
-        prompt, choices = (inputs[name].cpu().numpy() for name in ("prompt", "choices"))
+        prompt, choices = self.read_prompts(inputs), inputs["choices"].cpu().numpy()
         if self.options.team == "sequential":
             action, mask = nodes.action.cpu().numpy(), nodes.node_mask.cpu().numpy()
             for agent in range(1, prompt.shape[1]):
@@ -195,7 +262,9 @@ class TokenModel(Policy):
         """Return the features of queries, from one forward pass."""
         trees = [self.tree(key, trie) for key, trie in zip(keys, tries, strict=True)]
         frozen = self.cached_features(keys, trees) if self.reads_frozen else None
-        return EncodedBatch(flatten_tries(tries, self.device), self.backbone.features(trees), frozen)
+        merging = self.merges_prompts and torch.is_grad_enabled()
+        hidden = self.backbone.merged_features(trees) if merging else self.backbone.features(trees)
+        return EncodedBatch(flatten_tries(tries, self.device), hidden, frozen)
 
     def cached_features(self, keys: Sequence[Key], trees: Sequence[Tree]) -> Tensor:
         """Return the frozen model's features (S, H). They are computed once, and kept up to CACHE_BYTES."""

@@ -70,6 +70,68 @@ class Tree:
         return mask
 
 
+def merge(trees: Sequence[Tree], limit: int) -> list[tuple[Tree, list[tuple[int, np.ndarray]]]]:
+    """Merge trees whose prompts begin alike, so that a token that several share is read once.
+
+    Returns merged trees. Beside each stand the indices of its members, with each member's rows of features (K + 1,)
+    among the rows of the merged tree. A merged tree has at most `limit` tokens, unless one member alone is longer.
+    """
+    groups: list[_Merger] = []
+    for index in sorted(range(len(trees)), key=lambda i: trees[i].prompt):
+        tree = trees[index]
+        if not (groups and groups[-1].add(index, tree, limit)):
+            groups.append(_Merger(index, tree))
+    return [(group.tree(), group.members()) for group in groups]
+
+
+class _Merger:
+    """A trie of all tokens of several trees. Node 0 is the first token of their prompts."""
+
+    def __init__(self, index: int, tree: Tree) -> None:
+        self.token, self.parent = [tree.prompt[0]], [-1]
+        self.children: dict[tuple[int, int], int] = {}
+        self.trunk = len(tree.prompt)
+        self.last = tree.prompt
+        self.nodes: list[tuple[int, list[int]]] = []
+        self._insert(index, tree)
+
+    def add(self, index: int, tree: Tree, limit: int) -> bool:
+        """Add a tree, unless it shares less than half of its prompt or the result is too long."""
+        pairs = zip(self.last, tree.prompt, strict=False)
+        shared = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(self.last), len(tree.prompt)))
+        if 2 * shared < len(tree.prompt) or len(self.token) + tree.length - shared > limit:
+            return False
+        self.trunk, self.last = min(self.trunk, shared), tree.prompt
+        self._insert(index, tree)
+        return True
+
+    def _insert(self, index: int, tree: Tree) -> None:
+        node = 0
+        for token in tree.prompt[1:]:
+            node = self._child(node, token)
+        nodes = [node]
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            nodes.append(self._child(nodes[parent + 1], token))
+        self.nodes.append((index, nodes))
+
+    def _child(self, node: int, token: int) -> int:
+        child = self.children.setdefault((node, token), len(self.token))
+        if child == len(self.token):
+            self.token.append(token)
+            self.parent.append(node)
+        return child
+
+    def tree(self) -> Tree:
+        """Return the merged tree, whose prompt is what all prompts begin with."""
+        trunk = self.trunk
+        parents = [max(parent - trunk, -1) for parent in self.parent[trunk:]]
+        return Tree(tuple(self.token[:trunk]), tuple(self.token[trunk:]), tuple(parents))
+
+    def members(self) -> list[tuple[int, np.ndarray]]:
+        """Return the index and the rows of features of every member."""
+        return [(index, np.array(nodes) - self.trunk + 1) for index, nodes in self.nodes]
+
+
 def padded(length: int) -> int:
     """Return the padded length of a tree: a few per cent more, so that many trees share one length.
 

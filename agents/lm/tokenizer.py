@@ -1,19 +1,20 @@
 """Interface of tokenizers, and the adapter of Hugging Face tokenizers."""
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+from marl.agents.lm.conversation import CONTENT, Rendering, Turn, merged_users, render_chat
 from marl.errors import ConfigError
+from marl.messages import Message, plain_text
 
 Overflow = Literal["error", "cut"]
 """Treatment of a prompt that is too long: raise an error, or cut its beginning."""
 
 MARKUP = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 """An added token of this form, such as <think> or [INST], is a control token even if it is not declared special."""
-CONTENT = "\ue000"
-"""Placeholder of a message's text when a chat template is taken apart."""
 FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 """Prefix of chat templates, so that prompts with a date do not depend on the day."""
 
@@ -50,6 +51,14 @@ class Tokenizer(Protocol):
 
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the ids of an answer as part of a prompt, without control tokens."""
+        ...
+
+    def render(self, turns: Sequence[Turn], answers: Sequence[str]) -> Rendering:
+        """Return the text of a conversation of T turns and T - 1 answers, taken apart."""
+        ...
+
+    def markup(self, text: str, turn: Turn, first: bool) -> tuple[int, ...]:
+        """Return the ids of a text between two answers, which holds the messages of `turn`; `first`: of the first."""
         ...
 
 
@@ -119,9 +128,9 @@ class PretrainedTokenizer:
 
     def _template(self, text: str) -> str:
         """Return a prompt's text inside the template's markup."""
-        if not self.chat:
-            return text
-        messages = [*self._messages, {"role": "user", "content": text}]
+        return self._apply([*self._messages, {"role": "user", "content": text}]) if self.chat else text
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
         return self._tokenizer.apply_chat_template(
             messages,
             chat_template=FIXED_DATE + self._tokenizer.get_chat_template(),
@@ -196,6 +205,75 @@ class PretrainedTokenizer:
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the ids of an action as ordinary text for another prompt."""
         return self._as_text(tuple(token for token in self._until_end(ids) if token not in self._special))
+
+    def render(self, turns: Sequence[Turn], answers: Sequence[str]) -> Rendering:
+        """Return the text of a conversation, by the chat template if there is one.
+
+        Roles that a template does not know become the user's. Raises ConfigError if the template hides answers.
+        """
+        if not self.chat:
+            texts = [plain_text(turn) for turn in turns]
+            return Rendering((texts[0], *(f"\n{text}" for text in texts[1:])), tuple(answers))
+
+        def render(answers: Sequence[str]) -> str:
+            return self._apply(self._chat_messages(turns, answers))
+
+        rendering = render_chat(render, answers)
+        if rendering is None:
+            between = render([CONTENT] * len(answers)).split(CONTENT)
+            if len(between) != len(turns):
+                raise ConfigError(
+                    f"the chat template of model {self._name} does not show each of {len(answers)} earlier answers "
+                    "once; use --chat off"
+                )
+            rendering = Rendering(tuple(between), tuple(answers))
+        return rendering
+
+    def _chat_messages(self, turns: Sequence[Turn], answers: Sequence[str]) -> list[dict[str, str]]:
+        """Return the template's messages. The agent's own system message replaces the environment's."""
+        messages: list[Message] = []
+        for index, turn in enumerate(turns):
+            new = [self._known_role(message) for message in turn]
+            messages += merged_users(new)
+            if index < len(answers):
+                messages.append(Message("assistant", answers[index]))
+        own = [] if self._messages and self._messages[0]["content"] else messages
+        system = [message for message in own if message.role == "system"][:1]
+        rest = [message for message in messages if message.role != "system"]
+        if rest[0].role == "tool":
+            rest[0] = Message("user", rest[0].content)
+        begin = [{"role": "system", "content": message.content} for message in system] or self._messages
+        return [*begin, *({"role": message.role, "content": message.content} for message in rest)]
+
+    def _known_role(self, message: Message) -> Message:
+        content = message.content.replace(CONTENT, "")
+        return Message(message.role if self._knows(message.role) else "user", content)
+
+    @functools.cache  # noqa: B019 - a tokenizer lives as long as its run
+    def _knows(self, role: str) -> bool:
+        """Return True if the template shows messages of a role."""
+        before: list[dict[str, str]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        after = [{"role": "user", "content": "a"}] if role == "system" else []
+        message = {"role": role, "content": CONTENT}
+        try:
+            text = self._apply([message, *after] if role in ("system", "user") else [*before, message])
+        except Exception:  # whatever a template makes of a role that it does not know
+            return False
+        return CONTENT in text
+
+    def markup(self, text: str, turn: Turn, first: bool) -> tuple[int, ...]:
+        """Return the ids of a text between two answers. Control tokens in the messages become ordinary text."""
+        contents = [message.content.replace(CONTENT, "") for message in turn]
+        if not any(self._count_controls(self._encode(content)) for content in contents):
+            return self._encode(text, special=first and not self.chat) or ((self.end,) if first else ())
+        ids: list[int] = []
+        for content in contents:
+            content = content if content in text else content.strip()
+            before, found, after = text.partition(content)
+            if found:
+                ids += [*self._encode(before), *self._as_text(self._encode(found))]
+                text = after
+        return (*ids, *self._encode(text))
 
     def _until_end(self, ids: Sequence[int]) -> list[int]:
         """Return the ids before the first end token, which may be an ordinary token such as a line break."""

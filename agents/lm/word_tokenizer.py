@@ -4,6 +4,9 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 
+from marl.agents.lm.conversation import Rendering, Turn
+from marl.messages import plain_text
+
 PIECES = re.compile(r"[^\W\d_]+|\d|[^\S ]| +|[\W_]")
 """Words of letters, single digits, one whitespace character, a run of spaces, or one other character."""
 CLOSING = frozenset(".,;:!?)]}'%\n")
@@ -74,6 +77,14 @@ class WordTokenizer:
     def quote(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of an answer as they stand in a prompt: without control tokens."""
         return tuple(token for token in ids if token not in (PAD, END, START))
+
+    def render(self, turns: Sequence[Turn], answers: Sequence[str]) -> Rendering:
+        """The text of a conversation: messages on lines of their own, answers as they are."""
+        return Rendering(tuple(plain_text(turn) for turn in turns), tuple(answers))
+
+    def markup(self, text: str, turn: Turn, first: bool) -> tuple[int, ...]:  # noqa: ARG002 - the protocol's
+        """The ids of the messages between two answers, behind the token that marks a start."""
+        return self.prompt(text)
 
 
 def _gap(last: str, piece: str) -> int:

@@ -119,3 +119,12 @@ def test_free_text_is_learned_token_by_token():
     """Eight of about 300 tokens step_reward."""
     changes = {"max_action_tokens": 1, "num_envs": 32, "rollout_steps": 4, "learning_rate": 1e-3, "top_p": 0.98}
     assert learn(f"{__name__}:blurt", "poad", 20, deterministic=False, enough=0.8, **changes) >= 0.8
+
+
+@pytest.mark.slow
+def test_a_conversation_is_learned_and_without_memory_it_cannot_be():
+    """Four numbers, four turns. An agent without memory finds the number with probability .778 at most."""
+    bound = 1 / 4 + 3 / 4 * (1 - (2 / 3) ** 3)
+    assert learn("guess", "poad", 32, {"numbers": 4, "turns": 4}, enough=1.0) == pytest.approx(1.0)
+    forgetful = learn("guess", "poad", 24, {"numbers": 4, "turns": 4}, deterministic=False, history="none")
+    assert forgetful <= bound + 3 * np.sqrt(bound * (1 - bound) / 64)

@@ -8,7 +8,12 @@ from marl import run
 from tests.resume.test_resume import assert_same_run, stop_after
 
 GROUPS = {"group_size": 2, "max_action_tokens": 3, "rollout_steps": 1, "steps": 4 * 6}
-CASES = [("chain", "poad", {"critic": "frozen"}), ("chain", "twosome", {"lora_rank": 2}), ("free_text", "grpo", GROUPS)]
+CASES = [
+    ("chain", "poad", {"critic": "frozen"}),
+    ("guess", "poad", {"rollout_steps": 3}),
+    ("chain", "twosome", {"lora_rank": 2}),
+    ("free_text", "grpo", GROUPS),
+]
 
 
 @pytest.mark.parametrize(("task", "agent", "changes"), CASES)
