@@ -90,6 +90,7 @@ DISCOUNTS = {
     "text/mdp": 0.9,
     "text/chores": 1.0,
     "text/free_text": 1.0,
+    "text/guess": 1.0,
 }
 """Discounts that the tasks' own returns are reckoned with."""
 HOUSEHOLD: dict[str, Any] = TEXT | {"gamma": DISCOUNTS["virtualhome"]}
