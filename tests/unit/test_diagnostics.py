@@ -147,8 +147,7 @@ def test_free_text_that_repeats_itself_is_measured():
     lengths = torch.tensor([[5, 4], [3, 5]])
     mask = torch.arange(5) < lengths.unsqueeze(-1)
     inputs = {"choices": torch.tensor([[FREE, FREE], [FREE, FREE + 1]])}
-    metrics = TokenPolicy.metrics(SimpleNamespace(), inputs, Nodes(action, mask, mask))
+    policy = SimpleNamespace(has_history=False)
+    metrics = TokenPolicy.metrics(policy, inputs, Nodes(action, mask, mask))
     assert metrics == {"policy/repeated_text": pytest.approx(np.mean([0.5, 0.0]))}
-    assert (
-        TokenPolicy.metrics(SimpleNamespace(), {"choices": inputs["choices"] - FREE}, Nodes(action, mask, mask)) == {}
-    )
+    assert TokenPolicy.metrics(policy, {"choices": inputs["choices"] - FREE}, Nodes(action, mask, mask)) == {}
