@@ -34,6 +34,6 @@ lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0
-	.venv-lock/bin/pip install --quiet -e '.[mujoco,smac,sc2,lm,report,dev]'
+	.venv-lock/bin/pip install --quiet -e '.[mujoco,smac,sc2,lm,report,lbf,rware,dev]'
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\)+.*/torch==\1/' > requirements.lock
 	rm -rf .venv-lock

@@ -3,11 +3,16 @@
 A key is (environment or family, agent). The most specific one is used, alone.
 """
 
+import dataclasses
 from typing import Any
 
 from marl.config import RunConfig, default_config, override
 from marl.errors import UnknownNameError
 from marl.registry import unknown_name_message
+
+# Layer normalization of raw observations, as in the published networks, hides their mean and scale. Where no preset
+# says that it helps, it is off. experiments/results/defaults.md has the search.
+UNTUNED: dict[str, Any] = {"observation_layer_norm": False}
 
 TOY: dict[str, Any] = {
     "num_envs": 32,
@@ -115,6 +120,7 @@ FAMILIES = {
     "mamujoco": (MUJOCO, AGENTS),
     "smac": (SMAC, AGENTS),
     "pettingzoo:mpe2.simple_spread_v3": (SPREAD, AGENTS),
+    "mpe/spread": (SPREAD, AGENTS),
     "virtualhome": (HOUSEHOLD, LANGUAGE),
     "overcooked": (KITCHEN, LANGUAGE),
 }
@@ -139,13 +145,20 @@ def choose(env: str, agent: str) -> tuple[RunConfig, str]:
     for key in ((env, agent), (family, agent)):
         if key in PRESETS:
             return override(default_config(env, agent), PRESETS[key]), f"preset {key[0]} + {key[1]}"
-    return default_config(env, agent), f"defaults (no preset for {env} + {agent})"
+    return untuned(env, agent), f"defaults (no preset for {env} + {agent})"
+
+
+def untuned(env: str, agent: str) -> RunConfig:
+    """Return the defaults for an environment and an agent without a preset."""
+    config = default_config(env, agent)
+    options = {field.name for field in dataclasses.fields(config.agent_options)}
+    return override(config, {name: value for name, value in UNTUNED.items() if name in options})
 
 
 def by_name(name: str, env: str, agent: str) -> tuple[RunConfig, str]:
     """The preset called `ENV+AGENT`, applied to this environment and agent; `none` is the defaults."""
     if name == "none":
-        return default_config(env, agent), "defaults"
+        return untuned(env, agent), "defaults"
     names = {f"{key[0]}+{key[1]}": changes for key, changes in PRESETS.items()}
     if name not in names:
         raise UnknownNameError(unknown_name_message("preset", name, [*names, "none"]))
