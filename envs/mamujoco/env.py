@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from marl.envs.mamujoco import MamujocoOptions
+from marl.envs.mamujoco.batch_simulation import BatchSimulation
 from marl.envs.mamujoco.scenarios import StepResult
 from marl.envs.mamujoco.simulation import Simulation
 from marl.errors import ConfigError
@@ -23,14 +24,16 @@ def _info(outcome: StepResult, index: int) -> dict[str, float]:
     return {name: float(values[index]) for name, values in outcome.info.items()}
 
 
-class MamujocoVector:
-    """`num_envs` environments of one task; see `marl.protocols.VectorEnv`.
+class SimulationVector:
+    """The environments of a simulation; see `marl.protocols.VectorEnv`."""
 
-    The final info of an episode is Gymnasium's info of its last step: position, velocity and reward terms.
-    """
+    def __init__(self, simulation: BatchSimulation) -> None:
+        self._simulation = simulation
 
-    def __init__(self, task: str, num_envs: int, threads: int = 1, options: MamujocoOptions | None = None) -> None:
-        self._simulation = Simulation(task, num_envs, threads, options or MamujocoOptions())
+    @property
+    def simulation(self) -> BatchSimulation:
+        """Physics and features of the environments."""
+        return self._simulation
 
     @property
     def spec(self) -> EnvSpec:
@@ -99,11 +102,16 @@ class MamujocoVector:
             )
 
 
-class MamujocoEnv:
-    """One environment of a task, without autoreset; see `marl.protocols.Env`."""
+class SimulationEnv:
+    """The only environment of a simulation, without autoreset; see `marl.protocols.Env`."""
 
-    def __init__(self, task: str, options: MamujocoOptions | None = None) -> None:
-        self._simulation = Simulation(task, 1, 1, options or MamujocoOptions())
+    def __init__(self, simulation: BatchSimulation) -> None:
+        self._simulation = simulation
+
+    @property
+    def simulation(self) -> BatchSimulation:
+        """Physics and features of the environment."""
+        return self._simulation
 
     @property
     def spec(self) -> EnvSpec:
@@ -152,3 +160,20 @@ class MamujocoEnv:
         assert obs.action_mask is not None
         assert obs.state is not None
         return Obs(obs.agents[0], obs.alive[0], obs.action_mask[0], obs.state[0])
+
+
+class MamujocoVector(SimulationVector):
+    """`num_envs` environments of one task; see `marl.protocols.VectorEnv`.
+
+    The final info of an episode is Gymnasium's info of its last step: position, velocity and reward terms.
+    """
+
+    def __init__(self, task: str, num_envs: int, threads: int = 1, options: MamujocoOptions | None = None) -> None:
+        super().__init__(Simulation(task, num_envs, threads, options or MamujocoOptions()))
+
+
+class MamujocoEnv(SimulationEnv):
+    """One environment of a task, without autoreset; see `marl.protocols.Env`."""
+
+    def __init__(self, task: str, options: MamujocoOptions | None = None) -> None:
+        super().__init__(Simulation(task, 1, 1, options or MamujocoOptions()))

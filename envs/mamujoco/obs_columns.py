@@ -1,12 +1,24 @@
 """Columns of the feature table that each agent observes, found by probing mamujoco_v1."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from marl.envs.mamujoco.scenarios import Features, Scenario
 from marl.errors import EnvironmentContractError
+
+
+class Scene(Protocol):
+    """Features of a model: arrays of MjData, and numbers derived from them."""
+
+    def sources(self, data: Any) -> Features:
+        """Return flat views of the arrays of one MjData, by name."""
+        ...
+
+    def derived(self, features: Features) -> list[np.ndarray]:
+        """Return derived features of E environments, each (E, size)."""
+        ...
 
 
 class FeatureTable:
@@ -15,22 +27,26 @@ class FeatureTable:
     `features` holds a view of each source by name.
     """
 
-    def __init__(self, scenario: Scenario, data: Any, num_envs: int) -> None:
-        self.scenario = scenario
-        sources = scenario.sources(data)
+    def __init__(self, scene: Scene, data: Any, num_envs: int) -> None:
+        self.scene = scene
+        sources = scene.sources(data)
         ends = np.cumsum([view.size for view in sources.values()]).tolist()
-        spans = dict(zip(sources, map(slice, [0, *ends], ends), strict=False))
+        self._spans = dict(zip(sources, map(slice, [0, *ends], ends), strict=False))
         width = sum(
-            block.shape[1] for block in scenario.derived({name: np.zeros((1, v.size)) for name, v in sources.items()})
+            block.shape[1] for block in scene.derived({name: np.zeros((1, v.size)) for name, v in sources.items()})
         )
         self.values = np.zeros((num_envs, ends[-1] + width + 1))
         self.raw = self.values[:, : ends[-1]]
-        self.features: Features = {name: self.values[:, span] for name, span in spans.items()}
+        self.features = self.views(self.raw)
         self._derived = self.values[:, ends[-1] : -1]
+
+    def views(self, raw: np.ndarray) -> Features:
+        """Return a view of each source in rows (E, W) of the table."""
+        return {name: raw[:, span] for name, span in self._spans.items()}
 
     def derive(self) -> None:
         """Update the derived features from the sources."""
-        blocks = self.scenario.derived(self.features)
+        blocks = self.scene.derived(self.features)
         if blocks:
             np.concatenate(blocks, axis=1, out=self._derived)
 

@@ -67,6 +67,8 @@ class Bench:
                 )
 
 
+BARE = "bare mj_step"
+"""Row of the physics alone."""
 Row = tuple[str, float, float]
 """Name, median figure, and its spread: (highest - lowest) / median."""
 
@@ -118,6 +120,9 @@ def env_part(config: Bench) -> Table:
         if family == "mamujoco":
             work |= mujoco_baselines(config)
             baseline = "mamujoco_v1"
+        elif family == "hands":
+            work[BARE] = bare_hands(config)
+            baseline = BARE
         else:
             work[baseline] = random_stepper(SyncVector([EnvFactory(config.env)], config.env), stack)
         cores = usable_cores()
@@ -158,6 +163,28 @@ def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarr
     return rng.uniform(space.low, space.high, (*obs.alive.shape, spec.action_size)).astype(np.float32)
 
 
+def bare_stepper(model: Any, states: list[Any], substeps: int) -> Callable[[], int]:
+    """Return a function that steps the physics of all states, with constant controls, and returns their number."""
+    mujoco: Any = importlib.import_module("mujoco")
+
+    def bare() -> int:
+        for data in states:
+            mujoco.mj_step(model, data, substeps)
+        return len(states)
+
+    return bare
+
+
+def bare_hands(config: Bench) -> Callable[[], int]:
+    """Return a stepper of bare `mj_step` on the E states of a batch of hands, on one thread."""
+    from marl.envs.hands import batch
+
+    env = batch(config.env.partition("/")[2].partition(",")[0], config.num_envs)
+    env.reset(list(range(config.num_envs)))
+    simulation = env.simulation
+    return bare_stepper(simulation.model, simulation.datas, simulation.substeps)
+
+
 def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     """Return steppers of bare `mj_step` on E states and of gymnasium-robotics' environment."""
     from marl.envs.mamujoco.tasks import multi_agent_env, parse_task, single_agent_env
@@ -171,12 +198,8 @@ def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     states = [mujoco.MjData(core.model) for _ in range(config.num_envs)]
     for data in states:
         data.ctrl[:] = rng.uniform(-1.0, 1.0, core.model.nu)
+    bare = bare_stepper(core.model, states, core.frame_skip)
     actions = {name: oracle.action_space(name).sample() for name in oracle.possible_agents}
-
-    def bare() -> int:
-        for data in states:
-            mujoco.mj_step(core.model, data, core.frame_skip)
-        return len(states)
 
     def wrapped() -> int:
         for _ in range(64):
@@ -185,7 +208,7 @@ def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
                 oracle.reset()
         return 64
 
-    return {"bare mj_step": bare, "mamujoco_v1": wrapped}
+    return {BARE: bare, "mamujoco_v1": wrapped}
 
 
 PARTS: dict[str, Callable[[Bench], RenderableType]] = {

@@ -325,6 +325,7 @@ def test_every_preset_constructs_and_survives_yaml(key):
     tasks = {
         "toy": "toy/copy",
         "mamujoco": "mamujoco/HalfCheetah-6x1",
+        "hands": "hands/over",
         "smac": "smac/3m",
         "virtualhome": "virtualhome/entertainment",
         "overcooked": "overcooked/tomato-salad",

@@ -14,8 +14,7 @@ import pytest
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("gymnasium_robotics")
 
-from marl.envs.mamujoco import TASKS, MamujocoOptions, batch, make
-from marl.envs.mamujoco import simulation as simulation_module
+from marl.envs.mamujoco import TASKS, MamujocoOptions, batch, batch_simulation, make
 from marl.envs.mamujoco.env import MamujocoEnv, MamujocoVector
 from marl.envs.mamujoco.tasks import PARTITIONS
 from marl.envs.testing import check_env, check_vector_env
@@ -236,7 +235,7 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(monkeypatch):
         raise RuntimeError("no display")
 
     monkeypatch.setattr(mujoco, "Renderer", fail)
-    monkeypatch.setattr(simulation_module, "_cannot_draw", None)
+    monkeypatch.setattr(batch_simulation, "_cannot_draw", None)
     for _ in range(2):
         env = make("Hopper")
         env.reset(seed=0)

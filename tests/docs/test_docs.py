@@ -132,7 +132,9 @@ def test_names_exist(page):
         assert field in options or re.search(rf"\b{field}: ", sources), f"no option --{name}"
     for name in re.findall(rf"`((?:{CODE_FOLDERS})/[\w/.-]*)`", text):
         assert (ROOT / name).exists(), f"no file {name}"
-    for name in re.findall(r"`((?:mamujoco|smac|overcooked|virtualhome|toy|text|text-starcraft)/[\w|+-]+)`", text):
+    for name in re.findall(
+        r"`((?:mamujoco|hands|smac|overcooked|virtualhome|toy|text|text-starcraft)/[\w|+-]+)`", text
+    ):
         registry.tasks_of(name, {})
     for tag in re.findall(r"`((?:episode|eval|test|loss|policy|value|group|gradient|speed)/[a-z_]+)`", text):
         assert tag in METRICS or f'"{tag}"' in sources, f"no tag {tag}"
