@@ -20,17 +20,25 @@ def shaped(features: Features, name: str) -> np.ndarray:
     return flat.reshape(len(flat), -1, _STRUCTURED[name])
 
 
+def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the cross products (..., 3). For the few vectors of a small batch, np.cross takes three times as long."""
+    result = np.empty(np.broadcast_shapes(first.shape, second.shape))
+    (a, b, c), (x, y, z) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+    result[..., 0], result[..., 1], result[..., 2] = b * z - c * y, c * x - a * z, a * y - b * x
+    return result
+
+
 def rotate(quaternion: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Return vectors (..., 3) turned by quaternions (..., 4)."""
     scalar, axis = quaternion[..., :1], quaternion[..., 1:]
-    twice = 2.0 * np.cross(axis, vector)
-    return vector + scalar * twice + np.cross(axis, twice)
+    twice = 2.0 * cross(axis, vector)
+    return vector + scalar * twice + cross(axis, twice)
 
 
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the products (..., 4) of quaternions."""
     scalar = left[..., :1] * right[..., :1] - (left[..., 1:] * right[..., 1:]).sum(-1, keepdims=True)
-    axis = left[..., :1] * right[..., 1:] + right[..., :1] * left[..., 1:] + np.cross(left[..., 1:], right[..., 1:])
+    axis = left[..., :1] * right[..., 1:] + right[..., :1] * left[..., 1:] + cross(left[..., 1:], right[..., 1:])
     return np.concatenate((scalar, axis), axis=-1)
 
 
@@ -75,12 +83,10 @@ class FreeBody:
 
 
 class HandFeatures:
-    """Observation of one hand, (E, 193), and of its free base and the pushes on it, (E, 206)."""
+    """Controls and fingertips of one hand. `center` and `half` (20 or 26,): middle and half of the control ranges."""
 
-    def __init__(self, model: Any, side: str, start_rotation: np.ndarray) -> None:
+    def __init__(self, model: Any, side: str) -> None:
         self.index = HandIndex(model, side)
-        self._upright = conjugate(start_rotation)
-        self._root = model.body_rootid[self.index.base]
         self._controls = np.concatenate((self.index.pushes, self.index.positions)).astype(np.int64)
         low, high = model.actuator_ctrlrange[self._controls].T
         self.center, self.half = (low + high) / 2, (high - low) / 2
@@ -98,44 +104,23 @@ class HandFeatures:
         """Return the positions of the fingertips, (E, 5, 3) in meters."""
         return shaped(features, "xpos")[:, self.index.fingertips]
 
-    def observe(self, features: Features) -> np.ndarray:
-        """Return the observation of the hand.
-
-        Joint positions (24) scaled to [-1, 1], velocities (24) x 0.2 and actuator torques (24) x 10; of each fingertip
-        position, quaternion, velocity and angular velocity (5 x 13); force and torque that each fingertip exchanges
-        with its finger (5 x 6) in the world frame; of a free base position (3) and turn from its start as roll, pitch
-        and yaw (3); last actions (20, or 26 with a free base).
-        """
-        index = self.index
-        middle, half = (index.low + index.high) / 2, (index.high - index.low) / 2
-        tips, center = index.fingertips, shaped(features, "subtree_com")[:, self._root, None]
-        position, quaternion = shaped(features, "xpos")[:, tips], shaped(features, "xquat")[:, tips]
-        motion, wrench = shaped(features, "cvel")[:, tips], shaped(features, "cfrc_int")[:, tips]
-        spin, arm = motion[..., :3], position - center  # spatial vectors refer to the hand's center of mass
-        velocity = motion[..., 3:] + np.cross(spin, arm)
-        force = wrench[..., 3:]
-        torque = wrench[..., :3] - np.cross(arm, force)
-        blocks = [
-            (features["qpos"][:, index.qpos] - middle) / half,
-            features["qvel"][:, index.dofs] * VELOCITY_SCALE,
-            features["qfrc_actuator"][:, index.dofs] * FORCE_SCALE,
-            np.concatenate((position, quaternion, velocity, spin), axis=-1),
-            np.concatenate((force, torque), axis=-1),
-        ]
-        if len(index.pushes):
-            turn = multiply(shaped(features, "xquat")[:, index.base], self._upright)
-            blocks += [shaped(features, "xpos")[:, index.base], euler(turn)]
-        blocks.append((features["ctrl"][:, self._controls] - self.center) / self.half)
-        return np.concatenate([block.reshape(len(block), -1) for block in blocks], axis=1)
-
 
 class HandsScene:
     """Features of a model of two hands; see `marl.envs.mamujoco.obs_columns.Scene`."""
 
     def __init__(self, model: Any, rules: Any) -> None:
         self.rules = rules
-        starts = [model.body(f"{side}/robot0:hand mount").quat for side in SIDES]
-        self.hands = [HandFeatures(model, side, start) for side, start in zip(SIDES, starts, strict=True)]
+        self.hands = [HandFeatures(model, side) for side in SIDES]
+        parts = [hand.index for hand in self.hands]
+        self._qpos, self._dofs = (np.stack([getattr(part, name) for part in parts]) for name in ("qpos", "dofs"))
+        self._tips = np.stack([part.fingertips for part in parts])
+        self._bases = np.array([part.base for part in parts])
+        self._controls = np.stack([hand.control_indices for hand in self.hands])
+        self._roots = model.body_rootid[self._tips]
+        low, high = np.stack([part.low for part in parts]), np.stack([part.high for part in parts])
+        self._middle, self._half_range = (low + high) / 2, (high - low) / 2
+        self._center, self._half = (np.stack([getattr(h, name) for h in self.hands]) for name in ("center", "half"))
+        self._upright = conjugate(model.body_quat[self._bases])
 
     def sources(self, data: Any) -> Features:
         """Return flat views of the arrays of one MjData, by name."""
@@ -143,5 +128,34 @@ class HandsScene:
         return {name: getattr(data, name).reshape(-1) for name in names}
 
     def derived(self, features: Features) -> list[np.ndarray]:
-        """Return the observations of the right hand, the left hand and the objects, each (E, size)."""
-        return [*(hand.observe(features) for hand in self.hands), self.rules.observe(features)]
+        """Return the observations of the right hand and the left hand, in one block, and of the objects."""
+        return [self.observe_hands(features).reshape(len(features["qpos"]), -1), self.rules.observe(features)]
+
+    def observe_hands(self, features: Features) -> np.ndarray:
+        """Return the observations of both hands, (E, 2, size).
+
+        Joint positions (24) scaled to [-1, 1], velocities (24) x 0.2 and actuator torques (24) x 10; of each fingertip
+        position, quaternion, velocity and angular velocity (5 x 13); force and torque by which each finger holds its
+        tip (5 x 6) in the world frame; of a free base position (3) and turn from its start as roll, pitch and yaw (3);
+        last actions (20, or 26 with a free base).
+        """
+        num_envs = len(features["qpos"])
+        position, quaternion = shaped(features, "xpos")[:, self._tips], shaped(features, "xquat")[:, self._tips]
+        motion, wrench = shaped(features, "cvel")[:, self._tips], shaped(features, "cfrc_int")[:, self._tips]
+        # Spatial vectors refer to the center of mass of the hand: rotation first, then translation.
+        arm = position - shaped(features, "subtree_com")[:, self._roots]
+        spin, force = motion[..., :3], wrench[..., 3:]
+        velocity = motion[..., 3:] + cross(spin, arm)
+        torque = wrench[..., :3] - cross(arm, force)
+        blocks = [
+            (features["qpos"][:, self._qpos] - self._middle) / self._half_range,
+            features["qvel"][:, self._dofs] * VELOCITY_SCALE,
+            features["qfrc_actuator"][:, self._dofs] * FORCE_SCALE,
+            np.concatenate((position, quaternion, velocity, spin), axis=-1).reshape(num_envs, 2, -1),
+            np.concatenate((force, torque), axis=-1).reshape(num_envs, 2, -1),
+        ]
+        if len(self.hands[0].index.pushes):
+            turn = multiply(shaped(features, "xquat")[:, self._bases], self._upright)
+            blocks += [shaped(features, "xpos")[:, self._bases], euler(turn)]
+        blocks.append((features["ctrl"][:, self._controls] - self._center) / self._half)
+        return np.concatenate(blocks, axis=2)

@@ -175,9 +175,9 @@ def make_layout(scene: HandsScene, model: Any, team: str) -> Layout:
     """
     data = mujoco.MjData(model)
     features = {name: view[None] for name, view in scene.sources(data).items()}
-    sizes = [block.shape[1] for block in scene.derived(features)]
+    both, objects = (block.shape[1] for block in scene.derived(features))
     first = sum(view.shape[1] for view in features.values())
-    right, left, shared = np.split(first + np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    right, left, shared = np.split(first + np.arange(both + objects), [both // 2, both])
     agents, columns, actions = [], [], []
     for side, hand, own in zip(SIDES, scene.hands, (right, left), strict=True):
         pushes = len(hand.index.pushes)

@@ -69,6 +69,8 @@ class Bench:
 
 BARE = "bare mj_step"
 """Row of the physics alone."""
+VISITED = 64
+"""Steps of random actions whose states are measured."""
 Row = tuple[str, float, float]
 """Name, median figure, and its spread: (highest - lowest) / median."""
 
@@ -163,26 +165,30 @@ def random_action(spec: EnvSpec, obs: Obs, rng: np.random.Generator) -> np.ndarr
     return rng.uniform(space.low, space.high, (*obs.alive.shape, spec.action_size)).astype(np.float32)
 
 
-def bare_stepper(model: Any, states: list[Any], substeps: int) -> Callable[[], int]:
-    """Return a function that steps the physics of all states, with constant controls, and returns their number."""
-    mujoco: Any = importlib.import_module("mujoco")
-
-    def bare() -> int:
-        for data in states:
-            mujoco.mj_step(model, data, substeps)
-        return len(states)
-
-    return bare
-
-
 def bare_hands(config: Bench) -> Callable[[], int]:
-    """Return a stepper of bare `mj_step` on the E states of a batch of hands, on one thread."""
+    """Return a stepper of bare `mj_step` on one thread, from states that a batch of hands visits with random actions.
+
+    Physics takes as long as its contacts need, so that it is measured on the states of the environments themselves.
+    """
     from marl.envs.hands import batch
 
+    mujoco: Any = importlib.import_module("mujoco")
     env = batch(config.env.partition("/")[2].partition(",")[0], config.num_envs)
     env.reset(list(range(config.num_envs)))
+    rng, visited = np.random.default_rng(0), []
+    for _ in range(VISITED):
+        env.step(rng.uniform(-1.0, 1.0, (config.num_envs, *env.simulation.layout.mask.shape)).astype(np.float32))
+        visited.append([state["physics"] for state in env.get_state() if state is not None])
     simulation = env.simulation
-    return bare_stepper(simulation.model, simulation.datas, simulation.substeps)
+    model, datas, flags = simulation.model, simulation.datas, mujoco.mjtState.mjSTATE_INTEGRATION
+
+    def bare() -> int:
+        for data, physics in zip(datas, visited[rng.integers(VISITED)], strict=True):
+            mujoco.mj_setState(model, data, physics, flags)
+            mujoco.mj_step(model, data, simulation.substeps)
+        return len(datas)
+
+    return bare
 
 
 def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
@@ -198,8 +204,12 @@ def mujoco_baselines(config: Bench) -> dict[str, Callable[[], int]]:
     states = [mujoco.MjData(core.model) for _ in range(config.num_envs)]
     for data in states:
         data.ctrl[:] = rng.uniform(-1.0, 1.0, core.model.nu)
-    bare = bare_stepper(core.model, states, core.frame_skip)
     actions = {name: oracle.action_space(name).sample() for name in oracle.possible_agents}
+
+    def bare() -> int:
+        for data in states:
+            mujoco.mj_step(core.model, data, core.frame_skip)
+        return len(states)
 
     def wrapped() -> int:
         for _ in range(64):

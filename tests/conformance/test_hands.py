@@ -470,6 +470,32 @@ def test_half_closed_hands_hold_the_egg_for_a_whole_episode(name):
     env.close()
 
 
+THROW = (
+    [0.7, -0.9, -0.7, -0.9, -0.8, 0.8, -0.8, -0.8, -0.7, -0.8, -0.8, -0.6, -0.1, -0.9, -0.7, 0.4, -0.2, 0.5, 0.5, 0.1],
+    [0.0, -0.8, 0.9, -0.9, -0.9, -0.9, -0.9, -0.4, -0.4, -0.2, -0.5, -0.4, -0.5, -0.8, 0.1, -0.8, 0.7, 0.3, -0.2, -0.2],
+    [-0.6, 0.9, -0.5, -0.2, 0.7, 0.6, 0.6, -0.7, 0.2, -0.7, -0.2, -0.9, 0.6, -0.7, 0.9, 0.3, -0.2, 0.6, 0.8, 0.6],
+    [0.3, 0.1, 0.4, -0.5, 0.0, -0.2, -0.3, -0.6, 0.4, -0.3, 0.0, -0.2, 0.5, -0.6, 0.6, 0.7, -0.3, -0.3, -0.6, 0.9],
+)
+"""Joint targets of the right hand that throw: lower the egg, then flick wrist (second number) and fingers upwards."""
+PHASES = (8, 14, 20)
+"""Steps at which the next targets begin."""
+RECEIVE = [1.0, 0.9, 0.3, -0.4, -0.9, 0.7, 0.7, 0.2, -0.6, 0.8, -0.6, 0.9, 0.5, 0.7, -0.7, -0.2, -0.5, 0.0, 0.5, -0.3]
+
+
+def test_a_scripted_controller_throws_the_egg_across():
+    """The goal is 0.25 m away, above the left hand. A search over constant joint targets found the throw."""
+    env = batch("over", 4, 2)
+    env.reset([0, 1, 2, 3])
+    nearest = np.full(4, np.inf)
+    for number in range(36):
+        right = THROW[np.searchsorted(PHASES, number, side="right")]
+        env.step(np.tile(np.array([right, RECEIVE], np.float32), (4, 1, 1)))
+        distance = env.simulation.rules.distances(env.simulation.table.features)[0][:, 0]
+        nearest = np.minimum(nearest, distance)
+    assert (nearest < 0.1).all()
+    env.close()
+
+
 DRAW = """
 import numpy as np
 from marl.envs.hands import batch
