@@ -28,6 +28,7 @@ TASK_NAMES = (
     "door-close-inward",
     "door-close-outward",
     "pen",
+    "swing-cup",
 )
 Team = Literal["hands", "fingers"]
 Divergence = Literal["stop", "end"]
@@ -43,7 +44,7 @@ class HandsOptions:
     object_type: str | None = None
     """Object that is thrown or turned: egg, block or pen. None is the task's own."""
     max_steps: int | None = None
-    """Steps after which an episode is truncated. None is the task's own: 75, doors 250, pen 125."""
+    """Steps after which an episode is truncated. None is the task's own: 75, doors 250, pen and cup 125."""
     on_divergence: Divergence = "stop"
     """Reaction to a state of MuJoCo that is not finite: stop with an error, or end the episode as truncated."""
 

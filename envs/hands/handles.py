@@ -1,4 +1,4 @@
-"""Tasks in which each hand reaches for a handle: double doors, and a pen with a cap."""
+"""Tasks in which each hand reaches for a handle: double doors, a pen with a cap, and a cup."""
 # pyright: reportAttributeAccessIssue=false
 # (mujoco's names come from C++, so the type checker does not know them)
 
@@ -7,8 +7,17 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from marl.envs.hands.features import VELOCITY_SCALE, Features, FreeBody, HandFeatures, shaped
-from marl.envs.hands.hand_model import SIDES
+from marl.envs.hands.features import (
+    VELOCITY_SCALE,
+    Features,
+    FreeBody,
+    HandFeatures,
+    conjugate,
+    multiply,
+    rotation_distance,
+    shaped,
+)
+from marl.envs.hands.hand_model import SIDES, about
 from marl.envs.hands.rules import DENSITY, Outcome, Rules
 
 HINGE = 0.42
@@ -156,3 +165,51 @@ class Pen(HandleRules):
         near = reach.max(axis=1) < 0.75
         reward = np.exp(-10.0 * reach).sum(axis=1) + near * (5.0 * gap - 0.8)
         return Outcome(reward, reach.max(axis=1) >= 1.5, gap > 0.3, {"gap": gap})
+
+
+class Cup(HandleRules):
+    """Turn a cup with two handles by a quarter about the vertical axis.
+
+    With s the sum of the distances of a hand's five fingertips from its handle and a the angle from the goal, the
+    reward is -s_right - s_left + 1 / (a + 0.1) - 1. The part of a counts while both s are below 0.4. The goal is
+    a < pi / 4. Ends when the cup is at or below 0.3 m.
+    """
+
+    def add(self, spec: Any) -> None:
+        """Add the table, and the cup with a vertical bar on either side."""
+        box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
+        table: dict[str, Any] = {"contype": 0, "conaffinity": 1, "rgba": [0.5, 0.4, 0.3, 1.0]}
+        spec.worldbody.add_geom(name="table", type=box, size=[0.15, 0.15, 0.3], pos=[0.0, 0.0, 0.3], **table)
+        cup = spec.worldbody.add_body(name="cup", pos=[0.0, 0.0, 0.701])
+        cup.add_freejoint(name="cup")
+        color = [0.9, 0.9, 0.95, 1.0]
+        cup.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.05, 0.1, 0.0], mass=0.25, condim=4, rgba=color)
+        for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
+            handle = cup.add_body(name=f"{side}_handle", pos=[0.0, sign * 0.1, 0.03])
+            bar: dict[str, Any] = {"type": capsule, "mass": 0.01, "condim": 4, "rgba": color}
+            handle.add_geom(size=[0.01, 0.05, 0.0], **bar)
+            for height in (-0.05, 0.05):
+                handle.add_geom(size=[0.008, 0.0, 0.0], fromto=[0, 0, height, 0, -sign * 0.05, height], **bar)
+
+    def bind(self, model: Any) -> None:
+        """Look up the cup and its handles."""
+        super().bind(model)
+        self._cup = FreeBody(model, "cup")
+        self._goal = about("z", np.pi / 2)
+
+    def start(self, data: Any, generator: np.random.Generator) -> None:
+        """Leave the cup where the model has it."""
+
+    def observe(self, features: Features) -> np.ndarray:
+        """Return pose and velocities of the cup (13), the turn from its goal (4) and the handles (6)."""
+        turn = multiply(self._cup.pose(features)[:, 3:], conjugate(self._goal))
+        return np.concatenate((self._cup.observe(features), turn, self.handles(features).reshape(-1, 6)), axis=1)
+
+    def outcome(self, features: Features, hands: list[HandFeatures], action: np.ndarray) -> Outcome:
+        """Return the result of a step."""
+        del action
+        reach, pose = self.reach(features, hands), self._cup.pose(features)
+        angle = rotation_distance(pose[:, 3:], self._goal)
+        near = reach.max(axis=1) < 0.4
+        reward = -reach.sum(axis=1) + near * (1.0 / (angle + 0.1) - 1.0)
+        return Outcome(reward, pose[:, 2] <= 0.3, angle < np.pi / 4, {"angle": angle})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marl.envs.hands.hand_model import Pose, turned
-from marl.envs.hands.handles import Doors, Pen
+from marl.envs.hands.handles import Cup, Doors, Pen
 from marl.envs.hands.rules import Flight, Rules, Throw, Turn
 
 # A base is pushed by 100,000 dt times the translation scale in N and turned by 1000 dt times the rotation scale in N m.
@@ -50,6 +50,7 @@ _AT_TABLE = (
     Pose((0.55, 0.2, 0.8), turned(("x", np.pi), ("z", np.pi / 2))),
     Pose((0.55, -0.2, 0.8), turned(("x", np.pi), ("z", np.pi / 2))),
 )
+_AT_CUP = (Pose((0.35, 0.2, 0.8), _AT_DOORS[0].rotation), Pose((0.35, -0.2, 0.8), _AT_DOORS[1].rotation))
 _OVERARM = Pose((0.0, 0.0, 0.5), turned(("x", np.pi / 2 + 0.1), ("y", np.pi)))
 _UNDERARM = Pose((0.0, -0.8, 0.5), turned(("z", np.pi)))
 
@@ -73,5 +74,6 @@ TASKS: dict[str, HandTask] = {
     "door-close-inward": HandTask(_AT_DOORS, lambda _: Doors(inward=True, closing=True), 250),
     "door-close-outward": HandTask(_AT_DOORS, lambda _: Doors(inward=False, closing=True), 250),
     "pen": HandTask(_AT_TABLE, lambda _: Pen(), 125, force=0.5 * _PUSH, torque=0.1 * _TWIST),
+    "swing-cup": HandTask(_AT_CUP, lambda _: Cup(), 125, force=0.5 * _PUSH, torque=0.1 * _TWIST),
 }
 """Tasks by name."""

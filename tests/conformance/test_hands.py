@@ -113,7 +113,7 @@ def test_hands_reach_and_palms_face_as_the_task_says(name):
     right = env.simulation.scene.hands[0].index
     if name == "catch-over2underarm":
         expected = {"reach": (0, 0.1, 1), "palm": (0, -1, 0.1)}
-    elif name.startswith("door"):
+    elif name.startswith("door") or name == "swing-cup":
         expected = {"reach": (-1, 0, 0), "palm": (0, -1, 0)}
     elif name == "pen":
         expected = {"reach": (-1, 0, 0), "palm": (0, 0, -1)}
@@ -162,7 +162,9 @@ def test_ten_thousand_random_steps_keep_energy_and_penetration_bounded(name):
     assert_sane(name, 10, 1000)
 
 
-@pytest.mark.parametrize("name", ["over", "two-catch-underarm", "re-orientation", "door-close-inward", "pen"])
+@pytest.mark.parametrize(
+    "name", ["over", "two-catch-underarm", "re-orientation", "door-close-inward", "pen", "swing-cup"]
+)
 def test_without_actions_the_motion_dies_away(name):
     env = make(name, max_steps=200)
     obs = env.reset(seed=2)
@@ -208,6 +210,9 @@ def expected_reward(name, data, action):
             total += -10.0 * np.linalg.norm(place - goal) + 1.0 / (angle + 0.1) + 250.0 * (angle < 0.1)
         return total
     right, left = fingertip_sums(data)
+    if name == "swing-cup":
+        angle = (poses(data, "cup")[1] * Rotation.from_euler("z", 90, degrees=True).inv()).magnitude()
+        return -right - left + (1.0 / (angle + 0.1) - 1.0) * (right < 0.4 and left < 0.4)
     handles = data.body("right_handle").xpos, data.body("left_handle").xpos
     if name == "pen":
         apart = 5.0 * np.linalg.norm(handles[0] - handles[1]) - 0.8
@@ -269,6 +274,20 @@ def test_pulling_the_cap_reaches_the_goal_of_the_pen():
         env.step(np.zeros((2, 26), np.float32))
     assert simulation.succeeded[0]
     assert env.step(np.zeros((2, 26), np.float32)).info == {}
+
+
+def test_turning_the_cup_reaches_its_goal():
+    env = make("swing-cup")
+    env.reset(seed=0)
+    simulation, zero = env.simulation, np.zeros((2, 26), np.float32)
+    data, joint = simulation.datas[0], simulation.model.joint("cup").qposadr[0]
+    assert env.step(zero).reward[0] < 0.0
+    for degrees, reached in ((40, False), (-90, False), (50, True)):
+        turn = Rotation.from_euler("z", degrees, degrees=True)
+        data.qpos[joint + 3 : joint + 7] = turn.as_quat(scalar_first=True)
+        env.step(zero)
+        assert simulation.succeeded[0] == reached
+    assert abs(data.qpos[joint + 2] - 0.7) < 0.005, "it stands on the table"
 
 
 def test_the_features_of_a_hand_are_those_of_mujoco():
