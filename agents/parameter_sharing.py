@@ -57,8 +57,8 @@ class SharedActor(nn.Sequential):
 class NetworkSets(nn.Module):
     """One network per parameter set, all of one architecture, from (..., N, D) to (..., N, A).
 
-    A network is a sequence of linear layers, LayerNorms and functions without parameters. All sets pass a layer
-    together, as a product of stacked matrices.
+    A network is a sequence of linear layers, LayerNorms, RMSNorms and functions without parameters. All sets pass a
+    layer together, as a product of stacked matrices.
     """
 
     def __init__(self, networks: Iterable[nn.Sequential], sets: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ def make_actors(
 
 
 class Layer(NamedTuple):
-    """One layer of K networks: `weight` (K, D, A) or (K, 1, D) and `bias` (K, 1, A), or neither."""
+    """One layer of K networks: `weight` (K, D, A) or (K, 1, D) and `bias` (K, 1, A), either may be missing."""
 
     module: nn.Module
     weight: Tensor | None
@@ -138,9 +138,11 @@ def stack_layers(networks: Sequence[Any]) -> list[Layer]:
     layers = []
     for same in zip(*networks, strict=True):
         weight = bias = None
-        if isinstance(same[0], nn.Linear | nn.LayerNorm):
-            weight, bias = (torch.stack([getattr(layer, name) for layer in same]) for name in ("weight", "bias"))
-            weight, bias = weight.mT if isinstance(same[0], nn.Linear) else weight.unsqueeze(1), bias.unsqueeze(1)
+        if isinstance(same[0], nn.Linear | nn.LayerNorm | nn.RMSNorm):
+            weight = torch.stack([layer.weight for layer in same])
+            weight = weight.mT if isinstance(same[0], nn.Linear) else weight.unsqueeze(1)
+            if getattr(same[0], "bias", None) is not None:
+                bias = torch.stack([layer.bias for layer in same]).unsqueeze(1)
         layers.append(Layer(same[0], weight, bias))
     return layers
 
@@ -148,13 +150,16 @@ def stack_layers(networks: Sequence[Any]) -> list[Layer]:
 def apply_stacked(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """Return (K, B, A): each of K networks applied to its own rows of `x` (K, B, D)."""
     for module, weight, bias in layers:
-        if weight is None or bias is None:
+        if weight is None:
             x = module(x)
+        elif isinstance(module, nn.RMSNorm):
+            x = F.rms_norm(x, module.normalized_shape, eps=module.eps) * weight
         elif isinstance(module, nn.Linear):
-            x = torch.baddbmm(bias, x, weight)
+            x = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
         else:
             # With an explicit weight and bias a CPU's layer_norm is twice as fast.
             width = x.shape[-1]
+            assert bias is not None
             x = torch.addcmul(bias, torch.layer_norm(x, [width], x.new_ones(width), x.new_zeros(width)), weight)
     return x
 

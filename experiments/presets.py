@@ -114,7 +114,8 @@ def without_entropy(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "entropy_coef"}
 
 
-ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru")
+SABLE = ("sable", "ff-sable", "sable-bad")
+ONE_BY_ONE = ("mat", "mat-bad", "mat-decoder", "mat-gru", *SABLE)
 AGENTS = (*ONE_BY_ONE, "mat-dec", "mat-encoder", "mappo", "ippo", "happo")
 LANGUAGE = ("twosome", "ntpo", "poad")
 CRITIC_FREE = ("reinforce", "grpo", "gigpo")

@@ -41,17 +41,15 @@ class TeamPolicy(VectorPolicy):
 
     def __init__(self, spec: EnvSpec, options: TeamOptions) -> None:
         super().__init__(spec, options.agent_id, options.normalize_observations)
-        width = options.embedding
         self.options: Any = options
         self.parameter_sets = parameter_sets(spec, options.parameters_per)
         self.encoder: Any = self.make_encoder(self.per_parameter_set(self.make_embed))
-        self.critic = output_head(width, 1)
+        self.critic = self.make_output(1)
         self.head = make_head(spec, options.max_std, options.init_std, self.parameter_sets)
         self.slots = self.head.slots
         self.gru = None
         if options.bptt_steps:
-            self.gru = GRULayer(width)
-            self.bptt_steps, self.recurrent_shape = options.bptt_steps, (spec.num_agents, width)
+            self.make_recurrent()
         self._cache: tuple[object, Any] | None = None
         self._all_parameters: tuple[nn.Parameter, ...] = ()
         self._shared_weights: Any = None
@@ -74,9 +72,19 @@ class TeamPolicy(VectorPolicy):
         """Return the encoder on top of `embed`."""
         return Encoder(embed, self.options.embedding, self.options.heads, self.options.blocks)
 
+    def make_recurrent(self) -> None:
+        """Make the recurrent layer, and set the shape of its state."""
+        width = self.options.embedding
+        self.gru = GRULayer(width)
+        self.bptt_steps, self.recurrent_shape = self.options.bptt_steps, (self.spec.num_agents, width)
+
+    def make_output(self, size: int) -> nn.Sequential:
+        """Return the head of the critic or the actor, from features (..., D) to (..., size)."""
+        return output_head(self.options.embedding, size)
+
     def make_actor(self) -> Any:
         """Return the network from features (..., D) to the parameters of the head's distribution, (..., A)."""
-        return output_head(self.options.embedding, self.head.size)
+        return self.make_output(self.head.size)
 
     # Fused weights
 
