@@ -59,12 +59,19 @@ def retain_recurrent(
 
 
 def retain(
-    query: Tensor, key: Tensor, value: Tensor, states: "LayerStates", layer: int, visible: Visible, chunk: int = CHUNK
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    states: "LayerStates",
+    layer: int,
+    visible: Visible,
+    chunk: int | None = None,
 ) -> Tensor:
     """Return outputs (B, H, N, d) of `query`, `key` and `value` (B, H, N, d), and update the state of a layer.
 
-    `chunk` tokens of a step are compared pair by pair.
+    `chunk` tokens of a step, by default CHUNK, are compared pair by pair.
     """
+    chunk = chunk or CHUNK
     if visible == "self":
         return states.read(layer, query, (query * key).sum(-1, keepdim=True) * value)
     agents, width = query.shape[2:]

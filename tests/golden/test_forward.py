@@ -17,7 +17,7 @@ from marl.types import EnvSpec, Nodes, Obs
 
 FILE = Path(__file__).with_name("forward.json")
 E, N, D, A = 2, 3, 5, 4
-NAMES = ("mat", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "mappo", "ippo", "happo")
+NAMES = ("mat", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "ff-sable", "mappo", "ippo", "happo")
 CASES = [(name, discrete) for name in NAMES for discrete in (True, False)]
 
 

@@ -63,7 +63,7 @@ def make(name, spec, **options):
     return policy
 
 
-NAMES = ("mat", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "mappo", "ippo")
+NAMES = ("mat", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "ff-sable", "mappo", "ippo")
 CHAINS = {
     "mat": {},
     "mat-bad": {"agent_order": "random"},

@@ -48,6 +48,9 @@ AGENTS = {
     "mat-gru": ("mat-gru", {}),
     "mat-encoder": ("mat-encoder", {}),
     "mat-dec": ("mat-dec", {}),
+    "sable": ("sable", {}),
+    "sable, random order": ("sable", {"agent_order": "random", "blocks": 2, "heads": 2}),
+    "sable-bad": ("sable-bad", {}),
     "mat-dec, separate": ("mat-dec", {"parameters_per": "agent"}),
 }
 
