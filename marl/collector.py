@@ -94,7 +94,9 @@ class Collector:
                 decision = self.policy.act(inputs, self.generator)
                 self.recurrent_state.update(decision)
             if self.rollout is None:
-                self.rollout = Rollout(self.steps, inputs, decision, self.env.spec.num_agents)
+                self.rollout = Rollout(
+                    self.steps, inputs, decision, self.env.spec.num_agents, self.policy.bptt_steps or 1
+                )
             rollout = self.rollout
             rollout.write(t, inputs, decision)
             acted = time.perf_counter()

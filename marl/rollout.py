@@ -20,10 +20,12 @@ class Rollout:
     `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behavior_log_prob, reference_log_prob,
     node_reward_own`: (T, E, N, L), or None if the policy does not give them. `agent_truncated`: (T, E, N), agents that
     were truncated alone. The memory layout of a recurrent policy's rollout is (E, T), so that segments are views.
+    Its recurrent state is stored at the first of each `segment_steps` steps, which is where `Policy.evaluate` reads it, and
+    is zero elsewhere: memory that is never written stays free.
     """
 
-    def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int) -> None:
-        self.env_major = decision.recurrent_state is not None
+    def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int, segment_steps: int = 1) -> None:
+        self.env_major, self.segment_steps = decision.recurrent_state is not None, segment_steps
 
         def like(x: Tensor) -> Tensor:
             if self.env_major:
@@ -52,7 +54,8 @@ class Rollout:
         """Store step `t`."""
         nodes = decision.nodes
         for name, x in inputs.items():
-            self.inputs[name][t] = x
+            if name != "recurrent_state" or t % self.segment_steps == 0:
+                self.inputs[name][t] = x
         self.action[t], self.node_mask[t], self.loss_mask[t] = nodes.action, nodes.node_mask, nodes.loss_mask
         self.log_prob[t], self.value[t] = decision.log_prob, decision.value
         if self.behavior_log_prob is not None and decision.behavior_log_prob is not None:

@@ -187,7 +187,7 @@ class Retention(nn.Module):
         return self.finish(retain(*self.project(x, y, alive), states, layer, visible), y)
 
     def next_token(self, x: Tensor, y: Tensor, alive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output (E, 1, D) and the new state for one token `x`, `y` (E, 1, D) and the `state` (E, H, d, d)."""
+        """Return the output (E, 1, D) and the new state, of one token `x`, `y` (E, 1, D) and `state` (E, H, d, d)."""
         query, key, value = self.project(x, y, alive)
         state = state + key.mT @ value
         return self.finish(query @ state, y), state

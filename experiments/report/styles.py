@@ -31,6 +31,7 @@ AGENTS = {
     "ippo": ("IPPO", "pink"),
     "sable": ("Sable", "brown"),
     "ff-sable": ("ff-Sable", "brown"),
+    "sable-bad": ("Sable-BAD", "brown"),
     "poad": ("POAD", "blue"),
     "ntpo": ("NTPO", "vermilion"),
     "twosome": ("TWOSOME", "orange"),

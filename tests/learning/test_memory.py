@@ -14,6 +14,8 @@ def test_what_was_shown_is_recalled(agent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["ippo", "happo", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec"])
+@pytest.mark.parametrize(
+    "agent", ["ippo", "happo", "mat-bad", "mat-decoder", "mat-gru", "mat-encoder", "mat-dec", "sable", "sable-bad"]
+)
 def test_the_others_recall_too(agent):
     assert learn("memory", agent, 25_000, True, enough=0.95, bptt_steps=8) >= 0.95

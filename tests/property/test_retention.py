@@ -62,14 +62,8 @@ def test_single_steps_equal_a_segment(case, visible):
         torch.testing.assert_close(out, expected[:, step : step + 1], atol=2e-4, rtol=1e-4)
         if visible == "self":  # a value is read before anybody acts, and changes no state
             assert after is None
-            _, after = chunkwise(
-                *(x[:, step : step + 1] for x in (query, key, value)),
-                decay,
-                state,
-                start[:, step : step + 1],
-                "step",
-                1,
-            )
+            now = (x[:, step : step + 1] for x in (query, key, value))
+            _, after = chunkwise(*now, decay, state, start[:, step : step + 1], "step", 1)
         state = after
 
 

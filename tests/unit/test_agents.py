@@ -105,7 +105,9 @@ POLICIES = {
     "ippo": ("ippo", {}),
     "happo": ("happo", {}),
 }
-ONE_BY_ONE = [name for name, (agent, _) in POLICIES.items() if agent in ("mat", "mat-bad", "mat-decoder", "mat-gru")]
+ONE_BY_ONE = [
+    name for name, (agent, _) in POLICIES.items() if agent in ("mat", "mat-bad", "mat-decoder", "mat-gru", "ff-sable")
+]
 AT_ONCE = [name for name in POLICIES if name not in ONE_BY_ONE]
 
 

@@ -84,7 +84,7 @@ def test_a_dead_agent_leaves_no_trace_in_the_state():
         (
             "sable",
             {"bptt_steps": 0},
-            "bptt_steps=0 leaves Sable without memory. Give 1 or more, or use the agent ff-sable",
+            "bptt_steps=0 leaves Sable without memory. Give 1 or more",
         ),
         ("ff-sable", {"bptt_steps": 4}, "bptt_steps=4, but ff-sable forgets after each step. Use the agent sable"),
         ("sable", {"heads": 3}, "heads=3 does not divide embedding=64"),
