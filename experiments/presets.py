@@ -134,7 +134,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (task, agent): COORDINATION for task in ("toy/climbing", "toy/penalty") for agent in ONE_BY_ONE
 }
 PRESETS |= {(family, agent): settings for family, (settings, agents) in FAMILIES.items() for agent in agents}
-# The segments of a memory have to divide the rollout. The default of 16 steps divides the rollouts of the other families.
+# The segments of a memory have to divide the rollout. The default of 16 steps divides the other families' rollouts.
 PRESETS |= {
     (family, agent): FAMILIES[family][0] | {"bptt_steps": steps}
     for family, steps in (("mamujoco", 20), ("pettingzoo:mpe2.simple_spread_v3", 25), ("mpe/spread", 25))
