@@ -20,8 +20,8 @@ class Rollout:
     `duration`: (T, E) int64 primitive steps. `order`: (T, E, N) or None. `behavior_log_prob, reference_log_prob,
     node_reward_own`: (T, E, N, L), or None if the policy does not give them. `agent_truncated`: (T, E, N), agents that
     were truncated alone. The memory layout of a recurrent policy's rollout is (E, T), so that segments are views.
-    Its recurrent state is stored at the first of each `segment_steps` steps, where `Policy.evaluate` reads it. It is zero
-    elsewhere, so that those pages of memory stay unused.
+    Its recurrent state is stored at the first of each `segment_steps` steps, where `Policy.evaluate` reads it. It is
+    zero elsewhere, so that those pages of memory stay unused.
     """
 
     def __init__(self, steps: int, inputs: Inputs, decision: Decision, num_agents: int, segment_steps: int = 1) -> None:

@@ -400,6 +400,7 @@ def test_micro_batches_and_processes_change_nothing(small):
     ("env", "agent", "changes"),
     [
         ("toy/agent_death", "mat", {"bptt_steps": 4}),
+        ("toy/agent_death", "sable", {"bptt_steps": 4}),
         ("toy/agent_death", "mat-gru", {"bptt_steps": 2, "parameters_per": "agent"}),
         ("smac/3m", "mat-bad", {"layout": "entities"}),
         ("smac/3m", "mat-encoder", {"layout": "entities"}),
