@@ -116,9 +116,8 @@ def new_scene() -> Any:
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     world = spec.worldbody
     world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[2, 2, 0.1], rgba=[0.35, 0.4, 0.45, 1])
-    world.add_light(
-        name="light", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=[0, 0, 4], dir=[0.3, 0.2, -1], ambient=[0.2] * 3
-    )
+    sun = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL
+    world.add_light(name="light", type=sun, pos=[0, 0, 4], dir=[0.3, 0.2, -1], ambient=[0.2] * 3, castshadow=False)
     return spec
 
 

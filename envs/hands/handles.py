@@ -27,7 +27,9 @@ HANDLE = 0.12
 OPEN = 1.5
 """Angle in rad of an open door."""
 STIFF = [0.005, 1.0]
-"""Time constant in s and damping ratio of the doors' contacts: hands that are pushed by 167 N do not pass through."""
+"""Time constant in s and damping ratio of stiff contacts and limits."""
+HARD: dict[str, Any] = {"priority": 1, "solref": STIFF}
+"""Contacts of doors, tables, pen and cup: hands that are pushed by hundreds of newtons do not pass through."""
 
 
 class HandleRules(Rules):
@@ -76,7 +78,7 @@ class Doors(HandleRules):
                 solref_limit=STIFF,
             )
             inner = -sign * (HINGE - 0.002) / 2
-            solid: dict[str, Any] = {"contype": 0, "conaffinity": 1, "density": DENSITY, "priority": 1, "solref": STIFF}
+            solid: dict[str, Any] = {"contype": 0, "conaffinity": 1, "density": DENSITY, **HARD}
             leaf.add_geom(type=box, size=[0.02, abs(inner), 0.3], pos=[0.0, inner, 0.0], rgba=wood, **solid)
             handle = leaf.add_body(name=f"{side}_handle", pos=[0.07, -sign * (HINGE - HANDLE), 0.0])
             handle.add_geom(type=capsule, size=[0.01, 0.08, 0.0], rgba=metal, **solid)
@@ -125,11 +127,11 @@ class Pen(HandleRules):
     def add(self, spec: Any) -> None:
         """Add the table, and the pen along y: its right half is the body, its left half the cap."""
         box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
-        table: dict[str, Any] = {"contype": 0, "conaffinity": 1, "rgba": [0.5, 0.4, 0.3, 1.0]}
+        table: dict[str, Any] = {"contype": 0, "conaffinity": 1, "rgba": [0.5, 0.4, 0.3, 1.0], **HARD}
         spec.worldbody.add_geom(name="table", type=box, size=[0.25, 0.5, 0.3], pos=[0.0, 0.0, 0.3], **table)
         pen = spec.worldbody.add_body(name="pen", pos=[0.0, 0.0, 0.612])
         pen.add_freejoint(name="pen")
-        part: dict[str, Any] = {"type": capsule, "size": [0.01, 0.0, 0.0], "density": DENSITY, "condim": 4}
+        part: dict[str, Any] = {"type": capsule, "size": [0.01, 0.0, 0.0], "density": DENSITY, "condim": 4, **HARD}
         pen.add_geom(fromto=[0.0, 0.01, 0.0, 0.0, 0.15, 0.0], rgba=[0.2, 0.3, 0.8, 1.0], **part)
         pen.add_body(name="right_handle", pos=[0.0, 0.08, 0.0])
         cap = pen.add_body(name="cap")
@@ -178,15 +180,17 @@ class Cup(HandleRules):
     def add(self, spec: Any) -> None:
         """Add the table, and the cup with a vertical bar on either side."""
         box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
-        table: dict[str, Any] = {"contype": 0, "conaffinity": 1, "rgba": [0.5, 0.4, 0.3, 1.0]}
+        table: dict[str, Any] = {"contype": 0, "conaffinity": 1, "rgba": [0.5, 0.4, 0.3, 1.0], **HARD}
         spec.worldbody.add_geom(name="table", type=box, size=[0.15, 0.15, 0.3], pos=[0.0, 0.0, 0.3], **table)
         cup = spec.worldbody.add_body(name="cup", pos=[0.0, 0.0, 0.701])
         cup.add_freejoint(name="cup")
         color = [0.9, 0.9, 0.95, 1.0]
-        cup.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.05, 0.1, 0.0], mass=0.25, condim=4, rgba=color)
+        cup.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_CYLINDER, size=[0.05, 0.1, 0.0], mass=0.25, condim=4, rgba=color, **HARD
+        )
         for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
             handle = cup.add_body(name=f"{side}_handle", pos=[0.0, sign * 0.1, 0.03])
-            bar: dict[str, Any] = {"type": capsule, "mass": 0.01, "condim": 4, "rgba": color}
+            bar: dict[str, Any] = {"type": capsule, "mass": 0.01, "condim": 4, "rgba": color, **HARD}
             handle.add_geom(size=[0.01, 0.05, 0.0], **bar)
             for height in (-0.05, 0.05):
                 handle.add_geom(size=[0.008, 0.0, 0.0], fromto=[0, 0, height, 0, -sign * 0.05, height], **bar)
