@@ -14,6 +14,7 @@ If the two differ, only a policy that conditions agents on each other reaches th
 | penalty | 1 | 10 | 10 | mixing the two best equilibria costs `penalty` |
 | xor3 | 1 | 1 | 4/9 | exactly one of three identical agents must play 1 |
 | permutation | 1 | 1 | n!/n^n | n identical agents must take n distinct actions |
+| swarm | 1 | 1 | see `swarm` | many agents must spread evenly over the zones of a line |
 | chain | length | 1 | 1 | one reward at the very end |
 | copy | length | 1 | 1/symbols (1 for one agent) | the answer is in another agent's observation |
 | memory | length | 1 | 1/symbols | the first observation determines the last action |
@@ -32,7 +33,7 @@ from functools import partial
 from typing import Any
 
 from marl.envs.toy.base import Toy, make_game, option_names
-from marl.envs.toy.matrix_games import climbing, penalty, permutation, xor3
+from marl.envs.toy.matrix_games import climbing, penalty, permutation, swarm, xor3
 from marl.envs.toy.sequences import Chain, Copy, Memory
 from marl.envs.toy.teams import AgentDeath, Continuous, Mixed
 from marl.registry import register_env
@@ -43,11 +44,13 @@ class ToyOptions:
     """Options of the toy games. None is the default of the task. A task refuses an option that it does not have."""
 
     agents: int | None = None
-    """Number of agents (permutation, chain, copy, memory, continuous, mixed, agent_death)."""
+    """Number of agents (permutation, swarm, chain, copy, memory, continuous, mixed, agent_death)."""
     length: int | None = None
     """Steps of an episode (chain, copy, memory, continuous, mixed, agent_death)."""
     penalty: float | None = None
     """Reward of mixing the two best equilibria, zero or below (penalty)."""
+    zones: int | None = None
+    """Zones of the line; must divide the number of agents (swarm)."""
     symbols: int | None = None
     """Size of the alphabet (copy, memory)."""
     unequal: bool | None = None
@@ -61,6 +64,7 @@ GAMES: dict[str, Callable[..., Toy]] = {
     "penalty": penalty,
     "xor3": xor3,
     "permutation": permutation,
+    "swarm": swarm,
     "chain": Chain,
     "copy": Copy,
     "memory": Memory,

@@ -32,16 +32,21 @@ REFERENCE_AGENTS = 32
 """Largest team on which the reference is measured: its work grows with the square of the team."""
 
 
-def policies(shape: Shape) -> Iterator[tuple[str, Any]]:
-    """Yield name and policy of MAPPO and MAT for a shape."""
+TEAM_SIZES = (3, 27, 128, 512, 1024)
+TEAM_ENVS, TEAM_STEPS, TEAM_OBSERVATION, TEAM_ACTIONS = 8, 2, 16, 8
+"""Environments, steps of an update, observation size and actions of the part `teams`."""
+
+
+def policies(shape: Shape, names: tuple[str, ...] = ("mappo", "mat"), **options: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and policy of each agent of `names` for a shape."""
     agents, observation, actions = shape
     space = gymnasium.spaces.Discrete(actions) if actions > 1 else gymnasium.spaces.Box(-1.0, 1.0, (1,))
     box = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
     spec = EnvSpec("bench", tuple(f"agent_{i}" for i in range(agents)), box, space, max_steps=100)
-    for name in ("mappo", "mat"):
+    for name in names:
         entry = AGENTS.get(name)
         torch.manual_seed(0)
-        yield name, entry.make(spec, entry.options())
+        yield name, entry.make(spec, entry.options(**options))
 
 
 def observations(shape: Shape, envs: int) -> Obs:
@@ -146,6 +151,32 @@ def update_part(config: Any) -> Table:
             cells += [f"{memory[name]:.0f}", f"{memory[name] / max(memory['reference'], 1e-9):.2f}", f"{spread:.0%}"]
             cells += [f"{thread_gain(work[name], cores):+.0%}"] if cores > 1 else []
             table.add_row(*cells)
+    return table
+
+
+def teams_part(config: Any) -> Table:
+    """Measure acting and one gradient step of teams of 3 to 1,024 agents: CPU time and peak memory per agent.
+
+    Agents have no identity among their observations: a one-hot identity grows with the square of the team.
+    """
+    columns = ("agents", "agent", "act us an agent", "spread", "update us an agent", "spread", "update KiB an agent")
+    title = f"{TEAM_ENVS} environments, an update of {TEAM_STEPS} steps, CPU time of one thread"
+    table = Table(*columns, title=title)
+    for agents in TEAM_SIZES:
+        shape = (agents, TEAM_OBSERVATION, TEAM_ACTIONS)
+        made = dict(policies(shape, ("mappo", "mat", "ff-sable"), agent_id=False))
+        obs = observations(shape, TEAM_ENVS)
+        acting = measure({name: actor(policy, obs) for name, policy in made.items()}, config)
+        obs = observations(shape, TEAM_ENVS * TEAM_STEPS)
+        work = {name: updater(policy, random_batch(policy, obs)) for name, policy in made.items()}
+        updating = measure(work, config)
+        for name, function in work.items():
+            cells = [
+                part
+                for ms, spread in (acting[name], updating[name])
+                for part in (f"{1000 * ms / agents:.0f}", f"{spread:.0%}")
+            ]
+            table.add_row(str(agents), name, *cells, f"{1024 * peak_growth(function) / agents:.0f}")
     return table
 
 

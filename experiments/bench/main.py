@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from marl.cpu import free_cores, peak_memory_mb, tune_malloc, usable_cores
 from marl.errors import ConfigError
-from marl.experiments.bench.agents import act_part, update_part
+from marl.experiments.bench.agents import act_part, teams_part, update_part
 from marl.experiments.bench.language import language_part
 from marl.experiments.bench.smac import random_choice, smac_part
 from marl.experiments.bench.suite import suite_part
@@ -25,7 +25,7 @@ from marl.registry import EnvFactory, find_env
 from marl.types import EnvSpec, Obs
 from marl.vector import ProcessVector, SyncVector, make_vector
 
-Part = Literal["env", "act", "update", "train", "ranks", "smac", "language", "suite"]
+Part = Literal["env", "act", "update", "teams", "train", "ranks", "smac", "language", "suite"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Bench:
 
     - env: environment steps per second of each layer.
     - act, update: milliseconds of a policy.
+    - teams: MAPPO, MAT and Sable with 3 to 1,024 agents, time and memory per agent.
     - train: the whole training loop, on `--env` and on two SMAC maps.
     - ranks: two data-parallel processes against one, and against two independent ones.
     - smac: steps per second of the battle engine on six maps.
@@ -225,6 +226,7 @@ PARTS: dict[str, Callable[[Bench], RenderableType]] = {
     "env": env_part,
     "act": act_part,
     "update": update_part,
+    "teams": teams_part,
     "train": train_part,
     "ranks": ranks_part,
     "smac": smac_part,
