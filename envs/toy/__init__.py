@@ -14,7 +14,7 @@ If the two differ, only a policy that conditions agents on each other reaches th
 | penalty | 1 | 10 | 10 | mixing the two best equilibria costs `penalty` |
 | xor3 | 1 | 1 | 4/9 | exactly one of three identical agents must play 1 |
 | permutation | 1 | 1 | n!/n^n | n identical agents must take n distinct actions |
-| swarm | 1 | 1 | see `swarm` | many agents must spread evenly over the zones of a line |
+| swarm | 1 | 1 | see `swarm` | many agents must spread evenly over the cells of a line |
 | chain | length | 1 | 1 | one reward at the very end |
 | copy | length | 1 | 1/symbols (1 for one agent) | the answer is in another agent's observation |
 | memory | length | 1 | 1/symbols | the first observation determines the last action |
@@ -49,8 +49,8 @@ class ToyOptions:
     """Steps of an episode (chain, copy, memory, continuous, mixed, agent_death)."""
     penalty: float | None = None
     """Reward of mixing the two best equilibria, zero or below (penalty)."""
-    zones: int | None = None
-    """Zones of the line; must divide the number of agents (swarm)."""
+    cells: int | None = None
+    """Cells of the line; must divide the number of agents (swarm)."""
     symbols: int | None = None
     """Size of the alphabet (copy, memory)."""
     unequal: bool | None = None

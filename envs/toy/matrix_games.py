@@ -89,25 +89,25 @@ def permutation(agents: int = 4) -> MatrixGame:
     )
 
 
-def swarm(agents: int = 8, zones: int = 4) -> MatrixGame:
-    """Return the game of n agents that choose one of z zones of a line, and should spread evenly.
+def swarm(agents: int = 8, cells: int = 4) -> MatrixGame:
+    """Return the game of n agents that choose one of c cells of a line, and should spread evenly.
 
-    The reward is 1 - sum over zones of |count - n/z| / (2 (n - n/z)): 1 if all zones hold equally many agents, 0 if one
-    zone holds all. Agents that draw from the same distribution p expect sum_z E|Bin(n, p_z) - n/z|. Each term is
-    convex in p_z, because Bernstein polynomials of a convex function are convex, so uniform p is best.
+    The reward is 1 - sum over cells of |count - n/c| / (2 (n - n/c)): 1 if all cells hold equally many agents, 0 if one
+    cell holds all. Agents that draw from the same distribution p expect sum_c E|Bin(n, p_c) - n/c|. Each term is
+    convex in p_c, because Bernstein polynomials of a convex function are convex, so uniform p is best.
     """
-    require_size("swarm", "zones", zones, 2)
-    require_size("swarm", "agents", agents, zones)
-    if agents % zones:
-        raise ConfigError(f"toy/swarm: zones={zones} does not divide agents={agents}; give a divisor")
-    share = agents // zones
+    require_size("swarm", "cells", cells, 2)
+    require_size("swarm", "agents", agents, cells)
+    if agents % cells:
+        raise ConfigError(f"toy/swarm: cells={cells} does not divide agents={agents}; give a divisor")
+    share = agents // cells
     largest = 2 * (agents - share)
 
     def payoff(action: np.ndarray) -> float:
-        return 1.0 - float(np.abs(np.bincount(action, minlength=zones) - share).sum()) / largest
+        return 1.0 - float(np.abs(np.bincount(action, minlength=cells) - share).sum()) / largest
 
-    # Mean absolute deviation of a binomial with integer mean m = n/z (De Moivre): 2 (1 - 1/z) m P(count = m).
+    # Mean absolute deviation of a binomial with integer mean m = n/c (De Moivre): 2 (1 - 1/c) m P(count = m).
     log_choose = math.lgamma(agents + 1) - math.lgamma(share + 1) - math.lgamma(agents - share + 1)
-    mode = math.exp(log_choose - share * math.log(zones) + (agents - share) * math.log1p(-1 / zones))
-    deviation = 2.0 * share * (1.0 - 1.0 / zones) * mode
-    return MatrixGame("swarm", agents, zones, payoff, 1.0, 1.0 - zones * deviation / largest)
+    mode = math.exp(log_choose - share * math.log(cells) + (agents - share) * math.log1p(-1 / cells))
+    deviation = 2.0 * share * (1.0 - 1.0 / cells) * mode
+    return MatrixGame("swarm", agents, cells, payoff, 1.0, 1.0 - cells * deviation / largest)

@@ -70,7 +70,7 @@ def best_shared_policy(table):
 
 ONE_SHOT = [("climbing", {}), ("penalty", {}), ("penalty", {"penalty": -1.0}), ("xor3", {})]
 ONE_SHOT += [("permutation", {"agents": agents}) for agents in (2, 3, 4)]
-ONE_SHOT += [("swarm", {"agents": 4, "zones": 2}), ("swarm", {"agents": 3, "zones": 3})]
+ONE_SHOT += [("swarm", {"agents": 4, "cells": 2}), ("swarm", {"agents": 3, "cells": 3})]
 
 
 @pytest.mark.parametrize(("task", "options"), ONE_SHOT)
@@ -299,8 +299,8 @@ def test_render_names_the_game_and_the_step(task):
         ("permutation", {"agents": 1}, "agents=1; give 2 or more"),
         ("copy", {"symbols": 1}, "symbols=1; give 2 or more"),
         ("agent_death", {"length": 0}, "length=0; give 1 or more"),
-        ("swarm", {"agents": 6, "zones": 4}, "zones=4 does not divide agents=6; give a divisor"),
-        ("swarm", {"zones": 1}, "zones=1; give 2 or more"),
+        ("swarm", {"agents": 6, "cells": 4}, "cells=4 does not divide agents=6; give a divisor"),
+        ("swarm", {"cells": 1}, "cells=1; give 2 or more"),
     ],
 )
 def test_wrong_options_are_named(task, options, message):
