@@ -135,7 +135,7 @@ def env_part(config: Bench) -> Table:
             work[f"vector of {config.num_envs}, {threads} threads"] = random_stepper(vector, stack)
         if batched:
             work["vector of 1"] = random_stepper(make_vector(config.env, {}, 1), stack)
-        for workers in sorted({1, cores}):
+        for workers in sorted({1, min(cores, config.num_envs)}):
             vector = ProcessVector([EnvFactory(config.env)] * config.num_envs, workers, name=config.env)
             work[f"{workers} worker processes"] = random_stepper(vector, stack)
         return table_of(f"{config.env}: environment steps per second", measure(work, config), "steps/s", baseline)
