@@ -139,7 +139,7 @@ WRONG = [
     (["train", "toy/climbing", "--max-std", "nan"], "max_std=nan"),
     (
         ["train", "toy/climbing", "--agent", "ippo", "--agent-order", "random"],
-        "has no option --agent-order; these have it: mat",
+        "has no option --agent-order; these have it: ff-sable, mat, mat-bad",
     ),
     (["train", "toy/climbing", "--agent", "ippo", "--layout=entities"], "has no option --layout; these have it: smac"),
     (["train", "toy/climbing", "--advantage", "grpo", "--value-coef", "1"], "has no critic"),

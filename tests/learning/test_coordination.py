@@ -50,7 +50,13 @@ def test_mat_coordinates_where_independent_learners_cannot(task):
 
 @pytest.mark.parametrize(
     ("task", "agent"),
-    [("xor3", "mat-bad"), ("permutation", "mat-gru"), ("permutation", "mat-decoder"), ("xor3", "ff-sable")],
+    [
+        ("xor3", "mat-bad"),
+        ("permutation", "mat-gru"),
+        ("permutation", "mat-decoder"),
+        ("xor3", "ff-sable"),
+        ("swarm", "ff-sable"),
+    ],
 )
 def test_its_relatives_that_decide_one_by_one_coordinate_too(task, agent):
     best = optimum(task)
