@@ -53,6 +53,7 @@ CASES = [
     ("tests.unit.test_rollout:short", "mappo", GROUPS),
     ("toy/agent_death", "mappo", {"bptt_steps": 4}),
     ("toy/agent_death", "mat-dec", {"bptt_steps": 4}),
+    ("toy/agent_death", "sable", {"bptt_steps": 4, "agent_order": "random"}),
     ("mamujoco/Hopper-3x1", "mat", {"normalize_observations": True, "env_threads": 2}),
     # Observations are draws from the global random generators, of this process and of two workers.
     ("tests.support.buffers:Dice", "mappo", {}),
