@@ -148,7 +148,9 @@ class VmasVector:
 
     def _build_spec(self, scenario: str, options: VmasOptions) -> EnvSpec:
         names = tuple(agent.name for agent in self._env.agents)
-        shapes = [getattr(space, "shape", None) or () for space in self._env.observation_space]
+        shapes: list[tuple[int, ...]] = [
+            tuple(getattr(space, "shape", None) or ()) for space in self._env.observation_space
+        ]
         if any(len(shape) != 1 for shape in shapes):
             raise ConfigError(f"vmas/{scenario}: observations of shapes {shapes} are not supported; give vectors")
         widths = tuple(shape[0] for shape in shapes)
