@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -12,7 +12,10 @@ from marl.cpu import free_cores
 from marl.errors import ConfigError
 from marl.experiments.report.command import ReportCommand, compare_runs
 from marl.experiments.suite.cost import estimate, measure_missing_rates, measured_rates, require_space
+from marl.experiments.suite.engines.base import Engine
 from marl.experiments.suite.engines.local import LocalEngine
+from marl.experiments.suite.engines.ray import RayEngine
+from marl.experiments.suite.engines.slurm import SlurmEngine
 from marl.experiments.suite.plan import Job, Plan, Progress, older_versions, progress_of
 from marl.experiments.suite.scheduler import Scheduler, plan_lock
 from marl.experiments.suite.suite import plan_suite
@@ -26,14 +29,23 @@ class Execution:
 
     folder: Path | None = None
     """Folder of the runs; by default runs/NAME."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Place of the runs: local (processes of this machine), ray (nodes of a Ray cluster) or slurm (array jobs)."""
+    address: str = ""
+    """Ray: address of the cluster, HOST:PORT. Without one, Ray starts on this machine."""
+    slurm: dict[str, Any] = field(default_factory=dict)
+    """SLURM: parameters of submitit, as in '{slurm_partition: cpu, timeout_min: 240}'."""
     jobs: int | None = None
-    """Runs at the same time, one core each; by default as many as there are free cores."""
+    """Runs at the same time, one core each; by default as many as there are free cores (Ray: CPUs of the cluster)."""
     dry_run: bool = False
     """Print the runs and what they cost, and start nothing."""
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs={self.jobs}; give 1 or more")
+        for option, engine in (("address", "ray"), ("slurm", "slurm")):
+            if getattr(self, option) and self.engine != engine:
+                raise ConfigError(f"{option} is an option of --engine {engine}, and engine={self.engine!r}")
 
 
 @dataclass(frozen=True)
@@ -110,18 +122,20 @@ def execute(plan: Plan, options: Execution) -> dict[Job, Progress] | None:
     """Execute what is left of a plan, after its cost was printed. Returns None for --dry-run."""
     console = Console()
     progress = {job: progress_of(job) for job in plan.jobs}
-    slots = options.jobs or free_cores()
-    engine = LocalEngine(slots)
+    engine = open_engine(plan.folder, options)
     states = [each.state for each in progress.values()]
     console.print(*plan.about, sep="\n", markup=False, highlight=False)
     begun = sum(each.steps > 0 and each.state != "done" for each in progress.values())
-    print(f"{plan.folder}: {len(plan.jobs)} runs, {states.count('done')} done, {begun} begun, {slots} at the same time")
+    counts = f"{len(plan.jobs)} runs, {states.count('done')} done, {begun} begun"
+    print(f"{plan.folder}: {counts}, {engine.slots} at the same time")
     if versions := older_versions(progress.values()):
         print(f"finished runs are of version {', '.join(versions)}; remove their folders to make them again")
     try:
         rates = measured_rates(plan.jobs, progress)
-        measure_missing_rates(plan.jobs, progress, engine, rates)
-        cost = estimate(plan.jobs, progress, rates, slots)
+        if options.engine != "slurm":  # the machine that submits is not for computing
+            here = engine if isinstance(engine, LocalEngine) else LocalEngine(free_cores())
+            measure_missing_rates(plan.jobs, progress, here, rates)
+        cost = estimate(plan.jobs, progress, rates, engine.slots)
         print(cost.text(), flush=True)
         if options.dry_run:
             console.print(ProgressTable(plan).table(progress, []))
@@ -131,6 +145,15 @@ def execute(plan: Plan, options: Execution) -> dict[Job, Progress] | None:
             return Scheduler(plan, progress, engine=engine, table=ProgressTable(plan, console), rates=rates).execute()
     finally:
         engine.close()
+
+
+def open_engine(folder: Path, options: Execution) -> Engine:
+    """Return the engine of the options. Raises MarlError if it cannot be used."""
+    if options.engine == "ray":
+        return RayEngine(options.address, options.jobs)
+    if options.engine == "slurm":
+        return SlurmEngine(folder, options.slurm, options.jobs)
+    return LocalEngine(options.jobs or free_cores())
 
 
 def conclude(plan: Plan, progress: dict[Job, Progress]) -> int:

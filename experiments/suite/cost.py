@@ -53,7 +53,7 @@ class Cost:
             return "nothing is left to train"
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.0f} MB"
         if math.isnan(self.hours):
-            return f"{self.steps:,} steps are left; too few to be worth measuring"
+            return f"{self.steps:,} steps are left; their speed was not measured"
         duration = duration_text(3600 * self.hours)
         rest = f", and {self.unmeasured} short runs that were not measured" if self.unmeasured else ""
         return f"{self.steps:,} steps are left: about {duration} and up to {size} on the disk{rest}"

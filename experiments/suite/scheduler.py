@@ -84,8 +84,12 @@ class Scheduler:
         return self.progress
 
     def stop(self) -> None:
-        """Start no further run, and ask the running ones to save and end."""
+        """Start no further run, and ask the running ones to save and end, unless they go on without this command."""
         self.stopping = True
+        if self.engine.outlives:
+            self.table.event(f"{len(self.running)} submitted runs go on; the same command shows how far they are")
+            self.running.clear()
+            return
         self.table.event("saving and ending the runs; interrupt again to end at once")
         self.engine.stop()
 

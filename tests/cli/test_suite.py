@@ -225,4 +225,4 @@ def test_the_cost_is_that_of_what_is_left(write):
     assert cost.steps == 4 * 32
     assert cost.hours == pytest.approx(4 * 64 / 2 / 3600)
     assert cost.text().startswith("128 steps are left: about 2 minutes and up to ")
-    assert estimate(plan.jobs, progress, {}, slots=2).text() == "128 steps are left; too few to be worth measuring"
+    assert estimate(plan.jobs, progress, {}, slots=2).text() == "128 steps are left; their speed was not measured"

@@ -2,8 +2,15 @@
 
 import pytest
 
-from marl.experiments.presets import CRITIC_FREE, DISCOUNTS, LANGUAGE, choose
+from marl.experiments.presets import CRITIC_FREE, DISCOUNTS, LANGUAGE, by_name, choose
 from marl.registry import ENVS
+
+
+def test_observations_are_normalized_by_layers_in_presets_only():
+    assert choose("toy/xor3", "mat")[0].agent_options.observation_layer_norm
+    for agent in ("mat", "mappo"):
+        assert not choose("gymnasium:CartPole-v1", agent)[0].agent_options.observation_layer_norm
+        assert not by_name("none", "toy/xor3", agent)[0].agent_options.observation_layer_norm
 
 
 @pytest.mark.parametrize("family", DISCOUNTS)

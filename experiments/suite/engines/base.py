@@ -21,7 +21,9 @@ class Engine(Protocol):
     """Executes runs. A run's own folder says how far it came; the engine only starts and stops processes."""
 
     slots: int
-    """Runs that are executed at the same time."""
+    """Runs that are submitted at the same time."""
+    outlives: bool
+    """Runs go on when this command ends."""
 
     def submit(self, job: Job, log: Path) -> None:
         """Start or continue a run. Its output is appended to `log`."""

@@ -22,6 +22,8 @@ class LocalEngine:
     A run that outlives this process saves and ends.
     """
 
+    outlives = False
+
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.context = multiprocessing.get_context("forkserver")
