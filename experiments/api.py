@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -23,6 +23,9 @@ from marl.run_folder import is_run, read_config_file
 from marl.settings import MAX_EPISODE_STEPS
 from marl.tracking.base import Tracker
 from marl.trust import external_names, require_trust
+
+Act = Literal["run", "greedy", "sampled"]
+"""Actions of an evaluation: as the run's own evaluations, the most probable ones, or sampled."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def evaluate(
     episodes: int = 32,
     num_envs: int = 16,
     which: str | int = "best",
-    act: Literal["run", "greedy", "sampled"] = "run",
+    act: Act = "run",
     eval_max_steps: int = MAX_EPISODE_STEPS,
     trust: bool = False,
     **env_options: Any,
@@ -153,8 +156,11 @@ def evaluate(
     """Play episodes on the test seeds, which are the same for every agent, and return their scores.
 
     `subject` is a result, the folder of a run or of a checkpoint, or an environment for an `agent` that needs no
-    training. The other arguments are the options of `marl eval --help`; `env_options` are the environment's.
+    training. The other arguments are the options of `marl eval --help`; `env_options` are the environment's. Raises
+    ConfigError for another `act`.
     """
+    if act not in get_args(Act):
+        raise ConfigError(f"act={act!r}; give one of {', '.join(get_args(Act))}, and call twice to compare two")
     name = str(subject.folder if isinstance(subject, Result) else os.fspath(subject))
     chosen = None
     if env_options:

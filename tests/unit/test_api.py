@@ -38,6 +38,8 @@ def test_train_evaluate_and_resume(tmp_path):
         np.mean([row.episode_return for row in evaluation.episodes["climbing"]])
     )
     assert marl.resume(result.folder, steps=64).steps == 64
+    with pytest.raises(ConfigError, match="act='both'; give one of run, greedy, sampled, and call twice"):
+        marl.evaluate(result, act="both")  # pyright: ignore[reportArgumentType]
     assert marl.evaluate("toy/chain", agent="random", episodes=2).scores["test/length"] > 0
     assert marl.load_policy(result.folder).spec.name == result.policy.spec.name
 
