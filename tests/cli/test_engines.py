@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from marl.errors import ConfigError
+from marl.errors import ConfigError, MissingDependencyError
 from marl.experiments.suite.command import SuiteCommand, open_engine, run_suite
 from marl.experiments.suite.engines.local import LocalEngine
 from marl.experiments.suite.engines.ray import News, RayEngine, Remote, bring_home, require_answer
@@ -89,6 +89,14 @@ def test_an_address_that_does_not_answer_is_named_at_once(address):
     with pytest.raises(ConfigError, match=f"address='{address}'"):
         require_answer(address)
     assert time.monotonic() - began < 30
+
+
+def test_ray_that_is_absent_is_named_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"engine='ray' needs the package ray; install with: pip install"):
+        RayEngine()
 
 
 def test_files_come_home_and_old_ones_go(suite, tmp_path):

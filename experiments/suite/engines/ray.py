@@ -135,10 +135,11 @@ class RayEngine:
     outlives = False
 
     def __init__(self, address: str = "", slots: int | None = None) -> None:
-        try:
+        with suppress(ModuleNotFoundError):
             self.ray: Any = importlib.import_module("ray")
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(f"engine='ray' needs the package ray; install with: {INSTALL}") from error
+        # A folder of the name in the working folder is imported as a module without a file.
+        if getattr(getattr(self, "ray", None), "__file__", None) is None:
+            raise MissingDependencyError(f"engine='ray' needs the package ray; install with: {INSTALL}")
         self.connected = not self.ray.is_initialized()
         if self.connected:
             if address:
